@@ -1,0 +1,85 @@
+"""What can go wrong, and whose move it is.
+
+    CryorayError              anything cryoray raises on purpose
+    ├── InputError            exit 2: something that was given cannot be used; names file, row, way out
+    │   ├── FormatError       a file is not what its name says, or is damaged
+    │   ├── SelectionError    labels that are missing, empty or of one kind only
+    │   ├── SettingsError     an option, variable or TOML entry that makes no sense
+    │   ├── EnsembleError     an ensemble that is damaged, of another kind, or cannot judge this
+    │   └── QuarantineError   more rows were quarantined than a healthy source would lose
+    └── InternalError         exit 1: our own books do not balance; never the user's fault
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class CryorayError(Exception):
+    """Anything cryoray raises on purpose."""
+
+    exit_code = 1
+
+
+class InputError(CryorayError):
+    """Something that was given cannot be used.
+
+    Reads as one sentence: ``FILE, row ROW: WHAT; REMEDY.`` Rows are counted from 1, as people and
+    RELION's image names count them.
+
+    Args:
+        what: what is wrong, without a full stop.
+        file: the file that it is wrong with.
+        row: the row of that file, counted from 1.
+        remedy: what the person can do about it, without a full stop.
+    """
+
+    exit_code = 2
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        file: str | Path | None = None,
+        row: int | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.what, self.file, self.row, self.remedy = what, file, row, remedy
+        where = "" if file is None else str(file)
+        if row is not None:
+            where += f", row {row}" if where else f"row {row}"
+        super().__init__((f"{where}: " if where else "") + what + (f"; {remedy}" if remedy else "") + ".")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Survive the trip from a Ray worker: the default would call ``__init__`` with the sentence."""
+        return (_rebuild, (type(self), self.what, self.file, self.row, self.remedy))
+
+
+def _rebuild(
+    kind: type[InputError], what: str, file: str | Path | None, row: int | None, remedy: str | None
+) -> InputError:
+    return kind(what, file=file, row=row, remedy=remedy)
+
+
+class FormatError(InputError):
+    """A file is not what its name says, or is damaged."""
+
+
+class SelectionError(InputError):
+    """Labels that are missing, empty or of one kind only."""
+
+
+class SettingsError(InputError):
+    """An option, variable or TOML entry that makes no sense."""
+
+
+class EnsembleError(InputError):
+    """An ensemble that is damaged, of another kind, or cannot judge what it was given."""
+
+
+class QuarantineError(InputError):
+    """More rows were quarantined than a healthy source would lose."""
+
+
+class InternalError(CryorayError):
+    """Our own books do not balance; never the user's fault."""

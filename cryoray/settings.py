@@ -1,0 +1,228 @@
+"""Every tunable, in frozen models, one per verb; command line, flows and service share them.
+
+Values come, strongest first, from the caller (command line, flow parameters), from ``CRYORAY_…``
+variables (``CRYORAY_TRAIN__EPOCHS=20``), from a TOML file (``[train] epochs = 20``), from the defaults.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from cryoray.errors import SettingsError
+from cryoray.records import Kind
+
+
+def _absolute(value: object) -> object:
+    """Ray workers have another working directory, so no relative path may reach one."""
+    return Path(value).expanduser().absolute() if isinstance(value, str | Path) else value
+
+
+AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """A frozen group of settings that knows all its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RuntimeSettings(Section):
+    """How Ray is started or joined."""
+
+    address: str | None = Field(None, description="Ray address to join; None starts a local Ray")
+    cpus: int | None = Field(None, ge=1, description="logical CPUs of a local Ray; None: at least 4")
+    gpus: int | None = Field(None, ge=0, description="GPUs of a local Ray; None: all that it finds")
+    object_store_mib: int = Field(1024, ge=100, description="object store of a local Ray, MiB")
+    dashboard: bool = Field(True, description="start Ray's dashboard with a local Ray")
+    dashboard_port: int = Field(8265, ge=0, le=65535, description="first port tried by the dashboard")
+
+
+class PreparationSettings(Section):
+    """How a raw image becomes a network's input; an ensemble carries these with it."""
+
+    box: int = Field(64, ge=16, le=512, multiple_of=2, description="side of the prepared image, px")
+    diameter: float | None = Field(None, gt=0, description="particle diameter, Å; None: the whole box")
+    window: float = Field(1.5, ge=1.0, le=4.0, description="window side as a multiple of the diameter")
+    contrast: Literal["auto", "bright", "dark"] = Field("auto", description="protein in the source")
+    features: tuple[str, ...] | None = Field(None, description="metadata used; None: all; (): none")
+    clip: float = Field(6.0, gt=0, description="outliers beyond this many standard deviations are cut")
+
+
+class IngestSettings(Section):
+    """Source files to a prepared set."""
+
+    kind: Kind = "particle"
+    group: str | None = Field(None, description="project name; None: the source's folder")
+    selection: AbsolutePath | None = Field(None, description="None: the selection beside the source")
+    preparation: PreparationSettings = PreparationSettings()
+    dtype: Literal["float16", "float32"] = "float16"
+    range_mib: int = Field(64, ge=1, description="raw MiB that one task reads")
+    images_per_file: int = Field(65536, ge=1, description="images in one images-*.mrcs")
+    max_quarantined: Fraction = 0.01
+
+
+class SimulateSettings(Section):
+    """A small facility day with known truth."""
+
+    projects: int = Field(3, ge=1, description="collections, each of another protein")
+    images: int = Field(1000, ge=10, description="images per collection")
+    per_micrograph: int = Field(100, ge=1, description="images per micrograph")
+    box: int = Field(128, ge=32, multiple_of=2, description="raw box, px")
+    pixel_size: float | None = Field(None, gt=0, description="Å/px; None: chosen to suit the protein")
+    snr: float = Field(0.1, gt=0, description="CTF-filtered signal in the mask over noise, variances")
+    junk: Fraction = Field(0.4, description="fraction that is junk, its kinds in equal parts")
+    human_error: Fraction = Field(0.03, description="rate at which the simulated person mislabels")
+    structure: AbsolutePath | None = Field(None, description="map or PDB/mmCIF; None: random phantoms")
+    seed: int = 0
+
+
+class AugmentSettings(Section):
+    """What a training image may look like without changing what it is."""
+
+    rotate: bool = Field(True, description="any in-plane angle, and mirrors")
+    shift: float = Field(0.04, ge=0, le=0.5, description="standard deviation, fraction of the box")
+    magnify: float = Field(0.06, ge=0, le=0.5, description="standard deviation of log magnification")
+    contrast: float = Field(0.15, ge=0, le=1, description="standard deviation of log contrast")
+    filter: float = Field(0.2, ge=0, le=2, description="strength of smooth random Fourier filters")
+    noise: float = Field(0.15, ge=0, le=2, description="largest additive noise, background deviations")
+
+
+class FitSettings(Section):
+    """One network fitted."""
+
+    epochs: int = Field(60, ge=1)
+    batch: int = Field(64, ge=2, description="images per step over all workers")
+    learning_rate: float = Field(3e-3, gt=0)
+    weight_decay: float = Field(2e-2, ge=0)
+    warmup: Fraction = Field(0.1, description="fraction of steps in which the rate rises")
+    label_smoothing: Fraction = 0.02
+    metadata_dropout: Fraction = Field(0.3, description="how often all metadata of an image are hidden")
+    average: Fraction = Field(0.998, description="decay of the averaged weights that are kept")
+    augment: AugmentSettings = AugmentSettings()
+
+
+class OperatingPointSettings(Section):
+    """Where the line between keep and discard is drawn (design: the operating point)."""
+
+    bound: Fraction = Field(0.03, description="false-negative rate that must not be exceeded")
+    confidence: Fraction = Field(0.95, description="probability with which a new group stays within")
+    prefer: Literal["accuracy", "junk"] = Field("accuracy", description="among thresholds within")
+
+
+class TrainSettings(Section):
+    """A prepared set to an ensemble."""
+
+    fit: FitSettings = FitSettings()
+    operating_point: OperatingPointSettings = OperatingPointSettings()
+    hold_out: str | None = Field(None, description="groups, comma separated, or a fraction")
+    split_by: Literal["auto", "project", "micrograph"] = "auto"
+    folds: int = Field(3, ge=2, description="cross-fitting folds over groups")
+    workers: int = Field(1, ge=1, description="training workers")
+    gpu: bool = False
+    seed: int = 0
+    features: tuple[str, ...] | None = Field(None, description="None: all in the sets; (): none")
+
+
+class EvaluateSettings(Section):
+    """An ensemble's numbers on groups that it has not seen."""
+
+    cross_validate: int | None = Field(None, ge=2, description="folds over groups, trained anew each")
+    repeats: int = Field(1, ge=1, description="cross-validations with other seeds")
+    ablate: bool = Field(False, description="image only, metadata only and both")
+    train: TrainSettings = TrainSettings()
+
+
+class ClassifySettings(Section):
+    """A source to verdicts."""
+
+    ensemble: str | None = Field(None, description="folder, or name in the registry")
+    kind: Kind | None = Field(None, description="None: the ensemble's")
+    range_mib: int = Field(64, ge=1)
+    max_quarantined: Fraction = 0.01
+
+
+class ServeSettings(Section):
+    """The service."""
+
+    ensembles: tuple[str, ...] = ()
+    roots: tuple[AbsolutePath, ...] = Field((), description="sources lie under these; (): here")
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    token: str | None = Field(None, repr=False, description="None: CRYORAY_TOKEN or its file")
+    judges: int = Field(1, ge=1, description="judge replicas")
+    preparers: int = Field(1, ge=1, description="preparer replicas")
+    batch: int = Field(512, ge=1, description="images judged together, across requests")
+    batch_wait: float = Field(0.02, ge=0, description="seconds a batch waits to be filled")
+    max_rows: int = Field(100_000, ge=1, description="rows in one request")
+    max_upload_mib: int = Field(512, ge=1)
+    max_queued: int = Field(64, ge=1, description="requests in flight before 429")
+    max_quarantined: Fraction = 0.01
+
+
+class Settings(BaseSettings):
+    """All sections, as a TOML file holds them."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix="CRYORAY_", env_nested_delimiter="__"
+    )
+
+    registry: AbsolutePath = Field(
+        Path("~/.local/share/cryoray/ensembles").expanduser(), description="folder of named ensembles"
+    )
+    runtime: RuntimeSettings = RuntimeSettings()
+    simulate: SimulateSettings = SimulateSettings()
+    ingest: IngestSettings = IngestSettings()
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    classify: ClassifySettings = ClassifySettings()
+    serve: ServeSettings = ServeSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Caller, then variables, then the TOML file."""
+        file = cls.model_config.get("toml_file")
+        toml = (TomlConfigSettingsSource(settings_cls),) if file else ()
+        return (init_settings, env_settings, *toml)
+
+
+def load(file: Path | None = None, **overrides: Any) -> Settings:
+    """Settings from the caller's nested ``overrides``, the environment, and the TOML ``file``.
+
+    Raises:
+        SettingsError: the file is missing or not TOML, or a value is unknown or out of range.
+    """
+    if file is not None and not Path(file).is_file():
+        raise SettingsError("there is no such settings file", file=file)
+
+    class FromFile(Settings):
+        model_config = SettingsConfigDict(toml_file=file)
+
+    try:
+        return FromFile(**overrides)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise SettingsError(
+            f"{key}: {first['msg'][0].lower()}{first['msg'][1:]} (given: {first['input']!r})",
+            file=file,
+            remedy="see `cryoray VERB --help` and the table of settings in the README",
+        ) from error
+    except ValueError as error:  # tomllib.TOMLDecodeError is one
+        raise SettingsError(f"not a TOML file: {error}", file=file) from error
