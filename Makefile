@@ -1,0 +1,49 @@
+# The front door. `make help` lists what there is.
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# The first of these that is new enough makes the environment; PYTHON=… chooses another.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+            $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+OUT    ?= demo
+
+.DEFAULT_GOAL := help
+.PHONY: help install test test-fast check demo clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
+	  || sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1: \2/p' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## make .venv with the pinned dependencies (quick when nothing changed)
+
+# Bytecode is compiled even where PYTHONDONTWRITEBYTECODE is set: each Ray worker imports everything anew.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "cryoray needs Python 3.11 or newer: apt install python3 (Debian 12, Ubuntu 24.04 or newer), or make PYTHON=/path/to/python3.11." >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11: give a newer one, make PYTHON=/path/to/python3.11." >&2; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make a virtual environment with pip: apt install python3-venv, and try again." >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null \
+	  || { echo "$(VENV) has no pip: apt install python3-venv python3-pip, make clean, and try again." >&2; exit 2; }
+	@echo "Installing the pinned dependencies into $(VENV): once, some minutes."
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m compileall -q $(VENV)/lib cryoray flows >/dev/null || true
+	@touch $@
+
+test: install ## run all tests
+	$(BIN)/python -m pytest
+
+test-fast: install ## run the tests that need no Ray
+	$(BIN)/python -m pytest -m "not ray"
+
+check: install ## ruff, mypy (strict) and the floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+demo: install ## run the main job: simulated, or on SOURCE=particles with human labels; into OUT=demo
+	$(BIN)/python -m flows.facility_day --out $(OUT) $(if $(SOURCE),--source $(SOURCE))
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) demo build *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find cryoray flows tests -name __pycache__ -type d -prune -exec rm -rf {} +
