@@ -1,0 +1,1 @@
+"""What the choices did: accuracy on arrays, and the page that shows it."""
