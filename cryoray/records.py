@@ -23,14 +23,17 @@ MEMBERS = ("d1", "d2", "d3")
 #: How many rows a source may always lose, however small the fraction allowed (contracts: exit codes).
 QUARANTINE_FLOOR = 100
 
+#: In place of a numpy dtype: two pixels in a byte, the low half first (MRC mode 101).
+NIBBLES = "4-bit"
+
 
 @dataclass(frozen=True, slots=True)
 class Stack:
     """One image stack as its header describes it; nothing of its pixels is held.
 
-    ``dtype`` is a numpy dtype string with byte order (``"<f2"``), ``offset`` the byte at which image 0
-    begins, ``pixel_size`` in Å/px or None where the header has none. ``size`` (bytes) and ``mtime_ns``
-    let a reader notice that the file changed under it.
+    ``dtype`` is a numpy dtype string with byte order (``"<f2"``) or ``NIBBLES``, ``offset`` the byte
+    at which image 0 begins, ``pixel_size`` in Å/px or None where the header has none. ``size`` (bytes)
+    and ``mtime_ns`` let a reader notice that the file changed under it.
     """
 
     path: Path
@@ -46,6 +49,8 @@ class Stack:
     @property
     def image_bytes(self) -> int:
         """Bytes of one image on disk."""
+        if self.dtype == NIBBLES:
+            return self.height * self.width // 2
         return self.height * self.width * np.dtype(self.dtype).itemsize
 
 
@@ -152,7 +157,9 @@ class Books:
         return self
 
     def __str__(self) -> str:
-        return f"{self.rows_in:,} rows in = {self.rows_out:,} out + {self.quarantined:,} quarantined"
+        return (
+            f"{self.rows_in:,} rows in = {self.rows_out:,} out + {self.quarantined:,} quarantined"
+        )
 
 
 #: `quarantine.parquet`: rows count from 1 here, as in the file that a person will open.

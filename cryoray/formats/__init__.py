@@ -1,0 +1,1 @@
+"""What other programs read and write: image stacks, STAR files, selections; verdicts for them."""
