@@ -1,0 +1,1 @@
+"""The algorithm, on arrays: filtering, voting, calibration, the operating point. Knows no CNN."""

@@ -1,0 +1,51 @@
+"""How three members come to one answer, and the score that can never disagree with it.
+
+d1 and d2 judge; where they disagree d3 decides (Schapire 1990; Drucker, Schapire & Simard 1993).
+For calibrated members and one threshold that is the same as *median of the three ≥ threshold*.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cryoray.records import VERDICTS
+
+
+def disagree(d1: np.ndarray, d2: np.ndarray, threshold: float) -> np.ndarray:
+    """Where d3 has to be asked: bool [n], from the calibrated probabilities of d1 and d2, [n] each."""
+    return (d1 >= threshold) != (d2 >= threshold)
+
+
+def score(d1: np.ndarray, d2: np.ndarray, d3: np.ndarray) -> np.ndarray:
+    """The median of the three where d3 was asked, else the mean of d1 and d2.
+
+    Args:
+        d1: calibrated probability of keep, float [n].
+        d2: the same of the second member.
+        d3: the same of the third, NaN where it was not asked.
+
+    Returns:
+        float32 [n]; ``score >= threshold`` if and only if the vote says keep, provided that d3 was
+        asked wherever d1 and d2 disagree at that threshold.
+    """
+    d1, d2, d3 = (np.asarray(d, np.float32) for d in (d1, d2, d3))
+    median = np.maximum(np.minimum(d1, d2), np.minimum(np.maximum(d1, d2), d3))
+    return np.where(np.isnan(d3), (d1 + d2) / np.float32(2), median)
+
+
+def verdicts(score: np.ndarray, review: tuple[float, float]) -> np.ndarray:
+    """Keep, discard or review, object [n]: review where ``low <= score < high``."""
+    low, high = np.float32(review[0]), np.float32(review[1])
+    keep, discard, undecided = VERDICTS
+    answer = np.full(len(score), discard, object)
+    answer[score >= low] = undecided
+    answer[score >= high] = keep
+    return answer
+
+
+def error_bound(error: float) -> float:
+    """What the vote errs at most where each member errs at most ``error`` on its own distribution.
+
+    3e² - 2e³ (Schapire 1990, the hypothesis-boosting theorem).
+    """
+    return 3 * error**2 - 2 * error**3

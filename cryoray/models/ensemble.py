@@ -1,0 +1,263 @@
+"""The ensemble: three members, their calibration and one threshold, in a folder that executes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from cryoray.boosting.calibration import Platt
+from cryoray.boosting.voting import disagree, score, verdicts
+from cryoray.errors import EnsembleError
+from cryoray.models.networks import Network, NetworkConfig, logits
+from cryoray.records import MEMBERS, VERDICTS_SCHEMA, Kind
+from cryoray.settings import PreparationSettings
+
+FORMAT = 1
+MANIFEST = "ensemble.json"
+
+
+class Calibration(BaseModel):
+    """Platt's sigmoid of one member."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    slope: float = Field(gt=0)
+    offset: float
+
+
+class Manifest(BaseModel):
+    """`ensemble.json`: what an ensemble is, all but its weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = FORMAT
+    kind: Kind
+    digest: str = ""
+    members: tuple[NetworkConfig, NetworkConfig, NetworkConfig]
+    features: tuple[str, ...]
+    preparation: PreparationSettings
+    calibration: tuple[Calibration, Calibration, Calibration]
+    threshold: float
+    review: tuple[float, float]
+    operating_point: dict[str, object]
+    prevalence: float
+    split_by: Literal["project", "micrograph"]
+    training_groups: tuple[str, ...]
+    calibration_groups: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judgement:
+    """What the ensemble said of n images.
+
+    Attributes:
+        score: float32 [n], see `boosting.voting.score`.
+        verdict: object [n] of keep, discard, review.
+        d1: calibrated probability of keep, float32 [n].
+        d2: the same of the second member.
+        d3: the same of the third, NaN where it was not asked.
+    """
+
+    score: np.ndarray
+    verdict: np.ndarray
+    d1: np.ndarray
+    d2: np.ndarray
+    d3: np.ndarray
+
+    def table(self, images: Sequence[str] | np.ndarray) -> pa.Table:
+        """As rows of `verdicts.parquet`; ``images`` are their names, [n]."""
+        return pa.table(
+            {
+                "image": pa.array(images, pa.string()),
+                "score": self.score,
+                "verdict": pa.array(self.verdict, pa.string()),
+                "d1": self.d1,
+                "d2": self.d2,
+                "d3": pa.array(self.d3, pa.float32(), from_pandas=True),
+                "reason": pa.nulls(len(self.score), pa.string()),
+            },
+            schema=VERDICTS_SCHEMA,
+        )
+
+
+class Ensemble:
+    """Three calibrated members and the threshold that serves vote, review band and ROC.
+
+    Args:
+        manifest: what `ensemble.json` holds; its digest is computed when saving.
+        networks: d1, d2, d3 with their weights.
+        path: the folder it was loaded from.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        networks: tuple[Network, Network, Network],
+        path: Path | None = None,
+    ) -> None:
+        self.manifest = manifest
+        self.networks = networks
+        self.path = path
+        self._platt = tuple(Platt(c.slope, c.offset) for c in manifest.calibration)
+        for network in networks:
+            network.eval()
+
+    kind = property(lambda self: self.manifest.kind)
+    digest = property(lambda self: self.manifest.digest)
+    threshold = property(lambda self: self.manifest.threshold)
+    review = property(lambda self: self.manifest.review)
+    features = property(lambda self: self.manifest.features)
+    preparation = property(lambda self: self.manifest.preparation)
+
+    def to(self, device: torch.device | str) -> Ensemble:
+        """Move the members to a device; returns self."""
+        for network in self.networks:
+            network.to(device)
+        return self
+
+    def judge(
+        self, images: np.ndarray, features: np.ndarray, *, everyone: bool = False
+    ) -> Judgement:
+        """Judge prepared images; d3 is asked about the disagreements alone.
+
+        Args:
+            images: float32 [n, box, box], prepared with ``self.preparation``.
+            features: float32 [n, F], columns as ``self.features``, NaN where missing.
+            everyone: ask d3 everywhere, as ROC and calibration need it: ``score`` is then the median of
+                three everywhere. Verdicts are those that deployment gives, and no forced decision
+                changes.
+        """
+        x = torch.tensor(images, dtype=torch.float32)
+        f = torch.tensor(features, dtype=torch.float32).reshape(len(x), len(self.features))
+        d1, d2 = (self._probability(member, x, f) for member in (0, 1))
+        asked = disagree(d1, d2, np.float32(self.threshold))
+        d3 = np.full(len(x), np.nan, np.float32)
+        ask = np.ones_like(asked) if everyone else asked
+        if ask.any():
+            where = torch.from_numpy(np.flatnonzero(ask))
+            d3[ask] = self._probability(2, x[where], f[where])
+        deployed = score(d1, d2, np.where(asked, d3, np.float32(np.nan)))
+        return Judgement(
+            score=score(d1, d2, d3) if everyone else deployed,
+            verdict=verdicts(deployed, self.review),
+            d1=d1,
+            d2=d2,
+            d3=d3,
+        )
+
+    def _probability(self, member: int, images: torch.Tensor, features: torch.Tensor) -> np.ndarray:
+        return self._platt[member](logits(self.networks[member], images, features).numpy())
+
+    def save(self, path: Path, card: str) -> Ensemble:
+        """Write the folder: weights, manifest with its digest, and the card; returns what was saved.
+
+        Args:
+            path: a folder that is made, or filled.
+            card: Markdown that tells a person what this ensemble is.
+        """
+        path.mkdir(parents=True, exist_ok=True)
+        for name, network in zip(MEMBERS, self.networks, strict=True):
+            state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+            _replace(path / f"{name}.safetensors", lambda part, state=state: save_file(state, part))
+        manifest = self.manifest.model_copy(update={"digest": _digest(path, self.manifest)})
+        _replace(path / "card.md", lambda part: part.write_text(card, encoding="utf-8"))
+        _replace(
+            path / MANIFEST,
+            lambda part: part.write_text(
+                manifest.model_dump_json(indent=2) + "\n", encoding="utf-8"
+            ),
+        )
+        return Ensemble(manifest, self.networks, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Ensemble:
+        """Read an ensemble's folder; executes nothing of it.
+
+        Raises:
+            EnsembleError: a file is missing, damaged, of an unknown format, or not the one that the
+                digest names.
+        """
+        path = Path(path).absolute()
+        try:
+            manifest = Manifest.model_validate_json((path / MANIFEST).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise EnsembleError(
+                "this is not an ensemble: it has no ensemble.json",
+                file=path,
+                remedy="name a folder that `cryoray train` wrote",
+            ) from None
+        except (ValidationError, UnicodeDecodeError) as error:
+            what = (
+                error.errors()[0]
+                if isinstance(error, ValidationError)
+                else {"loc": (), "msg": error}
+            )
+            raise EnsembleError(
+                f"ensemble.json is not readable ({'.'.join(map(str, what['loc']))}: {what['msg']})",
+                file=path / MANIFEST,
+                remedy="train it again, or use the cryoray version that wrote it",
+            ) from error
+        networks = []
+        for name, config in zip(MEMBERS, manifest.members, strict=True):
+            network = Network(config, len(manifest.features))
+            try:
+                network.load_state_dict(load_file(path / f"{name}.safetensors"))
+            except (OSError, SafetensorError, RuntimeError) as error:
+                raise EnsembleError(
+                    f"the weights of {name} are missing or damaged",
+                    file=path / f"{name}.safetensors",
+                    remedy="copy the ensemble again, or train it again",
+                ) from error
+            networks.append(network)
+        if _digest(path, manifest) != manifest.digest:
+            raise EnsembleError(
+                "its files are not the ones that its digest names",
+                file=path,
+                remedy="copy the ensemble again, or train it again",
+            )
+        d1, d2, d3 = networks
+        return cls(manifest, (d1, d2, d3), path)
+
+    def check_kind(self, kind: Kind, source: Path) -> None:
+        """Refuse to judge what this ensemble was not trained on.
+
+        Raises:
+            EnsembleError: the source holds another kind.
+        """
+        if kind != self.kind:
+            raise EnsembleError(
+                f"the ensemble {self.path} judges {self.kind} images, this holds {kind} images",
+                file=source,
+                remedy=f"give an ensemble of kind {kind}, or another --kind",
+            )
+
+
+def _digest(path: Path, manifest: Manifest) -> str:
+    """SHA-256 over the manifest without its digest and over the three weight files."""
+    digest = hashlib.sha256(manifest.model_copy(update={"digest": ""}).model_dump_json().encode())
+    for name in MEMBERS:
+        digest.update((path / f"{name}.safetensors").read_bytes())
+    return digest.hexdigest()
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    part = path.with_name(path.name + ".part")
+    write(part)
+    part.replace(path)
+
+
+def training_record(path: Path) -> Mapping[str, object]:
+    """`training.json` of an ensemble, {} where it has none: curves over epochs and the bound table."""
+    file = path / "training.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -1,0 +1,185 @@
+"""The three networks: small CNNs for images at 5 % signal that differ in depth, width and activation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+Activation = Literal["relu", "silu", "gelu"]
+
+_ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
+    "relu": lambda: nn.ReLU(inplace=True),
+    "silu": lambda: nn.SiLU(inplace=True),
+    "gelu": nn.GELU,
+}
+
+#: Rings of the last feature map that are pooled apart, in fractions of the box's half side. A particle
+#: sits in the middle and its neighbours do not; rings tell the two apart and do not care about rotation.
+_RINGS = ((0.0, 0.35), (0.35, 0.7), (0.7, 1.5))
+
+
+class NetworkConfig(BaseModel):
+    """What a network looks like; small and frozen, so that a search can vary it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    width: int = Field(
+        16, ge=8, multiple_of=8, description="channels after the stem; doubles per stage"
+    )
+    blocks: tuple[int, ...] = Field((1, 2), description="residual blocks at 1/4 of the box, 1/8, …")
+    activation: Activation = "silu"
+    stem: int = Field(5, ge=3, description="side of the first kernel, px")
+    dilation: int = Field(1, ge=1, description="of the last stage: a larger receptive field")
+    head: int = Field(64, ge=8, description="width of the fused layer")
+    dropout: float = Field(0.2, ge=0, lt=1)
+
+
+#: d1, d2 and d3: one of middling depth, a deeper and narrower one, a wide and shallow one that sees far.
+DEFAULT_MEMBERS = (
+    NetworkConfig(width=16, blocks=(1, 2), activation="silu"),
+    NetworkConfig(width=16, blocks=(2, 3), activation="gelu", stem=3),
+    NetworkConfig(width=24, blocks=(1, 1), activation="relu", stem=7, dilation=2),
+)
+
+
+class _Block(nn.Module):
+    """Two 3×3 convolutions around a shortcut. Group norm: it is the same for any batch and worker."""
+
+    def __init__(self, channels: int, activation: Activation, dilation: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, bias=False),
+            nn.GroupNorm(8, channels),
+            _ACTIVATIONS[activation](),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.GroupNorm(8, channels),
+        )
+        last = self.body[-1]
+        assert isinstance(last, nn.GroupNorm)
+        nn.init.zeros_(
+            last.weight
+        )  # every block starts as the identity: deep members train like shallow
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class Network(nn.Module):
+    """One member: image and metadata in, one logit out.
+
+    The image goes through a strided stem and residual stages, each entered by average pooling
+    (anti-aliased), is pooled in rings, and joins the metadata late. A missing feature is zero after
+    standardisation and one in the mask, so that a file without a column is still judged.
+
+    Args:
+        config: what it looks like.
+        features: how many metadata features there are; may be none.
+    """
+
+    feature_mean: Tensor
+    feature_std: Tensor
+
+    def __init__(self, config: NetworkConfig, features: int) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.stem = nn.Sequential(
+            nn.Conv2d(1, width, config.stem, stride=2, padding=config.stem // 2, bias=False),
+            nn.GroupNorm(8, width),
+            _ACTIVATIONS[config.activation](),
+        )
+        stages: list[nn.Module] = []
+        for stage, blocks in enumerate(config.blocks):
+            dilation = config.dilation if stage == len(config.blocks) - 1 else 1
+            stages += [nn.AvgPool2d(2, ceil_mode=True), nn.Conv2d(width, 2 * width, 1)]
+            width *= 2
+            stages += [_Block(width, config.activation, dilation) for _ in range(blocks)]
+        self.stages = nn.Sequential(*stages, _ACTIVATIONS[config.activation]())
+        self.register_buffer("feature_mean", torch.zeros(features))
+        self.register_buffer("feature_std", torch.ones(features))
+        self.metadata = (
+            nn.Sequential(nn.Linear(2 * features, 24), _ACTIVATIONS[config.activation]())
+            if features
+            else None
+        )
+        self.head = nn.Sequential(
+            nn.Linear(len(_RINGS) * width + (24 if features else 0), config.head),
+            _ACTIVATIONS[config.activation](),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.head, 1),
+        )
+
+    def forward(self, images: Tensor, features: Tensor) -> Tensor:
+        """Logits of keep.
+
+        Args:
+            images: float32 [n, box, box], prepared.
+            features: float32 [n, F], NaN where missing.
+
+        Returns:
+            float32 [n].
+        """
+        maps = self.stages(self.stem(images[:, None]))
+        fused = (maps.flatten(2) @ _ring_weights(maps)).flatten(1)
+        if self.metadata is not None:
+            missing = torch.isnan(features)
+            standard = ((features - self.feature_mean) / self.feature_std).clamp(-5, 5)
+            standard = torch.where(missing, torch.zeros_like(standard), standard)
+            fused = torch.cat([fused, self.metadata(torch.cat([standard, missing.float()], 1))], 1)
+        return self.head(fused)[:, 0]
+
+    def standardise(self, features: Tensor) -> None:
+        """Learn mean and deviation of each feature, [n, F] with NaN where missing, from training data."""
+        seen = ~torch.isnan(features)
+        count = seen.sum(0).clamp(min=1)
+        mean = torch.where(seen, features, 0.0).sum(0) / count
+        variance = torch.where(seen, (features - mean) ** 2, 0.0).sum(0) / count
+        self.feature_mean.copy_(mean)
+        self.feature_std.copy_(variance.sqrt().clamp(min=1e-3))
+
+
+def _ring_weights(maps: Tensor) -> Tensor:
+    """Weights [h·w, rings] that average a feature map [n, c, h, w] over each ring."""
+    height, width = maps.shape[-2:]
+    y = (torch.arange(height, device=maps.device) + 0.5) / height * 2 - 1
+    x = (torch.arange(width, device=maps.device) + 0.5) / width * 2 - 1
+    radius = torch.hypot(y[:, None], x[None, :]).flatten()
+    rings = torch.stack([(radius >= low) & (radius < high) for low, high in _RINGS], 1).to(
+        maps.dtype
+    )
+    return rings / rings.sum(0).clamp(min=1)
+
+
+def build(config: NetworkConfig, features: int, seed: int) -> Network:
+    """A network with weights that are a function of ``seed`` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Network(config, features)
+
+
+def parameters(network: nn.Module) -> int:
+    """Trainable parameters."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+@torch.inference_mode()
+def logits(network: nn.Module, images: Tensor, features: Tensor, batch: int = 256) -> Tensor:
+    """Logits of prepared images in batches, float32 [n], on the network's device; returned on the CPU."""
+    device = next(network.parameters()).device
+    network.eval()
+    parts = [
+        network(i.to(device), f.to(device)).float().cpu()
+        for i, f in zip(images.split(batch), features.split(batch), strict=True)
+    ]
+    return torch.cat(parts) if parts else torch.empty(0)
+
+
+def loss(logit: Tensor, label: Tensor, smoothing: float) -> Tensor:
+    """Binary cross-entropy [n] against labels [n] in {0, 1}, softened by ``smoothing``."""
+    target = label * (1 - smoothing) + 0.5 * smoothing
+    return functional.binary_cross_entropy_with_logits(logit, target, reduction="none")
