@@ -1,0 +1,139 @@
+"""What the verbs share: the settings as given on the command line, bars, tables and the books."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+    from rich.progress import TaskID
+
+    from cryoray.records import Books, Event, Progress
+    from cryoray.settings import Settings
+
+#: Results go to stdout, where scripts read them; bars and complaints to stderr.
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The options that stand before the verb."""
+
+    settings: Path | None = None
+    debug: bool = False
+
+
+def settings(ctx: typer.Context, **overrides: Any) -> Settings:
+    """Settings of this call: what was given on the command line over variables and file."""
+    from cryoray.settings import load
+
+    return load(ctx.obj.settings, **_given(overrides))
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop what was not given (None), so that it overrides nothing."""
+    nested = {
+        key: _given(value) if isinstance(value, Mapping) else value
+        for key, value in options.items()
+    }
+    return {key: value for key, value in nested.items() if value is not None and value != {}}
+
+
+def names(given: list[str] | None) -> tuple[str, ...] | None:
+    """Names as an option takes them: repeated or comma separated; ``none`` is the empty choice."""
+    if not given:
+        return None
+    found = tuple(name.strip() for part in given for name in part.split(",") if name.strip())
+    return () if found == ("none",) else found
+
+
+class Show:
+    """One bar for each stage, while the block lasts; a verb takes ``progress`` and ``event``."""
+
+    def __init__(self) -> None:
+        self._bars = Bars(
+            TextColumn("{task.description:<26}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"),
+            TimeElapsedColumn(),
+            TextColumn("[dim]{task.fields[note]}"),
+            console=err,
+        )
+        self._stages: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Show:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def progress(self, now: Progress) -> None:
+        """Move the bar of this stage, drawing it where it is new."""
+        if now.stage not in self._stages:
+            self._stages[now.stage] = self._bars.add_task(
+                now.stage, total=now.total, unit="", note=""
+            )
+        self._bars.update(
+            self._stages[now.stage],
+            completed=now.done,
+            total=now.total,
+            unit=now.unit,
+            note=now.note,
+        )
+
+    def event(self, happened: Event) -> None:
+        """Print one dim line above the bars."""
+        self._bars.console.print(
+            f"[dim]{happened.name}[/]", _plain(happened.data), style="dim", soft_wrap=True
+        )
+
+
+def _plain(data: Mapping[str, object]) -> str:
+    return " ".join(f"{key}={value}" for key, value in data.items())
+
+
+def table(title: str, rows: Mapping[str, object]) -> Table:
+    """A table of names and values; numbers in the way people read them."""
+    made = Table(title=title, title_justify="left", show_header=False)
+    made.add_column(style="bold")
+    made.add_column(overflow="fold")
+    for name, value in rows.items():
+        made.add_row(name, text(value))
+    return made
+
+
+def text(value: object) -> str:
+    """A number with separators or four digits; everything else as it is."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "–"}[value]
+    if isinstance(value, float):
+        return "–" if value != value else f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(text, value)) or "–"
+    return str(value)
+
+
+def finish(title: str, rows: Mapping[str, object], books: Books) -> None:
+    """The end of a verb: its summary, and rows in = rows out + quarantined."""
+    out.print(table(title, rows))
+    out.print(str(books))

@@ -1,0 +1,110 @@
+"""``cryoray ingest``: sources to a prepared set."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from cryoray.cli import common
+
+if TYPE_CHECKING:
+    from cryoray.settings import Settings
+
+
+def ingest(
+    ctx: typer.Context,
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="SOURCE…", help="STAR files, stacks, job folders or a folder of those."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="SET", help="Folder of the prepared set.")],
+    selection: Annotated[
+        Path | None,
+        typer.Option(help="Labels: a file or Select job; else the selection beside the source."),
+    ] = None,
+    kind: Annotated[
+        Literal["particle", "class2d"] | None, typer.Option(help="What a row is.")
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Name of the project; else the source's folder.")
+    ] = None,
+    box: Annotated[int | None, typer.Option(help="Side of the prepared images, px.")] = None,
+    diameter: Annotated[float | None, typer.Option(help="Particle diameter, Å.")] = None,
+    contrast: Annotated[
+        Literal["auto", "bright", "dark"] | None, typer.Option(help="Protein in the source.")
+    ] = None,
+    features: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME…|none", help="Metadata used; repeated or comma separated."),
+    ] = None,
+    dtype: Annotated[
+        Literal["float16", "float32"] | None,
+        typer.Option(help="Pixels on disk; float32 for RELION 3."),
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Show what would be read, and read nothing.")
+    ] = False,
+) -> None:
+    """Prepare images and metadata of past projects, with their selections, for training."""
+    settings = common.settings(
+        ctx,
+        ingest={
+            "kind": kind,
+            "group": group,
+            "selection": selection,
+            "dtype": dtype,
+            "preparation": {
+                "box": box,
+                "diameter": diameter,
+                "contrast": contrast,
+                "features": common.names(features),
+            },
+        },
+    )
+    if plan:
+        _show_plan(sources, settings)
+        return
+    from cryoray import ingest as verb
+
+    with common.Show() as show:
+        made = verb.ingest(sources, out, settings, on_progress=show.progress, on_event=show.event)
+    print(made)
+
+
+def _show_plan(paths: list[Path], settings: Settings) -> None:
+    """One row for each source: what would be read, and what would be quarantined and why."""
+    from cryoray.formats.source import find_sources, open_source
+    from cryoray.preparation.plan import plan
+    from cryoray.records import Books
+
+    shown = Table(
+        *("source", "rows", "stacks", "tasks", "MiB", "quarantined, most often because"),
+        title="Plan",
+        title_justify="left",
+    )
+    rows = good = 0
+    for found in (source for path in paths for source in find_sources(path)):
+        planned = plan(
+            open_source(found, settings.ingest.kind),
+            settings.ingest.preparation,
+            settings.ingest.range_mib,
+        )
+        count, bad = len(planned.source), len(planned.quarantined)
+        reasons = Counter(reason for _, reason in planned.quarantined).most_common(1)
+        shown.add_row(
+            str(found),
+            f"{count:,}",
+            f"{len(planned.source.stacks):,}",
+            f"{len(planned.ranges):,}",
+            f"{sum(part.bytes for part in planned.ranges) / 2**20:,.0f}",
+            "".join(f"{bad:,}: {reason}" for reason, _ in reasons) or "0",
+        )
+        rows, good = rows + count, good + count - bad
+    common.out.print(shown)
+    common.out.print(str(Books(rows, good, rows - good)))

@@ -1,0 +1,33 @@
+"""``cryoray serve``: the service that judges stacks while the microscope collects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cryoray.cli import common
+
+
+def serve(
+    ctx: typer.Context,
+    ensemble: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME|DIR", help="Folder, or name in the registry; repeatable."),
+    ] = None,
+    root: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Sources must lie under this; repeatable."),
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+) -> None:
+    """Serve ensembles over HTTP until interrupted."""
+    settings = common.settings(
+        ctx,
+        serve={"ensembles": ensemble or None, "roots": root or None, "host": host, "port": port},
+    )
+    from cryoray import serving
+
+    serving.serve(settings)

@@ -1,0 +1,34 @@
+"""``cryoray simulate``: collections of particles with known truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cryoray.cli import common
+
+
+def simulate(
+    ctx: typer.Context,
+    out: Annotated[Path, typer.Argument(help="Folder to write the collections into.")],
+    projects: Annotated[
+        int | None, typer.Option(help="Collections, each of another protein.")
+    ] = None,
+    images: Annotated[int | None, typer.Option(help="Images in each.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same images.")] = None,
+) -> None:
+    """Simulate past projects: particles, the junk a microscope makes, and a person's selection."""
+    settings = common.settings(ctx, simulate={"projects": projects, "images": images, "seed": seed})
+    from cryoray import simulation
+    from cryoray.records import Books
+
+    with common.Show() as show:
+        simulation.simulate(out, settings, on_progress=show.progress, on_event=show.event)
+    made = settings.simulate.projects * settings.simulate.images
+    common.finish(
+        "Simulated",
+        {"collections": settings.simulate.projects, "images": made, "folder": out},
+        Books(made, made, 0),
+    )

@@ -1,0 +1,50 @@
+"""``cryoray train``: prepared sets to an ensemble."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cryoray.cli import common
+
+
+def train(
+    ctx: typer.Context,
+    sets: Annotated[list[Path], typer.Argument(metavar="SET…", help="Prepared sets with labels.")],
+    out: Annotated[Path, typer.Option(metavar="ENSEMBLE", help="Folder of the ensemble.")],
+    hold_out: Annotated[
+        str | None,
+        typer.Option(metavar="GROUP,…|FRACTION", help="Groups that training must not see."),
+    ] = None,
+    split_by: Annotated[
+        Literal["project", "micrograph"] | None, typer.Option(help="What a group is.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of each member.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Training workers.")] = None,
+    gpu: Annotated[bool | None, typer.Option("--gpu", help="Train on GPUs.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    features: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME…|none", help="Metadata used; repeated or comma separated."),
+    ] = None,
+) -> None:
+    """Train d1, d2 and d3 by boosting by filtering, calibrate them, and choose the threshold."""
+    settings = common.settings(
+        ctx,
+        train={
+            "hold_out": hold_out,
+            "split_by": split_by,
+            "workers": workers,
+            "gpu": gpu,
+            "seed": seed,
+            "features": common.names(features),
+            "fit": {"epochs": epochs},
+        },
+    )
+    from cryoray import training
+
+    with common.Show() as show:
+        made = training.train(sets, out, settings, on_progress=show.progress, on_event=show.event)
+    print(made)
