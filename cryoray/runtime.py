@@ -1,0 +1,134 @@
+"""Ray, started or joined: nobody else does either, so every verb gets the same quiet, private Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import tempfile
+from pathlib import Path
+
+# Ray reads these while it is imported: nothing is sent home, and a driver under `uv run` does not
+# make every worker build the environment anew.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+
+import ray
+
+from cryoray.errors import SettingsError
+from cryoray.settings import RuntimeSettings
+
+LOCALHOST = "127.0.0.1"
+
+#: The path of a Unix socket ends after 107 bytes, and Ray's own part of it takes about 75.
+_LONGEST_TEMP = 12
+
+_dashboard: str | None = None
+_switched_auth_on = False
+
+
+def connect(settings: RuntimeSettings) -> None:
+    """Join the Ray at ``settings.address`` (or ``RAY_ADDRESS``), else start one on this machine.
+
+    Does nothing where this process has a Ray already. A local Ray listens on 127.0.0.1 alone, wants
+    a token that only this user can read (``RAY_AUTH_TOKEN_PATH``, default ``~/.ray/auth_token``),
+    and writes its logs to files, never to the terminal.
+
+    Raises:
+        SettingsError: no Ray answers at the address, or a local one cannot be had as asked for.
+    """
+    global _dashboard, _switched_auth_on
+    if ray.is_initialized():
+        return
+    address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
+    _switched_auth_on = "RAY_AUTH_MODE" not in os.environ
+    try:
+        if address == "local":
+            _private_token()
+            started = ray.init(
+                address="local",
+                # Logical CPUs are only numbers; with fewer than four, a reader and a pool of judges
+                # can wait for each other for ever.
+                num_cpus=settings.cpus or max(4, os.cpu_count() or 1),
+                num_gpus=settings.gpus,
+                object_store_memory=settings.object_store_mib << 20,
+                include_dashboard=settings.dashboard,
+                dashboard_host=LOCALHOST,
+                dashboard_port=settings.dashboard_port if settings.dashboard else None,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=str(_temp_folder()),
+            )
+            _dashboard = f"http://{started.dashboard_url}" if started.dashboard_url else None
+        else:
+            _knock(address)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, ValueError, RuntimeError) as error:
+        what = "a local Ray could not start" if address == "local" else f"no Ray at {address}"
+        raise SettingsError(
+            f"{what}: {str(error).strip().rstrip('.')}", remedy="see the settings under [runtime]"
+        ) from error
+    quiet()
+
+
+def disconnect() -> None:
+    """Leave the Ray of this process, and stop it where ``connect`` started it."""
+    ray.shutdown()
+    if _switched_auth_on:  # by ray.init, for this process and whatever it starts later
+        os.environ.pop("RAY_AUTH_MODE", None)
+
+
+def dashboard() -> str | None:
+    """URL of the dashboard of the local Ray that ``connect`` started; None without one."""
+    return _dashboard if ray.is_initialized() else None
+
+
+def quiet() -> None:
+    """Keep Ray Data off the terminal, and make it fail loudly where it would fall back silently.
+
+    Its log file in the session's folder still gets everything.
+    """
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # Ragged images would otherwise travel as pickled Python objects, slowly and without a word.
+    context.enable_fallback_to_arrow_object_ext_type = False
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.CRITICAL)
+
+
+def _private_token() -> None:
+    """Make the token that a local Ray wants, for its owner alone; Ray itself would make it 0644."""
+    if os.environ.get("RAY_AUTH_MODE", "token") != "token" or "RAY_AUTH_TOKEN" in os.environ:
+        return
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        path.touch(0o600, exist_ok=False)
+        path.write_text(secrets.token_hex(32))
+    if path.stat().st_uid == os.getuid():
+        path.chmod(0o600)
+
+
+def _knock(address: str) -> None:
+    """Raise OSError in seconds where Ray would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def _temp_folder() -> Path:
+    """A folder of this user's own for Ray's sessions; on a shared machine /tmp/ray collides."""
+    base = tempfile.gettempdir()
+    folder = Path(base if len(base) <= _LONGEST_TEMP else "/tmp") / f"cryoray-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise SettingsError(
+            "belongs to somebody else", file=folder, remedy="set TMPDIR to a folder of yours"
+        )
+    return folder

@@ -1,0 +1,33 @@
+"""What tests share: one Ray for the whole session, and the real data where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cryoray import runtime
+from cryoray.settings import RuntimeSettings
+
+REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RuntimeSettings]:
+    """A local Ray of four logical CPUs, stopped at the end; its token is not in the home folder."""
+    settings = RuntimeSettings(cpus=4, gpus=0, object_store_mib=256, dashboard=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path_factory.mktemp("ray") / "auth_token"))
+        runtime.connect(settings)
+        yield settings
+        runtime.disconnect()
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real cryo-EM files."""
+    if not REAL_DATA.is_dir():
+        pytest.skip(f"no real data in {REAL_DATA}")
+    return REAL_DATA

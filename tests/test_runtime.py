@@ -1,0 +1,71 @@
+"""The Ray that every verb gets: quiet, private, started once."""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+from pathlib import Path
+
+import pytest
+import ray
+import ray.data
+
+from cryoray import runtime
+from cryoray.errors import SettingsError
+from cryoray.settings import RuntimeSettings
+
+
+@ray.remote
+def noisy() -> str:
+    warnings.warn("a worker warns", stacklevel=1)
+    print("a worker talks")
+    return os.environ["RAY_USAGE_STATS_ENABLED"]
+
+
+@pytest.mark.ray
+def test_connect_twice_keeps_the_first_ray(ray_cluster: RuntimeSettings) -> None:
+    node = ray.get_runtime_context().get_node_id()
+    runtime.connect(RuntimeSettings(cpus=32))
+    assert ray.get_runtime_context().get_node_id() == node
+    assert ray.cluster_resources()["CPU"] == 4
+
+
+@pytest.mark.ray
+def test_the_token_is_for_its_owner_alone(ray_cluster: RuntimeSettings) -> None:
+    token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    assert len(token.read_text()) == 64
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+
+
+@pytest.mark.ray
+def test_nothing_reaches_the_terminal(
+    ray_cluster: RuntimeSettings, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert ray.get(noisy.remote()) == "0"
+    assert ray.data.range(10, override_num_blocks=1).map_batches(lambda b: b).sum("id") == 45
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.ray
+def test_ragged_images_fail_instead_of_becoming_objects(ray_cluster: RuntimeSettings) -> None:
+    assert not ray.data.DataContext.get_current().enable_fallback_to_arrow_object_ext_type
+
+
+def test_a_token_that_others_could_read_is_tightened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = tmp_path / "auth_token"
+    token.write_text("secret")
+    token.chmod(0o644)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    runtime._private_token()
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    assert token.read_text() == "secret"
+
+
+def test_an_address_where_nothing_answers_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(SettingsError, match=r"no Ray at 127\.0\.0\.1:1"):
+        runtime.connect(RuntimeSettings(address="127.0.0.1:1"))
