@@ -1,16 +1,21 @@
-"""What the verbs share: the settings as given on the command line, bars, tables and the books."""
+"""What the verbs share: settings as given, complaints, bars, tables and the books."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import errno
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+
+from cryoray.errors import CryorayError, InternalError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +29,9 @@ if TYPE_CHECKING:
 #: Results go to stdout, where scripts read them; bars and complaints to stderr.
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+
+#: Disks that are full or closed are not our fault.
+_OUTSIDE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +64,41 @@ def names(given: list[str] | None) -> tuple[str, ...] | None:
         return None
     found = tuple(name.strip() for part in given for name in part.split(",") if name.strip())
     return () if found == ("none",) else found
+
+
+@contextmanager
+def complaints(*, debug: bool) -> Iterator[None]:
+    """Turn what is raised inside into one sentence on stderr and the exit code of the contracts."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        if debug:
+            raise
+        sentence, code = _sentence(error)
+        err.print(f"[red]{escape(sentence)}[/]", soft_wrap=True)
+        raise typer.Exit(code) from error
+
+
+def _sentence(error: BaseException) -> tuple[str, int]:
+    """What to say about an error, and the exit code.
+
+    An error of ours that a Ray worker raised arrives wrapped, so the chain of causes is searched.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, CryorayError) and not isinstance(cause, InternalError):
+            return str(cause), cause.exit_code
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    if isinstance(error, OSError) and error.errno in _OUTSIDE:
+        where = error.filename or "the disk"
+        return f"{where}: {error.strerror}; choose another folder or make room.", 2
+    return (
+        f"This is our fault, not yours: {type(error).__name__}: {error}. "
+        "Please report it, with what the same command prints with --debug.",
+        1,
+    )
 
 
 class Show:

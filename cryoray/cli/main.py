@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from cryoray import __version__
 from cryoray.cli import classify, doctor, evaluate, ingest, inspect, serve, simulate, train
-from cryoray.cli.common import Given, err, out
-from cryoray.errors import CryorayError, InternalError
-
-#: Disks that are full or closed are not our fault.
-_OUTSIDE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+from cryoray.cli.common import Given, complaints, out
 
 app = typer.Typer(
     name="cryoray",
@@ -49,43 +43,12 @@ def _globals(
 
 
 def _guarded(verb: Callable[..., None]) -> Callable[..., None]:
-    """Turn what a verb raises into one sentence on stderr and the exit code of the contracts."""
-
     @functools.wraps(verb)
     def run(ctx: typer.Context, **options: Any) -> None:
-        try:
+        with complaints(debug=ctx.obj.debug):
             verb(ctx, **options)
-        except (typer.Exit, typer.Abort):
-            raise
-        except Exception as error:
-            if ctx.obj.debug:
-                raise
-            sentence, code = _sentence(error)
-            err.print(f"[red]{escape(sentence)}[/]", soft_wrap=True)
-            raise typer.Exit(code) from error
 
     return run
-
-
-def _sentence(error: BaseException) -> tuple[str, int]:
-    """What to say about an error, and the exit code.
-
-    An error of ours that a Ray worker raised arrives wrapped, so the chain of causes is searched.
-    """
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, CryorayError) and not isinstance(cause, InternalError):
-            return str(cause), cause.exit_code
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    if isinstance(error, OSError) and error.errno in _OUTSIDE:
-        return (
-            f"{error.filename or 'disk'}: {error.strerror}; choose another folder or make room.",
-            2,
-        )
-    return (
-        f"This is our fault, not yours: {type(error).__name__}: {error}. "
-        "Please report it with what `cryoray --debug …` prints."
-    ), 1
 
 
 for verb in (
