@@ -1,0 +1,1 @@
+"""Arrays in, arrays out: windowed, rescaled, normalised, augmented images [n, H, W]."""

@@ -1,0 +1,147 @@
+"""Training images as they could have come out as well: turned, shifted, filtered, noisier.
+
+What is random is drawn apart from what is done with it: `draw` makes a small table for a whole
+global batch, from a generator that every worker seeds alike, and each worker gives its slice of the
+table to `augment`. So an image's augmentation depends neither on its worker nor on their number.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from functools import lru_cache
+
+import torch
+from torch.nn.functional import grid_sample
+
+from cryoray.settings import AugmentSettings
+
+#: Spectra of the additive noise: amplitude falls as frequency to the minus this.
+_COLOURS = (0.0, 0.5, 1.0)
+_FIELD = 1024
+#: Of the images, those that move by whole pixels and quarter turns alone: interpolation smooths the
+#: noise, and a network that never sees untouched noise takes it for a sign of something.
+_EXACT = 0.35
+_WAVES = 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AugmentParameters:
+    """What happens to each image of a batch; a slice of it is the same for a part of the batch.
+
+    Attributes:
+        motion: float32 [n, 2, 3], from output to input coordinates (box from -1 to 1, x before y).
+        contrast: float32 [n], factor.
+        waves: float32 [n, 4], log gain of the Fourier filter, a cosine series over the radius.
+        noise: float32 [n], standard deviation of the noise added.
+        field: int64 [n, 3], which piece of which field of noise: colour, top, left.
+    """
+
+    motion: torch.Tensor
+    contrast: torch.Tensor
+    waves: torch.Tensor
+    noise: torch.Tensor
+    field: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.contrast)
+
+    def __getitem__(self, part: slice | torch.Tensor) -> AugmentParameters:
+        """The parameters of some of the images."""
+        return AugmentParameters(*(getattr(self, field.name)[part] for field in fields(self)))
+
+
+def draw(
+    n: int, generator: torch.Generator, settings: AugmentSettings, box: int
+) -> AugmentParameters:
+    """Random parameters for ``n`` images of ``box`` px, from a CPU ``generator`` alone.
+
+    The generator is advanced by the same amount whatever the settings.
+    """
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    def uniform(*shape: int) -> torch.Tensor:
+        return torch.rand(shape, generator=generator)
+
+    exact = uniform(n) < _EXACT
+    angle, quarter, mirror = uniform(n) * math.tau, uniform(n).mul(4).floor(), uniform(n) < 0.5
+    angle = torch.where(exact, quarter * (math.tau / 4), angle) * settings.rotate
+    scale = torch.where(exact, torch.ones(n), torch.exp(-settings.magnify * normal(n)))
+    shift = 2 * settings.shift * normal(n, 2)
+    shift = torch.where(exact[:, None], torch.round(shift * box / 2) * 2 / box, shift)
+    cosine, sine = scale * torch.cos(angle), scale * torch.sin(angle)
+    flip = torch.where(mirror & settings.rotate, -1.0, 1.0)
+    motion = torch.stack([cosine * flip, -sine, sine * flip, cosine], 1).reshape(n, 2, 2)
+    falling = settings.filter / torch.arange(1, _WAVES + 1)
+    origin = torch.randint(_FIELD - box, (n, 2), generator=generator)
+    colour = torch.randint(len(_COLOURS), (n, 1), generator=generator)
+    return AugmentParameters(
+        motion=torch.cat([motion, shift[:, :, None]], 2),
+        contrast=torch.exp(settings.contrast * normal(n)),
+        waves=falling * normal(n, _WAVES),
+        noise=settings.noise * uniform(n),
+        field=torch.cat([colour, origin], 1),
+    )
+
+
+def augment(images: torch.Tensor, parameters: AugmentParameters) -> torch.Tensor:
+    """Images moved in one bicubic interpolation, then filtered, scaled and made noisier.
+
+    What comes in over an edge is the image reflected there: zeros would be a background without
+    noise, which only training images have.
+
+    Args:
+        images: float32 [n, box, box], normalised; on any device.
+        parameters: of the same n images and box.
+
+    Returns:
+        float32 [n, box, box], new memory.
+    """
+    n, box = len(images), images.shape[-1]
+    device = images.device
+    axis = (torch.arange(box, device=device) * 2 + 1) / box - 1
+    motion = parameters.motion.to(device)[:, :, :, None, None]
+    grid = motion[:, :, 0] * axis + motion[:, :, 1] * axis[:, None] + motion[:, :, 2]
+    moved = grid_sample(
+        images[:, None],
+        grid.permute(0, 2, 3, 1),
+        mode="bicubic",
+        padding_mode="reflection",
+        align_corners=False,
+    )[:, 0]
+    gain = (parameters.waves @ _cosines(box)).exp_().mul_(parameters.contrast[:, None])
+    spectrum = torch.fft.rfft2(moved)
+    torch.view_as_real(spectrum).mul_(gain.to(device).reshape(n, box, -1, 1))
+    made = torch.fft.irfft2(spectrum, s=(box, box))
+    pieces = _noise()
+    noise = torch.stack(
+        [pieces[c, y : y + box, x : x + box] for c, y, x in parameters.field.tolist()]
+    )
+    return made.addcmul_(noise.to(device), parameters.noise.to(device)[:, None, None])
+
+
+@lru_cache(maxsize=8)
+def _cosines(box: int) -> torch.Tensor:
+    """float32 [waves, box * (box//2 + 1)]: cos(k pi r / Nyquist), k from 1, flat as an rfft2."""
+    radius = torch.hypot(torch.fft.fftfreq(box)[:, None], torch.fft.rfftfreq(box)).flatten()
+    return torch.cos(math.tau * torch.arange(1, _WAVES + 1)[:, None] * radius)
+
+
+@lru_cache(maxsize=1)
+def _noise() -> torch.Tensor:
+    """float32 [colours, 1024, 1024] of unit variance, always the same.
+
+    Cutting a piece out is far cheaper than drawing one, and a million places are enough not to be
+    learnt by heart.
+    """
+    white = torch.randn(
+        (len(_COLOURS), _FIELD, _FIELD), generator=torch.Generator().manual_seed(1990)
+    )
+    frequency = torch.hypot(torch.fft.fftfreq(_FIELD)[:, None], torch.fft.rfftfreq(_FIELD))
+    # Level below a sixteenth of Nyquist: the background's plane has been taken out of the images.
+    frequency = frequency.clamp(min=1 / 32)
+    fall = torch.stack([frequency**-power for power in _COLOURS])
+    coloured = torch.fft.irfft2(torch.fft.rfft2(white) * fall, s=(_FIELD, _FIELD))
+    return coloured / coloured.std((1, 2), keepdim=True)

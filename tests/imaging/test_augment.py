@@ -1,0 +1,101 @@
+"""Augmentation: a function of the generator alone, and of nothing that changes what an image is."""
+
+from __future__ import annotations
+
+import torch
+
+from cryoray.imaging.augment import augment, draw
+from cryoray.imaging.rescale import fourier_rescale
+from cryoray.settings import AugmentSettings
+
+STILL = AugmentSettings(rotate=False, shift=0, magnify=0, contrast=0, filter=0, noise=0)
+
+
+def generator(seed: int = 5) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def smooth(n: int = 16) -> torch.Tensor:
+    return fourier_rescale(torch.randn(n, 12, 12, generator=generator(1)), 64)
+
+
+def test_a_slice_is_augmented_as_the_whole_batch_is() -> None:
+    images, parameters = smooth(), draw(16, generator(), AugmentSettings(), 64)
+    whole = augment(images, parameters)
+    parts = [augment(images[i : i + 4], parameters[i : i + 4]) for i in range(0, 16, 4)]
+    torch.testing.assert_close(whole, torch.cat(parts), atol=1e-5, rtol=1e-5)
+    assert torch.equal(whole, augment(images, draw(16, generator(), AugmentSettings(), 64)))
+    assert not torch.allclose(whole, augment(images, draw(16, generator(6), AugmentSettings(), 64)))
+
+
+def test_the_generator_ends_where_it_does_whatever_the_settings() -> None:
+    first, second = generator(), generator()
+    draw(8, first, AugmentSettings(), 64)
+    draw(8, second, STILL, 64)
+    assert torch.equal(first.get_state(), second.get_state())
+
+
+def test_nothing_asked_for_nothing_done() -> None:
+    images = smooth()
+    before = images.clone()
+    torch.testing.assert_close(
+        augment(images, draw(16, generator(), STILL, 64)), images, atol=1e-4, rtol=0
+    )
+    assert torch.equal(images, before)
+
+
+def test_turning_and_mirroring_move_an_image_and_change_nothing_else() -> None:
+    axis = torch.arange(64) - 31.5
+    radial = torch.exp(-(axis[:, None] ** 2 + axis**2) / 200).expand(64, 64, 64)
+    parameters = draw(64, generator(), STILL.model_copy(update={"rotate": True}), 64)
+    inside = torch.hypot(axis[:, None], axis) < 31
+    change = (augment(radial, parameters) - radial)[:, inside]
+    assert change.abs().max() < 0.01
+    turned = augment(smooth(1).expand(64, 64, 64), parameters)
+    determinants = torch.linalg.det(parameters.motion[:, :, :2])
+    torch.testing.assert_close(determinants.abs(), torch.ones(64))
+    assert 16 < (determinants < 0).sum() < 48
+    assert (turned - smooth(1)).std((1, 2)).median() > 0.1
+
+
+def test_a_third_of_the_images_move_without_interpolation() -> None:
+    images = torch.randn(400, 32, 32, generator=generator(2))
+    moves = AugmentSettings(contrast=0, filter=0, noise=0)
+    moved = augment(images, draw(400, generator(), moves, 32))
+    # Whole-pixel moves keep the very values, interpolation makes new ones.
+    kept = torch.stack(
+        [torch.isclose(a.flatten().sort().values.median(), b.flatten(), atol=1e-4).any()
+         for a, b in zip(moved, images, strict=True)]
+    )  # fmt: skip
+    assert 0.25 < kept.float().mean() < 0.5
+
+
+def test_shift_is_a_fraction_of_the_box_and_magnification_a_factor() -> None:
+    axis = torch.arange(64) - 31.5
+    spot = torch.exp(-(axis[:, None] ** 2 + axis**2) / 50).expand(500, 64, 64)
+    shifted = augment(spot, draw(500, generator(), STILL.model_copy(update={"shift": 0.05}), 64))
+    centre = (shifted.sum(1) * axis).sum(1) / shifted.sum((1, 2))
+    assert 0.9 < centre.std() / (0.05 * 64) < 1.1
+    grown = augment(spot, draw(500, generator(), STILL.model_copy(update={"magnify": 0.1}), 64))
+    log_area = torch.log(grown.sum((1, 2)) / spot.sum((1, 2)))
+    assert 0.85 < log_area[log_area.abs() > 1e-4].std() / 0.2 < 1.15
+
+
+def test_added_noise_is_as_strong_as_drawn_and_differs_between_images() -> None:
+    parameters = draw(64, generator(), STILL.model_copy(update={"noise": 0.5}), 64)
+    added = augment(torch.zeros(64, 64, 64), parameters)
+    deviation = added.std((1, 2))
+    assert (deviation / parameters.noise - 1).abs().median() < 0.1
+    flat = (added / deviation[:, None, None]).flatten(1)
+    overlap = (flat @ flat.T / flat.shape[1]).fill_diagonal_(0)
+    assert overlap.abs().max() < 0.5
+
+
+def test_the_filter_is_radial_and_leaves_the_mean_by_its_gain_alone() -> None:
+    impulse = torch.zeros(8, 64, 64)
+    impulse[:, 32, 32] = 1
+    parameters = draw(8, generator(), STILL.model_copy(update={"filter": 0.5}), 64)
+    spread = augment(impulse, parameters)
+    turned = torch.flip(spread.transpose(1, 2), (1,)).roll(1, 1)  # a quarter turn about pixel 32
+    torch.testing.assert_close(spread, turned, atol=1e-4, rtol=0)
+    torch.testing.assert_close(spread.sum((1, 2)), parameters.waves.sum(1).exp(), atol=1e-3, rtol=0)
