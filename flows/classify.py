@@ -1,0 +1,58 @@
+"""A source to verdicts, as a flow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from prefect import flow, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+
+from cryoray import inference as verb
+from cryoray.settings import load
+from flows.telling import Telling, key
+
+
+@flow(name="classify", flow_run_name="classify {source}")
+def classify(source: Path, out: Path, overrides: dict[str, Any] | None = None) -> Path:
+    """Judge every image of the source, and keep how many went where.
+
+    Args:
+        source: what ``cryoray classify`` takes.
+        out: folder of the verdicts.
+        overrides: settings over those of file and environment (``classify.ensemble`` names the
+            ensemble), nested as in the TOML file.
+    """
+    verdicts = judge(source, out, overrides or {})
+    tabulate(verdicts)
+    return verdicts
+
+
+@task(cache_policy=NO_CACHE, task_run_name="judge {source}")
+def judge(source: Path, out: Path, overrides: dict[str, Any]) -> Path:
+    """Call ``cryoray.inference.classify``."""
+    with Telling("verdicts") as told:
+        return verb.classify(
+            source, out, load(**overrides), on_progress=told.progress, on_event=told.event
+        )
+
+
+@task(cache_policy=NO_CACHE, task_run_name="tabulate {verdicts}")
+def tabulate(verdicts: Path) -> None:
+    """Keep the counts by verdict as a table artifact."""
+    create_table_artifact(
+        counts(verdicts), key=key(f"verdicts-{verdicts.name}"), description=str(verdicts)
+    )
+
+
+def counts(verdicts: Path) -> list[dict[str, Any]]:
+    """One row for each verdict, and one for the quarantined."""
+    found = pc.value_counts(pq.read_table(verdicts / "verdicts.parquet")["verdict"]).to_pylist()
+    quarantined = pq.read_metadata(verdicts / "quarantine.parquet").num_rows
+    return [
+        *({"verdict": one["values"], "images": one["counts"]} for one in found),
+        {"verdict": "quarantined", "images": quarantined},
+    ]

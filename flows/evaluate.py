@@ -1,0 +1,60 @@
+"""An ensemble's numbers on groups that it has not seen, as a flow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+
+from cryoray import inference as verb
+from cryoray.settings import load
+from flows.telling import Telling, key
+
+
+@flow(name="evaluate", flow_run_name="evaluate {ensemble}")
+def evaluate(
+    ensemble: Path, prepared: Path, out: Path, overrides: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Judge the groups that the ensemble has not seen, and keep the numbers.
+
+    Args:
+        ensemble: folder of the ensemble.
+        prepared: a prepared set with labels.
+        out: folder of the numbers and the report.
+        overrides: settings over those of file and environment, nested as in the TOML file.
+    """
+    metrics = judge(ensemble, prepared, out, overrides or {})
+    tabulate(metrics, out)
+    return metrics
+
+
+@task(cache_policy=NO_CACHE, task_run_name="judge {prepared}")
+def judge(ensemble: Path, prepared: Path, out: Path, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Call ``cryoray.inference.evaluate``."""
+    with Telling("evaluation") as told:
+        return verb.evaluate(
+            ensemble,
+            prepared,
+            out,
+            load(**overrides),
+            on_progress=told.progress,
+            on_event=told.event,
+        )
+
+
+@task(cache_policy=NO_CACHE, task_run_name="tabulate {out}")
+def tabulate(metrics: dict[str, Any], out: Path) -> None:
+    """Keep the plain numbers as a table artifact."""
+    create_table_artifact(numbers(metrics), key=key(f"metrics-{out.name}"), description=str(out))
+
+
+def numbers(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """The plain numbers among the metrics, one row each."""
+    return [
+        {"metric": name, "value": value}
+        for name, value in metrics.items()
+        if isinstance(value, int | float)
+    ]

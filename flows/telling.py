@@ -1,0 +1,73 @@
+"""What a verb says while it works, as Prefect keeps it: progress artifacts, events and log lines."""
+
+from __future__ import annotations
+
+import re
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from prefect import get_run_logger
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.events import emit_event
+
+from cryoray.cli.common import Show
+from cryoray.records import Event, Progress
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+#: Seconds between two updates of one artifact: each is a request to Prefect's server.
+_EVERY = 2.0
+
+
+class Telling:
+    """Callbacks for a verb inside a task: bars on the terminal, artifacts and events in Prefect.
+
+    Args:
+        subject: what the events are about, e.g. ``set`` or ``ensemble``.
+    """
+
+    def __init__(self, subject: str) -> None:
+        self._subject = subject
+        self._show = Show()
+        self._artifacts: dict[str, tuple[UUID, float]] = {}
+
+    def __enter__(self) -> Telling:
+        self._log = get_run_logger()
+        self._show.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._show.__exit__(kind, error, trace)
+
+    def progress(self, now: Progress) -> None:
+        """Move the bar, and the artifact where it is time or the stage is done."""
+        self._show.progress(now)
+        percent = 100.0 * now.done / now.total if now.total else 0.0
+        known, told = self._artifacts.get(now.stage, (None, 0.0))
+        if known is None:
+            made = create_progress_artifact(percent, key=key(now.stage), description=now.stage)
+            self._artifacts[now.stage] = (made, time.monotonic())
+        elif percent >= 100.0 or time.monotonic() - told >= _EVERY:
+            update_progress_artifact(known, percent)
+            self._artifacts[now.stage] = (known, time.monotonic())
+
+    def event(self, happened: Event) -> None:
+        """Log it, and emit it for automations."""
+        self._log.info("%s %s", happened.name, dict(happened.data))
+        emit_event(
+            f"cryoray.{happened.name}",
+            resource={"prefect.resource.id": f"cryoray.{self._subject}"},
+            payload=dict(happened.data),
+        )
+
+
+def key(text: str) -> str:
+    """The text as a key of an artifact: lowercase letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

@@ -1,0 +1,47 @@
+"""Prepared sets to an ensemble, as a flow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from cryoray import training as verb
+from cryoray.settings import load
+from flows.telling import Telling, key
+
+
+@flow(name="train", flow_run_name="train {out}")
+def train(sets: list[Path], out: Path, overrides: dict[str, Any] | None = None) -> Path:
+    """Train an ensemble on the sets, and keep its card.
+
+    Args:
+        sets: prepared sets with labels.
+        out: folder of the ensemble.
+        overrides: settings over those of file and environment, nested as in the TOML file.
+    """
+    ensemble = boost(sets, out, overrides or {})
+    keep_card(ensemble)
+    return ensemble
+
+
+@task(cache_policy=NO_CACHE, task_run_name="boost {out}")
+def boost(sets: list[Path], out: Path, overrides: dict[str, Any]) -> Path:
+    """Call ``cryoray.training.train``."""
+    with Telling("ensemble") as told:
+        return verb.train(
+            sets, out, load(**overrides), on_progress=told.progress, on_event=told.event
+        )
+
+
+@task(cache_policy=NO_CACHE, task_run_name="card of {ensemble}")
+def keep_card(ensemble: Path) -> None:
+    """Keep the ensemble's card as a markdown artifact."""
+    create_markdown_artifact(
+        (ensemble / "card.md").read_text(),
+        key=key(f"card-{ensemble.name}"),
+        description=str(ensemble),
+    )
