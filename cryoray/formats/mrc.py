@@ -41,10 +41,10 @@ def read_header(path: Path) -> Stack:
         FormatError: there is no such file, it is no MRC file, or one of complex numbers or permuted
             axes, or not one whole image is there.
     """
-    stack, promised = _describe(path)
+    stack, expected = _describe(path)
     if not stack.count:
         raise FormatError(
-            _shortfall(stack, promised), file=path, remedy="copy or extract the stack again"
+            _shortfall(stack, expected), file=path, remedy="copy or extract the stack again"
         )
     return stack
 
@@ -55,14 +55,23 @@ def absence(stack: Stack) -> str:
     Raises:
         FormatError: the file is gone or damaged by now.
     """
-    described, promised = _describe(stack.path)
-    if promised > described.count:
-        return f"{stack.path.name} {_shortfall(described, promised)}"
+    described, expected = _describe(stack.path)
+    if expected > described.count:
+        return f"{stack.path.name} {_shortfall(described, expected)}"
     return f"{stack.path.name} holds {stack.count:,} images"
 
 
-def _shortfall(stack: Stack, promised: int) -> str:
-    expected = stack.offset + promised * stack.image_bytes
+def promised(stack: Stack) -> int:
+    """Images that the header of ``stack`` promises; more than ``count`` where the file is shorter.
+
+    Raises:
+        FormatError: the file is gone or damaged by now.
+    """
+    return _describe(stack.path)[1]
+
+
+def _shortfall(stack: Stack, images: int) -> str:
+    expected = stack.offset + images * stack.image_bytes
     return f"is shorter than its header says: {stack.size:,} bytes, {expected:,} expected"
 
 

@@ -1,0 +1,528 @@
+"""STAR files of every RELION dialect: tables by name, columns when they are asked for, rows verbatim.
+
+A file is never held whole: reading it once finds its tables, a table's first use finds its rows, and
+columns are parsed a few megabytes at a time. So a million particles cost little more than the columns
+that are wanted, and a model.star of thousands of tables costs one look at each. Grammar after RELION's
+metadata_table.cpp (1.x to 5) and S. R. Hall, J. Chem. Inf. Comput. Sci. 31, 326 (1991).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from io import FileIO
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import csv
+
+from cryoray.errors import FormatError
+from cryoray.formats.files import impostor
+
+_PIECE = 8 << 20  # bytes worked on at a time
+_LONGEST_LINE = 64 << 20
+_FIELD = re.compile(rb"""'([^']*)'(?!\S)|"([^"]*)"(?!\S)|(\S+)""")
+_MISSING = [
+    "",
+    "nan",
+    "-nan",
+    "NaN",
+    "-NaN",
+    "NAN",
+    "None",
+    "none",
+    "null",
+    "NA",
+    "<NA>",
+    "N/A",
+    "-",
+]
+_NEWLINE, _HASH, _SPACE, _QUOTES = 10, 35, 32, (34, 39)
+
+
+class Columns(NamedTuple):
+    """Columns of one table.
+
+    Attributes:
+        strings: string arrays [n] by column name.
+        numbers: float64 [n] by column name; NaN where a value is missing or no number.
+        short: int64, 0-based rows that have fewer fields than the table has columns.
+    """
+
+    strings: dict[str, pa.ChunkedArray]
+    numbers: dict[str, np.ndarray]
+    short: np.ndarray
+
+
+class _Header(NamedTuple):
+    columns: tuple[str, ...]
+    loop: bool
+    body: int  # byte at which the rows begin
+    values: tuple[bytes, ...]  # of a table that is no loop
+
+
+class _Rows(NamedTuple):
+    starts: np.ndarray  # int64 [n], byte at which each row's line begins
+    lengths: np.ndarray  # int32 [n], bytes without the line end
+    indents: np.ndarray  # int32 [n], blanks before the first field
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One table (``data_NAME``) of a STAR file, a loop or a single row of named values.
+
+    Column names are without the leading underscore. Nothing but its place in the file is known until
+    something is asked of it.
+    """
+
+    name: str
+    path: Path
+    start: int
+    end: int
+    _identity: tuple[int, int]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns, in file order."""
+        return self._header.columns
+
+    @property
+    def is_loop(self) -> bool:
+        """Whether the table is a loop, which may have any number of rows."""
+        return self._header.loop
+
+    def __len__(self) -> int:
+        return len(self._rows.starts) if self.is_loop else int(bool(self.columns))
+
+    def read(self, strings: Sequence[str] = (), numbers: Sequence[str] = ()) -> Columns:
+        """Several columns in one pass over the file.
+
+        Raises:
+            FormatError: the table has no such column, the file changed, or is not UTF-8 text.
+        """
+        for name in (*strings, *numbers):
+            if name not in self.columns:
+                raise FormatError(
+                    f"has no column {name} in its table data_{self.name}", file=self.path
+                )
+        texts: dict[str, list[pa.Array]] = {name: [] for name in strings}
+        values = {name: np.empty(len(self)) for name in numbers}
+        short: list[np.ndarray] = []
+        done = 0
+        for table, ragged in self._parsed(strings, numbers):
+            for name in strings:
+                texts[name].append(table[name].combine_chunks())
+            for name in numbers:
+                values[name][done : done + len(table)] = _floats(table[name].combine_chunks())
+            short.append(done + ragged)
+            done += len(table)
+        return Columns(
+            {name: pa.chunked_array(parts, pa.string()) for name, parts in texts.items()},
+            values,
+            np.concatenate(short) if short else np.empty(0, np.int64),
+        )
+
+    def column(self, name: str) -> np.ndarray:
+        """One column as str objects [n]; a field that a short row lacks is empty."""
+        return as_objects(self.read(strings=[name]).strings[name])
+
+    def numbers(self, name: str) -> np.ndarray:
+        """One column as float64 [n]: NaN where it is missing or no number, infinities as they are."""
+        return self.read(numbers=[name]).numbers[name]
+
+    def fields(self, row: int) -> list[str]:
+        """The fields of one row, as they stand."""
+        if not self.is_loop:
+            return [value.decode(errors="replace") for value in self._header.values]
+        return [field.decode(errors="replace") for field in _split(self.row_text(row).encode())]
+
+    def row_text(self, row: int) -> str:
+        """One row of a loop, verbatim, without its line end."""
+        start, length = int(self._rows.starts[row]), int(self._rows.lengths[row])
+        with self._open() as file:
+            return _read(file, start, start + length).rstrip(b"\r").decode(errors="surrogateescape")
+
+    def copy_rows(self, rows: np.ndarray, out: BinaryIO) -> None:
+        """Write rows of a loop verbatim, each ended by LF.
+
+        Args:
+            rows: int64 [k], 0-based, ascending.
+            out: where to.
+        """
+        starts, lengths = self._rows.starts[rows], self._rows.lengths[rows]
+        with self._open() as file:
+            for first, last in _portions(starts, lengths):
+                base = int(starts[first])
+                text = _read(file, base, int(starts[last - 1]) + int(lengths[last - 1]))
+                begins = (starts[first:last] - base).tolist()
+                ends = (starts[first:last] - base + lengths[first:last]).tolist()
+                lines = [text[a:b].rstrip(b"\r") for a, b in zip(begins, ends, strict=True)]
+                out.write(b"\n".join([*lines, b""]))
+
+    def copy_head(self, out: BinaryIO, name: str | None = None) -> None:
+        """Write what comes before a loop's rows: its name (another, if given) and column names."""
+        with self._open() as file:
+            head = _read(file, self.start, self._header.body)
+        lines = [line.rstrip() for line in head.splitlines()[1:]]
+        lines = [line for line in lines if line and not line.startswith(b"#")]
+        title = b"data_" + (self.name if name is None else name).encode()
+        out.write(b"\n".join([title, b"", *lines, b""]))
+
+    def copy(self, out: BinaryIO) -> None:
+        """Write the whole table verbatim but for line ends and the comments around it."""
+        if self.is_loop:
+            self.copy_head(out)
+            self.copy_rows(np.arange(len(self)), out)
+            return
+        with self._open() as file:
+            lines = _read(file, self.start, self.end).splitlines()[1:]
+        kept = [
+            line.rstrip() for line in lines if line.strip() and not line.lstrip().startswith(b"#")
+        ]
+        out.write(b"\n".join([b"data_" + self.name.encode(), b"", *kept, b""]))
+
+    def _open(self) -> FileIO:
+        file = _open(self.path)
+        if _identity(file) != self._identity:
+            file.close()
+            raise FormatError(
+                "changed while it was being read",
+                file=self.path,
+                remedy="wait until it is complete and run again",
+            )
+        return file
+
+    @cached_property
+    def _header(self) -> _Header:
+        names: list[str] = []
+        values: list[bytes] = []
+        loop = False
+        with self._open() as file:
+            for offset, line in _lines(file, self.start, self.end):
+                text = line.strip()
+                if offset == self.start or not text or text.startswith(b"#"):
+                    continue
+                if text.startswith(b"_"):
+                    fields = _split(text)
+                    names.append(fields[0][1:].decode(errors="replace"))
+                    values.append(fields[1] if len(fields) > 1 else b"")
+                elif loop:
+                    return _Header(tuple(names), True, offset, ())
+                elif text.split()[0] == b"loop_" and not names:
+                    loop = True
+        return _Header(tuple(names), loop, self.end, () if loop else tuple(values))
+
+    @cached_property
+    def _rows(self) -> _Rows:
+        parts = []
+        with self._open() as file:
+            for base, piece in _pieces(file, self._header.body, self.end, self.path):
+                text = np.frombuffer(piece, np.uint8)
+                ends = np.flatnonzero(text == _NEWLINE)
+                if not piece.endswith(b"\n"):
+                    ends = np.append(ends, len(text))
+                starts = np.append(0, ends[:-1] + 1)
+                first = _first_field(text, starts, ends)
+                full = first < ends
+                full[full] = text[first[full]] != _HASH
+                parts.append(
+                    _Rows(
+                        base + starts[full],
+                        (ends - starts)[full].astype(np.int32),
+                        (first - starts)[full].astype(np.int32),
+                    )
+                )
+        if not parts:
+            return _Rows(np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.int32))
+        return _Rows(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+    def _parsed(
+        self, strings: Sequence[str], numbers: Sequence[str]
+    ) -> Iterator[tuple[pa.Table, np.ndarray]]:
+        """Tables of consecutive rows, numbers as float64 or string, with their short rows."""
+        names = list(dict.fromkeys((*strings, *numbers)))
+        if not self.is_loop:
+            held = dict(zip(self.columns, self.fields(0), strict=True)) if len(self) else {}
+            if held:
+                yield pa.table({name: [held[name]] for name in names}), np.empty(0, np.int64)
+            return
+        starts, lengths, indents = self._rows
+        with self._open() as file:
+            for first, last in _portions(starts, lengths):
+                base = int(starts[first])
+                piece = _read(file, base, int(starts[last - 1]) + int(lengths[last - 1]))
+                try:
+                    yield self._parse(
+                        piece,
+                        starts[first:last] - base,
+                        lengths[first:last],
+                        indents[first:last],
+                        names,
+                        set(numbers) - set(strings),
+                    )
+                except UnicodeDecodeError as error:
+                    raise FormatError(
+                        "is not UTF-8 text",
+                        file=self.path,
+                        row=first + 1,
+                        remedy="convert it with `iconv -t UTF-8`",
+                    ) from error
+
+    def _parse(
+        self,
+        piece: bytes,
+        starts: np.ndarray,
+        lengths: np.ndarray,
+        indents: np.ndarray,
+        names: list[str],
+        numbers: set[str],
+    ) -> tuple[pa.Table, np.ndarray]:
+        """Some rows of a loop: by Arrow where every field is plain and every row full, else by hand."""
+        compact = _compact(piece, starts, lengths, indents)
+        if compact is not None:
+            keys = [f"{index}" for index in range(len(self.columns))]
+            wanted = {keys[self.columns.index(name)]: name for name in names}
+            for types in (
+                {
+                    key: pa.float64() if name in numbers else pa.string()
+                    for key, name in wanted.items()
+                },
+                dict.fromkeys(wanted, pa.string()),
+            ):
+                try:
+                    table = csv.read_csv(
+                        pa.BufferReader(pa.py_buffer(compact)),
+                        csv.ReadOptions(
+                            use_threads=False, block_size=len(compact) + 1, column_names=keys
+                        ),
+                        csv.ParseOptions(delimiter=" ", quote_char=False),
+                        csv.ConvertOptions(
+                            include_columns=list(wanted), column_types=types, null_values=_MISSING
+                        ),
+                    )
+                except (
+                    pa.ArrowInvalid
+                ):  # a number that is none, a short row, or other text than UTF-8
+                    continue
+                if len(table) == len(starts):
+                    return table.rename_columns(names), np.empty(0, np.int64)
+        begins, ends = starts.tolist(), (starts + lengths).tolist()
+        rows = [_split(piece[a:b]) for a, b in zip(begins, ends, strict=True)]
+        width = len(self.columns)
+        short = np.flatnonzero([len(row) < width for row in rows])
+        for row in short.tolist():
+            rows[row] += [b""] * (width - len(rows[row]))
+        picked = {name: self.columns.index(name) for name in names}
+        return pa.table(
+            {name: pa.array([row[at].decode() for row in rows]) for name, at in picked.items()}
+        ), short
+
+
+class StarFile(Mapping[str, Block]):
+    """The tables of a STAR file; of several with one name, the first is found by it.
+
+    Attributes:
+        path: the file.
+        blocks: all tables in file order.
+    """
+
+    def __init__(self, path: Path, blocks: tuple[Block, ...]) -> None:
+        self.path, self.blocks = path, blocks
+        self._by_name = {block.name: block for block in reversed(blocks)}
+
+    def __getitem__(self, name: str) -> Block:
+        return self._by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys(block.name for block in self.blocks))
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def with_column(self, *names: str, prefer: Sequence[str] = ()) -> Block | None:
+        """The first table with one of these columns, looked for in the preferred tables first."""
+        likely = [self[name] for name in prefer if name in self]
+        return next(
+            (
+                block
+                for block in (*likely, *self.blocks)
+                if any(name in block.columns for name in names)
+            ),
+            None,
+        )
+
+
+def parse(path: Path) -> StarFile:
+    """The tables of a STAR file, in one look over its bytes.
+
+    Raises:
+        FormatError: there is no such file, or no table in it, or it is something else.
+    """
+    marks: list[tuple[int, str]] = []
+    with _open(path) as file:
+        identity = _identity(file)
+        for base, piece in _pieces(file, 0, identity[0], path):
+            if not base:
+                known = impostor(piece)
+                if known:
+                    raise FormatError(known[0], file=path, remedy=known[1])
+                if b"\0" in piece[:4096]:
+                    raise FormatError("is no STAR file: it is not text", file=path)
+            at = piece.find(b"data_")
+            while at >= 0:
+                line_end = piece.find(b"\n", at)
+                line_end = len(piece) if line_end < 0 else line_end
+                line_start = piece.rfind(b"\n", 0, at) + 1
+                before = piece[line_start:at].removeprefix(b"\xef\xbb\xbf").strip()
+                words = piece[at:line_end].split(b"#")[0].split()
+                if not before and len(words) == 1:
+                    marks.append((base + line_start, words[0][5:].decode(errors="replace")))
+                at = piece.find(b"data_", line_end)
+    if not marks:
+        raise FormatError("is no STAR file: it has no line that begins with data_", file=path)
+    ends = [start for start, _ in marks[1:]] + [identity[0]]
+    return StarFile(
+        path,
+        tuple(
+            Block(name, path, start, end, identity)
+            for (start, name), end in zip(marks, ends, strict=True)
+        ),
+    )
+
+
+def as_objects(strings: pa.ChunkedArray) -> np.ndarray:
+    """Strings as str objects [n]; equal ones are one object, so a million rows of few names are cheap."""
+    if not len(strings):
+        return np.empty(0, object)
+    encoded = strings.combine_chunks().dictionary_encode()
+    known = np.array([*encoded.dictionary.to_pylist(), None], dtype=object)[:-1]
+    return known[encoded.indices.to_numpy()]
+
+
+def _open(path: Path) -> FileIO:
+    try:
+        return path.open("rb", buffering=0)
+    except FileNotFoundError:
+        raise FormatError("there is no such file", file=path) from None
+    except OSError as error:
+        raise FormatError(f"cannot be read: {error.strerror}", file=path) from error
+
+
+def _identity(file: FileIO) -> tuple[int, int]:
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
+
+
+def _read(file: FileIO, start: int, end: int) -> bytes:
+    file.seek(start)
+    parts = []
+    while start < end and (part := file.read(end - start)):
+        parts.append(part)
+        start += len(part)
+    return b"".join(parts)
+
+
+def _pieces(file: FileIO, start: int, end: int, path: Path) -> Iterator[tuple[int, bytes]]:
+    """The bytes from ``start`` to ``end`` in portions of whole lines, each with its offset."""
+    rest = b""
+    while start < end:
+        piece = _read(file, start, min(end, start + _PIECE))
+        start += len(piece)
+        if not piece:
+            raise FormatError("ended while it was being read", file=path)
+        cut = len(piece) if start >= end else piece.rfind(b"\n") + 1
+        whole = rest + piece[:cut]
+        if whole and cut:
+            yield start - len(piece) - len(rest), whole
+            rest = piece[cut:]
+        else:
+            rest += piece
+        if len(rest) > _LONGEST_LINE:
+            raise FormatError("is no STAR file: it has no line ends", file=path)
+
+
+def _lines(file: FileIO, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """Lines with their offsets, reading a little at a time: a table's head is short."""
+    rest = b""
+    at = start
+    while at < end:
+        text = _read(file, at, min(end, at + 16384))
+        at += len(text)
+        lines = (rest + text).split(b"\n")
+        rest = lines.pop() if at < end and text else b""
+        for line in lines:
+            yield start, line
+            start += len(line) + 1
+        if not text:
+            return
+
+
+def _portions(starts: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Ranges of rows that span some megabytes of the file each."""
+    first = 0
+    while first < len(starts):
+        last = int(np.searchsorted(starts + lengths, starts[first] + _PIECE, side="right"))
+        last = max(last, first + 1)
+        yield first, last
+        first = last
+
+
+def _split(line: bytes) -> list[bytes]:
+    """The fields of a line; quotes around one are dropped, and may hold blanks."""
+    if b"'" not in line and b'"' not in line:
+        return line.split()
+    return [single or double or plain for single, double, plain in _FIELD.findall(line)]
+
+
+def _first_field(text: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Where the first field of each line begins, or the line's end if it has none."""
+    first = starts.copy()
+    blank = np.flatnonzero(first < ends)
+    while (blank := blank[text[first[blank]] <= _SPACE]).size:
+        first[blank] += 1
+        blank = blank[first[blank] < ends[blank]]
+    return first
+
+
+def _compact(
+    piece: bytes, starts: np.ndarray, lengths: np.ndarray, indents: np.ndarray
+) -> np.ndarray | None:
+    """Rows with one blank between fields and one LF between rows, or None where a field is quoted."""
+    text = np.frombuffer(piece, np.uint8)
+    ends = starts + lengths
+    between = np.flatnonzero(starts[1:] != ends[:-1] + 1)
+    if between.size:  # comments between rows
+        text = text.copy()
+        for row in between.tolist():
+            text[ends[row] : starts[row + 1]] = _SPACE
+    field = text > _SPACE
+    begins = field.copy()
+    begins[1:] &= ~field[:-1]
+    if (
+        any(quote in piece for quote in _QUOTES)
+        and (begins & ((text == _QUOTES[0]) | (text == _QUOTES[1]))).any()
+    ):
+        return None
+    text = np.maximum(text, _SPACE)
+    text[(starts + indents)[1:] - 1] = _NEWLINE
+    field[:-1] |= begins[1:]
+    field[: indents[0]] = False
+    return text[field]
+
+
+def _floats(values: pa.Array) -> np.ndarray:
+    if pa.types.is_string(values.type):
+        return np.array([_float(text) for text in values.to_pylist()])
+    return values.to_numpy(zero_copy_only=False)
+
+
+def _float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
