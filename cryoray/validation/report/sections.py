@@ -1,0 +1,444 @@
+"""The sections of a report, each made from numbers by one function; the caller picks and orders them."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any, ClassVar
+
+import numpy as np
+from markupsafe import Markup
+from pydantic import BaseModel
+
+from cryoray.records import MEMBERS
+from cryoray.validation import accuracy
+from cryoray.validation.report import plots, tiles
+
+#: Bins of a view that a plot shows; the table in metrics.json has them all.
+MOST_BINS = 30
+
+#: Programs whose versions a reader may need to repeat the run.
+PROGRAMS = ("cryoray", "torch", "ray", "numpy", "prefect")
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """The few numbers a reader came for: (value, what it is), large."""
+
+    numbers: tuple[tuple[str, str], ...]
+    block: ClassVar[str] = "headline"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Names and values, one pair a line; those with a title stand side by side."""
+
+    pairs: tuple[tuple[str, str], ...]
+    title: str = ""
+    code: bool = False
+    block: ClassVar[str] = "facts"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows under column heads; the first column is text, the others are numbers unless ``text``.
+
+    A ``narrow`` one may stand beside a figure.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str
+    text: tuple[int, ...] = ()
+    narrow: bool = False
+    block: ClassVar[str] = "table"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A plot; ``alt`` says in words what it shows to those who cannot see it."""
+
+    svg: Markup
+    alt: str
+    caption: str
+    wide: bool = False
+    block: ClassVar[str] = "figure"
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """The confusion of labels and forced decisions."""
+
+    confusion: accuracy.Confusion
+    block: ClassVar[str] = "cells"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Strip:
+    """Images in one row of a gallery.
+
+    Attributes:
+        title: what they have in common.
+        tone: ``keep``, ``discard`` or ``review``: the colour of their frames.
+        images: float [n, H, W].
+        scores: float [n].
+        names: what each is called in its source.
+        note: a sentence under the title.
+    """
+
+    title: str
+    tone: str
+    images: np.ndarray
+    scores: np.ndarray
+    names: Sequence[str]
+    note: str = ""
+    block: ClassVar[str] = "strip"
+
+    @property
+    def tiles(self) -> list[tuple[str, str, str]]:
+        """(address, score, name) of each image."""
+        addresses = tiles.data_uris(self.images)
+        shown = [f"{score:.2f}" for score in self.scores]
+        return list(zip(addresses, shown, map(str, self.names), strict=True))
+
+
+Block = Headline | Facts | Table | Figure | Cells | Strip
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Section:
+    """A heading, a paragraph, and what is under it."""
+
+    title: str
+    blocks: Sequence[Block]
+    lead: str = ""
+
+    @property
+    def anchor(self) -> str:
+        """Where a link finds it."""
+        return "-".join("".join(c if c.isalnum() else " " for c in self.title.lower()).split())
+
+
+def percent(value: object, digits: int = 2) -> str:
+    """``0.0312`` as ``3.12 %``; a dash where there is no number."""
+    return f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%" if isinstance(value, int | float) else "–"
+
+
+def summary_section(
+    lead: str,
+    went_in: Mapping[str, object],
+    came_out: Mapping[str, object],
+    numbers: Mapping[str, str] | None = None,
+) -> Section:
+    """The head of a page: what this is, the few numbers that matter, what went in and what came out.
+
+    Args:
+        lead: one or two sentences.
+        went_in: name to value.
+        came_out: name to value, the files among them.
+        numbers: what it is, to the value as it shall be shown.
+    """
+    blocks: list[Block] = []
+    if numbers:
+        blocks.append(Headline(tuple((value, name) for name, value in numbers.items())))
+    for title, facts in (("Went in", went_in), ("Came out", came_out)):
+        blocks.append(Facts(tuple((name, str(value)) for name, value in facts.items()), title))
+    return Section("Summary", blocks, lead)
+
+
+def result_section(metrics: Mapping[str, Any], lead: str = "") -> Section:
+    """The result table, with the spread over groups.
+
+    Args:
+        metrics: of `metrics.json`.
+        lead: how the numbers came about: what was held out, what was left out.
+    """
+    named = {
+        "accuracy": ("Accuracy", "forced decision equals the label"),
+        "false_negative_rate": ("False-negative rate", "of the good images, lost"),
+        "false_negative_rate_by_particles": ("… by particles", "of the good particles, lost"),
+        "false_positive_rate": ("False-positive rate", "of the bad images, let through"),
+        "review_fraction": ("Review", "a person is asked to look"),
+        "accuracy_without_review": (
+            "Accuracy without review",
+            "where the ensemble does not abstain",
+        ),
+    }
+    rows = [
+        (title, percent(metrics[name]), *_spread(metrics, name, percent), meaning)
+        for name, (title, meaning) in named.items()
+        if name in metrics
+    ]
+    for name, title, meaning in (
+        ("auroc", "AUROC", "a good image outscores a bad one"),
+        ("ece", "Calibration error", "ECE: by how much a score is off"),
+        ("threshold", "Threshold", "keep at this score or above"),
+    ):
+        rows.append((title, _decimal(metrics[name]), *_spread(metrics, name, _decimal), meaning))
+    groups = metrics["spread"]["accuracy"]["groups"]
+    caption = (
+        f"Over {metrics['n']:,} images. Deviation, least and most: over {groups} group"
+        f"{'' if groups == 1 else 's'}, each counted once. Error rates are of the forced decision,"
+        " review included."
+    )
+    heads = ("", "all images", "st. dev.", "least", "most", "meaning")
+    return Section("Result", [Table(heads, tuple(rows), caption, text=(5,))], lead)
+
+
+def curves_section(training: Mapping[str, Any]) -> Section:
+    """Loss and held-out accuracy over epochs for the three members, from training.json."""
+    rows: Sequence[Mapping[str, Any]] = training["curves"]
+    drawn = (
+        ("loss", "training loss", "Loss on the images each member trains on (its filtered set)"),
+        ("val_loss", "held-out loss", "Loss on the fold that was held out"),
+        ("val_accuracy", "held-out accuracy", "Accuracy on the fold that was held out"),
+    )
+    blocks: list[Block] = []
+    for quantity, label, caption in drawn:
+        values = [row[quantity] for row in rows if row.get(quantity) is not None]
+        if values:
+            svg = plots.curves(rows, quantity, label, f"curve-{quantity}")
+            alt = f"{label} of d1, d2 and d3 over epochs, {values[0]:.3f} to {values[-1]:.3f}"
+            blocks.append(Figure(svg, alt, f"{caption}: the mean over its fits, each fit faint."))
+    table = []
+    for member in MEMBERS:
+        mine = [row for row in rows if row["member"] == member]
+        if mine:
+            fits = len({row.get("fold") for row in mine})
+            epochs = max(int(row["epoch"]) for row in mine) - min(int(row["epoch"]) for row in mine)
+            speed = [row["images_per_second"] for row in mine if row.get("images_per_second")]
+            pace = f"{np.median(speed):,.0f}" if speed else "–"
+            table.append((member, str(fits), str(epochs + 1), pace))
+    if table:
+        heads = ("member", "fits", "epochs", "images/s")
+        caption = "Fits: one for each cross-fitting fold and the final one."
+        blocks.append(Table(heads, tuple(table), caption, narrow=True))
+    lead = (
+        "d1 learns from the images as they come, d2 from a mixture of which d1 gets half wrong, d3 from"
+        " those on which d1 and d2 disagree. So d2 and d3 face harder images, and their curves lie worse."
+    )
+    return Section("Training", blocks, lead)
+
+
+def bound_section(bound: Mapping[str, float | None], enough_wrong: str = "") -> Section:
+    """Each member's error on its own distribution, the bound of boosting, and the vote's real error.
+
+    Args:
+        bound: `d1`, `d2`, `d3`, `worst`, `limit` and `vote` from training.json.
+        enough_wrong: a sentence where boosting had little to work with.
+    """
+    where = (
+        "the training distribution",
+        "what d1 gets half wrong",
+        "what d1 and d2 disagree about",
+    )
+    rows = [
+        (member, percent(bound.get(member)), place)
+        for member, place in zip(MEMBERS, where, strict=True)
+    ]
+    rows.append(("bound 3e² − 2e³", percent(bound.get("limit")), "with e the worst of the three"))
+    rows.append(("vote, measured", percent(bound.get("vote")), "the training distribution"))
+    vote, limit = bound.get("vote"), bound.get("limit")
+    verdict = ""
+    if vote is not None and limit is not None:
+        verdict = (
+            "The vote is within the bound."
+            if vote <= limit
+            else "The vote is worse than the bound: a member's error, measured on few images, is"
+            " not its true one, or the mixtures shifted between the fits."
+        )
+    lead = (
+        "If each member errs at most e on the distribution it was trained for, the vote of three errs at"
+        f" most 3e² − 2e³ on the original one (Schapire 1990). {verdict} {enough_wrong}"
+    )
+    caption = "All errors are on images that the member was not trained on."
+    heads = ("", "error", "measured on")
+    return Section(
+        "Members and vote", [Table(heads, tuple(rows), caption, text=(2,))], lead.strip()
+    )
+
+
+def roc_section(
+    labels: np.ndarray,
+    score: np.ndarray,
+    threshold: float | np.ndarray,
+    bound: float | None = None,
+) -> Section:
+    """ROC, and the same curve as the trade between what is lost and what is let through.
+
+    Args:
+        labels: bool [n], True is keep.
+        score: float [n].
+        threshold: the ensemble's own, or float [n], one for each image.
+        bound: the false-negative rate that must not be exceeded.
+    """
+    area = accuracy.auroc(labels, score)
+    first = Figure(
+        plots.roc(labels, score, threshold, "roc"),
+        f"ROC curve, area {area:.4f}, with the operating point",
+        "ROC. The dot is the threshold that the ensemble brought along; it was not chosen on these images.",
+    )
+    second = Figure(
+        plots.trade(labels, score, threshold, bound, "trade"),
+        "Good images lost against bad images let through, logarithmic axes",
+        "The same curve where it matters: what a stricter threshold would cost, and a laxer one let in.",
+    )
+    return Section("Good against bad", [first, second])
+
+
+def calibration_section(
+    labels: np.ndarray,
+    score: np.ndarray,
+    threshold: float | None,
+    review: tuple[float, float] | None,
+) -> Section:
+    """Reliability diagram with the ECE, and the histogram of scores.
+
+    Args:
+        labels: bool [n], True is keep.
+        score: float [n].
+        threshold: drawn into the histogram; None where folds have several.
+        review: (low, high), likewise.
+    """
+    ece = accuracy.reliability(labels, score).ece
+    first = Figure(
+        plots.reliability(labels, score, "reliability"),
+        f"Reliability diagram, expected calibration error {ece:.3f}",
+        "Of images with this score, how many are good? On the diagonal the score is a true probability."
+        f" {accuracy.BINS} bins; the area of a dot is its share of images; bars are 95 % intervals.",
+    )
+    return Section("Calibration", [first, _histogram(score, labels, threshold, review)])
+
+
+def scores_section(
+    score: np.ndarray, threshold: float | None, review: tuple[float, float] | None
+) -> Section:
+    """The histogram of scores where there are no labels."""
+    return Section("Scores", [_histogram(score, None, threshold, review)])
+
+
+def confusion_section(
+    labels: np.ndarray, score: np.ndarray, threshold: float | np.ndarray
+) -> Section:
+    """Labels against forced decisions, counted."""
+    return Section("Confusion", [Cells(accuracy.confusion(labels, score, threshold))])
+
+
+def views_section(by_view: Mapping[str, Any], bound: float | None = None) -> Section:
+    """Where good images are lost: the false-negative rate in each group and in each other view.
+
+    Args:
+        by_view: of `metrics.json`.
+        bound: the false-negative rate that must not be exceeded.
+    """
+    blocks: list[Block] = []
+    for view, bins in by_view.items():
+        if view == "worst" or not bins:
+            continue
+        worst_first = sorted(bins.items(), key=lambda item: -item[1]["false_negative_rate"])
+        shown = worst_first[:MOST_BINS]
+        svg = plots.rates(
+            [name for name, _ in shown],
+            np.array([entry["false_negative_rate"] for _, entry in shown]),
+            np.array([entry["keeps"] for _, entry in shown]),
+            bound,
+            f"view-{len(blocks)}",
+        )
+        which = f"the {len(shown)} worst of {len(bins)}" if len(shown) < len(bins) else "all"
+        alt = f"False-negative rate by {view}; worst {shown[0][0]}"
+        blocks.append(
+            Figure(svg, alt, f"By {view}, {which}, worst on top; 95 % intervals.", wide=True)
+        )
+    lead = ""
+    if "worst" in by_view:
+        worst = by_view["worst"]
+        lead = (
+            f"A mean can hide a view that is lost. The worst here is {worst['view']} {worst['bin']}:"
+            f" {percent(worst['false_negative_rate'])} of its {worst['keeps']:,} good images."
+        )
+    return Section("Where good images are lost", blocks, lead)
+
+
+def gallery_section(strips: Sequence[Strip], title: str = "Gallery", lead: str = "") -> Section:
+    """Images with their scores, a strip for each verdict or kind of error."""
+    return Section(title, list(strips), lead)
+
+
+def table_section(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    caption: str = "",
+    lead: str = "",
+) -> Section:
+    """Any table: the first column is text, the others are numbers."""
+    return Section(title, [Table(tuple(columns), tuple(map(tuple, rows)), caption)], lead)
+
+
+def provenance_section(
+    command: str,
+    settings: Sequence[BaseModel],
+    digests: Mapping[str, str] | None = None,
+) -> Section:
+    """How to get this again: command, versions, digests, and every setting that was in force.
+
+    Args:
+        command: as a person would type it.
+        settings: the sections of settings in force; what is kept from ``repr`` (tokens) stays out.
+        digests: of what went in and came out.
+    """
+    versions = [f"Python {platform.python_version()}"]
+    for program in PROGRAMS:
+        try:
+            versions.append(f"{program} {metadata.version(program)}")
+        except metadata.PackageNotFoundError:  # a machine with torch alone has no ray
+            continue
+    pairs = [
+        ("command", command),
+        ("made", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),
+        ("machine", f"{platform.system()} {platform.machine()}"),
+        ("versions", ", ".join(versions)),
+        *(digests or {}).items(),
+    ]
+    flat = [pair for model in settings for pair in _flat(model)]
+    return Section("How this was made", [Facts(tuple(pairs)), Facts(tuple(flat), code=True)])
+
+
+def _spread(metrics: Mapping[str, Any], name: str, show: Any) -> tuple[str, str, str]:
+    spread = metrics["spread"].get(name, {})
+    std, least, most = (show(spread.get(key)) for key in ("std", "min", "max"))
+    return std, least, most
+
+
+def _decimal(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, int | float) else "–"
+
+
+def _histogram(
+    score: np.ndarray,
+    labels: np.ndarray | None,
+    threshold: float | None,
+    review: tuple[float, float] | None,
+) -> Figure:
+    band = ""
+    if review is not None and review[1] > review[0]:
+        band = f" Between {review[0]:.3f} and {review[1]:.3f} a person is asked to look."
+    return Figure(
+        plots.scores(score, labels, threshold, review, "scores"),
+        "Histogram of scores, logarithmic counts",
+        f"Scores of {len(score):,} images.{band}",
+    )
+
+
+def _flat(model: BaseModel, prefix: str = "") -> list[tuple[str, str]]:
+    pairs = []
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        if isinstance(value, BaseModel):
+            pairs += _flat(value, f"{prefix}{name}.")
+        elif field.repr:
+            pairs.append((f"{prefix}{name}", "–" if value is None else str(value)))
+    return pairs
