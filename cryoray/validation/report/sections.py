@@ -239,7 +239,7 @@ def bound_section(bound: Mapping[str, float | None], enough_wrong: str = "") -> 
         (member, percent(bound.get(member)), place)
         for member, place in zip(MEMBERS, where, strict=True)
     ]
-    rows.append(("bound 3e² − 2e³", percent(bound.get("limit")), "with e the worst of the three"))
+    rows.append(("bound 3e² − 2e³", percent(bound.get("limit")), "with e the worst of the three"))
     rows.append(("vote, measured", percent(bound.get("vote")), "the training distribution"))
     vote, limit = bound.get("vote"), bound.get("limit")
     verdict = ""
@@ -252,7 +252,7 @@ def bound_section(bound: Mapping[str, float | None], enough_wrong: str = "") -> 
         )
     lead = (
         "If each member errs at most e on the distribution it was trained for, the vote of three errs at"
-        f" most 3e² − 2e³ on the original one (Schapire 1990). {verdict} {enough_wrong}"
+        f" most 3e² − 2e³ on the original one (Schapire 1990). {verdict} {enough_wrong}"
     )
     caption = "All errors are on images that the member was not trained on."
     heads = ("", "error", "measured on")
