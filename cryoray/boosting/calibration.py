@@ -33,6 +33,7 @@ def fit_platt(logits: np.ndarray, labels: np.ndarray, iterations: int = 50) -> P
     Args:
         logits: float [n].
         labels: bool [n], True for keep.
+        iterations: of Newton's method, at most.
 
     Returns:
         The sigmoid. Its slope is kept positive: a member that ranks worse than chance on these images

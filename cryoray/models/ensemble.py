@@ -168,8 +168,7 @@ class Ensemble:
         """
         path.mkdir(parents=True, exist_ok=True)
         for name, network in zip(MEMBERS, self.networks, strict=True):
-            state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-            _replace(path / f"{name}.safetensors", lambda part, state=state: save_file(state, part))
+            save_weights(path / f"{name}.safetensors", network.state_dict())
         manifest = self.manifest.model_copy(update={"digest": _digest(path, self.manifest)})
         _replace(path / "card.md", lambda part: part.write_text(card, encoding="utf-8"))
         _replace(
@@ -243,12 +242,25 @@ class Ensemble:
             )
 
 
+def _first_line(error: ValidationError | UnicodeDecodeError) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return str(error)
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+
+
 def _digest(path: Path, manifest: Manifest) -> str:
     """SHA-256 over the manifest without its digest and over the three weight files."""
     digest = hashlib.sha256(manifest.model_copy(update={"digest": ""}).model_dump_json().encode())
     for name in MEMBERS:
         digest.update((path / f"{name}.safetensors").read_bytes())
     return digest.hexdigest()
+
+
+def save_weights(path: Path, state: Mapping[str, torch.Tensor]) -> None:
+    """Write a network's weights as safetensors, by a temporary name."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    _replace(path, lambda part: save_file(plain, part))
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
