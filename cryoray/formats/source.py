@@ -33,7 +33,6 @@ _TABLES: Mapping[Kind, tuple[str, ...]] = {
 _STACK_SUFFIXES = (".mrcs", ".mrc", ".st")
 _SELECTION = re.compile(r"_selected\.star$|^backup_selection\.star$")
 _ITERATION = re.compile(r"_it(\d+)(?=_)")
-_IMAGE_NAME = r"^(?:(?P<number>\d{1,15})@)?(?P<stack>.+?)(?::mrcs?)?$"
 #: More absent images than this are a header that lies, not a stack that was cut short.
 _MOST_ABSENT = 1_000_000
 
@@ -182,17 +181,30 @@ def split_names(names: pa.ChunkedArray) -> tuple[np.ndarray, list[str], np.ndarr
         int32 [n], the index of each row's stack among them, -1 likewise. A name without ``N@`` is a
         file's first image, if it is an MRC file's.
     """
-    parts = pc.extract_regex(names.combine_chunks(), _IMAGE_NAME)
-    number, stack = parts.field("number"), parts.field("stack")
-    bare = pc.equal(number, "")
-    alone = pc.and_(bare, pc.match_substring_regex(stack, r"^[^@]+\.mrcs?$"))
-    usable = pc.fill_null(pc.or_(pc.invert(bare), alone), False)
-    number = pc.if_else(usable, pc.if_else(bare, "1", number), None)
-    frame = pc.fill_null(pc.cast(number, pa.int64()), 0).to_numpy() - 1
-    encoded = pc.if_else(usable, stack, None).dictionary_encode()
-    index = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int32)
-    index[frame < 0] = -1
-    return frame, encoded.dictionary.to_pylist(), index
+    frames, indices = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
+    place: dict[str, int] = {}
+    for chunk in names.chunks:
+        parts = pc.split_pattern(chunk, "@", max_splits=1)
+        first = parts.offsets[:-1]
+        before = parts.values.take(first)
+        two = pc.equal(pc.list_value_length(parts), 2)
+        after = parts.values.take(pc.if_else(two, pc.add(first, 1), None))
+        digits = pc.and_(pc.ascii_is_decimal(before), pc.less(pc.utf8_length(before), 16))
+        counted = pc.and_(two, digits)
+        is_mrc = pc.or_(pc.ends_with(before, ".mrc"), pc.ends_with(before, ".mrcs"))
+        alone = pc.and_(pc.invert(two), is_mrc)
+        number = pc.if_else(counted, before, pc.if_else(alone, "1", "0"))
+        frame = pc.cast(number, pa.int64()).to_numpy() - 1
+        stack = pc.if_else(pa.array(frame >= 0), pc.if_else(counted, after, before), None)
+        encoded = stack.dictionary_encode()
+        known = [
+            place.setdefault(re.sub(r":mrcs?$", "", name), len(place))
+            for name in encoded.dictionary.to_pylist()
+        ]
+        at = encoded.indices.fill_null(len(known)).to_numpy()
+        frames.append(frame)
+        indices.append(np.array([*known, -1], np.int32)[at])
+    return np.concatenate(frames), list(place), np.concatenate(indices)
 
 
 def _check_readable(path: Path) -> None:
@@ -278,7 +290,7 @@ def _from_star(path: Path, kind: Kind) -> Source:
     frame, names, stack = split_names(columns.strings[image_column])
     stacks, index = _unique(_resolve(names, path.parent))
     stack = np.where(stack < 0, -1, index[stack]) if len(index) else stack
-    images = np.array(columns.strings[image_column].to_pylist(), dtype=object)
+    images = as_objects(columns.strings[image_column])
     problems = {
         int(row): f"{images[row]!r} names no image, which would read 000001@stack.mrcs"
         if images[row]

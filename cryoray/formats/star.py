@@ -24,7 +24,7 @@ from pyarrow import csv
 from cryoray.errors import FormatError
 from cryoray.formats.files import impostor
 
-_PIECE = 8 << 20  # bytes worked on at a time
+_PIECE = 2 << 20  # bytes worked on at a time
 _LONGEST_LINE = 64 << 20
 _FIELD = re.compile(rb"""'([^']*)'(?!\S)|"([^"]*)"(?!\S)|(\S+)""")
 _MISSING = [
@@ -156,7 +156,7 @@ class Block:
         """
         starts, lengths = self._rows.starts[rows], self._rows.lengths[rows]
         with self._open() as file:
-            for first, last in _portions(starts, lengths):
+            for first, last in _portions(starts):
                 base = int(starts[first])
                 text = _read(file, base, int(starts[last - 1]) + int(lengths[last - 1]))
                 begins = (starts[first:last] - base).tolist()
@@ -253,7 +253,7 @@ class Block:
             return
         starts, lengths, indents = self._rows
         with self._open() as file:
-            for first, last in _portions(starts, lengths):
+            for first, last in _portions(starts):
                 base = int(starts[first])
                 piece = _read(file, base, int(starts[last - 1]) + int(lengths[last - 1]))
                 try:
@@ -397,11 +397,18 @@ def parse(path: Path) -> StarFile:
 
 def as_objects(strings: pa.ChunkedArray) -> np.ndarray:
     """Strings as str objects [n]; equal ones are one object, so a million rows of few names are cheap."""
-    if not len(strings):
-        return np.empty(0, object)
-    encoded = strings.combine_chunks().dictionary_encode()
-    known = np.array([*encoded.dictionary.to_pylist(), None], dtype=object)[:-1]
-    return known[encoded.indices.to_numpy()]
+    objects = np.empty(len(strings), object)
+    seen: dict[str, str] = {}
+    done = 0
+    for chunk in strings.chunks:
+        encoded = chunk.dictionary_encode()
+        texts = encoded.dictionary.to_pylist()
+        if len(texts) < len(chunk) // 2:
+            texts = [seen.setdefault(text, text) for text in texts]
+        known = np.array([*texts, None], dtype=object)
+        objects[done : done + len(chunk)] = known[encoded.indices.to_numpy()]
+        done += len(chunk)
+    return objects
 
 
 def _open(path: Path) -> FileIO:
@@ -462,12 +469,11 @@ def _lines(file: FileIO, start: int, end: int) -> Iterator[tuple[int, bytes]]:
             return
 
 
-def _portions(starts: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[int, int]]:
+def _portions(starts: np.ndarray) -> Iterator[tuple[int, int]]:
     """Ranges of rows that span some megabytes of the file each."""
     first = 0
     while first < len(starts):
-        last = int(np.searchsorted(starts + lengths, starts[first] + _PIECE, side="right"))
-        last = max(last, first + 1)
+        last = int(np.searchsorted(starts, starts[first] + _PIECE))
         yield first, last
         first = last
 
