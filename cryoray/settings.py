@@ -147,6 +147,7 @@ class ClassifySettings(Section):
 
     ensemble: str | None = Field(None, description="folder, or name in the registry")
     kind: Kind | None = Field(None, description="None: the ensemble's")
+    gpus: float = Field(0, ge=0, description="GPUs of each judge")
     range_mib: int = Field(64, ge=1)
     max_quarantined: Fraction = 0.01
 
@@ -166,7 +167,7 @@ class ServeSettings(Section):
     max_rows: int = Field(100_000, ge=1, description="rows in one request")
     max_upload_mib: int = Field(512, ge=1)
     max_queued: int = Field(64, ge=1, description="requests in flight before 429")
-    max_quarantined: Fraction = 0.01
+    gpus: float = Field(0, ge=0, description="GPUs of each judge")
 
 
 class Settings(BaseSettings):
