@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
@@ -52,7 +52,7 @@ class Telling:
         percent = 100.0 * now.done / now.total if now.total else 0.0
         known, told = self._artifacts.get(now.stage, (None, 0.0))
         if known is None:
-            made = create_progress_artifact(percent, key=key(now.stage), description=now.stage)
+            made = cast("UUID", create_progress_artifact(percent, key(now.stage), now.stage))
             self._artifacts[now.stage] = (made, time.monotonic())
         elif percent >= 100.0 or time.monotonic() - told >= _EVERY:
             update_progress_artifact(known, percent)

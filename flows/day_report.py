@@ -1,0 +1,144 @@
+"""The page about a facility's day, and what it needs to know of the new collection."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from cryoray.cli.inspect import look_at
+from cryoray.formats.source import Source, open_source
+from cryoray.models.ensemble import Manifest
+from cryoray.settings import load
+from cryoray.validation import report
+
+#: Images in each strip of the gallery.
+_SHOWN = 24
+
+
+@task(cache_policy=NO_CACHE, task_run_name="report on {out}")
+def write_report(
+    out: Path,
+    new: Path,
+    ensemble: Path,
+    held_out: dict[str, Any],
+    live: dict[str, Any],
+    speed: float,
+    overrides: dict[str, Any],
+) -> Path:
+    """One page: what went in and came out, how training went, how good it is, how the images look."""
+    source, manifest, settings = open_source(new), manifest_of(ensemble), load(**overrides)
+    training = json.loads((ensemble / "training.json").read_text())
+    labels, score = _predictions(out / "evaluation")
+    keep, kind = truth(source)
+    table = judged(source, out / "verdicts")
+    told = keep[table["row"].to_numpy()] >= 0
+    good = keep[table["row"].to_numpy()] == 1
+    live_score = table["score"].to_numpy()
+    bound = settings.train.operating_point.bound
+    sections = [
+        report.summary_section(
+            "An ensemble learned from past projects, and judged a new collection stack by stack while it"
+            " was recorded.",
+            {
+                "past groups, trained on": len(manifest.training_groups),
+                "past groups, held out": held_out["spread"]["accuracy"]["groups"],
+                "new collection": f"{len(source):,} images",
+            },
+            {"ensemble": ensemble, "verdicts": out / "verdicts", "digest": manifest.digest[:12]},
+            {
+                "accuracy": report.percent(live["accuracy"]),
+                "good images lost": report.percent(live["false_negative_rate"]),
+                "images per second": f"{speed:,.0f}",
+            },
+        ),
+        report.result_section(
+            live, "The new collection, as the service judged it, against the truth."
+        ),
+        report.confusion_section(good[told], live_score[told], manifest.threshold),
+        *_by_kind(kind[table["row"].to_numpy()], live_score >= manifest.threshold),
+        report.gallery_section(
+            list(_strips(source, table, manifest)),
+            "The new collection",
+            "As the networks saw it: windowed, rescaled, normalised.",
+        ),
+        report.views_section(live["by_view"], bound),
+        report.curves_section(training),
+        report.bound_section(training["bound"]),
+        report.roc_section(labels, score, manifest.threshold, bound),
+        report.calibration_section(labels, score, manifest.threshold, manifest.review),
+        report.provenance_section(shlex.join(["python", "-m", *sys.argv]), [settings.train]),
+    ]
+    return report.render(out / "report.html", "A facility's day", sections)
+
+
+def truth(source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """What the images of a collection are, as its ``truth.csv`` says.
+
+    Returns:
+        int8 [n], 1 keep, 0 discard, -1 not said; and str objects [n], the kind of image, '' where not said.
+    """
+    with (source.path.parent / "truth.csv").open(newline="") as file:
+        said = {(line["stack"], int(line["index"])): line for line in csv.DictReader(file)}
+    keep, kind = np.full(len(source), -1, np.int8), np.full(len(source), "", object)
+    for row, image in enumerate(source.images):
+        index, _, stack = image.partition("@")
+        if line := said.get((stack, int(index))):
+            keep[row], kind[row] = int(line["keep"]), line.get("kind", "")
+    return keep, kind
+
+
+def judged(source: Source, verdicts: Path) -> pa.Table:
+    """The verdicts with the collection's row of each."""
+    table = pq.read_table(verdicts / "verdicts.parquet")
+    place = {image: row for row, image in enumerate(source.images)}
+    return table.append_column(
+        "row", pa.array([place[image] for image in table["image"].to_pylist()])
+    )
+
+
+def manifest_of(ensemble: Path) -> Manifest:
+    """What the ensemble says of itself."""
+    return Manifest.model_validate_json((ensemble / "ensemble.json").read_text())
+
+
+def _predictions(evaluation: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Label (bool) and score (float) of each image of the groups held out."""
+    table = pq.read_table(evaluation / "predictions.parquet", columns=["label", "score"])
+    return table["label"].to_numpy(), table["score"].to_numpy()
+
+
+def _by_kind(kind: np.ndarray, kept: np.ndarray) -> Iterator[report.Section]:
+    """What the ensemble makes of each kind of image that was simulated."""
+    names, counts = np.unique(kind[kind != ""].astype(str), return_counts=True)
+    if len(names):
+        rows = [
+            (name, f"{count:,}", report.percent(float(kept[kind == name].mean()), 1))
+            for name, count in zip(names.tolist(), counts.tolist(), strict=True)
+        ]
+        yield report.table_section("By kind", ("kind", "images", "kept"), rows)
+
+
+def _strips(source: Source, table: pa.Table, manifest: Manifest) -> Iterator[report.Strip]:
+    """Some kept, discarded and review images, spread evenly over the collection."""
+    verdict = np.array(table["verdict"].to_pylist())
+    rows, score = table["row"].to_numpy(), table["score"].to_numpy()
+    for tone, title in (("keep", "Kept"), ("discard", "Discarded"), ("review", "For review")):
+        those = np.flatnonzero(verdict == tone)
+        if len(those):
+            some = those[np.unique(np.linspace(0, len(those) - 1, _SHOWN).astype(int))]
+            found, images = look_at(source, rows[some], manifest.preparation)
+            place = np.searchsorted(rows, found)
+            yield report.Strip(
+                title, tone, images, score[place], source.images[found], f"{len(those):,} images"
+            )

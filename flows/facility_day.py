@@ -1,0 +1,285 @@
+"""A day at a facility: learn from past projects, then judge a new collection while it is recorded.
+
+``python -m flows.facility_day --out demo`` is what ``make demo`` runs.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import typer
+from prefect import flow, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from pydantic import BaseModel, ConfigDict, Field
+from rich.table import Table
+
+from cryoray import serving, simulation
+from cryoray.cli import common
+from cryoray.errors import InputError
+from cryoray.formats.selection import find_selection, read_selection
+from cryoray.formats.source import Source, find_sources, open_source
+from cryoray.formats.verdicts import write_verdicts
+from cryoray.protocol.client import Client
+from cryoray.protocol.messages import JudgeAnswer
+from cryoray.records import VERDICTS_SCHEMA
+from cryoray.settings import FitSettings, load
+from cryoray.validation import accuracy
+from flows.day_report import judged, manifest_of, truth, write_report
+from flows.evaluate import evaluate, numbers
+from flows.ingest import ingest
+from flows.microscope import record, write_star
+from flows.telling import Telling
+from flows.train import train
+
+
+class Day(BaseModel):
+    """How large a day is: what fits into ten minutes on two cores."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    past: int = Field(5, ge=4, description="projects from which people selected")
+    images: int = Field(900, ge=10, description="images in each, and in the new collection")
+    epochs: int = Field(12, ge=1, description="of each network")
+    hold_out: float = Field(
+        0.2, gt=0, lt=1, description="share of past groups for evaluation alone"
+    )
+    seed: int = 1
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Settings of the training, over the defaults."""
+        return {
+            "train": {
+                "fit": {"epochs": self.epochs},
+                "hold_out": str(self.hold_out),
+                "seed": self.seed,
+            }
+        }
+
+
+@flow(name="facility-day", flow_run_name="facility day in {out}")
+def facility_day(out: Path, source: Path | None = None, day: Day | None = None) -> dict[str, Any]:
+    """Learn from past projects, judge a new collection stack by stack, and say how well it went.
+
+    Args:
+        out: folder of everything that is made.
+        source: particles with a selection, of which some groups are kept aside to be the new
+            collection; without, past projects and a new collection are simulated.
+        day: how large it is.
+
+    Returns:
+        the numbers of the groups held out and of the new collection, and where the files are.
+    """
+    day = day or Day()
+    past = source or simulate(out / "past", day.past, day.images, day.seed)
+    prepared = ingest([past], out / "set")
+    ensemble = train([prepared], out / "ensemble", day.training)
+    held_out = evaluate(ensemble, prepared, out / "evaluation")
+    if source is None:
+        new = simulate(out / "new", 1, day.images, day.seed + 1)
+    else:
+        new = set_aside(source, out / "evaluation", out / "new")
+    verdicts, speed = collect(new, ensemble, out)
+    live = compare(new, verdicts, ensemble)
+    page = write_report(out, new, ensemble, held_out, live, speed, day.training)
+    return {
+        "held_out": held_out,
+        "live": live,
+        "images_per_second": speed,
+        "ensemble": ensemble,
+        "verdicts": verdicts,
+        "report": page,
+    }
+
+
+@task(cache_policy=NO_CACHE, task_run_name="simulate {out}")
+def simulate(out: Path, projects: int, images: int, seed: int) -> Path:
+    """Call ``cryoray.simulation.simulate``."""
+    settings = load(simulate={"projects": projects, "images": images, "seed": seed})
+    with Telling("source") as told:
+        simulation.simulate(out, settings, on_progress=told.progress, on_event=told.event)
+    return out
+
+
+@task(cache_policy=NO_CACHE, task_run_name="set aside what {evaluation} judged")
+def set_aside(source: Path, evaluation: Path, out: Path) -> Path:
+    """Make a collection of the images that evaluation judged: the ensemble has not seen their groups."""
+    judged = set(pq.read_table(evaluation / "predictions.parquet")["image"].to_pylist())
+    (found,) = find_sources(source)
+    opened = open_source(found)
+    rows = np.flatnonzero([image in judged for image in opened.images])
+    stacks = [os.path.relpath(opened.stacks[index], out) for index in opened.stack[rows]]
+    names = [
+        f"{frame + 1:06d}@{stack}"
+        for frame, stack in zip(opened.frame[rows].tolist(), stacks, strict=True)
+    ]
+    write_star(out / "particles.star", opened, rows, names)
+    selection = find_selection(found)
+    if selection is None:
+        raise InputError("has no selection beside it", file=found, remedy="add a labels.csv")
+    with (out / "truth.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("stack", "index", "keep"))
+        labels = read_selection(selection, opened)[rows].tolist()
+        table.writerows(
+            (stack, frame + 1, label)
+            for stack, frame, label in zip(stacks, opened.frame[rows].tolist(), labels, strict=True)
+            if label >= 0
+        )
+    return out
+
+
+@flow(name="collect", flow_run_name="collect {new}")
+def collect(new: Path, ensemble: Path, out: Path) -> tuple[Path, float]:
+    """Judge each stack as the microscope writes it; returns the verdicts and the images per second."""
+    live = out / "live"
+    source = open_source(new)
+    answers, seconds = [], 0.0
+    with _service(ensemble, live) as client:
+        for stack, rows in record(source, live):
+            began = time.monotonic()
+            answers.append((judge_stack(client, stack), rows))
+            seconds += time.monotonic() - began
+    return merge(answers, source, out / "verdicts"), len(source) / seconds
+
+
+@contextmanager
+def _service(ensemble: Path, live: Path) -> Iterator[Client]:
+    """The service with this ensemble, for sources in ``live``, and a client that may use it."""
+    token = secrets.token_urlsafe(32)
+    settings = load(
+        serve={"ensembles": [str(ensemble)], "roots": [live], "port": 0, "token": token}
+    )
+    service = serving.start(settings)
+    try:
+        with Client(service.url, token) as client:
+            yield client
+    finally:
+        service.stop()
+
+
+@task(cache_policy=NO_CACHE, task_run_name="judge {stack}")
+def judge_stack(client: Client, stack: Path) -> Path:
+    """Have a stack judged, and keep the answer beside it."""
+    answer = stack.with_suffix(".json")
+    answer.write_text(client.judge(stack).model_dump_json())
+    return answer
+
+
+def merge(answers: list[tuple[Path, np.ndarray]], source: Source, out: Path) -> Path:
+    """Put the answers for all stacks together as verdicts of the collection, its rows in order.
+
+    Args:
+        answers: what the service said of each stack, and int64 [k], the collection's rows in it.
+        source: the collection.
+        out: folder of the verdicts.
+    """
+    judged, quarantined = [], []
+    for file, rows in answers:
+        answer = JudgeAnswer.model_validate_json(file.read_text())
+        for one in answer.verdicts:
+            row = int(rows[one.row])
+            judged.append({**one.model_dump(), "row": row, "image": source.images[row]})
+        quarantined += [(int(rows[one.row]), one.reason) for one in answer.quarantined]
+    judged.sort(key=lambda one: one["row"])
+    schema = VERDICTS_SCHEMA.append(pa.field("row", pa.int64()))
+    books = write_verdicts(out, source, pa.Table.from_pylist(judged, schema), sorted(quarantined))
+    common.out.print(f"new collection: {books}")
+    return out
+
+
+@task(cache_policy=NO_CACHE, task_run_name="compare {verdicts} with the truth")
+def compare(new: Path, verdicts: Path, ensemble: Path) -> dict[str, Any]:
+    """The numbers of the new collection, kept as a table artifact too."""
+    source = open_source(new)
+    keep, _ = truth(source)
+    table = judged(source, verdicts)
+    rows = table["row"].to_numpy()
+    rows, told = rows[keep[rows] >= 0], keep[rows] >= 0
+    live = accuracy.metrics(
+        keep[rows] == 1,
+        table["score"].to_numpy()[told],
+        threshold=manifest_of(ensemble).threshold,
+        review=np.array(table["verdict"].to_pylist())[told] == "review",
+        groups=source.micrograph[rows],
+    )
+    create_table_artifact(numbers(live), key="metrics-live", description=str(new))
+    return live
+
+
+def quiet() -> None:
+    """Keep Prefect's own log off this terminal, where bars and tables tell the same; its server has it."""
+    for handler in logging.getLogger().handlers:
+        handler.setLevel(logging.CRITICAL)
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder of everything that is made.")] = Path("demo"),
+    source: Annotated[
+        Path | None, typer.Option(help="Particles with a selection; without, the day is simulated.")
+    ] = None,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks and Prefect's log.")
+    ] = False,
+) -> None:
+    """Run a facility's day: learn from past projects, then judge a new collection as it is recorded."""
+    with common.complaints(debug=debug):
+        if not debug:
+            quiet()
+        out, day, began = out.absolute(), Day(), time.monotonic()
+        made = facility_day(_emptied(out), source and source.absolute(), day)
+        common.out.print(_summary(made))
+        common.out.print(
+            f"{(time.monotonic() - began) / 60:.1f} minutes; each network trained {day.epochs} epochs,"
+            f" where the default is {FitSettings().epochs}. See everything in {made['report']}"
+        )
+
+
+def _emptied(out: Path) -> Path:
+    """The folder without what an earlier day left there, which is all that may be in it.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    mine = {"past", "new", "set", "ensemble", "evaluation", "live", "verdicts", "report.html"}
+    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if foreign := sorted(there - mine):
+        raise InputError(
+            f"holds {foreign[0]}, which no demo made", file=out, remedy="give another OUT"
+        )
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    return out
+
+
+def _summary(made: dict[str, Any]) -> Table:
+    """What a person came for, for the groups held out and for the new collection."""
+    shown = Table(
+        "", "past, held out", "new, judged live", title="A facility's day", title_justify="left"
+    )
+    names = ("n", "accuracy", "false_negative_rate", "auroc", "review_fraction")
+    for name, title in zip(
+        names, ("images", "accuracy", "good images lost", "AUROC", "review"), strict=True
+    ):
+        shown.add_row(title, *(common.text(made[which][name]) for which in ("held_out", "live")))
+    shown.add_row("images per second", "", f"{made['images_per_second']:,.0f}")
+    for name in ("ensemble", "verdicts", "report"):
+        shown.add_row(name, "", str(made[name]))
+    return shown
+
+
+if __name__ == "__main__":
+    typer.run(main)

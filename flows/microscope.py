@@ -1,0 +1,81 @@
+"""A microscope that records a collection again: stack after stack, each with its rows of the STAR file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cryoray.formats.files import replacing
+from cryoray.formats.mrc import StackWriter, read_frames, read_header
+from cryoray.formats.source import IMAGE_COLUMNS, Source, image_table
+from cryoray.formats.star import parse
+
+
+def record(source: Source, live: Path) -> Iterator[tuple[Path, np.ndarray]]:
+    """Write the collection into ``live``, one stack for each micrograph (for each stack, where unknown).
+
+    The STAR file ``STEM_extract.star`` is there before ``STEM.mrcs`` is; either appears whole.
+
+    Args:
+        source: the collection, whose images can all be read.
+        live: folder to write into.
+
+    Yields:
+        the stack, and int64 [k], the source's row of each image in it.
+    """
+    for number, rows in enumerate(_exposures(source), start=1):
+        stem = f"exposure_{number:04d}"
+        stack = live / f"{stem}.mrcs"
+        names = [f"{frame:06d}@{stack.name}" for frame in range(1, len(rows) + 1)]
+        write_star(live / f"{stem}_extract.star", source, rows, names)
+        headers = {index: read_header(source.stacks[index]) for index in set(source.stack[rows])}
+        first = headers[source.stack[rows[0]]]
+        with StackWriter(
+            stack,
+            first.height,
+            first.width,
+            "float16" if first.dtype.endswith("f2") else "float32",
+            first.pixel_size or float(source.pixel_size[rows[0]]),
+        ) as writer:
+            for index, frame in zip(source.stack[rows], source.frame[rows], strict=True):
+                writer.append(read_frames(headers[index], np.array([frame])))
+        yield stack, rows
+
+
+def write_star(path: Path, source: Source, rows: np.ndarray, names: Sequence[str]) -> None:
+    """Write some rows of a source under other image names, with its optics table.
+
+    Args:
+        path: the STAR file to write.
+        source: where the rows are; a bare stack's rows have names alone.
+        rows: int64 [k], 0-based.
+        names: of the images, ``000001@stack.mrcs``.
+    """
+    column = IMAGE_COLUMNS[source.kind]
+    with replacing(path) as partial, partial.open("wb") as file:
+        if not source.is_star:
+            lines = ["data_particles", "", "loop_", f"_{column} #1", *names, ""]
+            file.write("\n".join(lines).encode())
+            return
+        star = parse(source.path)
+        table = image_table(star, source.kind)
+        if "optics" in star:
+            star["optics"].copy(file)
+            file.write(b"\n")
+        table.copy_head(file)
+        place = table.columns.index(column)
+        for row, name in zip(rows.tolist(), names, strict=True):
+            fields = table.fields(row)
+            fields[place] = name
+            quoted = (f'"{field}"' if " " in field or not field else field for field in fields)
+            file.write(" ".join(quoted).encode() + b"\n")
+
+
+def _exposures(source: Source) -> Iterator[np.ndarray]:
+    """The rows of each micrograph, in the order in which micrographs are first mentioned."""
+    names = np.where(source.micrograph == "", source.stack.astype(str), source.micrograph)
+    _, first, which = np.unique(names.astype(str), return_index=True, return_inverse=True)
+    for group in np.argsort(first):
+        yield np.flatnonzero(which == group)
