@@ -144,13 +144,8 @@ class Show:
 
     def event(self, happened: Event) -> None:
         """Print one dim line above the bars."""
-        self._bars.console.print(
-            f"[dim]{happened.name}[/]", _plain(happened.data), style="dim", soft_wrap=True
-        )
-
-
-def _plain(data: Mapping[str, object]) -> str:
-    return " ".join(f"{key}={value}" for key, value in data.items())
+        data = " ".join(f"{key}={value}" for key, value in happened.data.items())
+        self._bars.console.print(escape(f"{happened.name} {data}"), style="dim", soft_wrap=True)
 
 
 def table(title: str, rows: Mapping[str, object]) -> Table:
@@ -159,7 +154,7 @@ def table(title: str, rows: Mapping[str, object]) -> Table:
     made.add_column(style="bold")
     made.add_column(overflow="fold")
     for name, value in rows.items():
-        made.add_row(name, text(value))
+        made.add_row(escape(name), escape(text(value)))
     return made
 
 

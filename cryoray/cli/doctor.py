@@ -62,9 +62,10 @@ def examine(settings: Settings) -> Iterator[Finding]:
         ("temporary files", Path(tempfile.gettempdir())),
     ):
         yield _writable(name, folder)
-    service = Path(os.environ.get("CRYORAY_TOKEN_FILE", "~/.config/cryoray/token")).expanduser()
+    from cryoray.protocol.token import token_file
+
     ray = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
-    yield _token("token of the service", service)
+    yield _token("token of the service", token_file())
     yield _token("token of Ray", ray)
 
 

@@ -71,10 +71,24 @@ def ingest(
         _show_plan(sources, settings)
         return
     from cryoray import ingest as verb
+    from cryoray.preparation.prepared import PreparedSet
+    from cryoray.records import Books
 
     with common.Show() as show:
         made = verb.ingest(sources, out, settings, on_progress=show.progress, on_event=show.event)
-    print(made)
+    prepared = PreparedSet.open(made)
+    counts = prepared.counts
+    common.finish(
+        "Prepared",
+        {
+            "images": prepared.n,
+            "kept": counts["kept"],
+            "discarded": counts["discarded"],
+            "projects": [part["project"] for part in prepared.parts],
+            "folder": made,
+        },
+        Books(counts["rows"], counts["images"], counts["quarantined"]),
+    )
 
 
 def _show_plan(paths: list[Path], settings: Settings) -> None:
@@ -89,7 +103,7 @@ def _show_plan(paths: list[Path], settings: Settings) -> None:
         title_justify="left",
     )
     rows = good = 0
-    for found in (source for path in paths for source in find_sources(path)):
+    for found in (source for path in paths for source in find_sources(path, settings.ingest.kind)):
         planned = plan(
             open_source(found, settings.ingest.kind),
             settings.ingest.preparation,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,8 +14,9 @@ from cryoray.cli import common
 if TYPE_CHECKING:
     import numpy as np
 
-    from cryoray.preparation.plan import Plan
+    from cryoray.formats.source import Source
     from cryoray.records import Kind
+    from cryoray.settings import PreparationSettings
 
 #: Images side by side on a contact sheet, and the white pixels between kept, discarded, unlabelled.
 _COLUMNS = 16
@@ -47,19 +47,14 @@ def inspect(
 
 
 def _inspect_set(path: Path, sheet: Path | None, images: int) -> None:
-    import numpy as np
-    import pyarrow.parquet as pq
-
     from cryoray.preparation.prepared import PreparedSet
     from cryoray.records import Books
 
     prepared = PreparedSet.open(path)
-    quarantined = pq.read_metadata(path / "quarantine.parquet").num_rows
     common.out.print(_features(prepared.features, prepared.feature_matrix(prepared.features)))
     if sheet is not None:
-        _write_sheet(
-            sheet, [prepared.images(np.array(rows)) for rows in _samples(prepared.labels, images)]
-        )
+        _write_sheet(sheet, [prepared.images(rows) for rows in _samples(prepared.labels, images)])
+    counts = prepared.counts
     common.finish(
         f"Prepared set {path}",
         {
@@ -72,7 +67,7 @@ def _inspect_set(path: Path, sheet: Path | None, images: int) -> None:
             "box, px": prepared.settings.box,
             "digest": prepared.digest,
         },
-        Books(prepared.n + quarantined, prepared.n, quarantined),
+        Books(counts["rows"], counts["images"], counts["quarantined"]),
     )
 
 
@@ -83,29 +78,30 @@ def _inspect_sources(
 
     from cryoray.formats.selection import find_selection, read_selection
     from cryoray.formats.source import find_sources, open_source
-    from cryoray.preparation.features import feature_names, particle_features
     from cryoray.preparation.plan import plan
     from cryoray.records import Books
 
     chosen = common.settings(ctx, ingest={"kind": kind}).ingest
-    sampled: list[np.ndarray] = []
-    for found in find_sources(path):
+    for found in find_sources(path, chosen.kind):
         source = open_source(found, chosen.kind)
         selection = find_selection(found)
         labels = (
-            np.full(len(source), -1, np.int8)
-            if selection is None
-            else read_selection(selection, source)
+            np.full(len(source), -1) if selection is None else read_selection(selection, source)
         )
         planned = plan(source, chosen.preparation, chosen.range_mib)
-        known = feature_names(source.kind)
-        common.out.print(_features(known, particle_features(source, known)))
-        if sheet is not None and not sampled:
-            sampled = [
-                _prepared(planned, rows, chosen.preparation) for rows in _samples(labels, images)
+        features = [
+            np.empty((0, len(planned.features))),
+            *(part.features for part in planned.ranges),
+        ]
+        common.out.print(_features(planned.features, np.concatenate(features)))
+        if sheet is not None:
+            parts = [
+                look_at(source, rows, chosen.preparation)[1] for rows in _samples(labels, images)
             ]
-            _write_sheet(sheet, sampled)
+            _write_sheet(sheet, parts)
+            sheet = None  # of the first source alone
         bad = len(planned.quarantined)
+        reasons = Counter(reason for _, reason in planned.quarantined).most_common(5)
         common.finish(
             f"Source {found}",
             {
@@ -116,19 +112,36 @@ def _inspect_sources(
                 "selection": selection,
                 "stacks": len(source.stacks),
                 "micrographs": len({name for name in source.micrograph if name}),
-                "pixel size, Å": _spread(source.pixel_size),
-                "protein in it": "dark"
-                if any(part.invert for part in planned.ranges)
-                else "bright",
-                **{
-                    f"unusable: {reason}": count
-                    for reason, count in Counter(
-                        reason for _, reason in planned.quarantined
-                    ).most_common(5)
-                },
+                "pixel size, Å": _spread(planned.pixel_size),
+                "protein in it": "dark" if planned.invert else "bright",
+                **{f"unusable: {reason}": count for reason, count in reasons},
             },
             Books(len(source), len(source) - bad, bad),
         )
+
+
+def look_at(
+    source: Source, rows: np.ndarray, settings: PreparationSettings
+) -> tuple[np.ndarray, np.ndarray]:
+    """Some rows of a source as the network would see them.
+
+    Args:
+        source: where they are.
+        rows: int64, 0-based.
+        settings: how to prepare them.
+
+    Returns:
+        the rows that could be read, int64 [n] in another order, and float32 [n, box, box].
+    """
+    import numpy as np
+
+    from cryoray.preparation.plan import plan
+    from cryoray.preparation.prepare import prepare_range
+
+    seen = [prepare_range(part, settings) for part in plan(source, settings, 64, rows=rows).ranges]
+    if not seen:
+        return np.empty(0, np.int64), np.empty((0, settings.box, settings.box), np.float32)
+    return np.concatenate([one.rows for one in seen]), np.concatenate([one.images for one in seen])
 
 
 def _counts(labels: np.ndarray) -> dict[str, int]:
@@ -174,27 +187,6 @@ def _samples(labels: np.ndarray, count: int) -> list[np.ndarray]:
         for rows in found
         if len(rows)
     ]
-
-
-def _prepared(planned: Plan, rows: np.ndarray, settings: object) -> np.ndarray:
-    """These source rows as the network would see them: float32 [n, box, box]."""
-    import numpy as np
-
-    from cryoray.preparation.prepare import prepare_range
-
-    made = []
-    for part in planned.ranges:
-        hit = np.isin(part.rows, rows)
-        if hit.any():
-            thin = replace(
-                part,
-                frames=part.frames[hit],
-                rows=part.rows[hit],
-                pixel_size=part.pixel_size[hit],
-                features=part.features[hit],
-            )
-            made.append(prepare_range(thin, settings).images)
-    return np.concatenate(made) if made else np.empty((0, 1, 1), np.float32)
 
 
 def _write_sheet(path: Path, parts: list[np.ndarray]) -> None:

@@ -1,0 +1,203 @@
+"""The command line says in one sentence what is wrong, with the exit code of the contracts."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import typer
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from cryoray.cli import common, doctor
+from cryoray.cli.main import app
+from cryoray.errors import FormatError, InternalError
+from cryoray.records import Event, Progress
+from cryoray.settings import load
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(autouse=True)
+def consoles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Consoles as wide as the sentences, on the streams that the runner has."""
+    monkeypatch.setattr(common, "out", Console(width=200, highlight=False))
+    monkeypatch.setattr(common, "err", Console(stderr=True, width=200, highlight=False))
+
+
+def test_help_names_every_verb() -> None:
+    shown = run("--help").stdout
+    for verb in (
+        "simulate",
+        "ingest",
+        "inspect",
+        "train",
+        "evaluate",
+        "classify",
+        "serve",
+        "doctor",
+    ):
+        assert verb in shown
+
+
+def test_version() -> None:
+    assert run("--version").stdout.startswith("cryoray 0.1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("inspect", "nowhere"), "nowhere"),
+        (("ingest", "nowhere", "--out", "set", "--plan"), "there is no such file or folder"),
+        (("classify", "nowhere", "--out", "verdicts", "--ensemble", "none"), "none"),
+        (("evaluate", "none", "set", "--out", "numbers"), "there is no such ensemble"),
+        (("--settings", "nothing.toml", "doctor"), "there is no such settings file"),
+        (
+            ("train", "set", "--out", "e", "--epochs", "0"),
+            "train.fit.epochs: input should be greater",
+        ),
+        (("simulate", "out", "--images", "-1"), "simulate.images"),
+    ],
+)
+def test_what_cannot_be_used_is_said_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], sentence: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run(*arguments)
+    assert done.exit_code == 2, done.output
+    assert sentence in done.stderr
+    assert done.stderr.strip().count("\n") == 0
+    assert done.stderr.strip().endswith(".")
+    assert "Traceback" not in done.output
+
+
+def test_a_kind_that_is_not_there_yet_is_refused() -> None:
+    done = run("inspect", ".", "--kind", "class3d")
+    assert done.exit_code == 2
+    assert "class3d" in done.stderr
+
+
+def complain(error: Exception, *, debug: bool = False) -> int:
+    with pytest.raises(typer.Exit) as left, common.complaints(debug=debug):
+        raise error
+    return left.value.exit_code
+
+
+def test_a_bug_is_our_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    assert complain(ZeroDivisionError("by zero")) == 1
+    assert "our fault" in capsys.readouterr().err
+    assert complain(InternalError("the books do not balance")) == 1
+    assert "our fault" in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback() -> None:
+    with pytest.raises(ZeroDivisionError), common.complaints(debug=True):
+        raise ZeroDivisionError
+
+
+def test_an_error_of_a_ray_worker_reads_as_if_it_happened_here(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    wrapped = RuntimeError("task failed")
+    wrapped.__cause__ = FormatError("is no MRC file", file="a.mrcs", remedy="copy it again")
+    assert complain(wrapped) == 2
+    assert capsys.readouterr().err.strip() == "a.mrcs: is no MRC file; copy it again."
+
+
+def test_a_full_disk_is_not_our_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    assert complain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "set")) == 2
+    assert "No space left" in capsys.readouterr().err
+
+
+def test_file_names_in_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    complain(FormatError("is no MRC file", file="a[red]b.mrcs"))
+    assert "a[red]b.mrcs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (None, None),
+        ([], None),
+        (["none"], ()),
+        (["defocus,phase_shift"], ("defocus", "phase_shift")),
+        (["defocus", "phase_shift, astigmatism"], ("defocus", "phase_shift", "astigmatism")),
+    ],
+)
+def test_names_are_repeated_or_comma_separated(
+    given: list[str] | None, meant: tuple[str, ...] | None
+) -> None:
+    assert common.names(given) == meant
+
+
+def test_what_is_not_given_overrides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "s.toml"
+    file.write_text("[train]\nworkers = 3\n[train.fit]\nepochs = 7\nbatch = 32\n")
+    monkeypatch.setenv("CRYORAY_TRAIN__FIT__BATCH", "16")
+    context = typer.Context(typer.main.get_command(app), obj=common.Given(file))
+    made = common.settings(context, train={"workers": None, "features": (), "fit": {"epochs": 2}})
+    assert (made.train.workers, made.train.fit.epochs, made.train.fit.batch) == (3, 2, 16)
+    assert made.train.features == ()
+
+
+def test_bars_follow_the_stages(capsys: pytest.CaptureFixture[str]) -> None:
+    with common.Show() as show:
+        show.progress(Progress("read", 10, None))
+        show.progress(Progress("read", 40, 40))
+        show.progress(Progress("judge", 3, 9, "stacks", note="half way"))
+        show.event(Event("set.written", {"rows": 40, "path": "a[b]"}))
+    shown = capsys.readouterr().err
+    assert "40/40 rows" in shown
+    assert "3/9" in shown
+    assert "half way" in shown
+    assert "set.written" in shown
+    assert "a[b]" in shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (12345, "12,345"),
+        (0.123456, "0.1235"),
+        (float("nan"), "–"),
+        (None, "–"),
+        (True, "yes"),
+        ((1, 2000), "1, 2,000"),
+        ([], "–"),
+    ],
+)
+def test_values_as_people_read_them(value: object, shown: str) -> None:
+    assert common.text(value) == shown
+
+
+def test_doctor_names_a_remedy_for_what_it_does_not_like(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("secret")
+    token.chmod(0o644)
+    monkeypatch.setenv("CRYORAY_TOKEN_FILE", str(token))
+    found = {one.name: one for one in doctor.examine(load())}
+    assert found["token of the service"].state == "bad"
+    assert found["token of the service"].remedy == f"chmod 600 {token}"
+    token.chmod(0o600)
+    found = {one.name: one for one in doctor.examine(load())}
+    assert found["token of the service"].state == "good"
+    assert all(one.remedy for one in found.values() if one.state != "good")
+    assert {"torch", "ray", "prefect", "cores", "memory", "/dev/shm", "GPU"} <= found.keys()
+
+
+def test_doctor_exits_2_where_something_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CRYORAY_REGISTRY", "/proc/nowhere")
+    monkeypatch.setenv("CRYORAY_TOKEN_FILE", str(tmp_path / "none"))
+    done = run("doctor")
+    assert done.exit_code == 2
+    assert "/proc" in done.stdout
