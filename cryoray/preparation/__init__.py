@@ -1,0 +1,1 @@
+"""Source rows to network input, and the prepared set on disk."""

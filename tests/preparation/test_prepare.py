@@ -1,0 +1,113 @@
+"""Preparation: each image by itself, and a reason for each that cannot be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cryoray.preparation.plan import plan
+from cryoray.preparation.prepare import prepare_images, prepare_range, window_sides
+from cryoray.settings import PreparationSettings
+
+from .sources import particles, write_source
+
+SETTINGS = PreparationSettings(box=32)
+
+
+def unknown(n: int) -> np.ndarray:
+    return np.full(n, np.nan, np.float32)
+
+
+def test_a_row_does_not_depend_on_its_neighbours_in_the_batch() -> None:
+    images = particles(70)
+    images[::3] *= 100
+    together, _ = prepare_images(images, unknown(70), False, SETTINGS)
+    alone = [prepare_images(images[i : i + 1], unknown(1), False, SETTINGS)[0] for i in range(70)]
+    np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-6)
+
+
+def test_bad_images_get_a_reason_and_leave_the_others_alone() -> None:
+    images = particles(6)
+    clean, none = prepare_images(images, unknown(6), False, SETTINGS)
+    assert none == {}
+    images[0, 3, 4:6] = np.nan
+    images[2] = 7
+    images[3, 0, 0] = np.inf
+    images[4] *= 1e30
+    prepared, reasons = prepare_images(images, unknown(6), False, SETTINGS)
+    assert reasons[0] == "2 of 1,600 pixels are NaN or infinite"
+    assert reasons[2] == "all pixels are 7"
+    assert reasons[3] == "1 of 1,600 pixels are NaN or infinite"
+    assert reasons[4].startswith("pixels run from -")
+    assert sorted(reasons) == [0, 2, 3, 4]
+    np.testing.assert_allclose(prepared[[1, 5]], clean[[1, 5]], atol=1e-6)
+    assert not prepared[list(reasons)].any()
+
+
+def test_dark_protein_is_made_bright() -> None:
+    bright, _ = prepare_images(particles(3), unknown(3), False, SETTINGS)
+    dark, _ = prepare_images(-particles(3), unknown(3), True, SETTINGS)
+    np.testing.assert_allclose(bright, dark, atol=1e-6)
+
+
+def test_grey_scale_and_offset_do_not_matter_and_outliers_are_cut() -> None:
+    images = particles(3)
+    images[0, 20, 20] = 500
+    a, _ = prepare_images(images, unknown(3), False, SETTINGS)
+    b, _ = prepare_images(images * 3 + 40, unknown(3), False, SETTINGS)
+    np.testing.assert_allclose(a, b, atol=1e-3)
+    assert np.abs(a).max() == SETTINGS.clip
+
+
+def test_a_particle_fills_the_same_part_of_the_box_at_any_pixel_size() -> None:
+    settings = PreparationSettings(box=32, diameter=48)
+    fine, _ = prepare_images(particles(300, 96), np.full(300, 1.0), False, settings)
+    coarse, _ = prepare_images(particles(300, 48), np.full(300, 2.0), False, settings)
+    assert np.corrcoef(fine.mean(0).ravel(), coarse.mean(0).ravel())[0, 1] > 0.9
+    mixed = np.array([1.0, np.nan, 2.0, 0.01], np.float32)
+    assert window_sides((96, 100), mixed, settings).tolist() == [72, 96, 36, 96]
+
+
+def test_rows_of_different_pixel_size_in_one_stack_are_windowed_each_by_its_own() -> None:
+    settings = PreparationSettings(box=32, diameter=40)
+    images, sizes = particles(4, 60), np.array([1.2, 2.0, 1.2, np.nan], np.float32)
+    together, _ = prepare_images(images, sizes, False, settings)
+    for i in range(4):
+        alone, _ = prepare_images(images[i : i + 1], sizes[i : i + 1], False, settings)
+        np.testing.assert_allclose(together[i], alone[0], atol=1e-6)
+
+
+def test_a_stack_that_changes_after_planning_quarantines_the_whole_range(
+    tmp_path: Path,
+) -> None:
+    source = write_source(tmp_path, [particles(5)])
+    (only,) = plan(source, SETTINGS, 64).ranges
+    source.stacks[0].write_bytes(source.stacks[0].read_bytes()[:-100])
+    prepared = prepare_range(only, SETTINGS)
+    assert len(prepared.images) == len(prepared.rows) == len(prepared.features) == 0
+    assert [row for row, _ in prepared.quarantined] == list(range(5))
+    assert "a.mrcs: changed" in prepared.quarantined[0][1]
+
+
+def test_reasons_of_a_range_name_the_source_s_row_and_the_stack_s_image(
+    tmp_path: Path,
+) -> None:
+    bad = particles(3)
+    bad[1] = 0
+    source = write_source(tmp_path, [particles(3), bad])  # rows alternate: a1 b1 a2 b2 a3 b3
+    _, b = plan(source, SETTINGS, 64).ranges
+    prepared = prepare_range(b, SETTINGS)
+    assert prepared.quarantined == ((3, "b.mrcs, image 2: all pixels are 0"),)
+    assert prepared.rows.tolist() == [1, 5]
+    assert prepared.features.shape == (2, b.features.shape[1])
+
+
+@pytest.mark.parametrize("images", [particles(40, 56)[:, 8:48], particles(40, 41)])
+def test_odd_and_oblong_images_are_prepared_from_their_middle(images: np.ndarray) -> None:
+    prepared, reasons = prepare_images(images, unknown(40), False, SETTINGS)
+    assert not reasons
+    mean = prepared.mean(0)
+    assert np.unravel_index(mean.argmax(), mean.shape)[0] in (15, 16, 17)
+    assert mean[14:19, 14:19].mean() > 5 * np.abs(mean[:6]).mean()
