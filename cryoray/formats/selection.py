@@ -1,0 +1,329 @@
+"""What a person kept and discarded, as other programs and people write it, matched to a source's rows.
+
+Read are RELION's Select job folder, a ``particles.star`` that is a subset, ``class_averages.star``,
+``backup_selection.star`` (one row per class: 0 discards; other numbers are the GUI's colours or 1), and
+a CSV with ``index`` (1-based), ``label`` or ``selected``, and ``stack`` where there are several. A
+selection of classes labels particles by their class number.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import csv
+
+from cryoray.errors import FormatError, SelectionError
+from cryoray.formats import mrc
+from cryoray.formats.source import IMAGE_COLUMNS, Source, split_names
+from cryoray.formats.star import Block, parse
+
+_WORDS = {
+    **dict.fromkeys(("1", "1.0", "true", "yes", "keep", "kept", "selected"), 1),
+    **dict.fromkeys(("0", "0.0", "false", "no", "discard", "discarded", "excluded"), 0),
+    **dict.fromkeys(("", "-1", "nan", "none", "null"), -1),
+}
+_FRAME_BITS = 40
+
+
+def find_selection(path: Path) -> Path | None:
+    """The selection that lies beside a source, if one does.
+
+    That is ``NAME_selected.star`` of ``NAME.star``, ``labels.csv``, another ``*_selected.star`` if it
+    is the only one, or, beside a model of classes, ``backup_selection.star``.
+    """
+    folder = path if path.is_dir() else path.parent
+    own = folder / f"{path.stem}_selected.star"
+    if path.is_file() and own.is_file():
+        return own
+    if (folder / "labels.csv").is_file():
+        return folder / "labels.csv"
+    selected = sorted(folder.glob("*_selected.star"))
+    if len(selected) == 1:
+        return selected[0]
+    backup = folder / "backup_selection.star"
+    return backup if path.name.endswith("_model.star") and backup.is_file() else None
+
+
+def read_selection(path: Path, source: Source) -> np.ndarray:
+    """What a selection says of each row of a source.
+
+    Returns:
+        int8 [n]: 1 keep, 0 discard, -1 no label.
+
+    Raises:
+        SelectionError: it is missing or empty, matches no row, or names an image outside its stack.
+        FormatError: it cannot be read.
+    """
+    path = Path(path).absolute()
+    if path.is_dir():
+        path = _in_folder(path, source)
+    if not path.is_file():
+        raise SelectionError("there is no such selection", file=path)
+    if path.suffix == ".csv":
+        return _from_csv(path, source)
+    if path.suffix == ".star":
+        return _from_star(path, source)
+    raise SelectionError(
+        "is no selection that can be read",
+        file=path,
+        remedy="give a RELION Select job folder, a .star subset, backup_selection.star or a .csv",
+    )
+
+
+def _in_folder(folder: Path, source: Source) -> Path:
+    classes = ("backup_selection.star", "class_averages.star")
+    names = ("particles.star", *classes) if source.kind == "particle" else classes
+    for name in names:
+        if (folder / name).is_file() and (folder / name) != source.path:
+            return folder / name
+    found = find_selection(folder)
+    if found is None:
+        raise SelectionError(
+            f"holds no selection of {'particles' if source.kind == 'particle' else 'classes'}",
+            file=folder,
+            remedy=f"give the Select job folder that has {' or '.join(names)}",
+        )
+    return found
+
+
+def _from_star(path: Path, source: Source) -> np.ndarray:
+    star = parse(path)
+    selected = star.with_column("rlnSelected")
+    if selected is not None:
+        _check_some(path, len(selected))
+        values = selected.numbers("rlnSelected")
+        return _by_class(path, np.where(np.isnan(values), -1, values != 0).astype(np.int8), source)
+    subset = star.with_column(IMAGE_COLUMNS[source.kind])
+    if subset is not None:
+        return _from_subset(path, subset, source)
+    classes = star.with_column(IMAGE_COLUMNS["class2d"])
+    if classes is not None and "rlnClassNumber" in classes.columns:
+        return _from_class_numbers(path, classes, source)
+    raise SelectionError(
+        f"has neither a column {IMAGE_COLUMNS[source.kind]} nor rlnSelected",
+        file=path,
+        remedy="give RELION's particles.star, class_averages.star or backup_selection.star",
+    )
+
+
+def _from_subset(path: Path, subset: Block, source: Source) -> np.ndarray:
+    """Rows that the subset names are kept, all others are discarded."""
+    _check_some(path, len(subset))
+    column = IMAGE_COLUMNS[source.kind]
+    frame, names, stack = split_names(subset.read([column]).strings[column])
+    kept = _keys(_match(names, source, path.parent)[stack], frame)
+    labels = np.isin(_keys(source.stack, source.frame), kept[kept >= 0]).astype(np.int8)
+    labels[source.stack < 0] = -1
+    if not labels.any() or (labels < 1).all():
+        if source.kind == "class2d" and "rlnClassNumber" in subset.columns:
+            return _from_class_numbers(path, subset, source)
+        raise _nothing_matches(path, len(subset), source)
+    return labels
+
+
+def _from_class_numbers(path: Path, classes: Block, source: Source) -> np.ndarray:
+    """Classes that were written anew, into a stack of their own, and kept their number in the model."""
+    _check_some(path, len(classes))
+    numbers = classes.numbers("rlnClassNumber")
+    numbers = numbers[numbers >= 1].astype(np.int64)
+    if source.kind == "class2d":
+        known = len(source)
+    else:
+        known = int(np.nanmax(_class_numbers(path, source), initial=0))
+    selected = np.zeros(max(known, numbers.max(initial=0)), np.int8)
+    selected[numbers - 1] = 1
+    return _by_class(path, selected[:known], source)
+
+
+def _by_class(path: Path, selected: np.ndarray, source: Source) -> np.ndarray:
+    """One value per class to one per row: classes in order, particles by their class number."""
+    if source.kind == "class2d":
+        if len(selected) != len(source):
+            raise SelectionError(
+                f"has {len(selected)} rows, and {source.path} has {len(source)} classes",
+                file=path,
+                remedy="give the selection that was made from these classes",
+            )
+        return selected
+    numbers = _class_numbers(path, source)
+    if np.nanmax(numbers, initial=0) > len(selected):
+        row = int(np.nanargmax(numbers))
+        raise SelectionError(
+            f"has {len(selected)} rows, and row {row + 1} of {source.path} is of class"
+            f" {int(numbers[row])}",
+            file=path,
+            remedy="give the selection that was made from these particles' classes",
+        )
+    labelled = numbers >= 1
+    labels = np.full(len(source), -1, np.int8)
+    labels[labelled] = selected[numbers[labelled].astype(np.int64) - 1]
+    if not labelled.any():
+        raise _nothing_matches(path, len(selected), source)
+    return labels
+
+
+def _class_numbers(path: Path, source: Source) -> np.ndarray:
+    if "rlnClassNumber" not in source.metadata:
+        raise SelectionError(
+            f"selects classes, and the particles of {source.path} have no rlnClassNumber",
+            file=path,
+            remedy="give the *_data.star of the classification as the source",
+        )
+    return source.metadata["rlnClassNumber"]
+
+
+def _from_csv(path: Path, source: Source) -> np.ndarray:
+    try:
+        options = csv.ConvertOptions(strings_can_be_null=False)
+        options.column_types = dict.fromkeys(("index", "label", "selected", "stack"), pa.string())
+        table = csv.read_csv(path, convert_options=options)
+    except pa.ArrowInvalid as error:
+        if not path.stat().st_size:
+            raise _empty(path) from None
+        raise SelectionError(
+            f"is no CSV table: {str(error).splitlines()[0]}",
+            file=path,
+            remedy="the first line names the columns index, label or selected, and stack",
+        ) from error
+    label = next((name for name in ("label", "selected") if name in table.column_names), None)
+    if label is None or "index" not in table.column_names:
+        raise SelectionError(
+            f"has the columns {', '.join(table.column_names)}",
+            file=path,
+            remedy="it needs index (1-based) and label or selected",
+        )
+    _check_some(path, len(table))
+    words = table[label].to_pylist()
+    labels = np.array([_WORDS.get(word.strip().lower(), -2) for word in words], np.int8)
+    _refuse(labels == -2, words, path, f"{label} is %r", "give 1 to keep, 0 to discard")
+    texts = table["index"].to_pylist()
+    index = np.array([int(text) if text.strip().isdecimal() else 0 for text in texts], np.int64)
+    _refuse(index < 1, texts, path, "index is %r", "indices count from 1")
+    if "stack" in table.column_names:
+        encoded = table["stack"].combine_chunks().dictionary_encode()
+        names = encoded.dictionary.to_pylist()
+        stack = _match(names, source, path.parent)[encoded.indices.to_numpy()]
+    elif len(source.stacks) == 1:
+        stack = np.zeros(len(table), np.int32)
+    else:
+        raise SelectionError(
+            f"has no column stack, and {source.path} has {len(source.stacks)} stacks",
+            file=path,
+            remedy="add the column stack with the file name of each row's stack",
+        )
+    return _join(path, source, stack, index - 1, labels)
+
+
+def _join(
+    path: Path, source: Source, stack: np.ndarray, frame: np.ndarray, labels: np.ndarray
+) -> np.ndarray:
+    """Labels of images to labels of rows; an image may be named by several rows."""
+    listed = _keys(stack, frame)
+    order = np.argsort(listed, kind="stable")
+    ordered = listed[order]
+    twice = np.flatnonzero(
+        (np.diff(ordered) == 0) & (np.diff(labels[order]) != 0) & (ordered[1:] >= 0)
+    )
+    if twice.size:
+        row = int(order[twice[0] + 1])
+        raise SelectionError(
+            "labels the same image as a row before it, and differently", file=path, row=row + 1
+        )
+    wanted = _keys(source.stack, source.frame)
+    at = np.searchsorted(ordered, wanted).clip(max=len(ordered) - 1)
+    found = (ordered[at] == wanted) & (wanted >= 0)
+    _check_inside(path, source, stack, frame, np.isin(listed, wanted[found]))
+    if not found.any():
+        raise _nothing_matches(path, len(labels), source)
+    return np.where(found, labels[order][at], -1).astype(np.int8)
+
+
+def _check_inside(
+    path: Path, source: Source, stack: np.ndarray, frame: np.ndarray, matched: np.ndarray
+) -> None:
+    """Refuse a label of an image that its stack does not have; one that no row names is fine."""
+    open_rows = np.flatnonzero(~matched & (stack >= 0))
+    for number in np.unique(stack[open_rows]):
+        rows = open_rows[stack[open_rows] == number]
+        row = int(rows[np.argmax(frame[rows])])
+        file = source.stacks[number]
+        try:
+            held = mrc.promised(mrc.read_header(file))
+        except FormatError:
+            continue  # the plan quarantines its rows, and says why
+        if frame[row] >= held:
+            raise SelectionError(
+                f"index {frame[row] + 1:,} is outside its stack: {file.name} holds {held:,} images",
+                file=path,
+                row=row + 1,
+                remedy="give the labels of this stack",
+            )
+
+
+def _match(names: Sequence[str], source: Source, folder: Path) -> np.ndarray:
+    """The source's stack that each name means: int32 [len(names) + 1], -1 where it is none, or last.
+
+    A name means the stack whose path ends with it. Less would do harm: a micrograph extracted twice
+    has the same file name in two jobs, and other images in it. A name that fits none may still be the
+    same file by another way, through a link.
+    """
+    by_file: dict[str, list[int]] = defaultdict(list)
+    for number, stack in enumerate(source.stacks):
+        by_file[stack.name].append(number)
+    matched = np.full(len(names) + 1, -1, np.int32)
+    real: dict[Path, int] | None = None
+    for at, name in enumerate(names):
+        parts = tuple(part for part in PurePosixPath(name).parts if part != "..")
+        fitting = [
+            number
+            for number in by_file.get(parts[-1] if parts else "", ())
+            if source.stacks[number].parts[-len(parts) :] == parts
+        ]
+        if len(fitting) > 1:
+            raise SelectionError(
+                f"stack {name!r} could be {source.stacks[fitting[0]]} or {source.stacks[fitting[1]]}",
+                file=folder,
+                remedy="give more of its path",
+            )
+        if fitting:
+            matched[at] = fitting[0]
+        elif (folder / name).exists():
+            if real is None:
+                real = {stack.resolve(): number for number, stack in enumerate(source.stacks)}
+            matched[at] = real.get((folder / name).resolve(), -1)
+    return matched
+
+
+def _keys(stack: np.ndarray, frame: np.ndarray) -> np.ndarray:
+    """One int64 for each image of a source, -1 for what is none."""
+    keys = (stack.astype(np.int64) << _FRAME_BITS) | np.minimum(frame, (1 << _FRAME_BITS) - 1)
+    return np.where((stack < 0) | (frame < 0), -1, keys)
+
+
+def _refuse(bad: np.ndarray, words: Sequence[str], path: Path, what: str, remedy: str) -> None:
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise SelectionError(what % words[row], file=path, row=row + 1, remedy=remedy)
+
+
+def _check_some(path: Path, rows: int) -> None:
+    if not rows:
+        raise _empty(path)
+
+
+def _empty(path: Path) -> SelectionError:
+    return SelectionError(
+        "is empty", file=path, remedy="select something, or give another selection"
+    )
+
+
+def _nothing_matches(path: Path, rows: int, source: Source) -> SelectionError:
+    return SelectionError(
+        f"none of its {rows:,} rows is an image of {source.path}",
+        file=path,
+        remedy="give the selection that was made from this source",
+    )
