@@ -345,13 +345,13 @@ class StarFile(Mapping[str, Block]):
         return len(self._by_name)
 
     def with_column(self, *names: str, prefer: Sequence[str] = ()) -> Block | None:
-        """The first table with one of these columns, looked for in the preferred tables first."""
+        """The first loop with one of these columns, looked for in the preferred tables first."""
         likely = [self[name] for name in prefer if name in self]
         return next(
             (
                 block
                 for block in (*likely, *self.blocks)
-                if any(name in block.columns for name in names)
+                if block.is_loop and any(name in block.columns for name in names)
             ),
             None,
         )

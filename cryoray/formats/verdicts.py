@@ -1,0 +1,175 @@
+"""Verdicts on disk: a table of every judged row, and each side of the choice in the source's own format.
+
+Rows of a STAR file are copied byte for byte, in their order, with every other table of the file around
+them, so that nothing a program wrote into it is lost and optics groups keep their numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cryoray.errors import FormatError, InternalError
+from cryoray.formats import mrc
+from cryoray.formats.files import replacing
+from cryoray.formats.source import IMAGE_COLUMNS, Source, image_table
+from cryoray.formats.star import StarFile, as_objects, parse
+from cryoray.records import QUARANTINE_SCHEMA, VERDICTS_SCHEMA, Books, Kind
+
+#: What RELION 3.1 to 5 read; a newer number would stop an older RELION.
+_VERSION = b"\n# version 30001\n\n"
+#: The file of each verdict, and that of the rows without one.
+SIDES = {"keep": "kept", "discard": "discarded", "review": "review", "quarantined": "quarantined"}
+
+
+def write_verdicts(
+    out: Path, source: Source, table: pa.Table, quarantined: Sequence[tuple[int, str]]
+) -> Books:
+    """Write ``verdicts.parquet``, ``quarantine.parquet`` and the four sides as STAR files.
+
+    A side without rows is written too. Tables of classes are written as RELION's Select job writes
+    ``class_averages.star``: one table without a name, since the rest of a model is about classes that
+    are no longer in it. A file of RELION 3.0 or older stays one: with a version of 3.1 above it, RELION
+    would not convert it. Of a bare stack, the STAR file has what the header tells, so neither voltage
+    nor spherical aberration, and absolute paths.
+
+    Args:
+        out: folder, made where it is missing.
+        source: whose rows were judged.
+        table: ``VERDICTS_SCHEMA`` and ``row`` int64, 0-based, in any order.
+        quarantined: 0-based row and reason of each row that has no verdict.
+
+    Returns:
+        the books, not yet checked.
+
+    Raises:
+        InternalError: a row has two fates.
+        FormatError: the source is gone or changed since it was opened.
+    """
+    table = table.sort_by("row")
+    quarantined = sorted(quarantined)
+    rows = table["row"].to_numpy()
+    lost = np.array([row for row, _ in quarantined], np.int64)
+    fates = np.concatenate([rows, lost])
+    if len(np.unique(fates)) != len(fates):
+        raise InternalError(f"a row of {source.path} was judged twice, or judged and quarantined")
+    verdict = as_objects(table["verdict"])
+    sides = {name: rows[verdict == name] for name in SIDES} | {"quarantined": lost}
+    _write_table(
+        out / "verdicts.parquet", table.select(VERDICTS_SCHEMA.names).cast(VERDICTS_SCHEMA)
+    )
+    _write_table(out / "quarantine.parquet", quarantine_table(source, quarantined))
+    star = _reopened(source) if source.is_star else None
+    for name, side in sides.items():
+        with replacing(out / f"{SIDES[name]}.star") as temporary, temporary.open("wb") as file:
+            if star is None:
+                _write_bare(file, source, side)
+            else:
+                _write_side(file, star, source.kind, side)
+    return Books(rows_in=len(source), rows_out=len(rows), quarantined=len(lost))
+
+
+def quarantine_table(source: Source, quarantined: Sequence[tuple[int, str]]) -> pa.Table:
+    """Rows without a verdict, in ``QUARANTINE_SCHEMA``: where a person finds each, counted from 1.
+
+    Args:
+        source: whose rows they are.
+        quarantined: 0-based row and reason.
+    """
+    rows = np.array([row for row, _ in quarantined], np.int64)
+    if source.is_star:
+        files, numbers = [str(source.path)] * len(rows), rows + 1
+    else:
+        files = [str(source.stacks[n]) if n >= 0 else str(source.path) for n in source.stack[rows]]
+        numbers = np.where(source.stack[rows] >= 0, source.frame[rows], 0) + 1
+    return pa.table(
+        {
+            "image": pa.array(source.images[rows], pa.string()),
+            "file": files,
+            "row": numbers,
+            "reason": [reason for _, reason in quarantined],
+        },
+        schema=QUARANTINE_SCHEMA,
+    )
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def _reopened(source: Source) -> StarFile:
+    star = parse(source.path)
+    column = IMAGE_COLUMNS[source.kind]
+    if not np.array_equal(image_table(star, source.kind).column(column), source.images):
+        raise FormatError(
+            "changed while its rows were judged",
+            file=source.path,
+            remedy="wait until it is complete and run again",
+        )
+    return star
+
+
+def _write_side(file: BinaryIO, star: StarFile, kind: Kind, rows: np.ndarray) -> None:
+    images = image_table(star, kind)
+    if kind == "class2d":
+        file.write(b"\n")
+        images.copy_head(file, name="")
+        images.copy_rows(rows, file)
+        file.write(b"\n")
+        return
+    for block in star.blocks:
+        file.write(_VERSION if "optics" in star else b"\n")
+        if block is images:
+            block.copy_head(file)
+            block.copy_rows(rows, file)
+        else:
+            block.copy(file)
+        file.write(b"\n")
+
+
+def _write_bare(file: BinaryIO, source: Source, rows: np.ndarray) -> None:
+    """A STAR file of some images of bare stacks, with an optics group per size of pixel and box."""
+    names = [
+        _quoted(f"{source.frame[row] + 1:06d}@{source.stacks[source.stack[row]]}")
+        if source.stack[row] >= 0
+        else _quoted(str(source.images[row]))
+        for row in rows.tolist()
+    ]
+    column = IMAGE_COLUMNS[source.kind]
+    if source.kind == "class2d":
+        file.write(b"\n" + _loop("", [column], [[name] for name in names]))
+        return
+    groups: dict[tuple[float, int], int] = {}
+    group_of = np.ones(len(source.stacks) + 1, np.int64)
+    for number in np.unique(source.stack[rows[source.stack[rows] >= 0]]).tolist():
+        try:
+            stack = mrc.read_header(source.stacks[number])
+        except FormatError:
+            continue  # its rows are quarantined, and belong to no group in particular
+        optics = (stack.pixel_size or 0.0, stack.width)
+        group_of[number] = groups.setdefault(optics, len(groups) + 1)
+    columns = ["rlnOpticsGroup", "rlnOpticsGroupName", "rlnImageSize", "rlnImageDimensionality"]
+    lines = [[f"{n}", f"opticsGroup{n}", f"{side}", "2"] for (_, side), n in groups.items()]
+    if all(pixel for pixel, _ in groups):
+        columns.append("rlnImagePixelSize")
+        lines = [[*line, f"{pixel:.6f}"] for line, (pixel, _) in zip(lines, groups, strict=True)]
+    file.write(_VERSION + _loop("optics", columns, lines))
+    numbers = group_of[source.stack[rows]].tolist()
+    lines = [[name, f"{number}"] for name, number in zip(names, numbers, strict=True)]
+    file.write(_VERSION + _loop("particles", [column, "rlnOpticsGroup"], lines))
+
+
+def _loop(name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
+    labels = [f"_{label} #{number}" for number, label in enumerate(columns, 1)]
+    lines = [f"data_{name}", "", "loop_", *labels, *(" ".join(row) for row in rows), "", ""]
+    return "\n".join(lines).encode()
+
+
+def _quoted(text: str) -> str:
+    return f"'{text}'" if any(character.isspace() for character in text) else text
