@@ -11,8 +11,6 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -147,28 +145,21 @@ def collect(new: Path, ensemble: Path, out: Path) -> tuple[Path, float]:
     """Judge each stack as the microscope writes it; returns the verdicts and the images per second."""
     live = out / "live"
     source = open_source(new)
+    settings = load(
+        serve={
+            "ensembles": [str(ensemble)],
+            "roots": [live],
+            "port": 0,
+            "token": secrets.token_urlsafe(32),
+        }
+    )
     answers, seconds = [], 0.0
-    with _service(ensemble, live) as client:
+    with serving.start(settings) as service, service.client() as client:
         for stack, rows in record(source, live):
             began = time.monotonic()
             answers.append((judge_stack(client, stack), rows))
             seconds += time.monotonic() - began
     return merge(answers, source, out / "verdicts"), len(source) / seconds
-
-
-@contextmanager
-def _service(ensemble: Path, live: Path) -> Iterator[Client]:
-    """The service with this ensemble, for sources in ``live``, and a client that may use it."""
-    token = secrets.token_urlsafe(32)
-    settings = load(
-        serve={"ensembles": [str(ensemble)], "roots": [live], "port": 0, "token": token}
-    )
-    service = serving.start(settings)
-    try:
-        with Client(service.url, token) as client:
-            yield client
-    finally:
-        service.stop()
 
 
 @task(cache_policy=NO_CACHE, task_run_name="judge {stack}")
@@ -197,6 +188,9 @@ def merge(answers: list[tuple[Path, np.ndarray]], source: Source, out: Path) -> 
     judged.sort(key=lambda one: one["row"])
     schema = VERDICTS_SCHEMA.append(pa.field("row", pa.int64()))
     books = write_verdicts(out, source, pa.Table.from_pylist(judged, schema), sorted(quarantined))
+    books.check(
+        max_quarantined=load().classify.max_quarantined, listed_in=out / "quarantine.parquet"
+    )
     common.out.print(f"new collection: {books}")
     return out
 

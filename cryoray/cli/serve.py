@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from cryoray.cli import common
+
+if TYPE_CHECKING:
+    from cryoray.records import Event
 
 
 def serve(
@@ -30,4 +34,9 @@ def serve(
     )
     from cryoray import serving
 
-    serving.serve(settings)
+    serving.serve(settings, on_event=_say)
+
+
+def _say(happened: Event) -> None:
+    """One line for each thing that happens: what it is, and plain data."""
+    common.out.print(escape(f"{happened.name} {dict(happened.data)}"), soft_wrap=True)
