@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import mrcfile
 import numpy as np
 
+from cryoray.formats.mrc import StackWriter
 from cryoray.formats.source import Source, open_source
 
 _HEADER = """
@@ -52,8 +52,9 @@ def write_source(
     folder.mkdir(parents=True, exist_ok=True)
     names = []
     for letter, images in zip("abcdefg", stacks, strict=False):
-        with mrcfile.new(folder / f"{letter}.mrcs", images, overwrite=True) as file:
-            file.voxel_size = 3.0
+        side = images.shape[1]
+        with StackWriter(folder / f"{letter}.mrcs", side, side, "float32", 3.0) as writer:
+            writer.append(images)
         names += [(i, letter) for i in range(1, len(images) + 1)]
     rows = [
         f"{i:06d}@{letter}.mrcs mic_{letter}.mrc 1 {10000 + i} {9000 + i} 4.5"
