@@ -234,7 +234,7 @@ def main(
         if not debug:
             quiet()
         out, day, began = out.absolute(), Day(), time.monotonic()
-        made = facility_day(_emptied(out), source and source.absolute(), day)
+        made = facility_day(emptied(out), source and source.absolute(), day)
         common.out.print(_summary(made))
         common.out.print(
             f"{(time.monotonic() - began) / 60:.1f} minutes; each network trained {day.epochs} epochs,"
@@ -242,7 +242,7 @@ def main(
         )
 
 
-def _emptied(out: Path) -> Path:
+def emptied(out: Path) -> Path:
     """The folder without what an earlier day left there, which is all that may be in it.
 
     Raises:

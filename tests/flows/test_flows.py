@@ -1,0 +1,153 @@
+"""What flows do between the verbs, without a server: the microscope, the merge, the comparison."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cryoray.errors import InputError
+from cryoray.formats.mrc import read_frames, read_header
+from cryoray.formats.source import Source, open_source
+from cryoray.protocol.messages import JudgeAnswer, JudgedRow, QuarantinedRow
+from flows import classify, evaluate, facility_day, telling
+from flows.day_report import judged, truth
+from flows.microscope import record
+from tests.preparation.sources import particles, write_source
+
+
+@pytest.fixture
+def collection(tmp_path: Path) -> Source:
+    """Two micrographs of 5 and 3 images whose rows alternate, with truth and a person's labels."""
+    source = write_source(tmp_path / "day", [particles(5, seed=1), particles(3, seed=2)])
+    for name, column in (("truth.csv", "keep"), ("labels.csv", "selected")):
+        with (tmp_path / "day" / name).open("w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(("stack", "index", column))
+            for stack, frame in zip(source.stack, source.frame, strict=True):
+                table.writerow((source.stacks[stack].name, frame + 1, (frame + stack) % 2))
+    return source
+
+
+def pixels(source: Source) -> np.ndarray:
+    return np.concatenate(
+        [
+            read_frames(read_header(source.stacks[stack]), np.array([frame]))
+            for stack, frame in zip(source.stack, source.frame, strict=True)
+        ]
+    )
+
+
+def test_the_microscope_writes_each_micrograph_with_its_metadata(
+    tmp_path: Path, collection: Source
+) -> None:
+    live = tmp_path / "live"
+    seen = []
+    for stack, rows in record(collection, live):
+        again = open_source(stack.with_name(f"{stack.stem}_extract.star"))
+        assert again.stacks == (stack,)
+        np.testing.assert_array_equal(pixels(again), pixels(collection)[rows])
+        np.testing.assert_array_equal(again.micrograph, collection.micrograph[rows])
+        assert len(set(again.micrograph)) == 1
+        for name, values in collection.metadata.items():
+            np.testing.assert_array_equal(again.metadata[name], values[rows])
+        np.testing.assert_array_equal(again.pixel_size, collection.pixel_size[rows])
+        seen += rows.tolist()
+    assert sorted(seen) == list(range(len(collection)))
+    assert len(list(live.iterdir())) == 4
+
+
+def test_the_microscope_can_record_a_bare_stack(tmp_path: Path, collection: Source) -> None:
+    bare = open_source(collection.stacks[0])
+    ((stack, rows),) = record(bare, tmp_path / "live")
+    assert rows.tolist() == [0, 1, 2, 3, 4]
+    np.testing.assert_array_equal(pixels(open_source(stack)), pixels(bare))
+
+
+def answered(live: Path, source: Source) -> list[tuple[Path, np.ndarray]]:
+    """Answers that keep each image with the source row as its score; the last row is quarantined."""
+    answers = []
+    for stack, rows in record(source, live):
+        good = [i for i, row in enumerate(rows) if row != len(source) - 1]
+        answer = JudgeAnswer(
+            ensemble="digest",
+            verdicts=[
+                JudgedRow(row=i, image="live", score=rows[i] / 10, verdict="keep", d1=1, d2=1)
+                for i in good
+            ],
+            quarantined=[
+                QuarantinedRow(row=i, reason="flat") for i in set(range(len(rows))) - set(good)
+            ],
+        )
+        stack.with_suffix(".json").write_text(answer.model_dump_json())
+        answers.append((stack.with_suffix(".json"), rows))
+    return answers
+
+
+def test_answers_are_merged_in_the_order_of_the_collection(
+    tmp_path: Path, collection: Source, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = answered(tmp_path / "live", collection)
+    out = facility_day.merge(answers[::-1], collection, tmp_path / "verdicts")
+    table = judged(collection, out)
+    assert table["row"].to_pylist() == list(range(7))
+    np.testing.assert_allclose(table["score"], np.arange(7) / 10, rtol=1e-6)
+    assert table["image"].to_pylist() == collection.images[:7].tolist()
+    assert pq.read_table(out / "quarantine.parquet")["reason"].to_pylist() == ["flat"]
+    assert len(open_source(out / "kept.star")) == 7
+    assert classify.counts(out) == [
+        {"verdict": "keep", "images": 7},
+        {"verdict": "quarantined", "images": 1},
+    ]
+
+
+def test_the_truth_is_found_by_stack_and_index(collection: Source) -> None:
+    keep, kind = truth(collection)
+    np.testing.assert_array_equal(keep, (collection.frame + collection.stack) % 2)
+    assert set(kind) == {""}
+
+
+def test_what_evaluation_judged_is_set_aside_with_its_labels(
+    tmp_path: Path, collection: Source
+) -> None:
+    held_out = np.flatnonzero(collection.stack == 1)
+    evaluation = tmp_path / "evaluation"
+    evaluation.mkdir()
+    pq.write_table(
+        pa.table({"image": collection.images[held_out].tolist()}),
+        evaluation / "predictions.parquet",
+    )
+    new = facility_day.set_aside.fn(collection.path.parent, evaluation, tmp_path / "out" / "new")
+    source = open_source(new)
+    np.testing.assert_array_equal(pixels(source), pixels(collection)[held_out])
+    keep, _ = truth(source)
+    np.testing.assert_array_equal(keep, truth(collection)[0][held_out])
+
+
+def test_a_folder_that_no_demo_made_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    (tmp_path / "set").mkdir()
+    with pytest.raises(InputError, match=r"thesis\.tex"):
+        facility_day.emptied(tmp_path)
+    assert (tmp_path / "set").exists()
+    (tmp_path / "thesis.tex").unlink()
+    assert list(facility_day.emptied(tmp_path).iterdir()) == []
+
+
+def test_only_plain_numbers_are_tabulated() -> None:
+    metrics = {"accuracy": 0.9, "n": 3, "auroc": None, "spread": {"accuracy": {}}}
+    assert evaluate.numbers(metrics) == [
+        {"metric": "accuracy", "value": 0.9},
+        {"metric": "n", "value": 3},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "made"), [("metrics-live", "metrics-live"), ("d1, fold 2 of 3", "d1-fold-2-of-3")]
+)
+def test_keys_of_artifacts(text: str, made: str) -> None:
+    assert telling.key(text) == made
