@@ -9,6 +9,7 @@ import pytest
 
 from cryoray import runtime
 from cryoray.settings import RuntimeSettings
+from tests import examples
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -31,3 +32,17 @@ def real_data() -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip(f"no real data in {REAL_DATA}")
     return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def tiny_ensemble(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an ensemble that nobody trained; its members disagree often."""
+    path = tmp_path_factory.mktemp("ensembles") / "tiny"
+    examples.save_ensemble(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `particles.star` of a RELION project with three stacks; read only."""
+    return examples.write_project(tmp_path_factory.mktemp("project"))

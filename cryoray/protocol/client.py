@@ -1,0 +1,159 @@
+"""A client of the service, for watchers, flows and people's scripts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+import httpx
+from pydantic import ValidationError
+
+from cryoray.errors import CryorayError, InputError
+from cryoray.protocol.messages import (
+    HEALTH,
+    JUDGE,
+    STACK_TYPE,
+    JudgeAnswer,
+    JudgeRequest,
+    Problem,
+)
+from cryoray.protocol.token import find_token
+
+
+class Client:
+    """Talks to one service; safe to use from several threads.
+
+    Only "full" (429) is tried again, after the time that the service asks for.
+
+    Args:
+        url: of the service.
+        token: None looks it up (`protocol.token.find_token`).
+        timeout: seconds for one answer.
+        patience: seconds after which a full service is given up.
+    """
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8000",
+        token: str | None = None,
+        *,
+        timeout: float = 600.0,
+        patience: float = 600.0,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._patience = patience
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {find_token(token)}"},
+            timeout=httpx.Timeout(timeout, connect=10.0),
+        )
+
+    def judge(
+        self,
+        source: str | Path,
+        rows: tuple[int, int] | None = None,
+        *,
+        ensemble: str | None = None,
+    ) -> JudgeAnswer:
+        """Judge rows of a STAR file or stack that the service sees under the same path.
+
+        Args:
+            source: path; a relative one is meant from here.
+            rows: (first, end), 0-based, end excluded; None for all.
+            ensemble: name of one of the service's; None for its first.
+
+        Raises:
+            InputError: the service refused, in its own words, or cannot be reached.
+            CryorayError: the service failed, or stayed full for longer than ``patience``.
+        """
+        request = JudgeRequest(source=str(Path(source).absolute()), rows=rows, ensemble=ensemble)
+        body = request.model_dump_json()
+        return self._answer(
+            lambda: self._http.post(
+                JUDGE, content=body, headers={"Content-Type": "application/json"}
+            )
+        )
+
+    def judge_upload(self, stack: Path | bytes, *, ensemble: str | None = None) -> JudgeAnswer:
+        """Send a whole `.mrcs` file, or its bytes, and have all its images judged.
+
+        Raises:
+            InputError: the service refused, in its own words, or cannot be reached.
+            CryorayError: the service failed, or stayed full for longer than ``patience``.
+        """
+        query = {} if ensemble is None else {"ensemble": ensemble}
+        headers = {"Content-Type": STACK_TYPE}
+
+        def send() -> httpx.Response:
+            if isinstance(stack, bytes):
+                return self._http.post(JUDGE, content=stack, headers=headers, params=query)
+            with stack.open("rb") as file:
+                size = {"Content-Length": str(stack.stat().st_size)}
+                return self._http.post(
+                    JUDGE, content=file, headers={**headers, **size}, params=query
+                )
+
+        return self._answer(send)
+
+    def healthy(self) -> bool:
+        """Whether a request would be judged now; False where nothing answers."""
+        try:
+            return self._http.get(HEALTH, timeout=10.0).status_code == httpx.codes.OK
+        except httpx.TransportError:
+            return False
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _answer(self, send: Callable[[], httpx.Response]) -> JudgeAnswer:
+        until = time.monotonic() + self._patience
+        while True:
+            try:
+                response = send()
+            except httpx.ConnectError as error:
+                raise InputError(
+                    f"no service answers at {self.url}", remedy="start one with `cryoray serve`"
+                ) from error
+            except httpx.TransportError as error:
+                raise CryorayError(f"The connection to {self.url} broke: {error!r}.") from error
+            if response.status_code != httpx.codes.TOO_MANY_REQUESTS:
+                break
+            wait = _seconds(response.headers.get("Retry-After"))
+            if time.monotonic() + wait > until:
+                break
+            time.sleep(wait)
+        if response.status_code == httpx.codes.OK:
+            return JudgeAnswer.model_validate_json(response.content)
+        sentence = _sentence(response)
+        # What was asked cannot be had; it failing at the other end, or being full, is nobody's input.
+        if response.is_client_error and response.status_code != httpx.codes.TOO_MANY_REQUESTS:
+            raise InputError(sentence.removesuffix("."))
+        raise CryorayError(sentence)
+
+
+def _seconds(retry_after: str | None) -> float:
+    try:
+        return max(0.1, float(retry_after or 1.0))
+    except ValueError:  # a date, which our service never sends but a proxy before it may
+        return 1.0
+
+
+def _sentence(response: httpx.Response) -> str:
+    try:
+        return Problem.model_validate_json(response.content).error
+    except ValidationError:
+        return f"{response.url} answered {response.status_code} {response.reason_phrase}."

@@ -1,0 +1,189 @@
+"""The service on Ray Serve: built from settings, started, stopped."""
+# No `from __future__ import annotations` here: Serve validates build's argument by its annotation.
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+from ray import serve as ray_serve
+from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.schema import LoggingConfig
+
+from cryoray import runtime
+from cryoray.errors import SettingsError
+from cryoray.models.ensemble import Ensemble
+from cryoray.models.registry import resolve
+from cryoray.protocol.client import Client
+from cryoray.protocol.token import find_token
+from cryoray.records import Event, OnEvent, ignore
+from cryoray.serving.ingress import Ingress, Served
+from cryoray.serving.preparer import Preparer
+from cryoray.serving.replica import Judge
+from cryoray.settings import AbsolutePath, ServeSettings, Settings
+
+NAME = "cryoray"
+
+
+class Arguments(ServeSettings):
+    """What `build` takes, from `start` or from a Serve config file."""
+
+    registry: AbsolutePath = Field(default=Settings.model_fields["registry"].default)
+
+
+def build(args: Arguments) -> ray_serve.Application:
+    """The application: one ingress, preparers, and judges for each ensemble.
+
+    Raises:
+        SettingsError: no ensemble is named, or two have the same name.
+        EnsembleError: an ensemble cannot be loaded.
+    """
+    ensembles = find_ensembles(args)
+    settings = ServeSettings(
+        **args.model_dump(exclude={"registry", "roots", "token"}),
+        roots=args.roots or (Path.cwd(),),
+        token=find_token(args.token, create=True),
+    )
+    # Small shares of a CPU: they are for counting, and four logical ones must host everything.
+    preparers = ray_serve.deployment(
+        name="preparer",
+        num_replicas=settings.preparers,
+        ray_actor_options={"num_cpus": 0.25},
+        max_ongoing_requests=2,
+    )(Preparer).bind()
+    judges = {
+        name: ray_serve.deployment(
+            name=f"judge-{name}",
+            num_replicas=settings.judges,
+            ray_actor_options={"num_cpus": 0.25, "num_gpus": settings.gpus},
+            max_ongoing_requests=settings.batch,
+        )(Judge).bind(served.path, settings.batch, settings.batch_wait)
+        for name, served in ensembles.items()
+    }
+    return ray_serve.deployment(
+        name="ingress",
+        ray_actor_options={"num_cpus": 0.1},
+        # More than the ingress admits, so that it is the one that says 429, and health is answered.
+        max_ongoing_requests=settings.max_queued + 16,
+    )(ray_serve.ingress()(Ingress)).bind(settings, ensembles, preparers, judges)
+
+
+def find_ensembles(args: Arguments) -> dict[str, Served]:
+    """The ensembles to serve, by name: the one in the registry, or the folder's.
+
+    Raises:
+        SettingsError: no ensemble is named, or two have the same name.
+        EnsembleError: an ensemble cannot be loaded.
+    """
+    if not args.ensembles:
+        raise SettingsError("no ensemble is named", remedy="give --ensemble NAME or DIR")
+    found: dict[str, Served] = {}
+    for given in args.ensembles:
+        name = Path(given).name
+        if name in found:
+            raise SettingsError(
+                f"two ensembles are named {name!r}", remedy="rename the folder of one of them"
+            )
+        path = resolve(given, args.registry)
+        ensemble = Ensemble.load(path)
+        found[name] = Served(
+            path=path,
+            digest=ensemble.digest,
+            kind=ensemble.kind,
+            preparation=ensemble.preparation.model_copy(update={"features": ensemble.features}),
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Running:
+    """A service that was started.
+
+    Attributes:
+        url: where it answers.
+        token: that it wants.
+        ensembles: digests by name.
+    """
+
+    url: str
+    token: str
+    ensembles: Mapping[str, str]
+
+    def client(self) -> Client:
+        """A client of this service."""
+        return Client(self.url, self.token)
+
+    def stop(self) -> None:
+        """Stop it, and Ray Serve where nothing else runs on it."""
+        ray_serve.delete(NAME)
+        if not ray_serve.status().applications:
+            ray_serve.shutdown()
+
+    def __enter__(self) -> "Running":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+
+def start(settings: Settings) -> Running:
+    """Start the service and return when it answers.
+
+    Raises:
+        SettingsError: no ensemble is named, the port is taken, or Ray cannot be had.
+        EnsembleError: an ensemble cannot be loaded.
+    """
+    args = Arguments(**settings.serve.model_dump(), registry=settings.registry)
+    token = find_token(args.token, create=True)
+    ensembles = find_ensembles(args)
+    port = _free_port(args.host, args.port)
+    runtime.connect(settings.runtime)
+    quiet = LoggingConfig(enable_access_log=False)
+    ray_serve.start(
+        proxy_location=ProxyLocation.HeadOnly,
+        http_options=HTTPOptions(host=args.host, port=port),
+        logging_config=quiet,
+    )
+    application = build(args.model_copy(update={"token": token}))
+    ray_serve.run(application, name=NAME, logging_config=quiet)
+    return Running(
+        url=f"http://{args.host}:{port}",
+        token=token,
+        ensembles={name: served.digest for name, served in ensembles.items()},
+    )
+
+
+def serve(settings: Settings, *, on_event: OnEvent = ignore) -> None:
+    """Serve until interrupted or terminated.
+
+    Raises:
+        SettingsError: no ensemble is named, the port is taken, or Ray cannot be had.
+        EnsembleError: an ensemble cannot be loaded.
+    """
+    done = threading.Event()
+    with start(settings) as running:
+        on_event(
+            Event("service.started", {"url": running.url, "ensembles": dict(running.ensembles)})
+        )
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: done.set())
+        done.wait()
+    on_event(Event("service.stopped"))
+
+
+def _free_port(host: str, port: int) -> int:
+    """The port if it is free, any free one for 0."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise SettingsError(
+                f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}",
+                remedy="give another --port, or stop what runs there",
+            ) from error
+        return int(probe.getsockname()[1])

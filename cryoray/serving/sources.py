@@ -1,0 +1,275 @@
+"""Which rows a request means: confined to the roots, with the metadata that lie beside a stack."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Lock
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from cryoray.errors import FormatError, InputError
+from cryoray.formats.source import Source, open_source
+from cryoray.preparation.plan import plan, protein_is_dark
+from cryoray.records import Kind, RowRange
+from cryoray.settings import PreparationSettings
+
+#: Raw MiB that a preparer reads at once.
+_RANGE_MIB = 64
+#: Sources that are kept open between requests; a million rows take about 200 MB.
+_KEPT = 8
+
+
+class OutsideError(InputError):
+    """Something lies under none of the service's roots."""
+
+
+class AbsentError(InputError):
+    """A source under one of the roots is not there."""
+
+
+class TooMuchError(InputError):
+    """A request is larger than the service takes."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chosen:
+    """What a request asked for, found and planned.
+
+    Attributes:
+        rows: how many rows were asked for.
+        images: str objects, the names of all the source's images, by row.
+        ranges: what can be read, at most as many rows in each as are judged together.
+        quarantined: (row, reason) of the others.
+    """
+
+    rows: int
+    images: np.ndarray
+    ranges: tuple[RowRange, ...]
+    quarantined: tuple[tuple[int, str], ...]
+
+
+def confine(path: str | Path, roots: Sequence[Path]) -> Path:
+    """The absolute path, once all ``..`` and links were followed to see that it is allowed.
+
+    Args:
+        path: a relative one is meant from the first root under which it is there.
+        roots: absolute folders.
+
+    Raises:
+        OutsideError: it lies under none of the roots, whether or not anything is there.
+    """
+    outside = OutsideError(
+        "lies under none of the folders that this service may read",
+        file=path,
+        remedy="start the service with --root for its folder",
+    )
+    try:
+        candidates = [root / path for root in roots]
+        found = next((file for file in candidates if file.exists()), candidates[0])
+        real = Path(os.path.realpath(found))
+        allowed = any(real.is_relative_to(os.path.realpath(root)) for root in roots)
+    except (OSError, ValueError, RuntimeError) as error:  # a null byte, too long a name, a loop
+        raise outside from error
+    if not allowed:
+        raise outside
+    return real if ".." in found.parts else found
+
+
+def slices(ranges: Sequence[RowRange], most: int) -> Iterator[RowRange]:
+    """The same rows in ranges of at most ``most`` rows."""
+    for part in ranges:
+        for start in range(0, len(part.rows), most):
+            some = slice(start, start + most)
+            yield replace(
+                part,
+                frames=part.frames[some],
+                rows=part.rows[some],
+                pixel_size=part.pixel_size[some],
+                features=part.features[some],
+            )
+
+
+class Catalogue:
+    """Opens what requests ask for; may be used from several threads.
+
+    Args:
+        roots: folders under which everything must lie.
+        max_rows: rows in one request.
+    """
+
+    def __init__(self, roots: Sequence[Path], max_rows: int) -> None:
+        self.roots = tuple(roots)
+        self.max_rows = max_rows
+        self._sources: _Kept[Source] = _Kept(_KEPT)
+        self._dark: _Kept[bool] = _Kept(16 * _KEPT)
+
+    def choose(
+        self,
+        source: str | Path,
+        rows: tuple[int, int] | None,
+        kind: Kind,
+        preparation: PreparationSettings,
+        together: int,
+    ) -> Chosen:
+        """Find the rows of a request and plan their reading, as `classify` would.
+
+        Args:
+            source: path of a STAR file or a stack.
+            rows: first, end; None for all.
+            kind: of the ensemble that will judge.
+            preparation: of the ensemble that will judge.
+            together: images in a range.
+
+        Raises:
+            OutsideError: the source, or a stack that it names, lies under none of the roots.
+            AbsentError: there is no such file.
+            TooMuchError: more rows than ``max_rows``.
+            InputError: it is no source, or has no such rows.
+        """
+        path = confine(source, self.roots)
+        if not path.is_file():
+            raise AbsentError("there is no such file", file=source)
+        opened = described_by = self._open(path, kind)
+        if not opened.is_star:
+            star = self._beside(path, kind)
+            if star is not None:
+                opened, described_by = with_metadata(opened, star), star
+        first, end = rows or (0, len(opened))
+        if end > len(opened):
+            raise InputError(
+                f"has {len(opened):,} rows, and [{first:,}, {end:,}] were asked for", file=source
+            )
+        if end - first > self.max_rows:
+            raise TooMuchError(
+                f"{end - first:,} rows are more than the {self.max_rows:,} of one request",
+                file=source,
+                remedy="ask for fewer at a time",
+            )
+        wanted = np.arange(first, end)
+        for index in np.unique(opened.stack[wanted]).tolist():
+            if index >= 0:
+                confine(opened.stacks[index], self.roots)
+        # Decided over the whole source, as `classify` does, so that it is the same for every request.
+        dark = self._dark.get(
+            (_identity(described_by.path), kind, preparation),
+            lambda: protein_is_dark(described_by, preparation),
+            keep=all(stack.exists() for stack in described_by.stacks),
+        )
+        planned = plan(opened, preparation, _RANGE_MIB, rows=wanted, invert=dark)
+        return Chosen(
+            rows=len(wanted),
+            images=opened.images,
+            ranges=tuple(slices(planned.ranges, together)),
+            quarantined=planned.quarantined,
+        )
+
+    def _open(self, path: Path, kind: Kind) -> Source:
+        def read() -> Source:
+            source = open_source(path, kind)
+            for stack in source.stacks:
+                confine(stack, self.roots)
+            return source
+
+        return self._sources.get((_identity(path), kind), read)
+
+    def _beside(self, stack: Path, kind: Kind) -> Source | None:
+        """The STAR file that describes a stack, None without one.
+
+        It has the stack's name, as RELION's extraction gives it too, or is the `particles.star` of
+        the stack's folder or of one above it; and it names the stack.
+        """
+        likely = [stack.with_suffix(".star"), stack.with_name(f"{stack.stem}_extract.star")]
+        for file in likely + [folder / "particles.star" for folder in stack.parents]:
+            try:
+                if not file.is_file():
+                    continue
+                source = self._open(confine(file, self.roots), kind)
+            except (OutsideError, FormatError):
+                continue
+            if _place(stack, source) is not None:
+                return source
+        return None
+
+
+def with_metadata(stack: Source, star: Source) -> Source:
+    """A bare stack's source, with names and metadata of the rows that a STAR file has on its images.
+
+    Args:
+        stack: the source of one bare stack.
+        star: the source that names this stack.
+    """
+    at = np.full(len(stack), -1)
+    # Backwards, so that of several rows on one image the first stays.
+    rows = np.flatnonzero(star.stack == _place(stack.path, star))[::-1]
+    rows = rows[(star.frame[rows] >= 0) & (star.frame[rows] < len(stack))]
+    at[star.frame[rows]] = rows
+    there = at >= 0
+    return replace(
+        stack,
+        images=np.where(there, star.images[at], stack.images),
+        micrograph=np.where(there, star.micrograph[at], stack.micrograph),
+        pixel_size=np.where(there, star.pixel_size[at], stack.pixel_size),
+        metadata={
+            name: np.where(there, values[at], np.nan) for name, values in star.metadata.items()
+        },
+        problems={
+            **stack.problems,
+            **{
+                int(frame): star.problems[row]
+                for frame, row in enumerate(at.tolist())
+                if row in star.problems
+            },
+        },
+    )
+
+
+def _place(stack: Path, star: Source) -> int | None:
+    """Which of a STAR file's stacks this is."""
+    named = [index for index, path in enumerate(star.stacks) if path.name == stack.name]
+    real = os.path.realpath(stack)
+    return next((i for i in named if os.path.realpath(star.stacks[i]) == real), None)
+
+
+def _identity(path: Path) -> Hashable:
+    """Changes when the file does."""
+    status = path.stat()
+    return (path, status.st_mtime_ns, status.st_size, status.st_ino)
+
+
+T = TypeVar("T")
+
+
+class _Kept(Generic[T]):
+    """The latest few results; of several threads that want the same one, one works."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lock = Lock()
+        self._futures: OrderedDict[Hashable, Future[T]] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], T], *, keep: bool = True) -> T:
+        """What ``make`` made for this key, now or earlier; a failure is not kept."""
+        with self._lock:
+            future = self._futures.get(key)
+            mine = future is None
+            if future is None:
+                future = self._futures[key] = Future()
+                if len(self._futures) > self._most:
+                    self._futures.popitem(last=False)
+            self._futures.move_to_end(key)
+        if mine:
+            try:
+                future.set_result(make())
+            except BaseException as error:
+                keep = False
+                future.set_exception(error)
+            if not keep:
+                with self._lock:
+                    self._futures.pop(key, None)
+        return future.result()

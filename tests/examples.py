@@ -1,0 +1,109 @@
+"""Small things that tests of several floors need: an ensemble nobody trained, and a project."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cryoray.formats.mrc import StackWriter
+from cryoray.models.ensemble import Calibration, Ensemble, Manifest
+from cryoray.models.networks import DEFAULT_MEMBERS, build, logits
+from cryoray.records import Kind
+from cryoray.settings import PreparationSettings
+
+BOX = 32
+FEATURES = ("defocus", "ctf_max_resolution", "prepared_pixel_size")
+
+_STAR = """
+data_optics
+
+loop_
+_rlnOpticsGroup #1
+_rlnImagePixelSize #2
+1 2.5
+
+data_particles
+
+loop_
+_rlnImageName #1
+_rlnMicrographName #2
+_rlnOpticsGroup #3
+_rlnDefocusU #4
+_rlnDefocusV #5
+_rlnCtfMaxResolution #6
+"""
+
+
+def save_ensemble(path: Path, kind: Kind = "particle", seed: int = 0) -> Ensemble:
+    """An ensemble of untrained networks whose members disagree often: about half of the images."""
+    networks = tuple(
+        build(config, len(FEATURES), seed + i) for i, config in enumerate(DEFAULT_MEMBERS)
+    )
+    images = torch.from_numpy(particles(64, BOX, seed=1))
+    features = torch.tensor([[1.5, 1.5, 1.0]]).repeat(len(images), 1)
+    said = [logits(network, images, features) for network in networks]
+    slopes = [float(2 / of.std()) for of in said]
+    manifest = Manifest(
+        kind=kind,
+        members=DEFAULT_MEMBERS,
+        features=FEATURES,
+        preparation=PreparationSettings(box=BOX),
+        calibration=tuple(
+            Calibration(slope=slope, offset=-slope * float(of.median()))
+            for slope, of in zip(slopes, said, strict=True)
+        ),
+        threshold=0.5,
+        review=(0.4, 0.6),
+        operating_point={"level": "image", "bound": 0.03},
+        prevalence=0.5,
+        split_by="project",
+        training_groups=("elsewhere",),
+        calibration_groups=("elsewhere",),
+    )
+    return Ensemble(manifest, networks).save(path, "# Untrained\n")
+
+
+def particles(n: int, box: int = 40, seed: int = 0) -> np.ndarray:
+    """float32 [n, box, box]: bright blobs of various sizes in white noise."""
+    rng = np.random.default_rng(seed)
+    axis = np.arange(box) - box // 2
+    width = rng.uniform(0.05, 0.2, (n, 1, 1)) * box
+    blobs = np.exp(-(axis[:, None] ** 2 + axis**2) / (2 * width**2))
+    return (rng.normal(size=(n, box, box)) + blobs).astype(np.float32)
+
+
+def write_stack(path: Path, images: np.ndarray) -> Path:
+    """The images as a float32 stack at 2.5 Å/px."""
+    with StackWriter(path, *images.shape[1:], dtype="float32", pixel_size=2.5) as stack:
+        stack.append(images)
+    return path
+
+
+def write_project(folder: Path, sizes: tuple[int, ...] = (60, 35, 80)) -> Path:
+    """A RELION project: stacks ``Extract/job001/mic_1.mrcs`` …, all their images in a `particles.star`.
+
+    Every seventh image stands at the end of the STAR file, so that ranges are not its order.
+    """
+    names = []
+    for number, size in enumerate(sizes, 1):
+        name = f"Extract/job001/mic_{number}.mrcs"
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_stack(folder / name, particles(size, seed=number))
+        names += [(f"{frame:06d}@{name}", number) for frame in range(1, size + 1)]
+    names = [*(n for i, n in enumerate(names) if i % 7), *names[::7]]
+    write_star(
+        folder / "particles.star",
+        [
+            f"{name} mic_{number}.mrc 1 {9000 + 50 * i} {8800 + 50 * i} {4 + i % 5}"
+            for i, (name, number) in enumerate(names)
+        ],
+    )
+    return folder / "particles.star"
+
+
+def write_star(path: Path, rows: list[str]) -> Path:
+    """A STAR file of particles with the columns of `write_project`."""
+    path.write_text(_STAR + "\n".join(rows) + "\n")
+    return path

@@ -1,0 +1,243 @@
+"""Who may ask, what is refused and how, and that every row is answered: the HTTP application without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from cryoray.errors import SettingsError
+from cryoray.formats.source import open_source
+from cryoray.models.ensemble import Ensemble
+from cryoray.preparation.plan import plan
+from cryoray.preparation.prepare import prepare_range
+from cryoray.protocol.messages import JUDGE, STACK_TYPE, JudgeAnswer
+from cryoray.records import RowRange
+from cryoray.serving.ingress import Served, create
+from cryoray.serving.replica import Judged, judge_together
+from cryoray.settings import PreparationSettings, ServeSettings
+from tests.examples import particles, write_project, write_stack
+
+TOKEN = "a-token"
+ALLOWED = {"Authorization": f"Bearer {TOKEN}"}
+
+
+class InProcess:
+    """Prepares and judges here and now; waits at the gate first."""
+
+    def __init__(self, ensemble: Ensemble) -> None:
+        self.ensemble, self.gate, self.waiting = ensemble, threading.Event(), threading.Semaphore(0)
+        self.gate.set()
+        self.loses_rows = False
+
+    async def judge(
+        self, name: str, preparation: PreparationSettings, ranges: Sequence[RowRange]
+    ) -> list[Judged]:
+        self.waiting.release()
+        await asyncio.to_thread(self.gate.wait, 10)
+        judged = judge_together(self.ensemble, [prepare_range(r, preparation) for r in ranges])
+        return judged[1:] if self.loses_rows else judged
+
+    async def ready(self) -> bool:
+        return self.gate.is_set()
+
+
+@contextmanager
+def over_http(app: FastAPI) -> Iterator[httpx.Client]:
+    """A client of the application on a real server."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.005)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        yield client
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def judging(tiny_ensemble: Path) -> InProcess:
+    return InProcess(Ensemble.load(tiny_ensemble))
+
+
+@pytest.fixture(scope="module")
+def served(judging: InProcess, tiny_ensemble: Path) -> Served:
+    ensemble = judging.ensemble
+    preparation = ensemble.preparation.model_copy(update={"features": ensemble.features})
+    return Served(tiny_ensemble, ensemble.digest, ensemble.kind, preparation)
+
+
+@pytest.fixture(scope="module")
+def service(judging: InProcess, served: Served, project: Path) -> Iterator[httpx.Client]:
+    settings = ServeSettings(
+        token=TOKEN, roots=(project.parent,), batch=16, max_rows=170, max_upload_mib=1, max_queued=2
+    )
+    app = create(settings, {"tiny": served, "other": served}, judging)
+    with over_http(app) as client:
+        yield client
+
+
+def test_every_row_asked_about_is_answered_in_order(
+    service: httpx.Client, project: Path, judging: InProcess, served: Served
+) -> None:
+    response = service.post(
+        JUDGE, json={"source": str(project), "rows": [10, 170]}, headers=ALLOWED
+    )
+    assert response.status_code == 200
+    answer = JudgeAnswer.model_validate_json(response.content)
+    assert [one.row for one in answer.verdicts] == list(range(10, 170))
+    source = open_source(project)
+    assert [one.image for one in answer.verdicts] == source.images[10:170].tolist()
+    assert answer.ensemble == judging.ensemble.digest
+
+    whole = plan(source, served.preparation, 64)
+    (judged,) = judge_together(
+        judging.ensemble, [prepare_range(whole.ranges[0], served.preparation)]
+    )
+    by_row = {one.row: one for one in answer.verdicts}
+    both = [(i, by_row[row]) for i, row in enumerate(judged.rows.tolist()) if row in by_row]
+    assert len(both) > 40
+    for i, one in both:
+        assert one.score == pytest.approx(judged.judgement.score[i], abs=1e-5)
+        assert (one.d3 is None) == np.isnan(judged.judgement.d3[i])
+        assert one.verdict == judged.judgement.verdict[i]
+    assert {one.d3 is None for one in answer.verdicts} == {True, False}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [None, "", "Bearer", "Bearer wrong", f"Bearer {TOKEN}x", f"Basic {TOKEN}", TOKEN],
+)
+@pytest.mark.parametrize("path", [JUDGE, "/v1", "/v1/sessions"])
+def test_without_the_token_nothing_under_v1_answers(
+    service: httpx.Client, path: str, header: str | None
+) -> None:
+    headers = {} if header is None else {"Authorization": header}
+    response = service.post(path, json={"source": "particles.star"}, headers=headers)
+    assert response.status_code == 401
+    assert response.headers["WWW-Authenticate"] == "Bearer"
+    assert set(response.json()) == {"error"}
+
+
+def test_a_service_without_a_token_does_not_start(judging: InProcess, served: Served) -> None:
+    with pytest.raises(SettingsError, match="token"):
+        create(ServeSettings(token="", roots=(Path("/"),)), {"tiny": served}, judging)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        ({"source": "/etc/passwd", "rows": [0, 1]}, 403, "none of the folders"),
+        ({"source": "../x.star", "rows": [0, 1]}, 403, "none of the folders"),
+        ({"source": "absent.star", "rows": [0, 1]}, 404, "no such file"),
+        ({"source": "particles.star", "rows": [0, 171]}, 413, "171 rows are more than the 170"),
+        ({"source": "particles.star", "rows": [170, 176]}, 422, "has 175 rows"),
+        ({"source": "particles.star", "rows": [3, 3]}, 422, "0 <= first < end"),
+        ({"source": "particles.star", "rows": "all"}, 422, "rows"),
+        ({"source": "", "rows": [0, 1]}, 422, "source"),
+        ({"rows": [0, 1]}, 422, "source: field required"),
+        ({"source": "particles.star", "row": [0, 1]}, 422, "row"),
+        ({"source": "particles.star", "ensemble": "new"}, 422, "no ensemble 'new' .* tiny, other"),
+        ({"source": "x" * 70_000}, 413, "larger than 65,536 bytes"),
+        ([1], 422, "the request"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_in_one_sentence(
+    service: httpx.Client, body: object, status: int, says: str
+) -> None:
+    response = service.post(JUDGE, json=body, headers=ALLOWED)
+    assert (response.status_code, list(response.json())) == (status, ["error"])
+    assert re.search(says, response.json()["error"])
+
+
+def test_only_a_request_or_a_stack_is_understood(service: httpx.Client) -> None:
+    assert service.post(JUDGE, content=b"x", headers=ALLOWED).status_code == 415
+    broken = {**ALLOWED, "Content-Type": "application/json"}
+    assert service.post(JUDGE, content=b"{", headers=broken).status_code == 422
+
+
+def test_an_upload_is_judged_and_removed(
+    service: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = write_stack(tmp_path / "any.mrcs", particles(20))
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    headers = {**ALLOWED, "Content-Type": STACK_TYPE}
+    response = service.post(JUDGE, content=stack.read_bytes(), headers=headers)
+    answer = JudgeAnswer.model_validate_json(response.content)
+    assert [one.row for one in answer.verdicts] == list(range(20))
+    assert answer.verdicts[1].image == "000002@upload.mrcs"
+
+    for body, status in ((b"no stack", 422), (bytes(2 << 20), 413)):
+        assert service.post(JUDGE, content=body, headers=headers).status_code == status
+    in_pieces = service.post(JUDGE, content=iter([bytes(1 << 19)] * 3), headers=headers)
+    assert in_pieces.status_code == 413
+    assert not list(temporary.iterdir())
+
+
+def test_a_full_service_says_when_to_come_back(
+    service: httpx.Client, judging: InProcess, project: Path
+) -> None:
+    judging.gate.clear()
+    body = {"source": str(project), "rows": [0, 5]}
+    with ThreadPoolExecutor(2) as pool:
+        under_way = [pool.submit(service.post, JUDGE, json=body, headers=ALLOWED) for _ in range(2)]
+        for _ in under_way:
+            assert judging.waiting.acquire(timeout=10)
+        full = service.post(JUDGE, json=body, headers=ALLOWED)
+        judging.gate.set()
+        assert [one.result().status_code for one in under_way] == [200, 200]
+    assert full.status_code == 429
+    assert int(full.headers["Retry-After"]) >= 1
+    assert service.post(JUDGE, json=body, headers=ALLOWED).status_code == 200
+
+
+def test_health_is_what_a_request_would_find(service: httpx.Client, judging: InProcess) -> None:
+    assert service.get("/healthz").json() == {"status": "ok"}
+    judging.gate.clear()
+    assert service.get("/healthz").status_code == 503
+    judging.gate.set()
+
+
+def test_what_cannot_be_read_is_listed_not_lost(
+    judging: InProcess, served: Served, tmp_path: Path
+) -> None:
+    star = write_project(tmp_path, (10, 10, 10))
+    damaged = particles(10)
+    damaged[4, 0, 0] = np.nan
+    write_stack(tmp_path / "Extract/job001/mic_2.mrcs", damaged)
+    (tmp_path / "Extract/job001/mic_3.mrcs").unlink()
+    with over_http(
+        create(ServeSettings(token=TOKEN, roots=(tmp_path,)), {"t": served}, judging)
+    ) as c:
+        response = c.post(JUDGE, json={"source": str(star)}, headers=ALLOWED)
+    answer = JudgeAnswer.model_validate_json(response.content)
+    reasons = {one.row: one.reason for one in answer.quarantined}
+    assert len(answer.verdicts) == 19
+    assert sorted([*reasons, *(one.row for one in answer.verdicts)]) == list(range(30))
+    assert sum("no such stack" in reason for reason in reasons.values()) == 10
+    assert sum("NaN" in reason for reason in reasons.values()) == 1
+
+
+def test_an_answer_that_lacks_rows_is_our_fault(
+    service: httpx.Client, judging: InProcess, project: Path
+) -> None:
+    judging.loses_rows = True
+    response = service.post(JUDGE, json={"source": str(project), "rows": [0, 50]}, headers=ALLOWED)
+    judging.loses_rows = False
+    assert response.status_code == 500
+    assert "50 rows were asked about" in response.json()["error"]

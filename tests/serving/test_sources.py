@@ -1,0 +1,200 @@
+"""What a request may read, and which rows it means."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cryoray.errors import FormatError, InputError
+from cryoray.formats.source import open_source
+from cryoray.preparation.plan import plan
+from cryoray.serving.sources import (
+    AbsentError,
+    Catalogue,
+    OutsideError,
+    TooMuchError,
+    _Kept,
+    confine,
+    slices,
+    with_metadata,
+)
+from cryoray.settings import PreparationSettings
+from tests.examples import FEATURES, particles, write_project, write_stack, write_star
+
+PREPARATION = PreparationSettings(box=32, features=FEATURES, contrast="bright")
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> tuple[Path, Path]:
+    """A root with a stack, and a folder outside with another."""
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    for folder in (root, outside):
+        folder.mkdir()
+        write_stack(folder / "a.mrcs", particles(4))
+    return root, outside
+
+
+def test_what_lies_under_a_root_is_allowed(places: tuple[Path, Path]) -> None:
+    root, outside = places
+    assert confine(root / "a.mrcs", [root]) == root / "a.mrcs"
+    assert confine("a.mrcs", [root]) == root / "a.mrcs"
+    assert confine("b.mrcs", [root]) == root / "b.mrcs"  # whether it is there is another question
+    (outside / "b.mrcs").touch()
+    assert confine("b.mrcs", [root, outside]) == outside / "b.mrcs"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../outside/a.mrcs", "{outside}/a.mrcs", "{root}/../outside/a.mrcs", "/etc/passwd", "/",
+        "link.mrcs", "folder/a.mrcs", "folder/../a.mrcs", "nul\0", "x" * 5000, "../rootless",
+        "../outside/absent.mrcs",
+    ],
+)  # fmt: skip
+def test_nothing_else_is_by_dots_nor_links(places: tuple[Path, Path], path: str) -> None:
+    root, outside = places
+    (root / "link.mrcs").symlink_to(outside / "a.mrcs")
+    (root / "folder").symlink_to(outside)
+    (root.parent / "rootless").touch()  # begins with the root's name
+    with pytest.raises(OutsideError, match="none of the folders"):
+        confine(path.format(root=root, outside=outside), [root])
+
+
+def test_a_star_file_may_not_lead_outside_either(places: tuple[Path, Path]) -> None:
+    root, outside = places
+    row = "mic 1 9000 9000 4"
+    star = write_star(root / "p.star", [f"1@a.mrcs {row}", f"1@{outside}/a.mrcs {row}"])
+    with pytest.raises(OutsideError, match="outside/a"):
+        Catalogue([root], 10).choose(star, (0, 1), "particle", PREPARATION, 10)
+
+
+def test_ranges_are_cut_to_what_is_judged_together(project: Path) -> None:
+    whole = plan(open_source(project), PREPARATION, 64)
+    cut = list(slices(whole.ranges, 16))
+    assert max(len(part.rows) for part in cut) == 16
+    for name in ("rows", "frames", "pixel_size", "features"):
+        pieces, wholes = (
+            np.concatenate([getattr(part, name) for part in parts]) for parts in (cut, whole.ranges)
+        )
+        np.testing.assert_array_equal(pieces, wholes)
+
+
+def test_a_request_means_the_sources_rows(project: Path) -> None:
+    catalogue = Catalogue([project.parent], 200)
+    chosen = catalogue.choose(project, (20, 120), "particle", PREPARATION, 16)
+    rows = np.sort(np.concatenate([part.rows for part in chosen.ranges]))
+    np.testing.assert_array_equal(rows, np.arange(20, 120))
+    assert chosen.rows == 100
+    assert catalogue.choose(project, None, "particle", PREPARATION, 16).rows == 175
+
+
+def test_requests_that_cannot_be_met_say_why(project: Path) -> None:
+    catalogue = Catalogue([project.parent], 100)
+
+    def choose(source: Path, rows: tuple[int, int]) -> None:
+        catalogue.choose(source, rows, "particle", PREPARATION, 16)
+
+    with pytest.raises(InputError, match=r"has 175 rows, and \[170, 176\] were asked for"):
+        choose(project, (170, 176))
+    with pytest.raises(TooMuchError, match="101 rows are more than the 100"):
+        choose(project, (0, 101))
+    with pytest.raises(AbsentError):
+        choose(project.with_name("absent.star"), (0, 1))
+    with pytest.raises(AbsentError):
+        choose(project.parent, (0, 1))
+
+
+def test_a_stack_gets_the_metadata_of_the_star_file_above_it(project: Path) -> None:
+    stack = project.parent / "Extract/job001/mic_2.mrcs"
+    catalogue = Catalogue([project.parent], 100)
+    chosen = catalogue.choose(stack, None, "particle", PREPARATION, 100)
+    star = open_source(project)
+    of_star = plan(star, PREPARATION, 64)
+    (from_star,) = (part for part in of_star.ranges if part.stack.path == stack)
+    (from_stack,) = chosen.ranges
+    np.testing.assert_array_equal(from_stack.rows, np.arange(35))
+    np.testing.assert_array_equal(from_stack.frames, from_star.frames)
+    np.testing.assert_array_equal(from_stack.features, from_star.features)
+    assert np.isfinite(from_stack.features).all()
+    assert chosen.images.tolist() == star.images[from_star.rows].tolist()
+
+
+def test_images_that_the_star_file_leaves_out_are_still_there(tmp_path: Path) -> None:
+    stack = write_stack(tmp_path / "mic.mrcs", particles(5))
+    row = "mic.mrc 1 20000 20000 4"
+    write_star(
+        tmp_path / "mic_extract.star",
+        [f"000002@mic.mrcs {row}", "000004@mic.mrcs short", f"9@mic.mrcs {row}", f"1@b.mrcs {row}"],
+    )
+    chosen = Catalogue([tmp_path], 10).choose(stack, (0, 5), "particle", PREPARATION, 10)
+    (part,) = chosen.ranges
+    assert part.frames.tolist() == [0, 1, 2, 4]
+    np.testing.assert_array_equal(np.isfinite(part.features[:, 0]), [False, True, False, False])
+    assert [row for row, _ in chosen.quarantined] == [3]
+    assert chosen.images.tolist() == [f"00000{i}@mic.mrcs" for i in range(1, 6)]
+
+
+def test_of_two_rows_on_one_image_the_first_describes_it(tmp_path: Path) -> None:
+    stack = write_stack(tmp_path / "mic.mrcs", particles(2))
+    rows = [f"1@mic.mrcs mic.mrc 1 {defocus} {defocus} 4" for defocus in (10000, 20000)]
+    star = open_source(write_star(tmp_path / "mic.star", rows))
+    assert with_metadata(open_source(stack), star).metadata["rlnDefocusU"][0] == 10000
+
+
+def test_a_star_file_that_does_not_name_the_stack_says_nothing_about_it(tmp_path: Path) -> None:
+    stack = write_stack(tmp_path / "mic.mrcs", particles(2))
+    write_star(tmp_path / "mic.star", ["1@elsewhere/mic.mrcs mic.mrc 1 9000 9000 4"])
+    (part,) = Catalogue([tmp_path], 10).choose(stack, None, "particle", PREPARATION, 10).ranges
+    assert np.isnan(part.features[:, 0]).all()
+
+
+def test_a_source_that_grows_is_read_again(tmp_path: Path) -> None:
+    star = write_project(tmp_path, (10,))
+    catalogue = Catalogue([tmp_path], 100)
+    assert catalogue.choose(star, None, "particle", PREPARATION, 16).rows == 10
+    write_project(tmp_path, (10, 12))
+    assert catalogue.choose(star, None, "particle", PREPARATION, 16).rows == 22
+
+
+def test_contrast_is_decided_over_the_whole_source_once_all_of_it_is_there(tmp_path: Path) -> None:
+    star = write_project(tmp_path, (40, 40))
+    auto = PREPARATION.model_copy(update={"contrast": "auto"})
+    dark = particles(40) * -1
+    catalogue = Catalogue([tmp_path], 100)
+    late = tmp_path / "Extract/job001/mic_2.mrcs"
+    late.unlink()
+    assert not catalogue.choose(star, (0, 2), "particle", auto, 16).ranges[0].invert
+    for number in (1, 2):
+        write_stack(tmp_path / f"Extract/job001/mic_{number}.mrcs", 5 * dark)
+    assert catalogue.choose(star, (0, 2), "particle", auto, 16).ranges[0].invert
+
+
+def test_of_several_threads_one_opens_and_a_failure_is_tried_again() -> None:
+    kept: _Kept[int] = _Kept(2)
+    calls, gate = [], threading.Event()
+
+    def make() -> int:
+        calls.append(1)
+        gate.wait(5)
+        return 7
+
+    threads = [threading.Thread(target=lambda: kept.get("a", make)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    gate.set()
+    for thread in threads:
+        thread.join()
+    assert kept.get("a", make) == 7
+    assert len(calls) == 1
+
+    def fail() -> int:
+        raise FormatError("is damaged")
+
+    with pytest.raises(FormatError):
+        kept.get("b", fail)
+    assert kept.get("b", lambda: 8) == 8
+    kept.get("c", lambda: 9)
+    assert kept.get("a", lambda: 1) == 1  # the oldest has gone
