@@ -171,7 +171,21 @@ def text(value: object) -> str:
     return str(value)
 
 
-def finish(title: str, rows: Mapping[str, object], books: Books) -> None:
-    """The end of a verb: its summary, and rows in = rows out + quarantined."""
+def finish(title: str, rows: Mapping[str, object], books: Books | str) -> None:
+    """The end of a verb: its summary, and what became of the rows that went in."""
     out.print(table(title, rows))
     out.print(str(books))
+
+
+def balance(rows_in: int, fates: Mapping[str, int]) -> str:
+    """What became of the rows of a verb that quarantines none: each has one of the fates.
+
+    Raises:
+        InternalError: rows are unaccounted for.
+    """
+    line = f"{rows_in:,} rows in = " + " + ".join(
+        f"{count:,} {fate}" for fate, count in fates.items()
+    )
+    if rows_in != sum(fates.values()):
+        raise InternalError(f"the books do not balance: {line}")
+    return line

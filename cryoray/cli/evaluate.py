@@ -32,16 +32,29 @@ def evaluate(
     settings = common.settings(
         ctx, evaluate={"cross_validate": cross_validate, "repeats": repeats, "ablate": ablate}
     )
-    from cryoray import inference
+    from cryoray import inference, training
     from cryoray.models import registry
+    from cryoray.preparation.prepared import PreparedSet
 
     with common.Show() as show:
-        metrics = inference.evaluate(
-            registry.resolve(ensemble, settings.registry),
-            prepared,
-            out,
-            settings,
-            on_progress=show.progress,
-            on_event=show.event,
-        )
-    print(metrics)
+        told = {"on_progress": show.progress, "on_event": show.event}
+        if settings.evaluate.cross_validate:
+            metrics = inference.cross_validate(
+                prepared,
+                out,
+                settings,
+                train=training.train,
+                folds=settings.evaluate.cross_validate,
+                repeats=settings.evaluate.repeats,
+                **told,
+            )
+        else:
+            judge = registry.resolve(ensemble, settings.registry)
+            metrics = inference.evaluate(judge, prepared, out, settings, **told)
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    fates = {"judged": metrics["n"], "left out": metrics["left_out"]}
+    common.finish(
+        "Evaluated",
+        {**numbers, "folder": out},
+        common.balance(PreparedSet.open(prepared).n, fates),
+    )

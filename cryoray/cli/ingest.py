@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from cryoray.cli import common
@@ -82,8 +83,8 @@ def ingest(
         "Prepared",
         {
             "images": prepared.n,
-            "kept": counts["kept"],
-            "discarded": counts["discarded"],
+            "kept": counts["keep"],
+            "discarded": counts["discard"],
             "projects": [part["project"] for part in prepared.parts],
             "folder": made,
         },
@@ -93,32 +94,27 @@ def ingest(
 
 def _show_plan(paths: list[Path], settings: Settings) -> None:
     """One row for each source: what would be read, and what would be quarantined and why."""
-    from cryoray.formats.source import find_sources, open_source
-    from cryoray.preparation.plan import plan
+    from cryoray.ingest import plan_sources
     from cryoray.records import Books
 
     shown = Table(
-        *("source", "rows", "stacks", "tasks", "MiB", "quarantined, most often because"),
+        *("source", "rows", "kept", "discarded", "stacks", "tasks", "MiB", "quarantined"),
         title="Plan",
         title_justify="left",
     )
-    rows = good = 0
-    for found in (source for path in paths for source in find_sources(path, settings.ingest.kind)):
-        planned = plan(
-            open_source(found, settings.ingest.kind),
-            settings.ingest.preparation,
-            settings.ingest.range_mib,
+    rows = bad = 0
+    for part in plan_sources(paths, settings.ingest):
+        planned, lost = part.plan, Counter(reason for _, reason in part.plan.quarantined)
+        counts = (
+            len(planned.source),
+            (part.labels == 1).sum(),
+            (part.labels == 0).sum(),
+            len(planned.source.stacks),
+            len(planned.ranges),
+            sum(each.bytes for each in planned.ranges) >> 20,
         )
-        count, bad = len(planned.source), len(planned.quarantined)
-        reasons = Counter(reason for _, reason in planned.quarantined).most_common(1)
-        shown.add_row(
-            str(found),
-            f"{count:,}",
-            f"{len(planned.source.stacks):,}",
-            f"{len(planned.ranges):,}",
-            f"{sum(part.bytes for part in planned.ranges) / 2**20:,.0f}",
-            "".join(f"{bad:,}: {reason}" for reason, _ in reasons) or "0",
-        )
-        rows, good = rows + count, good + count - bad
+        reasons = "\n".join(f"{count:,}: {reason}" for reason, count in lost.most_common(3))
+        shown.add_row(part.project, *(f"{count:,}" for count in counts), escape(reasons) or "0")
+        rows, bad = rows + len(planned.source), bad + len(planned.quarantined)
     common.out.print(shown)
-    common.out.print(str(Books(rows, good, rows - good)))
+    common.out.print(str(Books(rows, rows - bad, bad)))

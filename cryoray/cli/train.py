@@ -44,7 +44,27 @@ def train(
         },
     )
     from cryoray import training
+    from cryoray.models.ensemble import Ensemble
+    from cryoray.preparation.prepared import PreparedSet
 
     with common.Show() as show:
         made = training.train(sets, out, settings, on_progress=show.progress, on_event=show.event)
-    print(made)
+    manifest = Ensemble.load(made).manifest
+    known = set(manifest.training_groups)
+    rows = trained = 0
+    for prepared in map(PreparedSet.open, sets):
+        groups = prepared.groups(manifest.split_by)
+        rows += prepared.n
+        trained += sum(group in known for group in groups[prepared.labels >= 0])
+    common.finish(
+        "Trained",
+        {
+            "groups": f"{len(known):,}, each a {manifest.split_by}",
+            "threshold": manifest.threshold,
+            "review": manifest.review,
+            **manifest.operating_point,
+            "digest": manifest.digest,
+            "folder": made,
+        },
+        common.balance(rows, {"trained on": trained, "held out or without label": rows - trained}),
+    )
