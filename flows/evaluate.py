@@ -9,7 +9,7 @@ from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from cryoray import inference as verb
+from cryoray.cli.evaluate import measure
 from cryoray.settings import load
 from flows.telling import Telling, key
 
@@ -33,16 +33,9 @@ def evaluate(
 
 @task(cache_policy=NO_CACHE, task_run_name="judge {prepared}")
 def judge(ensemble: Path, prepared: Path, out: Path, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Call ``cryoray.inference.evaluate``."""
+    """Call ``cryoray.inference.evaluate``, or ``cross_validate`` where the settings say so."""
     with Telling("evaluation") as told:
-        return verb.evaluate(
-            ensemble,
-            prepared,
-            out,
-            load(**overrides),
-            on_progress=told.progress,
-            on_event=told.event,
-        )
+        return measure(ensemble, prepared, out, load(**overrides), told.progress, told.event)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="tabulate {out}")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cryoray.cli import common
+
+if TYPE_CHECKING:
+    from cryoray.records import OnEvent, OnProgress
+    from cryoray.settings import Settings
 
 
 def evaluate(
@@ -32,29 +36,47 @@ def evaluate(
     settings = common.settings(
         ctx, evaluate={"cross_validate": cross_validate, "repeats": repeats, "ablate": ablate}
     )
-    from cryoray import inference, training
-    from cryoray.models import registry
     from cryoray.preparation.prepared import PreparedSet
 
     with common.Show() as show:
-        told = {"on_progress": show.progress, "on_event": show.event}
-        if settings.evaluate.cross_validate:
-            metrics = inference.cross_validate(
-                prepared,
-                out,
-                settings,
-                train=training.train,
-                folds=settings.evaluate.cross_validate,
-                repeats=settings.evaluate.repeats,
-                **told,
-            )
-        else:
-            judge = registry.resolve(ensemble, settings.registry)
-            metrics = inference.evaluate(judge, prepared, out, settings, **told)
+        metrics = measure(ensemble, prepared, out, settings, show.progress, show.event)
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     fates = {"judged": metrics["n"], "left out": metrics["left_out"]}
     common.finish(
         "Evaluated",
         {**numbers, "folder": out},
         common.balance(PreparedSet.open(prepared).n, fates),
+    )
+
+
+def measure(
+    ensemble: str | Path,
+    prepared: Path,
+    out: Path,
+    settings: Settings,
+    on_progress: OnProgress,
+    on_event: OnEvent,
+) -> dict[str, Any]:
+    """Evaluate the ensemble, or cross-validate where the settings say so, which trains anew.
+
+    Returns:
+        what ``metrics.json`` holds.
+    """
+    from cryoray import inference, training
+    from cryoray.models import registry
+
+    if settings.evaluate.cross_validate is None:
+        judge = registry.resolve(ensemble, settings.registry)
+        return inference.evaluate(
+            judge, prepared, out, settings, on_progress=on_progress, on_event=on_event
+        )
+    return inference.cross_validate(
+        prepared,
+        out,
+        settings,
+        train=training.train,
+        folds=settings.evaluate.cross_validate,
+        repeats=settings.evaluate.repeats,
+        on_progress=on_progress,
+        on_event=on_event,
     )
