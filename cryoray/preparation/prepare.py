@@ -12,7 +12,9 @@ from cryoray.preparation.reader import defects, read_range
 from cryoray.records import PreparedRows, RowRange
 from cryoray.settings import PreparationSettings
 
-#: Images worked on together: their intermediate results stay in a core's cache.
+#: Images worked on together: their intermediate results stay in a core's cache. Always as many, as
+#: a matrix product of another size may add up in another order: so a row comes out the same to the
+#: last bit, whatever rows are beside it.
 _CHUNK = 32
 #: The background begins here (fraction of the box), or a fifth beyond the particle's edge.
 _RING, _MARGIN = 0.45, 1.2
@@ -63,10 +65,11 @@ def prepare_images(
     for side, ring in sorted(set(zip(sides[good].tolist(), rings[good].tolist(), strict=True))):
         alike = good[(sides[good] == side) & (rings[good] == ring)]
         for some in np.split(alike, range(_CHUNK, len(alike), _CHUNK)):
-            chunk = torch.from_numpy(images[some])
+            chunk = torch.zeros((_CHUNK, *images.shape[1:]))
+            chunk[: len(some)] = torch.from_numpy(images[some])
             chunk = fourier_rescale(window(chunk, side), settings.box)
             chunk = normalize_background(-chunk if invert else chunk, ring)
-            prepared[some] = clip(chunk, settings.clip).numpy()
+            prepared[some] = clip(chunk, settings.clip)[: len(some)].numpy()
     return prepared, reasons
 
 

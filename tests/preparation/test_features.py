@@ -10,8 +10,7 @@ import pytest
 from cryoray.errors import SettingsError
 from cryoray.formats.source import Source, open_source
 from cryoray.preparation.features import FEATURES, feature_names, source_features
-
-from .sources import particles, write_source
+from tests.preparation.sources import particles, write_source
 
 
 def made_of(kind: str = "particle", **metadata: list[float]) -> Source:

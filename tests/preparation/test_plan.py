@@ -10,8 +10,7 @@ import pytest
 from cryoray.formats.source import open_source
 from cryoray.preparation.plan import plan, protein_is_dark
 from cryoray.settings import PreparationSettings
-
-from .sources import particles, write_source
+from tests.preparation.sources import particles, write_source
 
 SETTINGS = PreparationSettings(box=32, contrast="bright")
 

@@ -10,8 +10,7 @@ import pytest
 from cryoray.preparation.plan import plan
 from cryoray.preparation.prepare import prepare_images, prepare_range, window_sides
 from cryoray.settings import PreparationSettings
-
-from .sources import particles, write_source
+from tests.preparation.sources import particles, write_source
 
 SETTINGS = PreparationSettings(box=32)
 
@@ -25,7 +24,7 @@ def test_a_row_does_not_depend_on_its_neighbours_in_the_batch() -> None:
     images[::3] *= 100
     together, _ = prepare_images(images, unknown(70), False, SETTINGS)
     alone = [prepare_images(images[i : i + 1], unknown(1), False, SETTINGS)[0] for i in range(70)]
-    np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-6)
+    np.testing.assert_array_equal(together, np.concatenate(alone))
 
 
 def test_bad_images_get_a_reason_and_leave_the_others_alone() -> None:
@@ -42,7 +41,7 @@ def test_bad_images_get_a_reason_and_leave_the_others_alone() -> None:
     assert reasons[3] == "1 of 1,600 pixels are NaN or infinite"
     assert reasons[4].startswith("pixels run from -")
     assert sorted(reasons) == [0, 2, 3, 4]
-    np.testing.assert_allclose(prepared[[1, 5]], clean[[1, 5]], atol=1e-6)
+    np.testing.assert_array_equal(prepared[[1, 5]], clean[[1, 5]])
     assert not prepared[list(reasons)].any()
 
 
@@ -76,7 +75,7 @@ def test_rows_of_different_pixel_size_in_one_stack_are_windowed_each_by_its_own(
     together, _ = prepare_images(images, sizes, False, settings)
     for i in range(4):
         alone, _ = prepare_images(images[i : i + 1], sizes[i : i + 1], False, settings)
-        np.testing.assert_allclose(together[i], alone[0], atol=1e-6)
+        np.testing.assert_array_equal(together[i], alone[0])
 
 
 def test_a_stack_that_changes_after_planning_quarantines_the_whole_range(

@@ -25,8 +25,7 @@ from cryoray.preparation.prepared import (
 )
 from cryoray.records import QUARANTINE_SCHEMA, Books, particles_schema
 from cryoray.settings import IngestSettings, PreparationSettings
-
-from .sources import particles, write_source
+from tests.preparation.sources import particles, write_source
 
 SETTINGS = IngestSettings(preparation=PreparationSettings(box=32, diameter=60), images_per_file=40)
 
