@@ -7,7 +7,7 @@ Forced decision: an image is kept when its score is at least the threshold, revi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -202,7 +202,7 @@ def metrics(
 
     members = [groups == group for group in np.unique(groups.astype(str))]
     per_group = [_rates(good[m], score[m], kept[m], review[m]) for m in members]
-    pooled["spread"] = {name: _spread([rates[name] for rates in per_group]) for name in SPREAD}
+    pooled["spread"] = {name: spread([rates[name] for rates in per_group]) for name in SPREAD}
     pooled["by_view"] = _by_view(good, lost, {"group": groups, **(views or {})})
     return pooled
 
@@ -227,7 +227,7 @@ def _ratio(part: float, whole: float) -> float | None:
     return float(part / whole) if whole else None
 
 
-def _spread(values: list[float | None]) -> dict[str, float | int | None]:
+def spread(values: Sequence[float | None]) -> dict[str, float | int | None]:
     """Over the groups in which the number exists; a single group has no deviation: None."""
     known = np.array([value for value in values if value is not None])
     return {

@@ -177,7 +177,7 @@ def result_section(metrics: Mapping[str, Any], lead: str = "") -> Section:
         ("ece", "Calibration error", "ECE: by how much a score is off"),
         ("threshold", "Threshold", "keep at this score or above"),
     ):
-        rows.append((title, _decimal(metrics[name]), *_spread(metrics, name, _decimal), meaning))
+        rows.append((title, decimal(metrics[name]), *_spread(metrics, name, decimal), meaning))
     groups = metrics["spread"]["accuracy"]["groups"]
     caption = (
         f"Over {metrics['n']:,} images. Deviation, least and most: over {groups} group"
@@ -223,42 +223,50 @@ def curves_section(training: Mapping[str, Any]) -> Section:
     return Section("Training", blocks, lead)
 
 
-def bound_section(bound: Mapping[str, float | None], enough_wrong: str = "") -> Section:
+def bound_section(bound: Mapping[str, float | None]) -> Section:
     """Each member's error on its own distribution, the bound of boosting, and the vote's real error.
 
     Args:
-        bound: `d1`, `d2`, `d3`, `worst`, `limit` and `vote` from training.json.
-        enough_wrong: a sentence where boosting had little to work with.
+        bound: of training.json: `d1`, `d2`, `d3`, `worst`, `limit`, `vote`, and how often d1 was wrong
+            (`d1_wrong`) where it should have been (`enough_wrong`).
     """
-    where = (
-        "the training distribution",
-        "what d1 gets half wrong",
-        "what d1 and d2 disagree about",
-    )
+    where = ("the training distribution", "what d1 gets half wrong", "where d1 and d2 disagree")
     rows = [
         (member, percent(bound.get(member)), place)
         for member, place in zip(MEMBERS, where, strict=True)
     ]
-    rows.append(("bound 3e² − 2e³", percent(bound.get("limit")), "with e the worst of the three"))
+    rows.append(
+        (
+            "bound 3e²\N{NO-BREAK SPACE}−\N{NO-BREAK SPACE}2e³",
+            percent(bound.get("limit")),
+            "with e the worst of the three",
+        )
+    )
     rows.append(("vote, measured", percent(bound.get("vote")), "the training distribution"))
-    vote, limit = bound.get("vote"), bound.get("limit")
-    verdict = ""
-    if vote is not None and limit is not None:
-        verdict = (
+    said = [
+        "If each member errs at most e on the distribution it was trained for, the vote of three errs"
+        " at most 3e²\N{NO-BREAK SPACE}−\N{NO-BREAK SPACE}2e³ on the original one (Schapire 1990)."
+    ]
+    worst, vote, limit = (bound.get(name) for name in ("worst", "vote", "limit"))
+    if worst is not None and worst >= 0.5:
+        said.append("Here a member errs half the time on its own, so nothing is promised.")
+    elif vote is not None and limit is not None:
+        said.append(
             "The vote is within the bound."
             if vote <= limit
-            else "The vote is worse than the bound: a member's error, measured on few images, is"
-            " not its true one, or the mixtures shifted between the fits."
+            else "The vote is worse than the bound: a member's error, measured on few images, is not"
+            " its true one."
         )
-    lead = (
-        "If each member errs at most e on the distribution it was trained for, the vote of three errs at"
-        f" most 3e² − 2e³ on the original one (Schapire 1990). {verdict} {enough_wrong}"
-    )
+    wrong, enough = bound.get("d1_wrong"), bound.get("enough_wrong")
+    if wrong is not None and enough is not None and wrong < enough:
+        said.append(
+            f"d1 was wrong about {wrong:,.0f} images only, fewer than {enough:,.0f}: boosting had little"
+            " to work with, and d2 and d3 add little to d1."
+        )
     caption = "All errors are on images that the member was not trained on."
     heads = ("", "error", "measured on")
-    return Section(
-        "Members and vote", [Table(heads, tuple(rows), caption, text=(2,))], lead.strip()
-    )
+    table = Table(heads, tuple(rows), caption, text=(2,))
+    return Section("Members and vote", [table], " ".join(said))
 
 
 def roc_section(
@@ -413,7 +421,8 @@ def _spread(metrics: Mapping[str, Any], name: str, show: Any) -> tuple[str, str,
     return std, least, most
 
 
-def _decimal(value: object) -> str:
+def decimal(value: object) -> str:
+    """Four decimals; a dash where there is no number."""
     return f"{value:.4f}" if isinstance(value, int | float) else "–"
 
 
