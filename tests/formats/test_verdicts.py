@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import starfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cryoray.errors import FormatError, InternalError
+from cryoray.formats.source import Source, open_source
+from cryoray.formats.star import parse
+from cryoray.formats.verdicts import SIDES, write_verdicts
+from cryoray.records import QUARANTINE_SCHEMA, VERDICTS_SCHEMA, Books
+from formats.files import write_particles, write_stack
+
+FATES = tuple(SIDES)
+
+
+def judged(source: Source, fates: list[str]) -> tuple[pa.Table, list[tuple[int, str]]]:
+    """Verdicts in reversed order, as tasks that finish when they finish would give them."""
+    rows = [row for row in range(len(source)) if fates[row] != "quarantined"][::-1]
+    n = len(rows)
+    table = pa.table(
+        {
+            "image": pa.array([source.images[row] for row in rows], pa.string()),
+            "score": pa.array(np.linspace(0, 1, n), pa.float32()),
+            "verdict": pa.array([fates[row] for row in rows], pa.string()),
+            **{name: pa.nulls(n, pa.float32()) for name in ("d1", "d2", "d3")},
+            "reason": pa.nulls(n, pa.string()),
+            "row": pa.array(rows, pa.int64()),
+        }
+    )
+    lost = [(row, f"reason {row}") for row in range(len(source)) if fates[row] == "quarantined"]
+    return table, lost[::-1]
+
+
+def sides(source: Source, fates: list[str]) -> dict[str, list[str]]:
+    return {
+        file: [image for image, fate in zip(source.images, fates, strict=True) if fate == name]
+        for name, file in SIDES.items()
+    }
+
+
+@settings(max_examples=25, deadline=None)
+@given(fates=st.lists(st.sampled_from(FATES), min_size=1, max_size=8))
+def test_every_row_of_a_star_file_is_on_its_side_verbatim(
+    fates: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("verdicts")
+    names = [
+        f"'{i + 1:06d}@a b/x.mrcs'" if i == 3 else f"{i + 1}@x.mrcs" for i in range(len(fates))
+    ]
+    path = write_particles(folder / "particles.star", names, [1 + i % 2 for i in range(len(names))])
+    path.write_text("data_general\n\n_rlnTomoSubTomosAre2DStacks 1\n" + path.read_text())
+    source = open_source(path)
+    assert write_verdicts(folder / "out", source, *judged(source, fates)) == Books(
+        rows_in=len(fates),
+        rows_out=len(fates) - fates.count("quarantined"),
+        quarantined=fates.count("quarantined"),
+    )
+    original = parse(path)
+    rows = [original["particles"].row_text(row) for row in range(len(fates))]
+    for name, file in SIDES.items():
+        written = parse(folder / f"out/{file}.star")
+        assert list(written) == ["general", "optics", "particles"]
+        assert written["general"].fields(0) == ["1"]
+        copies = [written["particles"].row_text(i) for i in range(len(written["particles"]))]
+        assert copies == [row for row, fate in zip(rows, fates, strict=True) if fate == name]
+        assert [written["optics"].fields(i) for i in (0, 1)] == [
+            original["optics"].fields(i) for i in (0, 1)
+        ]
+        text = (folder / f"out/{file}.star").read_bytes()
+        assert text.count(b"\n# version 30001\n\ndata_") == 3
+        assert b"\r" not in text
+
+
+def test_the_tables_are_in_input_order_and_say_where_to_look(tmp_path: Path) -> None:
+    path = write_particles(tmp_path / "particles.star", [f"{i}@x.mrcs" for i in (1, 2, 3, 4)])
+    source = open_source(path)
+    write_verdicts(
+        tmp_path / "out", source, *judged(source, ["keep", "quarantined", "review", "quarantined"])
+    )
+    verdicts = pq.read_table(tmp_path / "out/verdicts.parquet")
+    assert verdicts.schema.equals(VERDICTS_SCHEMA)
+    assert verdicts["image"].to_pylist() == ["1@x.mrcs", "3@x.mrcs"]
+    quarantine = pq.read_table(tmp_path / "out/quarantine.parquet")
+    assert quarantine.schema.equals(QUARANTINE_SCHEMA)
+    assert quarantine.to_pylist() == [
+        {"image": f"{row}@x.mrcs", "file": str(path), "row": row, "reason": f"reason {row - 1}"}
+        for row in (2, 4)
+    ]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == sorted(
+        ["verdicts.parquet", "quarantine.parquet", *(f"{name}.star" for name in SIDES.values())]
+    )
+
+
+def test_crlf_is_read_and_lf_is_written(tmp_path: Path) -> None:
+    names = ["1@x.mrcs", "2@x.mrcs"]
+    source = open_source(write_particles(tmp_path / "particles.star", names, end="\r\n"))
+    write_verdicts(tmp_path, source, *judged(source, ["keep", "discard"]))
+    assert b"\r" not in (tmp_path / "kept.star").read_bytes()
+    assert open_source(tmp_path / "kept.star").images.tolist() == names[:1]
+
+
+def test_a_file_of_relion_30_stays_one_so_that_relion_converts_it(tmp_path: Path) -> None:
+    path = tmp_path / "old.star"
+    path.write_text("data_images\nloop_\n_rlnImageName #1\n1@x.mrcs\n2@x.mrcs\n")
+    source = open_source(path)
+    write_verdicts(tmp_path, source, *judged(source, ["keep", "discard"]))
+    assert (tmp_path / "discarded.star").read_text() == (
+        "\ndata_images\n\nloop_\n_rlnImageName #1\n2@x.mrcs\n\n"
+    )
+
+
+def test_classes_become_one_table_without_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "run_it025_model.star"
+    path.write_text(
+        "data_model_general\n_rlnNrClasses 2\n\ndata_model_classes\nloop_\n_rlnReferenceImage #1\n"
+        "1@c.mrcs\n2@c.mrcs\n\ndata_model_class_1\nloop_\n_rlnSpectralIndex\n0\n"
+    )
+    source = open_source(path, "class2d")
+    write_verdicts(tmp_path, source, *judged(source, ["discard", "keep"]))
+    assert list(parse(tmp_path / "kept.star")) == [""]
+    assert open_source(tmp_path / "kept.star", "class2d").images.tolist() == ["2@c.mrcs"]
+
+
+def test_bare_stacks_become_a_relion_31_file(tmp_path: Path) -> None:
+    write_stack(tmp_path / "in/a.mrcs", 2, pixel_size=1.5)
+    write_stack(tmp_path / "in/b b.mrcs", 2, side=6, pixel_size=3.0)
+    (tmp_path / "in/c.mrcs").write_text("nothing")
+    source = open_source(tmp_path / "in")
+    write_verdicts(
+        tmp_path / "out",
+        source,
+        *judged(source, ["keep", "discard", "review", "keep", "quarantined"]),
+    )
+    kept = open_source(tmp_path / "out/kept.star")
+    assert kept.stacks == source.stacks[:2]
+    assert kept.frame.tolist() == [0, 1]
+    assert kept.pixel_size.tolist() == [1.5, 3.0]
+    assert starfile.read(tmp_path / "out/kept.star")["optics"]["rlnImageSize"].tolist() == [8, 6]
+    assert parse(tmp_path / "out/quarantined.star")["particles"].fields(0) == ["000001@c.mrcs", "1"]
+    assert pq.read_table(tmp_path / "out/quarantine.parquet")["row"].to_pylist() == [1]
+
+
+def test_a_row_of_two_fates_is_our_fault(tmp_path: Path) -> None:
+    source = open_source(write_particles(tmp_path / "particles.star", ["1@x.mrcs", "2@x.mrcs"]))
+    table, _ = judged(source, ["keep", "keep"])
+    with pytest.raises(InternalError, match="judged twice, or judged and quarantined"):
+        write_verdicts(tmp_path / "out", source, table, [(1, "also this")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_source_that_changed_meanwhile_is_not_copied(tmp_path: Path) -> None:
+    path = write_particles(tmp_path / "particles.star", ["1@x.mrcs", "2@x.mrcs"])
+    source = open_source(path)
+    write_particles(path, ["2@x.mrcs", "1@x.mrcs"])
+    with pytest.raises(FormatError, match="changed while its rows were judged"):
+        write_verdicts(tmp_path / "out", source, *judged(source, ["keep", "keep"]))
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    "name",
+    [
+        "relion5-project/Class2D/job010/run_it025_data.star",
+        "particles-empiar10017/particles.star",
+        "formats/star/localrec_relion1x/particles.star",
+        "formats/star/cryodrgn/relion31.6opticsgroups.star",
+    ],
+)
+def test_real_files_divide_into_files_that_starfile_reads(
+    real_data: Path, tmp_path: Path, name: str
+) -> None:
+    source = open_source(real_data / name)
+    fates = np.random.default_rng(0).choice(FATES, len(source)).tolist()
+    write_verdicts(tmp_path, source, *judged(source, fates))
+    whole = starfile.read(source.path, always_dict=True)
+    for file, images in sides(source, fates).items():
+        part = starfile.read(tmp_path / f"{file}.star", always_dict=True)
+        assert list(part) == list(whole)
+        table = next(table for table in part.values() if "rlnImageName" in table)
+        assert table["rlnImageName"].tolist() == images
