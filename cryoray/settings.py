@@ -40,22 +40,32 @@ class RuntimeSettings(Section):
     """How Ray is started or joined."""
 
     address: str | None = Field(None, description="Ray address to join; None starts a local Ray")
-    cpus: int | None = Field(None, ge=1, description="logical CPUs of a local Ray; None: at least 4")
+    cpus: int | None = Field(
+        None, ge=1, description="logical CPUs of a local Ray; None: at least 4"
+    )
     gpus: int | None = Field(None, ge=0, description="GPUs of a local Ray; None: all that it finds")
     object_store_mib: int = Field(1024, ge=100, description="object store of a local Ray, MiB")
     dashboard: bool = Field(True, description="start Ray's dashboard with a local Ray")
-    dashboard_port: int = Field(8265, ge=0, le=65535, description="first port tried by the dashboard")
+    dashboard_port: int = Field(
+        8265, ge=0, le=65535, description="first port tried by the dashboard"
+    )
 
 
 class PreparationSettings(Section):
     """How a raw image becomes a network's input; an ensemble carries these with it."""
 
     box: int = Field(64, ge=16, le=512, multiple_of=2, description="side of the prepared image, px")
-    diameter: float | None = Field(None, gt=0, description="particle diameter, Å; None: the whole box")
-    window: float = Field(1.5, ge=1.0, le=4.0, description="window side as a multiple of the diameter")
+    diameter: float | None = Field(
+        None, gt=0, description="particle diameter, Å; None: the whole box"
+    )
+    window: float = Field(
+        1.5, ge=1.0, le=4.0, description="window side as a multiple of the diameter"
+    )
     contrast: Literal["auto", "bright", "dark"] = Field("auto", description="protein in the source")
     features: tuple[str, ...] | None = Field(None, description="metadata used; None: all; (): none")
-    clip: float = Field(6.0, gt=0, description="outliers beyond this many standard deviations are cut")
+    clip: float = Field(
+        6.0, gt=0, description="outliers beyond this many standard deviations are cut"
+    )
 
 
 class IngestSettings(Section):
@@ -63,7 +73,9 @@ class IngestSettings(Section):
 
     kind: Kind = "particle"
     group: str | None = Field(None, description="project name; None: the source's folder")
-    selection: AbsolutePath | None = Field(None, description="None: the selection beside the source")
+    selection: AbsolutePath | None = Field(
+        None, description="None: the selection beside the source"
+    )
     preparation: PreparationSettings = PreparationSettings()
     dtype: Literal["float16", "float32"] = "float16"
     range_mib: int = Field(64, ge=1, description="raw MiB that one task reads")
@@ -78,11 +90,17 @@ class SimulateSettings(Section):
     images: int = Field(1000, ge=10, description="images per collection")
     per_micrograph: int = Field(100, ge=1, description="images per micrograph")
     box: int = Field(128, ge=32, multiple_of=2, description="raw box, px")
-    pixel_size: float | None = Field(None, gt=0, description="Å/px; None: chosen to suit the protein")
-    snr: float = Field(0.1, gt=0, description="CTF-filtered signal in the mask over noise, variances")
+    pixel_size: float | None = Field(
+        None, gt=0, description="Å/px; None: chosen to suit the protein"
+    )
+    snr: float = Field(
+        0.1, gt=0, description="CTF-filtered signal in the mask over noise, variances"
+    )
     junk: Fraction = Field(0.4, description="fraction that is junk, its kinds in equal parts")
     human_error: Fraction = Field(0.03, description="rate at which the simulated person mislabels")
-    structure: AbsolutePath | None = Field(None, description="map or PDB/mmCIF; None: random phantoms")
+    structure: AbsolutePath | None = Field(
+        None, description="map or PDB/mmCIF; None: random phantoms"
+    )
     seed: int = 0
 
 
@@ -91,10 +109,14 @@ class AugmentSettings(Section):
 
     rotate: bool = Field(True, description="any in-plane angle, and mirrors")
     shift: float = Field(0.04, ge=0, le=0.5, description="standard deviation, fraction of the box")
-    magnify: float = Field(0.06, ge=0, le=0.5, description="standard deviation of log magnification")
+    magnify: float = Field(
+        0.06, ge=0, le=0.5, description="standard deviation of log magnification"
+    )
     contrast: float = Field(0.15, ge=0, le=1, description="standard deviation of log contrast")
     filter: float = Field(0.2, ge=0, le=2, description="strength of smooth random Fourier filters")
-    noise: float = Field(0.15, ge=0, le=2, description="largest additive noise, background deviations")
+    noise: float = Field(
+        0.15, ge=0, le=2, description="largest additive noise, background deviations"
+    )
 
 
 class FitSettings(Section):
@@ -106,7 +128,9 @@ class FitSettings(Section):
     weight_decay: float = Field(2e-2, ge=0)
     warmup: Fraction = Field(0.1, description="fraction of steps in which the rate rises")
     label_smoothing: Fraction = 0.02
-    metadata_dropout: Fraction = Field(0.3, description="how often all metadata of an image are hidden")
+    metadata_dropout: Fraction = Field(
+        0.3, description="how often all metadata of an image are hidden"
+    )
     average: Fraction = Field(0.998, description="decay of the averaged weights that are kept")
     augment: AugmentSettings = AugmentSettings()
 
@@ -115,7 +139,9 @@ class OperatingPointSettings(Section):
     """Where the line between keep and discard is drawn (design: the operating point)."""
 
     bound: Fraction = Field(0.03, description="false-negative rate that must not be exceeded")
-    confidence: Fraction = Field(0.95, description="probability with which a new group stays within")
+    confidence: Fraction = Field(
+        0.95, description="probability with which a new group stays within"
+    )
     prefer: Literal["accuracy", "junk"] = Field("accuracy", description="among thresholds within")
 
 
@@ -136,7 +162,9 @@ class TrainSettings(Section):
 class EvaluateSettings(Section):
     """An ensemble's numbers on groups that it has not seen."""
 
-    cross_validate: int | None = Field(None, ge=2, description="folds over groups, trained anew each")
+    cross_validate: int | None = Field(
+        None, ge=2, description="folds over groups, trained anew each"
+    )
     repeats: int = Field(1, ge=1, description="cross-validations with other seeds")
     ablate: bool = Field(False, description="image only, metadata only and both")
     train: TrainSettings = TrainSettings()
@@ -147,7 +175,6 @@ class ClassifySettings(Section):
 
     ensemble: str | None = Field(None, description="folder, or name in the registry")
     kind: Kind | None = Field(None, description="None: the ensemble's")
-    gpus: float = Field(0, ge=0, description="GPUs of each judge")
     range_mib: int = Field(64, ge=1)
     max_quarantined: Fraction = 0.01
 
@@ -167,7 +194,7 @@ class ServeSettings(Section):
     max_rows: int = Field(100_000, ge=1, description="rows in one request")
     max_upload_mib: int = Field(512, ge=1)
     max_queued: int = Field(64, ge=1, description="requests in flight before 429")
-    gpus: float = Field(0, ge=0, description="GPUs of each judge")
+    gpus: float | None = Field(None, ge=0, description="GPUs of a judge; None: equal shares of all")
 
 
 class Settings(BaseSettings):
@@ -178,7 +205,8 @@ class Settings(BaseSettings):
     )
 
     registry: AbsolutePath = Field(
-        Path("~/.local/share/cryoray/ensembles").expanduser(), description="folder of named ensembles"
+        Path("~/.local/share/cryoray/ensembles").expanduser(),
+        description="folder of named ensembles",
     )
     runtime: RuntimeSettings = RuntimeSettings()
     simulate: SimulateSettings = SimulateSettings()

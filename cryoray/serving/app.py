@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import ray
 from pydantic import Field
 from ray import serve as ray_serve
 from ray.serve.config import HTTPOptions, ProxyLocation
@@ -59,7 +60,7 @@ def build(args: Arguments) -> ray_serve.Application:
         name: ray_serve.deployment(
             name=f"judge-{name}",
             num_replicas=settings.judges,
-            ray_actor_options={"num_cpus": 0.25, "num_gpus": settings.gpus},
+            ray_actor_options={"num_cpus": 0.25, "num_gpus": _gpus(settings)},
             max_ongoing_requests=settings.batch,
         )(Judge).bind(served.path, settings.batch, settings.batch_wait)
         for name, served in ensembles.items()
@@ -97,6 +98,15 @@ def find_ensembles(args: Arguments) -> dict[str, Served]:
             preparation=ensemble.preparation.model_copy(update={"features": ensemble.features}),
         )
     return found
+
+
+def _gpus(settings: ServeSettings) -> float:
+    """GPUs of each judge; a share is a quarter of one or more, or they would crowd its memory."""
+    if settings.gpus is not None:
+        return settings.gpus
+    there = ray.cluster_resources().get("GPU", 0.0)
+    share = there / (settings.judges * len(settings.ensembles))
+    return min(1.0, share) if share >= 0.25 else 0.0
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,258 @@
+"""A source to verdicts: planned here, read, prepared and judged by Ray's workers, written here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+import torch
+from ray.data import ActorPoolStrategy
+
+from cryoray import runtime
+from cryoray.errors import EnsembleError, InputError
+from cryoray.formats.source import Source, find_sources, open_source
+from cryoray.formats.verdicts import write_verdicts
+from cryoray.inference.folders import replacing_folder
+from cryoray.ingest.source import RowRangeDatasource, to_rows
+from cryoray.models.ensemble import Ensemble, Judgement
+from cryoray.models.registry import resolve
+from cryoray.preparation.plan import Plan, plan
+from cryoray.records import (
+    KINDS,
+    MEMBERS,
+    VERDICTS,
+    Books,
+    Event,
+    Kind,
+    OnEvent,
+    OnProgress,
+    Progress,
+    ignore,
+)
+from cryoray.settings import PreparationSettings, Settings
+
+TABLE, QUARANTINE = "verdicts.parquet", "quarantine.parquet"
+
+#: What no image makes of a batch.
+_NOTHING = {
+    "row": np.empty(0, np.int64),
+    "reason": np.empty(0, object),
+    "verdict": np.empty(0, object),
+    **{name: np.empty(0, np.float32) for name in ("score", *MEMBERS)},
+}
+
+#: Images that an actor judges at once: small stacks are put together to this.
+_TOGETHER = 1024
+
+
+def classify(
+    source: Path,
+    out: Path,
+    settings: Settings,
+    *,
+    on_progress: OnProgress = ignore,
+    on_event: OnEvent = ignore,
+) -> Path:
+    """Judge every image of a source: keep, discard or review.
+
+    Args:
+        source: a STAR file, a stack, or a folder of those. Where it is several sources, each has its
+            own folder in ``out``.
+        out: folder of the verdicts (contracts: Verdicts). Older ones there are replaced when the new
+            ones are complete.
+        settings: ``runtime``, ``registry`` and ``classify`` are used.
+        on_progress: as images are judged.
+        on_event: ``classify.planned`` and ``classify.done`` for each source.
+
+    Returns:
+        ``out``, absolute.
+
+    Raises:
+        InputError: nothing can be read, or ``out`` holds something else.
+        EnsembleError: there is no such ensemble, or it judges images of another kind.
+        QuarantineError: too many rows could not be read; verdicts and their list are written.
+        SettingsError: no Ray.
+    """
+    began = time.monotonic()
+    out, chosen = Path(out).absolute(), settings.classify
+    if chosen.ensemble is None:
+        raise EnsembleError("no ensemble is named", remedy="give --ensemble NAME or DIR")
+    path = resolve(chosen.ensemble, settings.registry)
+    ensemble = Ensemble.load(path)
+    preparation = ensemble.preparation.model_copy(update={"features": ensemble.features})
+    with replacing_folder(out, "folder of verdicts", _holds_verdicts) as partial:
+        sources = _opened(Path(source).absolute(), chosen.kind, ensemble)
+        runtime.connect(settings.runtime)
+        plans = [plan(each, preparation, chosen.range_mib) for each in sources]
+        for each in plans:
+            on_event(
+                Event(
+                    "classify.planned",
+                    {
+                        "source": str(each.source.path),
+                        "rows": len(each.source),
+                        "ranges": len(each.ranges),
+                        "quarantined": len(each.quarantined),
+                        "contrast": "dark" if each.invert else "bright",
+                    },
+                )
+            )
+        books: dict[str, Books] = {}
+        for name, each, fate in zip(
+            _names(sources), plans, _judged(plans, path, preparation, on_progress), strict=True
+        ):
+            books[name] = write_verdicts(partial / name, each.source, *fate)
+            verdicts = fate[0]["verdict"].to_pylist()
+            on_event(
+                Event(
+                    "classify.done",
+                    {
+                        "out": str(out / name),
+                        "ensemble": ensemble.digest,
+                        "books": str(books[name]),
+                        **asdict(books[name]),
+                        **{verdict: verdicts.count(verdict) for verdict in VERDICTS},
+                        "seconds": round(time.monotonic() - began, 1),
+                    },
+                )
+            )
+    for name, book in books.items():
+        book.check(max_quarantined=chosen.max_quarantined, listed_in=out / name / QUARANTINE)
+    return out
+
+
+def _opened(path: Path, kind: Kind | None, ensemble: Ensemble) -> list[Source]:
+    """The sources under a path, of the kind that the ensemble judges.
+
+    Raises:
+        InputError: there are none of any kind.
+        EnsembleError: there are some, of another kind.
+    """
+    ensemble.check_kind(kind or ensemble.kind, path)
+    try:
+        return [open_source(found, ensemble.kind) for found in find_sources(path, ensemble.kind)]
+    except InputError:
+        for other in KINDS:
+            if other != ensemble.kind and _is_of(path, other):
+                ensemble.check_kind(other, path)
+        raise
+
+
+def _is_of(path: Path, kind: Kind) -> bool:
+    try:
+        return bool([open_source(found, kind) for found in find_sources(path, kind)])
+    except InputError:
+        return False
+
+
+def _names(sources: Sequence[Source]) -> list[str]:
+    """The folder of each source's verdicts in OUT: OUT itself where there is one source."""
+    if len(sources) == 1:
+        return [""]
+    names = [source.name for source in sources]
+    names = [
+        name if names.count(name) == 1 else f"{name}-{source.path.stem}"
+        for name, source in zip(names, sources, strict=True)
+    ]
+    return [
+        name if names.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(names, start=1)
+    ]
+
+
+def _holds_verdicts(folder: Path) -> bool:
+    return (folder / TABLE).is_file() or all(
+        (inside / TABLE).is_file() for inside in folder.iterdir()
+    )
+
+
+class _Judge:
+    """The actor that holds an ensemble: prepared images in, scores out.
+
+    Args:
+        path: the ensemble's folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.ensemble = Ensemble.load(path).to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Columns of `RowRangeDatasource` to row, reason, verdict, score and members."""
+        prepared = to_rows(batch)
+        said = self.ensemble.judge(prepared.images, prepared.features)
+        bad = len(prepared.quarantined)
+        nothing = np.full(bad, np.nan, np.float32)
+        return {
+            "row": np.append(prepared.rows, [row for row, _ in prepared.quarantined]).astype(
+                np.int64
+            ),
+            "reason": np.array(
+                [""] * len(prepared.rows) + [why for _, why in prepared.quarantined], np.str_
+            ),
+            "verdict": np.append(said.verdict, [""] * bad).astype(np.str_),
+            **{
+                name: np.append(getattr(said, name), nothing).astype(np.float32)
+                for name in ("score", *MEMBERS)
+            },
+        }
+
+
+def _judged(
+    plans: Sequence[Plan], ensemble: Path, preparation: PreparationSettings, on_progress: OnProgress
+) -> Iterator[tuple[pa.Table, list[tuple[int, str]]]]:
+    """For each plan the table that `write_verdicts` takes, and what was quarantined."""
+    starts = np.cumsum([0, *(len(each.source) for each in plans)])
+    total, done = int(starts[-1]), sum(len(each.quarantined) for each in plans)
+    on_progress(Progress("judge", done, total))
+    batches = [_NOTHING]
+    for batch in _batches(plans, starts, ensemble, preparation):
+        batches.append(batch)
+        done += len(batch["row"])
+        on_progress(Progress("judge", done, total))
+    columns = {name: np.concatenate([batch[name] for batch in batches]) for name in _NOTHING}
+    for each, start, end in zip(plans, starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        mine = (columns["row"] >= start) & (columns["row"] < end)
+        yield _fate(each, {name: column[mine] for name, column in columns.items()}, start)
+
+
+def _batches(
+    plans: Sequence[Plan], starts: np.ndarray, ensemble: Path, preparation: PreparationSettings
+) -> Iterator[dict[str, np.ndarray]]:
+    """Run one Ray data set over the ranges of all plans; rows are numbered on from plan to plan."""
+    ranges = [
+        replace(part, rows=part.rows + start)
+        for each, start in zip(plans, starts.tolist(), strict=False)
+        for part in each.ranges
+    ]
+    if not ranges:
+        return
+    datasource = RowRangeDatasource(ranges, preparation)
+    resources = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0))
+    # Reading costs as much as judging, and a pool that takes all CPUs would wait for ever.
+    most = gpus or max(1, int(resources["CPU"]) // 2)
+    dataset = ray.data.read_datasource(datasource, override_num_blocks=len(datasource)).map_batches(
+        _Judge,
+        fn_constructor_args=(ensemble,),
+        batch_size=_TOGETHER,
+        compute=ActorPoolStrategy(min_size=1, max_size=min(most, len(ranges))),
+        num_cpus=0.5,
+        num_gpus=1 if gpus else 0,
+    )
+    dataset.set_name(f"classify {plans[0].source.name}")
+    yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
+
+
+def _fate(
+    each: Plan, columns: dict[str, np.ndarray], start: int
+) -> tuple[pa.Table, list[tuple[int, str]]]:
+    rows, good = columns["row"] - start, columns["reason"] == ""
+    said = Judgement(**{name: columns[name][good] for name in ("verdict", "score", *MEMBERS)})
+    table = said.table(each.source.images[rows[good]]).append_column("row", pa.array(rows[good]))
+    bad = zip(rows[~good].tolist(), columns["reason"][~good].tolist(), strict=True)
+    return table, [*each.quarantined, *bad]

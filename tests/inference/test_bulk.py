@@ -1,0 +1,163 @@
+"""A source to verdicts, on one Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from cryoray.errors import EnsembleError, InputError, QuarantineError
+from cryoray.formats.source import open_source
+from cryoray.inference.bulk import classify
+from cryoray.models.ensemble import Ensemble
+from cryoray.preparation.plan import plan
+from cryoray.preparation.prepare import prepare_range
+from cryoray.records import VERDICTS_SCHEMA, Event, Progress
+from cryoray.settings import ClassifySettings, RuntimeSettings, Settings
+from tests.examples import particles, save_ensemble, write_project, write_stack, write_star
+
+
+@pytest.fixture
+def settings(tiny_ensemble: Path) -> Settings:
+    return Settings(classify=ClassifySettings(ensemble=str(tiny_ensemble), range_mib=1))
+
+
+def rows_of(star: Path) -> list[str]:
+    return open_source(star).images.tolist()
+
+
+@pytest.mark.ray
+def test_every_row_is_judged_in_the_sources_order_as_one_process_would(
+    ray_cluster: RuntimeSettings, project: Path, settings: Settings, tmp_path: Path
+) -> None:
+    told: list[Progress] = []
+    events: list[Event] = []
+    out = classify(
+        project, tmp_path / "out", settings, on_progress=told.append, on_event=events.append
+    )
+    table = pq.read_table(out / "verdicts.parquet")
+    assert table.schema == VERDICTS_SCHEMA
+    assert table["image"].to_pylist() == rows_of(project)
+    assert pq.read_table(out / "quarantine.parquet").num_rows == 0
+
+    ensemble = Ensemble.load(Path(str(settings.classify.ensemble)))
+    preparation = ensemble.preparation.model_copy(update={"features": ensemble.features})
+    source = open_source(project)
+    for part in plan(source, preparation, 64).ranges:
+        here = prepare_range(part, preparation)
+        said = ensemble.judge(here.images, here.features)
+        there = table.take(here.rows)
+        for name in ("score", "d1", "d2", "d3"):
+            values = there[name].to_numpy()
+            np.testing.assert_allclose(values, getattr(said, name), atol=1e-5)
+        assert there["verdict"].to_pylist() == said.verdict.tolist()
+    d3 = table["d3"].null_count
+    assert 0 < d3 < len(table)
+
+    sides = [rows_of(out / f"{side}.star") for side in ("kept", "discarded", "review")]
+    verdicts = np.array(table["verdict"].to_pylist())
+    for side, verdict in zip(sides, ("keep", "discard", "review"), strict=True):
+        assert side == np.array(rows_of(project))[verdicts == verdict].tolist()
+    assert (told[0].done, told[-1].done, told[-1].total) == (0, 175, 175)
+    assert [event.name for event in events] == ["classify.planned", "classify.done"]
+    assert events[-1].data["books"] == "175 rows in = 175 out + 0 quarantined"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.ray
+def test_what_cannot_be_read_is_listed_and_the_rest_is_judged(
+    ray_cluster: RuntimeSettings, settings: Settings, tmp_path: Path
+) -> None:
+    star = write_project(tmp_path / "damaged", (20, 20, 20))
+    stacks = tmp_path / "damaged/Extract/job001"
+    images = particles(20)
+    images[3, 5, 5] = np.nan
+    write_stack(stacks / "mic_1.mrcs", images)
+    (stacks / "mic_2.mrcs").unlink()
+    with star.open("a") as file:
+        file.write("000021@Extract/job001/mic_3.mrcs mic_3.mrc 1 9000 9000 4\n")
+        file.write("000001@Extract/job001/mic_3.mrcs mic_3.mrc 1 9000 9000 4\n")
+    out = classify(star, tmp_path / "out", settings)
+    quarantine = pq.read_table(out / "quarantine.parquet").to_pylist()
+    names = rows_of(star)
+    assert [names[entry["row"] - 1] for entry in quarantine] == [
+        entry["image"] for entry in quarantine
+    ]
+    reasons = [entry["reason"] for entry in quarantine]
+    for part, count in (("NaN", 1), ("no such stack", 20), ("holds 20", 1), ("is the same", 1)):
+        assert sum(part in reason for reason in reasons) == count
+    assert len(quarantine) == 23
+    assert rows_of(out / "quarantined.star") == [entry["image"] for entry in quarantine]
+    assert pq.read_metadata(out / "verdicts.parquet").num_rows == 62 - 23
+
+
+@pytest.mark.ray
+def test_a_folder_of_projects_gets_a_folder_each_and_replaces_older_verdicts(
+    ray_cluster: RuntimeSettings, settings: Settings, tmp_path: Path
+) -> None:
+    stars = [write_project(tmp_path / "day" / name, (12, 9)) for name in ("one", "two")]
+    old = tmp_path / "out" / "three"
+    old.mkdir(parents=True)
+    (old / "verdicts.parquet").touch()
+    out = classify(tmp_path / "day", tmp_path / "out", settings)
+    assert sorted(path.name for path in out.iterdir()) == ["one", "two"]
+    one, two = (pq.read_table(out / name / "verdicts.parquet") for name in ("one", "two"))
+    assert one["image"].to_pylist() == rows_of(stars[0])
+    # The same images in both, so the same verdicts: no row went to the neighbour.
+    assert one["verdict"].to_pylist() == two["verdict"].to_pylist()
+    np.testing.assert_allclose(one["score"].to_numpy(), two["score"].to_numpy(), atol=1e-5)
+
+
+@pytest.mark.ray
+def test_where_nothing_can_be_read_the_list_is_written_first(
+    ray_cluster: RuntimeSettings, settings: Settings, tmp_path: Path
+) -> None:
+    star = write_star(tmp_path / "particles.star", ["1@gone.mrcs mic.mrc 1 9000 9000 4"])
+    with pytest.raises(QuarantineError, match=r"out/quarantine\.parquet: 1 of 1 rows"):
+        classify(star, tmp_path / "out", settings)
+    assert pq.read_table(tmp_path / "out/quarantine.parquet")["row"].to_pylist() == [1]
+
+
+def test_an_ensemble_of_another_kind_is_refused(
+    project: Path, tiny_ensemble: Path, settings: Settings, tmp_path: Path
+) -> None:
+    of_classes = save_ensemble(tmp_path / "classes", kind="class2d").path
+    other = Settings(classify=ClassifySettings(ensemble=str(of_classes)))
+    with pytest.raises(
+        EnsembleError, match=r"particles\.star: the ensemble .* judges class2d images"
+    ):
+        classify(project, tmp_path / "out", other)
+    said = Settings(classify=ClassifySettings(ensemble=str(tiny_ensemble), kind="class2d"))
+    with pytest.raises(EnsembleError, match="judges particle images, this holds class2d"):
+        classify(project, tmp_path / "out", said)
+    assert [path.name for path in tmp_path.iterdir()] == ["classes"]
+
+
+@pytest.mark.parametrize(
+    ("ensemble", "says"), [(None, "--ensemble"), ("absent", "no such ensemble")]
+)
+def test_an_ensemble_that_is_not_there_is_named(
+    project: Path, tmp_path: Path, ensemble: str | None, says: str
+) -> None:
+    settings = Settings(registry=tmp_path, classify=ClassifySettings(ensemble=ensemble))
+    with pytest.raises(EnsembleError, match=says):
+        classify(project, tmp_path / "out", settings)
+
+
+def test_a_folder_that_is_no_verdicts_is_not_replaced(
+    project: Path, settings: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(InputError, match="exists and is no folder of verdicts; give --out"):
+        classify(project, tmp_path, settings)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_an_empty_folder_is_no_source(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="nothing to read"):
+        classify(tmp_path / "empty", tmp_path / "out", settings)
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.partial").exists()
