@@ -200,8 +200,8 @@ def _from_csv(path: Path, source: Source) -> np.ndarray:
     words = table[label].to_pylist()
     labels = np.array([_WORDS.get(word.strip().lower(), -2) for word in words], np.int8)
     _refuse(labels == -2, words, path, f"{label} is %r", "give 1 to keep, 0 to discard")
-    texts = table["index"].to_pylist()
-    index = np.array([int(text) if text.strip().isdecimal() else 0 for text in texts], np.int64)
+    texts = [text.strip().removesuffix(".0") for text in table["index"].to_pylist()]
+    index = np.array([int(text) if text.isdecimal() else 0 for text in texts], np.int64)
     _refuse(index < 1, texts, path, "index is %r", "indices count from 1")
     if "stack" in table.column_names:
         encoded = table["stack"].combine_chunks().dictionary_encode()

@@ -159,7 +159,7 @@ def image_table(star: StarFile, kind: Kind) -> Block:
     table = star.with_column(wanted, prefer=_TABLES[kind])
     if table is None:
         other = next((k for k, name in IMAGE_COLUMNS.items() if name != wanted), kind)
-        if star.with_column(IMAGE_COLUMNS[other], prefer=_TABLES[other]):
+        if star.with_column(IMAGE_COLUMNS[other], prefer=_TABLES[other]) is not None:
             raise FormatError(
                 f"has no column {wanted}, so no images of kind {kind}",
                 file=star.path,

@@ -64,7 +64,7 @@ def test_a_subset_of_another_extraction_with_the_same_file_names_does_not_match(
 def test_a_csv_matches_by_file_name_or_path(tmp_path: Path, source: Source, column: str) -> None:
     path = selection(
         tmp_path,
-        f"stack,index,note,{column}\na.mrcs,1,,1\njob001/a.mrcs,3,x,discard\nb.mrcs,1,,TRUE\n"
+        f"stack,index,note,{column}\na.mrcs,1,,1\njob001/a.mrcs,3,x,discard\nb.mrcs,1.0,,TRUE\n"
         "other.mrcs,77,,1\nb.mrcs,2,,\n",
     )
     np.testing.assert_array_equal(read_selection(path, source), [1, -1, 0, -1, -1, 1])
