@@ -23,7 +23,6 @@ from cryoray.models.networks import Network, NetworkConfig, logits
 from cryoray.records import MEMBERS, VERDICTS_SCHEMA, Kind
 from cryoray.settings import PreparationSettings
 
-FORMAT = 1
 MANIFEST = "ensemble.json"
 
 
@@ -41,7 +40,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     kind: Kind
     digest: str = ""
     members: tuple[NetworkConfig, NetworkConfig, NetworkConfig]
@@ -141,7 +140,7 @@ class Ensemble:
         x = torch.tensor(images, dtype=torch.float32)
         f = torch.tensor(features, dtype=torch.float32).reshape(len(x), len(self.features))
         d1, d2 = (self._probability(member, x, f) for member in (0, 1))
-        asked = disagree(d1, d2, np.float32(self.threshold))
+        asked = disagree(d1, d2, self.threshold)
         d3 = np.full(len(x), np.nan, np.float32)
         ask = np.ones_like(asked) if everyone else asked
         if ask.any():
@@ -197,13 +196,8 @@ class Ensemble:
                 remedy="name a folder that `cryoray train` wrote",
             ) from None
         except (ValidationError, UnicodeDecodeError) as error:
-            what = (
-                error.errors()[0]
-                if isinstance(error, ValidationError)
-                else {"loc": (), "msg": error}
-            )
             raise EnsembleError(
-                f"ensemble.json is not readable ({'.'.join(map(str, what['loc']))}: {what['msg']})",
+                f"ensemble.json is not readable ({_first_line(error)})",
                 file=path / MANIFEST,
                 remedy="train it again, or use the cryoray version that wrote it",
             ) from error

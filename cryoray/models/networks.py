@@ -174,7 +174,7 @@ def logits(network: nn.Module, images: Tensor, features: Tensor, batch: int = 25
     network.eval()
     parts = [
         network(i.to(device), f.to(device)).float().cpu()
-        for i, f in zip(images.split(batch), features.split(batch), strict=True)
+        for i, f in zip(torch.split(images, batch), torch.split(features, batch), strict=True)
     ]
     return torch.cat(parts) if parts else torch.empty(0)
 

@@ -56,7 +56,9 @@ def test_with_few_groups_images_carry_a_clopper_pearson_bound():
     n = int(keep.sum())
     assert point.level == "image"
     assert point.groups == n
-    assert clopper_pearson_upper(misses, n, 0.95) <= 0.03 < clopper_pearson_upper(misses + 1, n, 0.95)
+    assert (
+        clopper_pearson_upper(misses, n, 0.95) <= 0.03 < clopper_pearson_upper(misses + 1, n, 0.95)
+    )
 
 
 def test_too_few_keeps_promise_nothing_and_lose_none():

@@ -42,6 +42,8 @@ def test_no_review_where_the_band_is_empty():
     assert answer.tolist() == ["discard", "keep"]
 
 
-@pytest.mark.parametrize(("error", "bound"), [(0.05, 0.00725), (0.1, 0.028), (0.2, 0.104), (0.5, 0.5)])
+@pytest.mark.parametrize(
+    ("error", "bound"), [(0.05, 0.00725), (0.1, 0.028), (0.2, 0.104), (0.5, 0.5)]
+)
 def test_error_bound_is_schapires(error, bound):
     assert error_bound(error) == pytest.approx(bound)

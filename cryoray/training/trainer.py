@@ -1,0 +1,422 @@
+"""Ray Train runs the fits of a round side by side; Ray Data scores what each fold left out."""
+
+from __future__ import annotations
+
+import contextvars
+import hashlib
+import json
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+import ray.train
+import torch
+from ray.data import ActorPoolStrategy
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device
+from safetensors.torch import load_file
+from torch import nn
+
+from cryoray import runtime
+from cryoray.boosting.filtering import folds_of_groups
+from cryoray.errors import InputError, InternalError
+from cryoray.ingest.source import PreparedDatasource
+from cryoray.models.card import card
+from cryoray.models.ensemble import Calibration, Ensemble, Manifest, save_weights
+from cryoray.models.fit import Epoch, Fit, FitTask, Lane
+from cryoray.models.networks import DEFAULT_MEMBERS, Network, logits
+from cryoray.models.rounds import Boosted, boost, record
+from cryoray.records import Event, OnEvent, OnProgress, Progress, ignore
+from cryoray.settings import FitSettings, Settings
+from cryoray.training.examples import Level, SetExamples, gather
+
+#: Losing a worker or a node costs the epoch in which it happened; this often, then the run gives up.
+_FAILURES = 8
+
+
+def train(
+    sets: Sequence[Path],
+    out: Path,
+    settings: Settings,
+    *,
+    on_progress: OnProgress = ignore,
+    on_event: OnEvent = ignore,
+) -> Path:
+    """Train d1, d2 and d3 on prepared sets and write the ensemble.
+
+    A run that was killed goes on where it stopped when it is called again with the same sets, settings
+    and ``out``: finished rounds are not redone, a round goes on after its last epoch. It works in
+    ``OUT.partial`` and renames that in the end.
+
+    Args:
+        sets: folders of prepared sets.
+        out: folder of the ensemble; must not exist.
+        settings: ``train`` and ``runtime`` are used.
+        on_progress: told after every epoch of every fit.
+        on_event: told what each round found.
+
+    Returns:
+        ``out``, absolute.
+
+    Raises:
+        InputError: sets, labels or settings that cannot be trained on, or ``out`` exists.
+    """
+    out = Path(out).absolute()
+    if out.exists():
+        raise InputError("exists already", file=out, remedy="give --out another name, or remove it")
+    sets = [Path(path).absolute() for path in sets]
+    examples, level = gather(sets, settings.train)
+    run = _open_run(out, examples, settings)
+    groups = examples.groups(level)
+    fold_of = folds_of_groups(groups, settings.train.folds, settings.train.seed)
+    runtime.connect(settings.runtime)
+    fits = _RayFits(examples, settings, run, len(np.unique(fold_of)) + 1, on_progress)
+    boosted = boost(
+        examples,
+        {"project": examples.groups("project"), "micrograph": examples.groups("micrograph")},
+        fold_of,
+        settings.train,
+        fit_all=fits,
+        held_out=_RayHeldOut(examples, settings),
+        store=run / "rounds",
+        on_event=on_event,
+    )
+    ensemble = _write(boosted, fits.curves(), examples, level, settings, run)
+    shutil.rmtree(run / "rounds")
+    (run / "run.json").unlink()
+    run.rename(out)
+    on_event(
+        Event(
+            "train.done",
+            {
+                "ensemble": str(out),
+                "digest": ensemble.digest,
+                "threshold": ensemble.threshold,
+                "operating_point": ensemble.manifest.operating_point,
+                "bound": boosted.bound,
+                "examples": len(examples),
+            },
+        )
+    )
+    return out
+
+
+def _open_run(out: Path, examples: SetExamples, settings: Settings) -> Path:
+    """The working folder: an unfinished run of the very same training, or a new one."""
+    run = out.with_name(out.name + ".partial")
+    meant = {
+        "sets": [[str(s.path), s.digest] for s in examples.sets],
+        # How many workers there are changes when things happen, not what comes out.
+        "train": settings.train.model_dump(mode="json", exclude={"workers", "gpu"}),
+        "members": [m.model_dump(mode="json") for m in DEFAULT_MEMBERS],
+    }
+    identity = hashlib.sha256(json.dumps(meant, sort_keys=True).encode()).hexdigest()
+    note = run / "run.json"
+    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == identity:
+        return run
+    if run.exists():
+        shutil.rmtree(run)
+    run.mkdir(parents=True)
+    note.write_text(json.dumps(identity), encoding="utf-8")
+    return run
+
+
+def _write(
+    boosted: Boosted,
+    curves: Sequence[Epoch],
+    examples: SetExamples,
+    level: Level,
+    settings: Settings,
+    folder: Path,
+) -> Ensemble:
+    """Write the ensemble's files into ``folder``."""
+    groups = tuple(sorted(set(examples.groups(level))))
+    first, *others = examples.sets
+    same_diameter = all(s.settings.diameter == first.settings.diameter for s in others)
+    preparation = first.settings.model_copy(
+        update={"features": examples.names, "contrast": "auto"}
+        | ({} if same_diameter else {"diameter": None})
+    )
+    c1, c2, c3 = (Calibration(slope=c.slope, offset=c.offset) for c in boosted.calibration)
+    d1, d2, d3 = (network.config for network in boosted.networks)
+    manifest = Manifest(
+        kind=first.kind,
+        members=(d1, d2, d3),
+        features=examples.names,
+        preparation=preparation,
+        calibration=(c1, c2, c3),
+        threshold=boosted.point.threshold,
+        review=boosted.review,
+        operating_point=boosted.point.as_json(),
+        prevalence=float(np.mean(examples.labels == 1)),
+        split_by=level,
+        training_groups=groups,
+        # Cross-fitting: every group calibrates the networks that were not trained on it.
+        calibration_groups=groups,
+    )
+    part = folder / "training.json.part"
+    part.write_text(record(boosted, curves, examples.column("image")), encoding="utf-8")
+    part.replace(folder / "training.json")
+    text = card(manifest, boosted, settings.train, [(s.path.name, s.digest) for s in examples.sets])
+    return Ensemble(manifest, boosted.networks).save(folder, text)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Job:
+    """What every worker of a round needs to know; travels once, through the object store."""
+
+    tasks: tuple[FitTask, ...]
+    sets: tuple[Path, ...]
+    rows: tuple[np.ndarray, ...]
+    features: tuple[str, ...]
+    settings: FitSettings
+    folder: Path
+    threads: int
+
+
+class _RayFits:
+    """Fits the networks of a round with Ray Train, in lanes side by side.
+
+    With W workers and T tasks there are min(W, T) lanes, each with its share of the workers and every
+    min(W, T)-th of the tasks. A lane of several workers trains by distributed data parallel at the same
+    global batch; so folds run side by side before they share a network, which wastes no worker.
+    """
+
+    def __init__(
+        self,
+        examples: SetExamples,
+        settings: Settings,
+        run: Path,
+        tasks_per_round: int,
+        on_progress: OnProgress,
+    ) -> None:
+        self.examples, self.settings, self.run = examples, settings, run
+        self.on_progress = on_progress
+        self.epochs = 3 * tasks_per_round * settings.train.fit.epochs
+
+    def __call__(self, tasks: Sequence[FitTask]) -> list[Network]:
+        """See `models.rounds.FitAll`."""
+        member = tasks[0].name.partition("-")[0]
+        folder = self.run / "rounds" / member
+        folder.mkdir(parents=True, exist_ok=True)
+        workers, gpu = self.settings.train.workers, self.settings.train.gpu
+        cpus = _cpus_per_worker(workers, gpu)
+        job = _Job(
+            tasks=tuple(tasks),
+            sets=tuple(s.path for s in self.examples.sets),
+            rows=tuple(self.examples.rows),
+            features=self.examples.names,
+            settings=self.settings.train.fit,
+            folder=folder,
+            threads=max(1, round(cpus)),
+        )
+        trainer = TorchTrainer(
+            _work,
+            train_loop_config={"job": ray.put(job)},
+            scaling_config=ScalingConfig(
+                num_workers=workers,
+                use_gpu=gpu,
+                resources_per_worker={"CPU": cpus} | ({"GPU": 1} if gpu else {}),
+            ),
+            run_config=RunConfig(
+                name=f"train-{member}",
+                storage_path=str(folder),
+                failure_config=FailureConfig(max_failures=_FAILURES),
+                checkpoint_config=CheckpointConfig(num_to_keep=1),
+            ),
+        )
+        with self._watching(member):
+            trainer.fit()
+        networks = []
+        for task in tasks:
+            network = Network(task.network, len(self.examples.names))
+            network.load_state_dict(load_file(folder / f"{task.name}.safetensors"))
+            networks.append(network)
+        return networks
+
+    def curves(self) -> list[Epoch]:
+        """Every epoch so far; where one was run again after a failure, the later run counts."""
+        epochs = {}
+        for file in sorted((self.run / "rounds").glob("d*/curve-*.jsonl")):
+            for line in file.read_text(encoding="utf-8").splitlines():
+                epoch = Epoch(**json.loads(line))
+                epochs[epoch.task, epoch.epoch] = epoch
+        return [epochs[key] for key in sorted(epochs)]
+
+    @contextmanager
+    def _watching(self, member: str) -> Iterator[None]:
+        """Tell of progress while Ray Train blocks: workers append to files that this thread reads."""
+        stop = threading.Event()
+
+        def watch() -> None:
+            told = -1
+            while True:
+                last = stop.wait(0.5)
+                epochs = self.curves()
+                if len(epochs) != told:
+                    told = len(epochs)
+                    here = [e for e in epochs if e.task.startswith(member)]
+                    note = member if not here else f"{member}: loss {here[-1].loss:.3f}"
+                    self.on_progress(Progress("train", told, self.epochs, "epochs", note))
+                if last:
+                    return
+
+        thread = threading.Thread(target=contextvars.copy_context().run, args=(watch,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+def _cpus_per_worker(workers: int, gpu: bool) -> float:
+    """Half of the cluster's CPUs are for training on CPUs, so that Ray Data and Serve never starve.
+
+    Logical CPUs are numbers: a local Ray claims four even where there are two cores.
+    """
+    if gpu:
+        return 1.0
+    total = float(ray.cluster_resources().get("CPU", 1.0))
+    return max(0.5, min(total / 2 / workers, 64.0))
+
+
+def _work(config: dict[str, Any]) -> None:
+    """What each Ray Train worker does: its lane's fits, an epoch at a time, reporting after each."""
+    job: _Job = ray.get(config["job"])
+    torch.set_num_threads(job.threads)
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    lanes = min(world, len(job.tasks))
+    number = rank % lanes
+    lane = _lane(rank, world, lanes)
+    examples = SetExamples(job.sets, job.rows, job.features)
+    tasks = job.tasks[number::lanes]
+    epochs = job.settings.epochs
+    # Reports are a barrier, so every lane makes as many as the one with the most tasks.
+    ticks = -(-len(job.tasks) // lanes) * epochs
+    start, fit = _restore(number, tasks, examples, job, lane)
+    for tick in range(start, ticks):
+        index, epoch = divmod(tick, epochs)
+        if index < len(tasks):
+            if fit is None or epoch == 0:
+                fit = Fit(tasks[index], examples, job.settings, device=get_device(), lane=lane)
+            point = fit.run_epoch()
+            if lane.rank == 0:
+                _append(job.folder / f"curve-{number}.jsonl", point)
+                if fit.done:
+                    save_weights(
+                        job.folder / f"{tasks[index].name}.safetensors", fit.result().state_dict()
+                    )
+        with tempfile.TemporaryDirectory() as folder:
+            state = {"tick": tick + 1, "fit": fit.state_dict() if fit and not fit.done else None}
+            if lane.rank == 0:
+                torch.save(state, Path(folder) / f"lane-{number}.pt")
+            ray.train.report(
+                {"tick": tick + 1},
+                checkpoint=Checkpoint.from_directory(folder) if lane.rank == 0 else None,
+            )
+
+
+def _lane(rank: int, world: int, lanes: int) -> Lane:
+    """This worker's lane; every worker makes every process group, as torch.distributed wants it."""
+    mine = Lane()
+    for number in range(lanes):
+        ranks = list(range(number, world, lanes))
+        group = torch.distributed.new_group(ranks) if len(ranks) > 1 else None
+        if rank in ranks and group is not None:
+
+            def wrap(network: nn.Module, group: Any = group) -> nn.Module:
+                return nn.parallel.DistributedDataParallel(network, process_group=group)
+
+            mine = Lane(rank=ranks.index(rank), size=len(ranks), wrap=wrap)
+    return mine
+
+
+def _restore(
+    number: int, tasks: Sequence[FitTask], examples: SetExamples, job: _Job, lane: Lane
+) -> tuple[int, Fit | None]:
+    """Where the last checkpoint stopped: the next tick, and the fit in progress, if any."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return 0, None
+    with checkpoint.as_directory() as folder:
+        state = torch.load(
+            Path(folder) / f"lane-{number}.pt", weights_only=True, map_location="cpu"
+        )
+    if state["fit"] is None:
+        return state["tick"], None
+    task = next(t for t in tasks if t.name == state["fit"]["task"])
+    fit = Fit(task, examples, job.settings, device=get_device(), lane=lane)
+    fit.load_state_dict(state["fit"])
+    return state["tick"], fit
+
+
+def _append(file: Path, epoch: Epoch) -> None:
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(asdict(epoch)) + "\n")
+
+
+class _RayHeldOut:
+    """Scores the whole, unsplit sets with Ray Data: every row by the network of the fold without it."""
+
+    def __init__(self, examples: SetExamples, settings: Settings) -> None:
+        self.examples, self.settings = examples, settings
+
+    def __call__(self, networks: Sequence[Network], fold_of: np.ndarray) -> np.ndarray:
+        """See `models.rounds.HeldOut`."""
+        logit = np.full(len(fold_of), np.nan, np.float32)
+        carried = ray.put([(n.config, n.state_dict()) for n in networks])
+        workers, gpu = self.settings.train.workers, self.settings.train.gpu
+        start = 0
+        for prepared, rows in zip(self.examples.sets, self.examples.rows, strict=True):
+            source = PreparedDatasource(prepared.path, self.examples.names, rows)
+            place = np.full(prepared.n, -1, np.int64)
+            place[rows] = np.arange(start, start + len(rows))
+            scored = ray.data.read_datasource(source, override_num_blocks=len(source)).map_batches(
+                _Scorer,
+                fn_constructor_args=(carried, ray.put(place), ray.put(fold_of)),
+                batch_size=None,
+                compute=ActorPoolStrategy(size=min(workers, len(source))),
+                num_cpus=0.5,
+                num_gpus=1 if gpu else 0,
+            )
+            scored.set_name(f"score-{prepared.path.name}")
+            for batch in scored.iter_batches(batch_size=None, batch_format="numpy"):
+                logit[batch["example"]] = batch["logit"]
+            start += len(rows)
+        if np.isnan(logit).any():
+            raise InternalError(f"{int(np.isnan(logit).sum())} examples were not scored")
+        return logit
+
+
+class _Scorer:
+    """Holds the fold networks; gives each example's logit by the network of the fold without it."""
+
+    def __init__(self, networks: Any, place: Any, fold_of: Any) -> None:
+        self.place, self.fold_of = ray.get(place), ray.get(fold_of)
+        device = "cuda" if ray.get_gpu_ids() else "cpu"
+        self.networks = []
+        for config, state in ray.get(networks):
+            network = Network(config, len(state["feature_mean"]))
+            network.load_state_dict(state)
+            self.networks.append(network.to(device))
+
+    def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        example = self.place[batch["row"]]
+        fold = self.fold_of[example]
+        logit = np.empty(len(fold), np.float32)
+        for number in np.unique(fold):
+            mine = fold == number
+            images = torch.tensor(batch["image"][mine])
+            features = torch.tensor(batch["features"][mine])
+            logit[mine] = logits(self.networks[number], images, features).numpy()
+        return {"example": example, "logit": logit}
