@@ -120,15 +120,13 @@ def right_and_wrong(
         d1: held-out calibrated probability of keep by d1, [n].
         keep: bool [n].
         threshold: the operating threshold at which right and wrong are judged.
-        suspects: bool [n], likely label errors: never drawn as *wrong*, since boosting would
-            concentrate on them.
+        suspects: bool [n], likely label errors: not drawn, since boosting would concentrate on them.
     """
-    wrong = ((d1 >= threshold) != keep) & ~suspects
+    wrong = (d1 >= threshold) != keep
     strata: list[Stratum] = []
     for label in (True, False):
-        strata += _halves(
-            np.flatnonzero((keep == label) & wrong), np.flatnonzero((keep == label) & ~wrong)
-        )
+        usable = (keep == label) & ~suspects
+        strata += _halves(np.flatnonzero(usable & wrong), np.flatnonzero(usable & ~wrong))
     return Sampler(tuple(strata))
 
 
@@ -140,7 +138,7 @@ def disagreements(
     Good members disagree about a few images in a hundred, and many of those are beyond anybody: a network
     that sees nothing else learns noise. So near-ties (the images whose mean of d1 and d2 lies closest to
     the threshold) make the disagreements up to an eighth of all, and the other half keeps d3 a judge of
-    its own.
+    its own. Likely label errors are not drawn.
     """
     distance = np.abs((d1 + d2) / 2 - threshold)
     distance[disagree(d1, d2, threshold)] = 0.0
@@ -149,7 +147,7 @@ def disagreements(
     hard = np.zeros(len(keep), bool)
     hard[np.argsort(distance, kind="stable")[: max(apart, len(keep) // 8)]] = True
     hard &= ~suspects
-    return Sampler(tuple(_halves(np.flatnonzero(hard), np.flatnonzero(~hard))))
+    return Sampler(tuple(_halves(np.flatnonzero(hard), np.flatnonzero(~hard & ~suspects))))
 
 
 def _halves(first: np.ndarray, second: np.ndarray) -> list[Stratum]:

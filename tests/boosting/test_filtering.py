@@ -49,17 +49,19 @@ def test_few_wrong_examples_are_not_learned_by_heart():
     assert len(drawn) == 1000
 
 
-def test_likely_label_errors_are_not_drawn_as_wrong(judged):
+def test_likely_label_errors_are_not_boosted(judged):
     p, keep = judged
     wrong = (p >= 0.5) != keep
-    drawn = right_and_wrong(p, keep, 0.5, wrong).draw(0, 0)
-    assert len(drawn) == len(keep)
-    assert np.bincount(drawn, minlength=len(keep)).max() == 1
+    for sampler in (
+        right_and_wrong(p, keep, 0.5, wrong),
+        disagreements(p, 1 - p, keep, 0.5, wrong),
+    ):
+        assert sorted(sampler.draw(0, 0)) == np.flatnonzero(~wrong).tolist()
 
 
 def test_half_of_what_d3_sees_is_what_d1_and_d2_cannot_settle(judged):
     p, keep = judged
-    other = np.clip(p + np.random.default_rng(1).normal(0, 0.15, len(p)), 0, 1).astype(np.float32)
+    other = np.clip(p + np.random.default_rng(1).normal(0, 0.25, len(p)), 0, 1).astype(np.float32)
     drawn = disagreements(p, other, keep, 0.5, np.zeros(len(keep), bool)).draw(0, 0)
     apart = (p >= 0.5) != (other >= 0.5)
     assert apart.sum() > len(keep) / 8
@@ -74,13 +76,6 @@ def test_near_ties_stand_in_where_disagreements_are_few(judged):
     often = times > 1
     assert often.sum() == len(keep) // 8
     assert np.abs(p - 0.5)[often].max() <= np.abs(p - 0.5)[~often].min()
-
-
-def test_likely_label_errors_are_no_disagreements(judged):
-    p, keep = judged
-    suspects = (p >= 0.5) != keep
-    drawn = disagreements(p, 1 - p, keep, 0.5, suspects).draw(0, 0)
-    assert np.bincount(drawn, minlength=len(keep))[suspects].max() <= 1
 
 
 def test_a_fold_sees_the_same_filter_without_the_others_rows(judged):
