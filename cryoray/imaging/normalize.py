@@ -10,11 +10,12 @@ import torch
 
 #: Background beyond this many standard deviations pulls no harder: a neighbour, an ice crystal.
 _HUBER = 1.5
-#: In the image as a whole, where the particle is, only a hot pixel lies this far out.
+#: Within the circle, where the particle is, only a hot pixel lies this far out.
 _HOT = 5.0
 _PASSES = 8
-#: An image never varies more than this many units: the ring of a masked class average is flat.
-_CEILING = 2.0
+#: What is within the circle never varies more than this many units. The ring of a class average is
+#: flat, or nearly so: by its deviation alone, the inside of the protein would lie beyond any clipping.
+_CEILING = 1.6
 
 
 def normalize_background(images: torch.Tensor, radius: float) -> torch.Tensor:
@@ -22,9 +23,9 @@ def normalize_background(images: torch.Tensor, radius: float) -> torch.Tensor:
 
     The background is what lies outside a centred circle. Plane and deviation are fitted with
     Huber's modified residuals (Huber and Ronchetti, Robust Statistics, 7.8), so that a neighbour's
-    edge in a corner does not tilt them. Where the ring is flat, as in masked class averages, the
-    image as a whole gives the unit: its root mean square is 2 at most. A constant image comes out
-    as zeros.
+    edge in a corner does not tilt them. Where the ring is flat, as in class averages, what is
+    within the circle gives the unit: its root mean square is 1.6 at most. A constant image comes
+    out as zeros.
 
     Args:
         images: float32 [n, H, W].
@@ -34,7 +35,7 @@ def normalize_background(images: torch.Tensor, radius: float) -> torch.Tensor:
         float32 [n, H, W].
     """
     n, height, width = images.shape
-    outside, plane, solver = (
+    outside, inside, plane, solver = (
         array.to(images.device) for array in _background(height, width, float(radius))
     )
     pixels = images.reshape(n, -1)
@@ -48,10 +49,11 @@ def normalize_background(images: torch.Tensor, radius: float) -> torch.Tensor:
         residual = residual - change @ plane[:, outside]
         deviation = _deviation(_cut(residual, _HUBER * deviation), _HUBER)
     flat = pixels - coefficients @ plane
-    whole = _deviation(flat)
+    middle = flat.index_select(1, inside)
+    varies = _deviation(middle)
     for _ in range(_PASSES):
-        whole = _deviation(_cut(flat, _HOT * whole), _HOT)
-    unit = torch.maximum(deviation, whole / _CEILING)
+        varies = _deviation(_cut(middle, _HOT * varies), _HOT)
+    unit = torch.maximum(deviation, varies / _CEILING)
     return torch.where(unit > 0, flat / unit, 0.0).reshape(n, height, width)
 
 
@@ -78,16 +80,18 @@ def _deviation(values: torch.Tensor, cut: float | None = None) -> torch.Tensor:
 @lru_cache(maxsize=16)
 def _background(
     height: int, width: int, radius: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Indices of the ring [p], basis of a plane [3, H*W], its least-squares solver [p, 3]."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Indices of the ring [p] and of the rest, basis of a plane [3, H*W], its solver [p, 3]."""
     y = (np.arange(height) - height // 2)[:, None] / height
     x = (np.arange(width) - width // 2)[None, :] / width
-    outside = np.flatnonzero(np.hypot(y, x).ravel() > radius)
+    ring = np.hypot(y, x).ravel() > radius
+    outside, inside = np.flatnonzero(ring), np.flatnonzero(~ring)
     grids = np.broadcast_arrays(np.ones_like(y), y, x)
     plane = np.stack([grid.ravel() for grid in grids])
     solver = np.linalg.pinv(plane[:, outside].T).T
     return (
         torch.from_numpy(outside),
+        torch.from_numpy(inside),
         torch.from_numpy(plane.astype(np.float32)),
         torch.from_numpy(solver.astype(np.float32)),
     )

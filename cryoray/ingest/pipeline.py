@@ -133,13 +133,20 @@ def plan_sources(
 
 
 def _projects(sources: Sequence[Source], settings: IngestSettings) -> list[str]:
-    """A name for each source. Of two in one folder each adds its file's name: groups are split."""
+    """A name for each source: its folder's, its file's too where that is not enough, else its path.
+
+    Two sources of one name would be one group, which is never split.
+    """
     if settings.group is not None:
         return [settings.group] * len(sources)
-    names = [source.name for source in sources]
+    ways = [
+        [source.name for source in sources],
+        [f"{source.name}/{source.path.stem}" for source in sources],
+        [str(source.path) for source in sources],
+    ]
     return [
-        name if names.count(name) == 1 else f"{name}/{source.path.stem}"
-        for name, source in zip(names, sources, strict=True)
+        next(names[i] for names in ways if names.count(names[i]) == 1 or names is ways[-1])
+        for i in range(len(sources))
     ]
 
 

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from cryoray.errors import InputError, QuarantineError
-from cryoray.ingest.pipeline import ingest
+from cryoray.ingest.pipeline import ingest, plan_sources
 from cryoray.ingest.source import PreparedDatasource, RowRangeDatasource, to_rows
 from cryoray.preparation.plan import plan
 from cryoray.preparation.prepare import prepare_range
@@ -115,6 +115,20 @@ def test_a_source_given_twice_is_refused(ray_cluster: RuntimeSettings, tmp_path:
     sources = [tmp_path / "one", tmp_path / "one" / "particles.star"]
     with pytest.raises(InputError, match="is given twice"):
         ingest(sources, tmp_path / "set", settings(ray_cluster))
+
+
+def test_projects_are_named_apart(tmp_path: Path) -> None:
+    for folder in ("a/job", "b/job", "c"):
+        write_source(tmp_path / folder, [particles(3)])
+    chosen = Settings(ingest={"preparation": {"contrast": "bright"}}).ingest  # type: ignore[arg-type]
+    planned = plan_sources([tmp_path / name for name in ("a/job", "b/job", "c")], chosen)
+    assert [part.project for part in planned] == [
+        str(tmp_path / "a/job/particles.star"),
+        str(tmp_path / "b/job/particles.star"),
+        "c",
+    ]
+    together = plan_sources([tmp_path / "a"], chosen.model_copy(update={"group": "mine"}))
+    assert [part.project for part in together] == ["mine"]
 
 
 def test_blocks_are_what_prepare_range_returns_and_tasks_are_small(
