@@ -18,6 +18,7 @@ from cryoray import runtime
 from cryoray.boosting.filtering import folds_of_groups
 from cryoray.errors import EnsembleError, InputError, InternalError, SelectionError, SettingsError
 from cryoray.formats.files import replacing
+from cryoray.inference.folders import replacing_folder
 from cryoray.ingest.source import PreparedDatasource
 from cryoray.models.ensemble import Ensemble, training_record
 from cryoray.preparation.prepared import PreparedSet
@@ -102,42 +103,39 @@ def evaluate(
     _both_kinds(examples, rows)
     left_out = {"seen": int((~new).sum()), "unlabelled": int((new & ~labelled).sum())}
     on_event(Event("evaluation.started", {"images": len(rows), **_left_out(left_out)}))
-
-    partial = _partial_folder(out)
-    runtime.connect(settings.runtime)
-    predictions = _judged(judge, examples, rows, on_progress)
-    numbers = _measure(examples, predictions, judge.manifest.split_by)
-    numbers["left_out"] = examples.n - len(rows)
-    lead = (
-        f"{len(rows):,} labelled {_things(examples)} of {_groups(examples, rows, judge)} in which the"
-        " ensemble was neither trained nor calibrated were judged, and its forced decisions compared"
-        f" with the labels. Left out: {left_out['seen']:,} images of groups that it knows,"
-        f" {left_out['unlabelled']:,} without a label."
-    )
-    _write(partial, predictions, numbers)
-    record: Mapping[str, Any] = training_record(Path(ensemble))
-    report.render(
-        partial / REPORT,
-        f"Evaluation of ensemble {judge.digest[:10]}",
-        [
-            report.summary_section(
-                lead,
-                {"ensemble": ensemble, "prepared set": examples.path},
-                _came_out(numbers),
-                _headline(numbers),
-            ),
-            report.result_section(numbers, _promise(judge)),
-            *_shown(examples, predictions, numbers, _bound(judge), judge),
-            *([report.curves_section(record)] if record else []),
-            *([report.bound_section(record["bound"])] if record.get("bound") else []),
-            report.provenance_section(
-                f"cryoray evaluate {ensemble} {prepared} --out {out}",
-                [settings.evaluate],
-                {"ensemble": judge.digest, "prepared set": examples.digest},
-            ),
-        ],
-    )
-    _put_in_place(partial, out)
+    with replacing_folder(Path(out).absolute(), "evaluation", _is_evaluation) as partial:
+        runtime.connect(settings.runtime)
+        predictions = _judged(judge, examples, rows, on_progress)
+        numbers = _measure(examples, predictions, judge.manifest.split_by)
+        numbers["left_out"] = examples.n - len(rows)
+        _write(partial, predictions, numbers)
+        record: Mapping[str, Any] = training_record(Path(ensemble))
+        lead = (
+            f"{len(rows):,} labelled {_things(examples)} of {_groups(examples, rows, judge)} in which"
+            " the ensemble was neither trained nor calibrated were judged, and its forced decisions"
+            f" compared with the labels. Left out: {left_out['seen']:,} images of groups that it knows,"
+            f" {left_out['unlabelled']:,} without a label."
+        )
+        report.render(
+            partial / REPORT,
+            f"Evaluation of ensemble {judge.digest[:10]}",
+            [
+                report.summary_section(
+                    lead,
+                    {"ensemble": ensemble, "prepared set": examples.path},
+                    _came_out(numbers),
+                    _headline(numbers),
+                ),
+                report.result_section(numbers, _promise(judge)),
+                *_shown(examples, predictions, numbers, _bound(judge), judge),
+                *_training(record),
+                report.provenance_section(
+                    f"cryoray evaluate {ensemble} {prepared} --out {out}",
+                    [judge.preparation],
+                    {"ensemble": judge.digest, "prepared set": examples.digest},
+                ),
+            ],
+        )
     on_event(Event("evaluation.finished", _plain(numbers)))
     return numbers
 
@@ -187,7 +185,8 @@ def cross_validate(
     level = _level(examples, settings)
     groups = examples.groups(level)[labelled]
     _enough_groups(examples, groups, level, folds)
-    if Path(out).exists():
+    out = Path(out).absolute()
+    if out.exists():
         raise InputError("exists already", file=out, remedy="give --out another name")
     partial = _open_run(out, examples, settings, folds, repeats)
     runtime.connect(settings.runtime)
@@ -198,7 +197,7 @@ def cross_validate(
         seed = settings.train.seed + repeat
         fold_of = folds_of_groups(groups, folds, seed)
         for fold in range(folds):
-            name = f"fold-{fold + 1}" if repeats == 1 else f"repeat-{repeat + 1}/fold-{fold + 1}"
+            name = _name(fold, repeat, repeats)
             rows = labelled[fold_of == fold]
             held_out = np.unique(groups[fold_of == fold].astype(str)).tolist()
             update = {"hold_out": ",".join(held_out), "seed": seed}
@@ -237,9 +236,6 @@ def cross_validate(
         f" trained and calibrated on the other folds alone, at that ensemble's own threshold."
         f" Left out: {numbers['left_out']:,} images without a label."
     )
-    first: Mapping[str, Any] = training_record(
-        partial / ("fold-1" if repeats == 1 else "repeat-1/fold-1")
-    )
     report.render(
         partial / REPORT,
         f"Cross-validation over {level}s",
@@ -250,8 +246,7 @@ def cross_validate(
             report.result_section(numbers),
             _folds_section(table_of_folds, numbers["spread_over_folds"]),
             *_shown(examples, predictions, numbers, settings.train.operating_point.bound, None),
-            *([report.curves_section(first)] if first else []),
-            *([report.bound_section(first["bound"])] if first.get("bound") else []),
+            *_training(training_record(partial / _name(0, 0, repeats))),
             report.provenance_section(
                 f"cryoray evaluate --cross-validate {folds} --repeats {repeats} {prepared} --out {out}",
                 [settings.train],
@@ -260,9 +255,14 @@ def cross_validate(
         ],
     )
     (partial / RUN).unlink()
-    _put_in_place(partial, out)
+    partial.rename(out)
     on_event(Event("evaluation.finished", _plain(numbers)))
     return numbers
+
+
+def _name(fold: int, repeat: int, repeats: int) -> str:
+    """Where the ensemble of a fold lies."""
+    return f"fold-{fold + 1}" if repeats == 1 else f"repeat-{repeat + 1}/fold-{fold + 1}"
 
 
 def unseen(ensemble: Ensemble, examples: PreparedSet) -> np.ndarray:
@@ -322,13 +322,14 @@ def _judged(
     source = PreparedDatasource(examples.path, judge.features, rows)
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
-    # a core for the readers, one for Ray itself: a pool that takes them all waits for ever
-    most = gpus or max(1, int(resources["CPU"]) - 2)
+    # a pool that takes all CPUs would wait for its readers for ever
+    most = gpus or max(1, int(resources["CPU"]) // 2)
     judged = ray.data.read_datasource(source, override_num_blocks=len(source)).map_batches(
         Jury,
         fn_constructor_args=(judge.path,),
         batch_size=1024,
-        num_gpus=1 if gpus else None,
+        num_cpus=0.5,
+        num_gpus=1 if gpus else 0,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(most, len(source))),
     )
     judged.set_name(f"evaluate-{judge.digest[:10]}")
@@ -437,6 +438,17 @@ def _shown(
     ]
 
 
+def _training(record: Mapping[str, Any]) -> list[report.Section]:
+    """What a page shows of a training; nothing where there is no record of it."""
+    if not record:
+        return []
+    return [report.curves_section(record), report.bound_section(record["bound"])]
+
+
+def _is_evaluation(folder: Path) -> bool:
+    return (folder / METRICS).is_file()
+
+
 def _folds_section(
     folds: Sequence[Mapping[str, Any]], spread: Mapping[str, Mapping[str, Any]]
 ) -> report.Section:
@@ -477,22 +489,6 @@ def _write(folder: Path, predictions: pa.Table, numbers: Mapping[str, Any]) -> N
         temporary.write_text(json.dumps(numbers, indent=1, allow_nan=False) + "\n", "utf-8")
 
 
-def _partial_folder(out: Path) -> Path:
-    """A new folder beside ``out``, in which it is made.
-
-    Raises:
-        InputError: ``out`` exists and is neither empty nor an evaluation.
-    """
-    out = Path(out).absolute()
-    if out.exists() and not (out / METRICS).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError("exists and is no evaluation", file=out, remedy="give --out another name")
-    partial = out.with_name(f"{out.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    return partial
-
-
 def _open_run(
     out: Path, examples: PreparedSet, settings: Settings, folds: int, repeats: int
 ) -> Path:
@@ -500,25 +496,12 @@ def _open_run(
     # How many workers there are changes when things happen, not what comes out.
     trained = settings.train.model_dump(mode="json", exclude={"workers", "gpu"})
     identity = json.dumps([examples.digest, trained, folds, repeats])
-    out = Path(out).absolute()
     note = out.with_name(f"{out.name}.partial") / RUN
     if not (note.is_file() and note.read_text("utf-8") == identity):
-        _partial_folder(out)
+        shutil.rmtree(note.parent, ignore_errors=True)
+        note.parent.mkdir(parents=True)
         note.write_text(identity, "utf-8")
     return note.parent
-
-
-def _put_in_place(partial: Path, out: Path) -> None:
-    """Rename; an older evaluation steps aside first, so that ``out`` is never half of each."""
-    out = Path(out).absolute()
-    aside = out.with_name(f"{out.name}.old")
-    if aside.exists():
-        shutil.rmtree(aside)
-    if out.exists():
-        out.rename(aside)
-    partial.rename(out)
-    if aside.exists():
-        shutil.rmtree(aside)
 
 
 def _both_kinds(examples: PreparedSet, rows: np.ndarray) -> None:
@@ -543,6 +526,8 @@ def _no_labels(examples: PreparedSet) -> SelectionError:
 def _level(examples: PreparedSet, settings: Settings) -> Level:
     if settings.train.split_by != "auto":
         return settings.train.split_by
+    if examples.kind != "particle":
+        return "project"  # a class is made of many micrographs
     return "project" if len(np.unique(examples.groups("project").astype(str))) > 1 else "micrograph"
 
 
