@@ -82,7 +82,8 @@ def test_asking_everyone_changes_no_forced_decision_and_no_verdict(saved, inputs
 
 
 def test_verdicts_as_a_table(saved, inputs):
-    answer = saved.judge(*inputs)
+    middle = np.quantile(saved.judge(*inputs, everyone=True).score, [0.4, 0.5, 0.6]).tolist()
+    answer = make(threshold=middle[1], review=(middle[0], middle[2])).judge(*inputs)
     table = answer.table([f"{i + 1:06d}@a.mrcs" for i in range(200)])
     assert table.schema == VERDICTS_SCHEMA
     assert table["d3"].null_count == np.isnan(answer.d3).sum()

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from cryoray.models.networks import NetworkConfig
+
+# Threads of tiny networks wait for each other longer than they compute.
+torch.set_num_threads(1)
 
 TINY = (
     NetworkConfig(width=8, blocks=(1,), head=16, stem=3, dropout=0.0),
