@@ -215,9 +215,11 @@ def compare(new: Path, verdicts: Path, ensemble: Path) -> dict[str, Any]:
 
 
 def quiet() -> None:
-    """Keep Prefect's own log off this terminal, where bars and tables tell the same; its server has it."""
-    for handler in logging.getLogger().handlers:
-        handler.setLevel(logging.CRITICAL)
+    """Keep Prefect's log off this terminal, where bars and tables tell the same; its server has it."""
+    loggers = (logging.getLogger(), *logging.Logger.manager.loggerDict.values())
+    for handler in (one for logger in loggers for one in getattr(logger, "handlers", ())):
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.CRITICAL)
 
 
 def main(
