@@ -8,12 +8,8 @@ import os
 import secrets
 import socket
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-
-# Ray reads these while it is imported: nothing is sent home, and a driver under `uv run` does not
-# make every worker build the environment anew.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 import ray
 
@@ -42,35 +38,65 @@ def connect(settings: RuntimeSettings) -> None:
     global _dashboard, _switched_auth_on
     if ray.is_initialized():
         return
-    address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
     _switched_auth_on = "RAY_AUTH_MODE" not in os.environ
+    address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
     try:
-        if address == "local":
-            _private_token()
-            started = ray.init(
-                address="local",
-                # Logical CPUs are only numbers; with fewer than four, a reader and a pool of judges
-                # can wait for each other for ever.
-                num_cpus=settings.cpus or max(4, os.cpu_count() or 1),
-                num_gpus=settings.gpus,
-                object_store_memory=settings.object_store_mib << 20,
-                include_dashboard=settings.dashboard,
-                dashboard_host=LOCALHOST,
-                dashboard_port=settings.dashboard_port if settings.dashboard else None,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _temp_dir=str(_temp_folder()),
-            )
-            _dashboard = f"http://{started.dashboard_url}" if started.dashboard_url else None
-        else:
-            _knock(address)
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with _silent_core():
+            _dashboard = _start(settings) if address == "local" else _join(address)
     except (OSError, ValueError, RuntimeError) as error:
         what = "a local Ray could not start" if address == "local" else f"no Ray at {address}"
         raise SettingsError(
             f"{what}: {str(error).strip().rstrip('.')}", remedy="see the settings under [runtime]"
         ) from error
     quiet()
+
+
+def _start(settings: RuntimeSettings) -> str | None:
+    _private_token()
+    started = ray.init(
+        address="local",
+        # Logical CPUs are only numbers; with fewer than four, a reader and a pool of judges can
+        # wait for each other for ever.
+        num_cpus=settings.cpus or max(4, os.cpu_count() or 1),
+        num_gpus=settings.gpus,
+        object_store_memory=settings.object_store_mib << 20,
+        include_dashboard=settings.dashboard,
+        dashboard_host=LOCALHOST,
+        dashboard_port=settings.dashboard_port if settings.dashboard else None,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _temp_dir=str(_temp_folder()),
+    )
+    return f"http://{started.dashboard_url}" if started.dashboard_url else None
+
+
+def _join(address: str) -> str | None:
+    _knock(address)
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    return None
+
+
+@contextlib.contextmanager
+def _silent_core() -> Iterator[None]:
+    """Keep the C++ core of this process off the terminal, where it calls harmless things errors.
+
+    It reads the variable from C when it starts, and says so on stderr, which is closed meanwhile.
+    `os.putenv` hides the variable from ``os.environ``, which the processes of a local Ray get: their
+    logs stay whole.
+    """
+    if "RAY_BACKEND_LOG_LEVEL" in os.environ:
+        yield
+        return
+    stderr = os.dup(2)
+    os.putenv("RAY_BACKEND_LOG_LEVEL", "fatal")
+    try:
+        with Path(os.devnull).open("w") as nothing:
+            os.dup2(nothing.fileno(), 2)
+            yield
+    finally:
+        os.unsetenv("RAY_BACKEND_LOG_LEVEL")
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def disconnect() -> None:

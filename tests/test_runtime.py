@@ -7,6 +7,7 @@ import stat
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 import ray.data
@@ -21,6 +22,17 @@ def noisy() -> str:
     warnings.warn("a worker warns", stacklevel=1)
     print("a worker talks")
     return os.environ["RAY_USAGE_STATS_ENABLED"]
+
+
+class Adder:
+    """What an actor pool runs; Ray's core complains about every such pool that has arguments."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        print("an actor talks")
+        return {"id": batch["id"] + self.number}
 
 
 @pytest.mark.ray
@@ -44,7 +56,10 @@ def test_nothing_reaches_the_terminal(
     ray_cluster: RuntimeSettings, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert ray.get(noisy.remote()) == "0"
-    assert ray.data.range(10, override_num_blocks=1).map_batches(lambda b: b).sum("id") == 45
+    numbers = ray.data.range(10, override_num_blocks=1).map_batches(
+        Adder, fn_constructor_args=(1,), compute=ray.data.ActorPoolStrategy(size=1), num_cpus=0.5
+    )
+    assert numbers.sum("id") == 55
     assert capfd.readouterr() == ("", "")
 
 

@@ -1,6 +1,7 @@
 """The service on Ray Serve: built from settings, started, stopped."""
 # No `from __future__ import annotations` here: Serve validates build's argument by its annotation.
 
+import logging
 import os
 import signal
 import socket
@@ -152,6 +153,9 @@ def start(settings: Settings) -> Running:
     ensembles = find_ensembles(args)
     port = _free_port(args.host, args.port)
     runtime.connect(settings.runtime)
+    logging.getLogger("ray.serve").setLevel(
+        logging.ERROR
+    )  # of this process; replicas write to files
     quiet = LoggingConfig(enable_access_log=False)
     ray_serve.start(
         proxy_location=ProxyLocation.HeadOnly,
