@@ -1,0 +1,231 @@
+"""Electron-optical images of a structure: projection, CTF, noise and extraction, all in one Fourier pass.
+
+Images are formed on a canvas half as large again as the box and cut out of it, so that what the CTF
+spreads beyond the box is lost as it is in a micrograph, and nothing wraps round. Protein is bright.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch_ctf import calculate_ctf_2d
+
+from cryoray.simulation.phantom import Structure, density
+
+#: Radius of the background circle over half the box: RELION's default.
+BACKGROUND_RADIUS = 0.75
+
+
+@dataclass(frozen=True, slots=True)
+class Optics:
+    """What is the same for all micrographs of a collection.
+
+    Attributes:
+        voltage: kV.
+        spherical_aberration: mm.
+        amplitude_contrast: fraction.
+        pixel_size: of the images, Å/px.
+        original_pixel_size: of the micrographs, Å/px.
+        ice: variance of the amorphous ice over that of all noise.
+        debris: variance of small stuff that floats in the ice over that of all noise.
+        detector: what is left of the noise power at the Nyquist frequency.
+    """
+
+    voltage: float
+    spherical_aberration: float
+    amplitude_contrast: float
+    pixel_size: float
+    original_pixel_size: float
+    ice: float
+    debris: float
+    detector: float
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """What differs from one micrograph to the next.
+
+    Attributes:
+        defocus_u: Å, along ``defocus_angle``.
+        defocus_v: Å, across it.
+        defocus_angle: degrees from the x axis, as RELION counts.
+        b_factor: Å², of the envelope exp(-B k² / 4).
+        contrast: of the particles, over the collection's mean; thick ice lowers it.
+    """
+
+    defocus_u: float
+    defocus_v: float
+    defocus_angle: float
+    b_factor: float
+    contrast: float
+
+
+def canvas_side(box: int) -> int:
+    """Side of the canvas on which images with this box are formed, px; even."""
+    return box * 3 // 4 * 2
+
+
+def frequencies(side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cycles per pixel along y [side, 1] and x [1, side // 2 + 1] of a real transform."""
+    return torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)[None]
+
+
+def transfer(optics: Optics, exposure: Exposure, side: int) -> torch.Tensor:
+    """CTF times envelope, float32 [side, side // 2 + 1], positive at low frequency."""
+    ctf = calculate_ctf_2d(
+        defocus=(exposure.defocus_u + exposure.defocus_v) / 2e4,
+        astigmatism=(exposure.defocus_u - exposure.defocus_v) / 2e4,
+        astigmatism_angle=exposure.defocus_angle,
+        voltage=optics.voltage,
+        spherical_aberration=optics.spherical_aberration,
+        amplitude_contrast=optics.amplitude_contrast,
+        phase_shift=0.0,
+        pixel_size=optics.pixel_size,
+        image_shape=(side, side),
+        rfft=True,
+        fftshift=False,
+    )
+    y, x = frequencies(side)
+    envelope = torch.exp(-exposure.b_factor / 4 * (x**2 + y**2) / optics.pixel_size**2)
+    return (ctf * envelope).float()
+
+
+def noise_power(
+    optics: Optics, contrast: torch.Tensor, blur: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Power of the noise at each frequency; an unblurred image of it has unit variance.
+
+    Shot noise passes the detector alone; ice and debris scatter, so that they show Thon rings, and
+    move with the specimen.
+
+    Args:
+        optics: which says the parts.
+        contrast: of `transfer`, float32 [side, side // 2 + 1].
+        blur: what motion leaves of the specimen's amplitude, float32 [..., side, side // 2 + 1].
+    """
+    side = contrast.shape[0]
+    y, x = frequencies(side)
+    squared = x**2 + y**2
+    shot = 1 - (1 - optics.detector) * squared / 0.25
+    ice = contrast**2
+    # As proteins fall off, but of 20 Å: fragments, ions, buffer.
+    debris = contrast**2 * torch.exp(-squared / (optics.pixel_size / 40) ** 2)
+    parts = (1 - optics.ice - optics.debris, optics.ice, optics.debris)
+    shot, ice, debris = (
+        part * power.clamp(min=0.05 * (power is shot)) / _mean(power)
+        for part, power in zip(parts, (shot, ice, debris), strict=True)
+    )
+    return shot + (ice + debris) * (1 if blur is None else blur**2)
+
+
+def _mean(half: torch.Tensor) -> torch.Tensor:
+    """Mean over the whole plane of what is given on the half of it that a real transform has."""
+    twice = torch.full((half.shape[1],), 2.0)
+    twice[0] = twice[-1] = 1.0
+    return (half * twice).mean() * half.shape[1] / twice.sum()
+
+
+def motion_blur(side: int, motion: torch.Tensor) -> torch.Tensor:
+    """What steady motion over ``motion`` [n, 2] (x, y in px) leaves: float32 [n, side, side // 2 + 1]."""
+    y, x = frequencies(side)
+    return torch.sinc(x * motion[:, 0, None, None] + y * motion[:, 1, None, None])
+
+
+def rotations(angles: np.ndarray) -> np.ndarray:
+    """RELION's Euler matrices (``Euler_angles2matrix``) of rot, tilt, psi in degrees: [n, 3] to [n, 3, 3]."""
+    (ca, cb, cg), (sa, sb, sg) = np.cos(np.radians(angles.T)), np.sin(np.radians(angles.T))
+    return np.stack(
+        [
+            np.stack([cg * cb * ca - sg * sa, cg * cb * sa + sg * ca, -cg * sb], -1),
+            np.stack([-sg * cb * ca - cg * sa, -sg * cb * sa + cg * ca, sg * sb], -1),
+            np.stack([sb * ca, sb * sa, cb], -1),
+        ],
+        -2,
+    )
+
+
+def random_angles(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Uniform orientations, float64 [n, 3]: rot, tilt, psi in degrees."""
+    tilt = np.degrees(np.arccos(rng.uniform(-1, 1, n)))
+    return np.stack([rng.uniform(-180, 180, n), tilt, rng.uniform(-180, 180, n)], 1)
+
+
+class Projector:
+    """Central slices through the Fourier transform of a structure (projection-slice theorem).
+
+    Trilinear between Fourier voxels; the volume is divided by what that does to it beforehand.
+
+    Args:
+        structure: what is projected.
+        side: of the canvas, px.
+        pixel_size: Å/px.
+    """
+
+    def __init__(self, structure: Structure, side: int, pixel_size: float) -> None:
+        self.side = side
+        volume = torch.from_numpy(density(structure, side, pixel_size))
+        fade = torch.sinc((torch.arange(side) - side // 2) / side) ** 2
+        volume /= fade[:, None, None] * fade[:, None] * fade
+        transform = torch.fft.fftshift(torch.fft.fftn(torch.fft.ifftshift(volume)))
+        self._volume = torch.view_as_real(transform).permute(3, 0, 1, 2).contiguous()[None]
+        y, x = (axis.expand(side, side // 2 + 1) for axis in frequencies(side))
+        self._inside = x**2 + y**2 < 0.25
+        self._plane = torch.stack([x[self._inside], y[self._inside]])
+        self._blur = torch.exp(
+            -2 * (torch.pi * structure.blur / pixel_size) ** 2 * (self._plane**2).sum(0)
+        )
+
+    def slices(self, angles: np.ndarray) -> torch.Tensor:
+        """Transforms of projections that are centred on pixel (0, 0).
+
+        Args:
+            angles: rot, tilt, psi in degrees, [n, 3].
+
+        Returns:
+            complex64 [n, side, side // 2 + 1].
+        """
+        n = len(angles)
+        matrices = torch.from_numpy(rotations(angles)).float()
+        place = (matrices[:, :2].transpose(1, 2) @ self._plane).transpose(1, 2)  # [n, points, 3]
+        place = (place * self.side + self.side // 2) * (2 / (self.side - 1)) - 1
+        sampled = torch.nn.functional.grid_sample(
+            self._volume, place[None, :, :, None], align_corners=True
+        )
+        value = torch.complex(*sampled[0, :, :, :, 0]) * self._blur
+        slices = torch.zeros(n, self.side, self.side // 2 + 1, dtype=torch.complex64)
+        slices[:, self._inside] = value
+        return slices
+
+
+def shifted(slices: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Transforms [n, side, side // 2 + 1] moved to ``places`` [n, 2] (x, y in px)."""
+    y, x = frequencies(slices.shape[1])
+    across = torch.exp(-2j * torch.pi * x * places[:, 0, None])
+    down = torch.exp(-2j * torch.pi * y[:, 0] * places[:, 1, None])
+    return slices * (down[:, :, None] * across[:, None])
+
+
+def extract(canvas: torch.Tensor, box: int) -> torch.Tensor:
+    """Cut the box out of the middle, and normalise it as RELION does.
+
+    The plane through the pixels outside the background circle goes, and their standard deviation
+    becomes the unit.
+
+    Args:
+        canvas: float32 [n, side, side].
+        box: px.
+
+    Returns:
+        float32 [n, box, box].
+    """
+    first = canvas.shape[-1] // 2 - box // 2
+    images = canvas[:, first : first + box, first : first + box].reshape(len(canvas), -1)
+    axis = (torch.arange(box) - box // 2) / (box / 2)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    outside = (x**2 + y**2 > BACKGROUND_RADIUS**2).reshape(-1)
+    plane = torch.stack([torch.ones(box * box), x.reshape(-1), y.reshape(-1)])
+    solver = torch.linalg.pinv(plane[:, outside])
+    images = images - images[:, outside] @ solver @ plane
+    return (images / images[:, outside].std(1, keepdim=True)).reshape(-1, box, box)
