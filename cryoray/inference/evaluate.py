@@ -556,7 +556,8 @@ def _bound(judge: Ensemble) -> float:
 def _promise(judge: Ensemble) -> str:
     point = judge.manifest.operating_point
     return (
-        f"The threshold was found by this: {point['method']}, at the level of the {point['level']}."
+        f"The threshold is the ensemble’s own: {point['method']}, {point['groups']:,} of them, so that"
+        f" at most {report.percent(point['bound'], 0)} of good images are lost."
     )
 
 

@@ -167,7 +167,7 @@ def test_settings_are_listed_and_secrets_are_not(page: Page) -> None:
 
 
 def test_a_full_page_stays_under_three_megabytes(tmp_path: Path) -> None:
-    noise = RNG.normal(size=(48, 256, 256))
+    noise = RNG.normal(size=(48, 96, 96))
     sections = [report.gallery_section([strip(noise)], f"Gallery {i}") for i in range(5)]
     assert report.render(tmp_path / "report.html", "Big", sections).stat().st_size < 3e6
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
