@@ -153,7 +153,7 @@ class TrainSettings(Section):
     hold_out: str | None = Field(None, description="groups, comma separated, or a fraction")
     split_by: Literal["auto", "project", "micrograph"] = "auto"
     folds: int = Field(3, ge=2, description="cross-fitting folds over groups")
-    workers: int = Field(1, ge=1, description="training workers")
+    workers: int | None = Field(None, ge=1, description="None: one per GPU or core, up to folds + 1")
     gpu: bool = False
     seed: int = 0
     features: tuple[str, ...] | None = Field(None, description="None: all in the sets; (): none")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import threading
@@ -35,7 +36,7 @@ from cryoray.models.fit import Epoch, Fit, FitTask, Lane
 from cryoray.models.networks import DEFAULT_MEMBERS, Network, logits
 from cryoray.models.rounds import Boosted, boost, record
 from cryoray.records import Event, OnEvent, OnProgress, Progress, ignore
-from cryoray.settings import FitSettings, Settings
+from cryoray.settings import FitSettings, Settings, TrainSettings
 from cryoray.training.examples import Level, SetExamples, gather
 
 #: Losing a worker or a node costs the epoch in which it happened; this often, then the run gives up.
@@ -207,7 +208,7 @@ class _RayFits:
         member = tasks[0].name.partition("-")[0]
         folder = self.run / "rounds" / member
         folder.mkdir(parents=True, exist_ok=True)
-        workers, gpu = self.settings.train.workers, self.settings.train.gpu
+        workers, gpu = _workers(self.settings.train), self.settings.train.gpu
         cpus = _cpus_per_worker(workers, gpu)
         job = _Job(
             tasks=tuple(tasks),
@@ -216,7 +217,7 @@ class _RayFits:
             features=self.examples.names,
             settings=self.settings.train.fit,
             folder=folder,
-            threads=max(1, round(cpus)),
+            threads=max(1, int(cpus)),
         )
         trainer = TorchTrainer(
             _work,
@@ -278,6 +279,17 @@ class _RayFits:
             thread.join()
 
 
+def _workers(settings: TrainSettings) -> int:
+    """As asked for; else one per GPU, or on CPUs one per core, up to the number of fits in a round.
+
+    Fits side by side on one thread each are faster than one after the other on many threads.
+    """
+    if settings.workers is not None:
+        return settings.workers
+    there = int(ray.cluster_resources().get("GPU", 0)) if settings.gpu else os.cpu_count() or 1
+    return max(1, min(there, settings.folds + 1))
+
+
 def _cpus_per_worker(workers: int, gpu: bool) -> float:
     """Half of the cluster's CPUs are for training on CPUs, so that Ray Data and Serve never starve.
 
@@ -292,8 +304,10 @@ def _cpus_per_worker(workers: int, gpu: bool) -> float:
 def _work(config: dict[str, Any]) -> None:
     """What each Ray Train worker does: its lane's fits, an epoch at a time, reporting after each."""
     job: _Job = ray.get(config["job"])
-    torch.set_num_threads(job.threads)
     context = ray.train.get_context()
+    # Threads of several workers on one core would wait for each other, thirty times longer than alone.
+    cores = (os.cpu_count() or 1) // context.get_local_world_size()
+    torch.set_num_threads(max(1, min(job.threads, cores)))
     rank, world = context.get_world_rank(), context.get_world_size()
     lanes = min(world, len(job.tasks))
     number = rank % lanes
@@ -375,7 +389,7 @@ class _RayHeldOut:
         """See `models.rounds.HeldOut`."""
         logit = np.full(len(fold_of), np.nan, np.float32)
         carried = ray.put([(n.config, n.state_dict()) for n in networks])
-        workers, gpu = self.settings.train.workers, self.settings.train.gpu
+        workers, gpu = _workers(self.settings.train), self.settings.train.gpu
         start = 0
         for prepared, rows in zip(self.examples.sets, self.examples.rows, strict=True):
             source = PreparedDatasource(prepared.path, self.examples.names, rows)
