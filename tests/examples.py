@@ -15,6 +15,7 @@ from cryoray.settings import PreparationSettings
 
 BOX = 32
 FEATURES = ("defocus", "ctf_max_resolution", "prepared_pixel_size")
+CLASS_FEATURES = ("class_distribution", "estimated_resolution", "prepared_pixel_size")
 
 _STAR = """
 data_optics
@@ -48,7 +49,7 @@ def save_ensemble(path: Path, kind: Kind = "particle", seed: int = 0) -> Ensembl
     manifest = Manifest(
         kind=kind,
         members=DEFAULT_MEMBERS,
-        features=FEATURES,
+        features=FEATURES if kind == "particle" else CLASS_FEATURES,
         preparation=PreparationSettings(box=BOX),
         calibration=tuple(
             Calibration(slope=slope, offset=-slope * float(of.median()))

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,9 @@ from cryoray.serving.replica import Judge
 from cryoray.settings import AbsolutePath, ServeSettings, Settings
 
 NAME = "cryoray"
+
+#: After Ray Serve said that all replicas run; only its proxy has still to learn where they are.
+_START_SECONDS = 60.0
 
 
 class Arguments(ServeSettings):
@@ -55,7 +59,7 @@ def build(args: Arguments) -> ray_serve.Application:
         name="preparer",
         num_replicas=settings.preparers,
         ray_actor_options={"num_cpus": 0.25},
-        max_ongoing_requests=2,
+        max_ongoing_requests=settings.max_queued,
     )(Preparer).bind()
     judges = {
         name: ray_serve.deployment(
@@ -164,11 +168,13 @@ def start(settings: Settings) -> Running:
     )
     application = build(args.model_copy(update={"token": token}))
     ray_serve.run(application, name=NAME, logging_config=quiet)
-    return Running(
+    running = Running(
         url=f"http://{args.host}:{port}",
         token=token,
         ensembles={name: served.digest for name, served in ensembles.items()},
     )
+    _wait_until_healthy(running)
+    return running
 
 
 def serve(settings: Settings, *, on_event: OnEvent = ignore) -> None:
@@ -187,6 +193,19 @@ def serve(settings: Settings, *, on_event: OnEvent = ignore) -> None:
             signal.signal(number, lambda *_: done.set())
         done.wait()
     on_event(Event("service.stopped"))
+
+
+def _wait_until_healthy(running: Running) -> None:
+    until = time.monotonic() + _START_SECONDS
+    with running.client() as client:
+        while not client.healthy():
+            if time.monotonic() > until:
+                running.stop()
+                raise SettingsError(
+                    f"the service does not answer at {running.url}",
+                    remedy="if Ray Serve runs on this Ray already, its host and port stay as they are",
+                )
+            time.sleep(0.1)
 
 
 def _free_port(host: str, port: int) -> int:

@@ -15,10 +15,14 @@ class Preparer:
     What it returns stays in the object store until a judge takes it: pixels cross processes once.
     """
 
+    def __init__(self) -> None:
+        # One range is read while another is computed; more would only take memory.
+        self._at_once = asyncio.Semaphore(2)
+
     async def __call__(self, rows: RowRange, settings: PreparationSettings) -> PreparedRows:
         """Read and prepare; see `preparation.prepare.prepare_range`."""
-        # In a thread, so that one range is read while another is computed.
-        return await asyncio.to_thread(prepare_range, rows, settings)
+        async with self._at_once:
+            return await asyncio.to_thread(prepare_range, rows, settings)
 
     async def ready(self) -> None:
         """Answers when it can work."""

@@ -111,6 +111,25 @@ def test_a_folder_of_projects_gets_a_folder_each_and_replaces_older_verdicts(
 
 
 @pytest.mark.ray
+def test_classes_are_judged_by_an_ensemble_of_classes(
+    ray_cluster: RuntimeSettings, tmp_path: Path
+) -> None:
+    ensemble = save_ensemble(tmp_path / "classes", kind="class2d")
+    folder = tmp_path / "Class2D/job002"
+    folder.mkdir(parents=True)
+    write_stack(folder / "run_it025_classes.mrcs", particles(6))
+    rows = [f"{i:06d}@Class2D/job002/run_it025_classes.mrcs 0.{i}" for i in range(1, 7)]
+    (folder / "run_it025_model.star").write_text(
+        "data_model_classes\n\nloop_\n_rlnReferenceImage #1\n_rlnClassDistribution #2\n"
+        + "\n".join(rows)
+        + "\n"
+    )
+    settings = Settings(classify=ClassifySettings(ensemble=str(ensemble.path)))
+    table = pq.read_table(classify(folder, tmp_path / "out", settings) / "verdicts.parquet")
+    assert table["image"].to_pylist() == [row.split()[0] for row in rows]
+
+
+@pytest.mark.ray
 def test_where_nothing_can_be_read_the_list_is_written_first(
     ray_cluster: RuntimeSettings, settings: Settings, tmp_path: Path
 ) -> None:

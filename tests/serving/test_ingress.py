@@ -37,9 +37,12 @@ class InProcess:
     """Prepares and judges here and now; waits at the gate first."""
 
     def __init__(self, ensemble: Ensemble) -> None:
-        self.ensemble, self.gate, self.waiting = ensemble, threading.Event(), threading.Semaphore(0)
+        self.ensemble, self.gate = ensemble, threading.Event()
+        self.reset()
+
+    def reset(self) -> None:
         self.gate.set()
-        self.loses_rows = False
+        self.waiting, self.loses_rows = threading.Semaphore(0), False
 
     async def judge(
         self, name: str, preparation: PreparationSettings, ranges: Sequence[RowRange]
@@ -62,7 +65,7 @@ def over_http(app: FastAPI) -> Iterator[httpx.Client]:
     while not server.started:
         time.sleep(0.005)
     port = server.servers[0].sockets[0].getsockname()[1]
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
         yield client
     server.should_exit = True
     thread.join()
@@ -71,6 +74,11 @@ def over_http(app: FastAPI) -> Iterator[httpx.Client]:
 @pytest.fixture(scope="module")
 def judging(tiny_ensemble: Path) -> InProcess:
     return InProcess(Ensemble.load(tiny_ensemble))
+
+
+@pytest.fixture(autouse=True)
+def _fresh(judging: InProcess) -> None:
+    judging.reset()
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +218,6 @@ def test_health_is_what_a_request_would_find(service: httpx.Client, judging: InP
     assert service.get("/healthz").json() == {"status": "ok"}
     judging.gate.clear()
     assert service.get("/healthz").status_code == 503
-    judging.gate.set()
 
 
 def test_what_cannot_be_read_is_listed_not_lost(
@@ -238,6 +245,5 @@ def test_an_answer_that_lacks_rows_is_our_fault(
 ) -> None:
     judging.loses_rows = True
     response = service.post(JUDGE, json={"source": str(project), "rows": [0, 50]}, headers=ALLOWED)
-    judging.loses_rows = False
     assert response.status_code == 500
     assert "50 rows were asked about" in response.json()["error"]
