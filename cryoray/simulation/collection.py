@@ -34,6 +34,9 @@ _BOXES = (1.6, 2.0)
 #: A particle must fit its box with some background round it.
 _LARGEST = 0.85
 _BROKEN_FORMS = 4
+#: Side of a micrograph, px; how far a box may reach out of it, over half the box.
+_MICROGRAPH = 4096
+_OUTSIDE = 0.25
 #: Images formed at a time, which bounds memory.
 _BATCH = 100
 #: Views and micrographs over which the stated signal-to-noise ratio is the mean.
@@ -165,8 +168,9 @@ def _plan(
         amplitude_contrast=0.1,
         pixel_size=pixel_size,
         original_pixel_size=original,
-        ice=rng.uniform(0.06, 0.16),
-        debris=rng.uniform(0.015, 0.05),
+        ice=rng.uniform(0.4, 0.9),
+        debris=rng.uniform(2.0, 5.0),
+        thickness=rng.uniform(1.0, 4.0),
         detector=rng.uniform(0.6, 0.95),
     )
     stage = Stage(box, microscope.canvas_side(box), diameter, pixel_size, rng.uniform(0.06, 0.18))
@@ -252,10 +256,9 @@ def masked_variance(spectra: torch.Tensor, diameter: float) -> float:
         spectra: complex64 [n, side, side // 2 + 1], of images centred on pixel (0, 0).
         diameter: of the mask, px.
     """
-    y, x = microscope.frequencies(spectra.shape[1])
     side = spectra.shape[1]
-    row, column = y * side, torch.fft.fftfreq(side)[None] * side
-    inside = row**2 + column**2 <= (diameter / 2) ** 2
+    place = torch.fft.fftfreq(side) * side
+    inside = place[:, None] ** 2 + place**2 <= (diameter / 2) ** 2
     return float(torch.fft.irfft2(spectra, s=(side, side))[:, inside].var(1).mean())
 
 
@@ -275,12 +278,17 @@ def _write_project(
         stack = f"Extract/job001/micrograph_{m + 1:04d}.mrcs"
         scenes = [junk.scene(kind, project.stage, rng) for kind in kinds]
         angles = microscope.random_angles(rng, len(scenes))
+        places, missing = _places(project, len(scenes), rng)
         box, pixel_size = chosen.box, project.optics.pixel_size
         with StackWriter(folder / stack, box, box, "float32", pixel_size) as writer:
             for first in range(0, len(scenes), _BATCH):
                 some = slice(first, first + _BATCH)
-                writer.append(_images(project, exposure, scenes[some], angles[some], rng).numpy())
-        rows += _particles(stack, m, project, exposure, kinds, rng)
+                writer.append(
+                    _images(
+                        project, exposure, scenes[some], angles[some], missing[some], rng
+                    ).numpy()
+                )
+        rows += _particles(stack, m, project, exposure, kinds, places, rng)
         truth += _truth(stack, scenes, angles)
         ambiguity += [scene.ambiguity for scene in scenes]
         told(len(rows))
@@ -306,11 +314,26 @@ def _write_project(
     }
 
 
+def _places(project: _Project, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Where in the micrograph images are, and how much of each is outside it.
+
+    Returns:
+        x and y in the micrograph's px, [n, 2]; what `microscope.extract` is to fill in.
+    """
+    binning = project.optics.pixel_size / project.optics.original_pixel_size
+    half = project.stage.box / 2
+    low, high = (1 - _OUTSIDE) * half, _MICROGRAPH / binning - (1 - _OUTSIDE) * half
+    places = rng.uniform(low, max(low, high), (n, 2))
+    ends = np.stack([half - places, places + half - _MICROGRAPH / binning], -1)
+    return places * binning, np.clip(np.ceil(ends), 0, None).astype(np.int64)[:, ::-1]
+
+
 def _images(
     project: _Project,
     exposure: Exposure,
     scenes: Sequence[Scene],
     angles: np.ndarray,
+    missing: np.ndarray,
     rng: np.random.Generator,
 ) -> torch.Tensor:
     """Images of scenes: float32 [n, box, box]."""
@@ -357,7 +380,7 @@ def _images(
     absorbing = [i for i, scene in enumerate(scenes) if scene.absorb is not None]
     if absorbing:
         canvas[absorbing] += _stacked(scenes[i].absorb for i in absorbing)
-    return microscope.extract(canvas, stage.box)
+    return microscope.extract(canvas, stage.box, missing)
 
 
 def _stacked(layers: Iterable[np.ndarray | None]) -> torch.Tensor:
@@ -370,6 +393,7 @@ def _particles(
     project: _Project,
     exposure: Exposure,
     kinds: np.ndarray,
+    places: np.ndarray,
     rng: np.random.Generator,
 ) -> list[dict[str, object]]:
     """Rows of ``particles.star``: what the picker and the CTF program said."""
@@ -379,8 +403,6 @@ def _particles(
     )
     correlation = float(np.clip(rng.normal(0.12, 0.03) * exposure.contrast, 0.01, None))
     figures = rng.normal([_FIGURE_OF_MERIT[kind] for kind in kinds], _FIGURE_SPREAD)
-    edge = project.stage.box * optics.pixel_size / optics.original_pixel_size / 2
-    places = rng.uniform(edge, 4096 - edge, (len(kinds), 2))
     return [
         {
             "rlnCoordinateX": f"{x:.2f}",

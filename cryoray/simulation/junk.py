@@ -85,7 +85,6 @@ def _with_neighbours(made: Scene, stage: Stage, rng: np.random.Generator, clear:
         place = rng.uniform(-stage.side / 2, stage.side / 2, 2)
         if all(np.hypot(*(place - other)) > clear for other in [np.zeros(2), *places]):
             places.append(place)
-    more = len(places) - len(made.places)
     weights = np.concatenate([made.weights, _contrast(rng, len(places) - len(made.places))])
     return replace(made, places=np.array(places).reshape(-1, 2), weights=weights)
 
@@ -206,9 +205,9 @@ def _frost(stage: Stage, rng: np.random.Generator, scatter: np.ndarray, absorb: 
     for cx, cy in _around(rng, int(rng.integers(1, 4)), rng.uniform(0.0, 0.35) * stage.box):
         rough = ndimage.gaussian_filter(rng.normal(size=absorb.shape), stage.box / 14)
         radius = rng.uniform(0.08, 0.22) * stage.box * (1 + 0.3 * rough / rough.std())
-        lump = _step(radius - np.hypot(x - cx, y - cy), rng.uniform(1, 4))
-        absorb += lump * rng.uniform(0.8, 3.5) * rng.choice([1, -0.6], p=[0.8, 0.2])
-        scatter += lump * (rng.uniform(2, 8) + _band(rng, stage, 1 / 80, 1 / 10))
+        lump = _step(radius - np.hypot(x - cx, y - cy), rng.uniform(0.01, 0.04) * stage.box)
+        absorb += lump * rng.uniform(0.3, 1.6) * rng.choice([1, -0.6], p=[0.8, 0.2])
+        scatter += lump * (rng.uniform(1, 4) + _band(rng, stage, 1 / 80, 1 / 10))
 
 
 def _ethane(
@@ -216,23 +215,28 @@ def _ethane(
 ) -> None:
     """Smooth round drops with a fringe."""
     y, x = _axes(stage.side)
-    for cx, cy in _around(rng, int(rng.integers(1, 3)), rng.uniform(0.0, 0.3) * stage.box):
-        radius, squeeze = rng.uniform(0.12, 0.38) * stage.box, rng.uniform(0.75, 1.3)
-        drop = _step(radius - np.hypot((x - cx) * squeeze, (y - cy) / squeeze), 1.5)
-        absorb += drop * rng.uniform(0.3, 1.2)
-        scatter += drop * rng.uniform(4, 12)
+    for cx, cy in _around(rng, int(rng.integers(1, 3)), rng.uniform(0.0, 0.35) * stage.box):
+        radius, squeeze = rng.uniform(0.12, 0.38) * stage.box, rng.uniform(0.9, 1.1)
+        drop = _step(
+            radius - np.hypot((x - cx) * squeeze, (y - cy) / squeeze),
+            rng.uniform(0.01, 0.03) * stage.box,
+        )
+        absorb += drop * rng.uniform(0.15, 0.7)
+        scatter += drop * rng.uniform(1, 5)
 
 
 def _hexagonal(
     stage: Stage, rng: np.random.Generator, scatter: np.ndarray, absorb: np.ndarray
 ) -> None:
     """Mottled ice, in a patch or everywhere."""
-    mottle = _band(rng, stage, 1 / rng.uniform(60, 120), 1 / rng.uniform(18, 30))
+    mottle = _band(rng, stage, 1 / rng.uniform(80, 200), 1 / rng.uniform(12, 40))
     y, x = _axes(stage.side)
     way, edge = rng.uniform(0, 2 * np.pi), rng.uniform(-0.2, 1.2) * stage.box / 2
-    patch = _step(edge - x * np.cos(way) - y * np.sin(way), 4)
-    absorb += patch * mottle * rng.uniform(0.5, 1.3)
-    scatter += patch * mottle
+    rough = ndimage.gaussian_filter(rng.normal(size=absorb.shape), stage.box / 20)
+    inside = edge - x * np.cos(way) - y * np.sin(way) + rough / rough.std() * stage.box / 20
+    patch = _step(inside, stage.box / 50)
+    absorb += patch * (mottle * rng.uniform(0.25, 0.8) + rng.uniform(0, 0.3))
+    scatter += patch * mottle * rng.uniform(0.3, 1.5)
 
 
 _ICE = (_lattice, _frost, _ethane, _hexagonal)

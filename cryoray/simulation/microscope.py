@@ -14,6 +14,8 @@ from torch_ctf import calculate_ctf_2d
 
 from cryoray.simulation.phantom import Structure, density
 
+#: Å: how large debris is, and how long the waves in the ice's thickness.
+_DEBRIS, _WAVES = 22.0, 70.0
 #: Radius of the background circle over half the box: RELION's default.
 BACKGROUND_RADIUS = 0.75
 
@@ -28,9 +30,10 @@ class Optics:
         amplitude_contrast: fraction.
         pixel_size: of the images, Å/px.
         original_pixel_size: of the micrographs, Å/px.
-        ice: variance of the amorphous ice over that of all noise.
-        debris: variance of small stuff that floats in the ice over that of all noise.
-        detector: what is left of the noise power at the Nyquist frequency.
+        ice: power of amorphous ice where the CTF is 1, over that of the shot noise.
+        debris: the same of fragments, ions and buffer, at low frequency.
+        thickness: the same of waves in the ice's thickness, which the CTF does not touch.
+        detector: what is left of the shot noise's power at the Nyquist frequency.
     """
 
     voltage: float
@@ -40,6 +43,7 @@ class Optics:
     original_pixel_size: float
     ice: float
     debris: float
+    thickness: float
     detector: float
 
 
@@ -97,27 +101,22 @@ def noise_power(
 ) -> torch.Tensor:
     """Power of the noise at each frequency; an unblurred image of it has unit variance.
 
-    Shot noise passes the detector alone; ice and debris scatter, so that they show Thon rings, and
-    move with the specimen.
+    Shot noise passes the detector alone; ice and debris show Thon rings, and all but the shot noise
+    moves with the specimen.
 
     Args:
         optics: which says the parts.
         contrast: of `transfer`, float32 [side, side // 2 + 1].
         blur: what motion leaves of the specimen's amplitude, float32 [..., side, side // 2 + 1].
     """
-    side = contrast.shape[0]
-    y, x = frequencies(side)
+    y, x = frequencies(contrast.shape[0])
     squared = x**2 + y**2
-    shot = 1 - (1 - optics.detector) * squared / 0.25
-    ice = contrast**2
-    # As proteins fall off, but of 20 Å: fragments, ions, buffer.
-    debris = contrast**2 * torch.exp(-squared / (optics.pixel_size / 40) ** 2)
-    parts = (1 - optics.ice - optics.debris, optics.ice, optics.debris)
-    shot, ice, debris = (
-        part * power.clamp(min=0.05 * (power is shot)) / _mean(power)
-        for part, power in zip(parts, (shot, ice, debris), strict=True)
-    )
-    return shot + (ice + debris) * (1 if blur is None else blur**2)
+    angstrom = squared / optics.pixel_size**2
+    shot = (1 - (1 - optics.detector) * squared / 0.25).clamp(min=0.3)
+    specimen = contrast**2 * (optics.ice + optics.debris * torch.exp(-(_DEBRIS**2) * angstrom))
+    specimen = specimen + optics.thickness * torch.exp(-(_WAVES**2) * angstrom)
+    unit = _mean(shot + specimen)
+    return (shot + specimen * (1 if blur is None else blur**2)) / unit
 
 
 def _mean(half: torch.Tensor) -> torch.Tensor:
@@ -207,25 +206,33 @@ def shifted(slices: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return slices * (down[:, :, None] * across[:, None])
 
 
-def extract(canvas: torch.Tensor, box: int) -> torch.Tensor:
+def extract(canvas: torch.Tensor, box: int, missing: np.ndarray) -> torch.Tensor:
     """Cut the box out of the middle, and normalise it as RELION does.
 
-    The plane through the pixels outside the background circle goes, and their standard deviation
-    becomes the unit.
+    Where the box reaches out of the micrograph, the last row or column is repeated. The plane
+    through the pixels outside the background circle goes, and their standard deviation becomes the
+    unit.
 
     Args:
         canvas: float32 [n, side, side].
         box: px.
+        missing: int64 [n, 2, 2], rows and columns (first axis y, then x) that are not in the
+            micrograph, at the low and at the high end.
 
     Returns:
         float32 [n, box, box].
     """
     first = canvas.shape[-1] // 2 - box // 2
-    images = canvas[:, first : first + box, first : first + box].reshape(len(canvas), -1)
+    images = canvas[:, first : first + box, first : first + box].clone()
+    for i in np.flatnonzero(missing.any((1, 2))):
+        (top, bottom), (left, right) = missing[i]
+        rows = torch.arange(box).clamp(top, box - 1 - bottom)
+        columns = torch.arange(box).clamp(left, box - 1 - right)
+        images[i] = images[i][rows][:, columns]
+    pixels = images.reshape(len(canvas), -1)
     axis = (torch.arange(box) - box // 2) / (box / 2)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     outside = (x**2 + y**2 > BACKGROUND_RADIUS**2).reshape(-1)
     plane = torch.stack([torch.ones(box * box), x.reshape(-1), y.reshape(-1)])
-    solver = torch.linalg.pinv(plane[:, outside])
-    images = images - images[:, outside] @ solver @ plane
-    return (images / images[:, outside].std(1, keepdim=True)).reshape(-1, box, box)
+    pixels = pixels - pixels[:, outside] @ torch.linalg.pinv(plane[:, outside]) @ plane
+    return (pixels / pixels[:, outside].std(1, keepdim=True)).reshape(-1, box, box)

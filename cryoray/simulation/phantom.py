@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
@@ -17,14 +17,17 @@ from cryoray.errors import FormatError
 
 #: Å³ that one residue fills in a folded protein (Harpaz, Gerstein and Chothia, Structure 1994).
 _RESIDUE_VOLUME = 135.0
-#: Å along the axis of a helix or strand, per residue; Å between neighbours in a chain.
-_HELIX_RISE, _STRAND_RISE, _CHAIN_STEP = 1.5, 3.3, 3.8
+#: Å along the axis of a helix or strand, per residue.
+_HELIX_RISE, _STRAND_RISE = 1.5, 3.3
 #: A chain longer than this is thinned out and weighs more; nobody sees it in a single image.
 _MOST_RESIDUES = 6000
 #: Directions tried for each helix or strand.
 _CANDIDATES = 24
 #: Å, standard deviation of the Gaussian that stands for an atom or a residue.
 _ATOM_BLUR = 1.2
+#: Å by which an unfolded chain fluctuates.
+_LOOSE = 6.0
+#: Domains that a structure is taken to have that somebody gave.
 _DOMAINS = 6
 
 _ELECTRONS = {"H": 0.3, "C": 1.0, "N": 1.1, "O": 1.2, "P": 2.0, "S": 2.1}
@@ -114,7 +117,7 @@ def _symmetric(rng: np.random.Generator, fold: int, dihedral: bool, stretch: flo
     extent = np.abs(centres) + radii.max(1, keepdims=True)
     reach = 0.72 * float(extent[:, :2].max(0).mean())
     out = reach / np.sin(np.pi / fold) * stretch if fold > 2 else reach
-    centres = centres + [out, 0.0, 0.75 * extent[:, 2].max() if dihedral else 0.0]
+    centres += np.array([out, 0.0, 0.75 * extent[:, 2].max() if dihedral else 0.0])
     turns = Rotation.from_rotvec(
         np.outer(2 * np.pi * np.arange(fold) / fold, [0, 0, 1])
     ).as_matrix()
@@ -210,21 +213,24 @@ def damaged(structure: Structure, rng: np.random.Generator) -> Structure:
     edge = height[order][np.searchsorted(share, 1 - lost)]
     stay = height <= edge if (height <= edge).mean() < 0.85 else height < edge
     gone = structure.weights[~stay].sum()
-    steps = max(60, int(gone / structure.weights.mean() / 2))
-    turns = rng.normal(size=(steps, 3))
-    turns = ndimage.gaussian_filter1d(turns, 1.5, axis=0, mode="constant")
-    walk = np.cumsum(_CHAIN_STEP * turns / np.linalg.norm(turns, axis=1, keepdims=True), axis=0)
-    reach = structure.diameter / 2
-    walk *= min(1.0, 0.8 * reach / np.linalg.norm(walk - walk.mean(0), axis=1).max())
-    walk += structure.points[~stay].mean(0) * rng.uniform(0.6, 1.1) - walk.mean(0)
-    smear = np.full(steps, gone * rng.uniform(0.2, 0.8) / steps)
+    walk = _coil(rng, max(60, int(gone / structure.weights.mean())))
+    walk *= structure.diameter / 2 * rng.uniform(0.5, 0.8) / np.linalg.norm(walk, axis=1).max()
+    walk += rng.normal(scale=_LOOSE, size=walk.shape)
+    walk += structure.points[~stay].mean(0) * rng.uniform(0.6, 1.1)
+    smear = np.full(len(walk), gone * rng.uniform(0.2, 0.8) / len(walk))
     return replace(
         structure,
         name=f"broken {structure.name}",
         points=np.concatenate([structure.points[stay], walk]).astype(np.float32),
         weights=np.concatenate([structure.weights[stay], smear]).astype(np.float32),
-        domains=np.concatenate([structure.domains[stay], np.full(steps, -1)]).astype(np.int32),
+        domains=np.concatenate([structure.domains[stay], np.full(len(walk), -1)]).astype(np.int32),
     )
+
+
+def _coil(rng: np.random.Generator, steps: int) -> np.ndarray:
+    """A random walk that keeps its way for a few steps, [steps, 3], centred."""
+    walk = np.cumsum(ndimage.gaussian_filter1d(rng.normal(size=(steps, 3)), 2, axis=0), axis=0)
+    return walk - walk.mean(0)
 
 
 def read_structure(path: Path) -> Structure:
@@ -316,7 +322,7 @@ def _from_cif(path: Path) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def _from_atoms(
-    path: Path, found: list[tuple[int, tuple[str, ...], str]]
+    path: Path, found: Sequence[tuple[int, tuple[str, ...], str]]
 ) -> tuple[np.ndarray, np.ndarray, float]:
     points = np.empty((len(found), 3))
     for i, (number, where, _) in enumerate(found):
