@@ -62,12 +62,22 @@ def _start(settings: RuntimeSettings) -> str | None:
         object_store_memory=settings.object_store_mib << 20,
         include_dashboard=settings.dashboard,
         dashboard_host=LOCALHOST,
-        dashboard_port=settings.dashboard_port if settings.dashboard else None,
+        dashboard_port=_dashboard_port(settings.dashboard_port),
         log_to_driver=False,
         logging_level=logging.ERROR,
         _temp_dir=str(_temp_folder()),
     )
     return f"http://{started.dashboard_url}" if started.dashboard_url else None
+
+
+def _dashboard_port(first: int) -> int | None:
+    """The first free port from ``first`` on; from its own default Ray looks further by itself."""
+    if first == RuntimeSettings.model_fields["dashboard_port"].default:
+        return None
+    for port in range(first, min(first + 100, 65536)):
+        with contextlib.suppress(OSError), socket.create_server((LOCALHOST, port)) as free:
+            return int(free.getsockname()[1])
+    raise OSError(f"no free port for the dashboard from {first} on")
 
 
 def _join(address: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 import warnings
 from pathlib import Path
@@ -84,3 +85,13 @@ def test_an_address_where_nothing_answers_is_named_at_once(monkeypatch: pytest.M
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with pytest.raises(SettingsError, match=r"no Ray at 127\.0\.0\.1:1"):
         runtime.connect(RuntimeSettings(address="127.0.0.1:1"))
+
+
+def test_a_dashboards_port_that_is_taken_gives_way_to_the_next() -> None:
+    with socket.create_server((runtime.LOCALHOST, 0)) as taken:
+        port = taken.getsockname()[1]
+        found = runtime._dashboard_port(port)
+        assert found is not None
+        assert port < found < port + 100
+    assert runtime._dashboard_port(port) == port
+    assert runtime._dashboard_port(8265) is None  # Ray's default, from which it looks by itself
