@@ -319,7 +319,7 @@ def _judged(
     repeat: int = 0,
 ) -> pa.Table:
     """Judge rows (int64 [n], ascending) of a set through Ray Data: `predictions.parquet`."""
-    source = PreparedDatasource(examples.path, judge.features, rows)
+    source = PreparedDatasource([(examples.path, rows)], judge.features)
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     # a pool that takes all CPUs would wait for its readers for ever

@@ -83,29 +83,32 @@ class RowRangeDatasource(Datasource):
 
 
 class PreparedDatasource(Datasource):
-    """Images of a prepared set.
+    """Images of prepared sets.
 
-    Columns: ``row`` int64, ``image`` float32 [box, box], ``features`` float32 [F].
+    Columns: ``set`` int64, which of the sets; ``row`` int64; ``image`` float32 [box, box];
+    ``features`` float32 [F].
 
     Args:
-        path: the set's folder.
-        names: of the features, in the order wanted; one that the set lacks is missing (NaN).
-        rows: int64, the rows wanted; None for all.
+        sets: folder of each set and its rows that are wanted, int64; None for all.
+        names: of the features, in the order wanted; one that a set lacks is missing (NaN).
         rows_per_task: in one read task and block.
     """
 
     def __init__(
         self,
-        path: Path,
+        sets: Sequence[tuple[Path, np.ndarray | None]],
         names: Sequence[str],
-        rows: np.ndarray | None = None,
         rows_per_task: int = 4096,
     ) -> None:
         super().__init__()
-        prepared = PreparedSet.open(path)
-        self._path, self._names, self._box = prepared.path, tuple(names), prepared.settings.box
-        wanted = np.arange(prepared.n) if rows is None else np.asarray(rows, np.int64)
-        self._parts = np.split(wanted, range(rows_per_task, len(wanted), rows_per_task))
+        self._names = tuple(names)
+        self._parts: list[tuple[int, Path, np.ndarray]] = []
+        for number, (path, rows) in enumerate(sets):
+            prepared = PreparedSet.open(path)
+            self._box = prepared.settings.box
+            wanted = np.arange(prepared.n) if rows is None else np.asarray(rows, np.int64)
+            cuts = range(rows_per_task, len(wanted), rows_per_task)
+            self._parts += [(number, prepared.path, part) for part in np.split(wanted, cuts)]
 
     def __len__(self) -> int:
         """The number of read tasks to ask Ray for (``override_num_blocks``)."""
@@ -117,7 +120,7 @@ class PreparedDatasource(Datasource):
 
     def estimate_inmemory_data_size(self) -> int:
         """Bytes of the images."""
-        return sum(len(rows) for rows in self._parts) * 4 * self._box**2
+        return sum(len(rows) for _, _, rows in self._parts) * 4 * self._box**2
 
     def get_read_tasks(
         self,
@@ -128,7 +131,7 @@ class PreparedDatasource(Datasource):
         """A task for each part, whatever the parallelism."""
         return [
             ReadTask(
-                partial(_set_block, self._path, self._names, rows),
+                partial(_set_block, number, path, self._names, rows),
                 BlockMetadata(
                     num_rows=len(rows),
                     size_bytes=len(rows) * 4 * self._box**2,
@@ -137,7 +140,7 @@ class PreparedDatasource(Datasource):
                 ),
                 per_task_row_limit=per_task_row_limit,
             )
-            for rows in self._parts
+            for number, path, rows in self._parts
         ]
 
 
@@ -182,10 +185,13 @@ def _prepared_blocks(ranges: list[RowRange], settings: PreparationSettings) -> I
         )
 
 
-def _set_block(path: Path, names: tuple[str, ...], rows: np.ndarray) -> Iterable[Block]:
+def _set_block(
+    number: int, path: Path, names: tuple[str, ...], rows: np.ndarray
+) -> Iterable[Block]:
     prepared = PreparedSet.open(path)
     yield BlockAccessor.batch_to_block(
         {
+            "set": np.full(len(rows), number),
             "row": rows,
             "image": prepared.images(rows),
             "features": prepared.feature_matrix(names)[rows],

@@ -157,10 +157,15 @@ class Fit:
         hidden = torch.rand(len(rows), 1, generator=generator)[mine] < settings.metadata_dropout
         features = torch.from_numpy(self.examples.features[rows[mine]])
         features = features.masked_fill(hidden, torch.nan).to(self.device)
+        left = 1 - self.task.network.dropout
+        dropped = torch.rand(len(rows), self.task.network.head, generator=generator)[mine] >= left
+        dropout = (~dropped / left).to(self.device)
         labels = torch.from_numpy(self.examples.labels[rows[mine]]).float().to(self.device)
         # The mean over this worker's slice; DDP averages the workers' means. Slices differ by at most
         # one image, which weighs their images by less than 1/batch.
-        mean = loss(self.wrapped(images, features), labels, settings.label_smoothing).mean()
+        mean = loss(
+            self.wrapped(images, features, dropout), labels, settings.label_smoothing
+        ).mean()
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(mean)
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)

@@ -110,16 +110,17 @@ class Network(nn.Module):
         self.head = nn.Sequential(
             nn.Linear(len(_RINGS) * width + (24 if features else 0), config.head),
             _ACTIVATIONS[config.activation](),
-            nn.Dropout(config.dropout),
-            nn.Linear(config.head, 1),
         )
+        self.verdict = nn.Linear(config.head, 1)
 
-    def forward(self, images: Tensor, features: Tensor) -> Tensor:
+    def forward(self, images: Tensor, features: Tensor, dropout: Tensor | None = None) -> Tensor:
         """Logits of keep.
 
         Args:
             images: float32 [n, box, box], prepared.
             features: float32 [n, F], NaN where missing.
+            dropout: float32 [n, config.head], factors of the fused layer while training. They come
+                from the caller, who draws them alike on every worker.
 
         Returns:
             float32 [n].
@@ -131,7 +132,8 @@ class Network(nn.Module):
             standard = ((features - self.feature_mean) / self.feature_std).clamp(-5, 5)
             standard = torch.where(missing, torch.zeros_like(standard), standard)
             fused = torch.cat([fused, self.metadata(torch.cat([standard, missing.float()], 1))], 1)
-        return self.head(fused)[:, 0]
+        fused = self.head(fused)
+        return self.verdict(fused if dropout is None else fused * dropout)[:, 0]
 
     def standardise(self, features: Tensor) -> None:
         """Learn mean and deviation of each feature, [n, F] with NaN where missing, from training data."""

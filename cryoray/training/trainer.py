@@ -387,36 +387,47 @@ class _RayHeldOut:
 
     def __call__(self, networks: Sequence[Network], fold_of: np.ndarray) -> np.ndarray:
         """See `models.rounds.HeldOut`."""
+        examples, settings = self.examples, self.settings.train
+        source = PreparedDatasource(
+            [(s.path, rows) for s, rows in zip(examples.sets, examples.rows, strict=True)],
+            examples.names,
+        )
+        scored = ray.data.read_datasource(source, override_num_blocks=len(source)).map_batches(
+            _Scorer,
+            fn_constructor_args=(
+                ray.put([(n.config, n.state_dict()) for n in networks]),
+                ray.put(_places(examples)),
+                ray.put(fold_of),
+            ),
+            batch_size=None,
+            compute=ActorPoolStrategy(size=min(_workers(settings), len(source))),
+            num_cpus=0.5,
+            num_gpus=1 if settings.gpu else 0,
+        )
+        scored.set_name("score-held-out")
         logit = np.full(len(fold_of), np.nan, np.float32)
-        carried = ray.put([(n.config, n.state_dict()) for n in networks])
-        workers, gpu = _workers(self.settings.train), self.settings.train.gpu
-        start = 0
-        for prepared, rows in zip(self.examples.sets, self.examples.rows, strict=True):
-            source = PreparedDatasource(prepared.path, self.examples.names, rows)
-            place = np.full(prepared.n, -1, np.int64)
-            place[rows] = np.arange(start, start + len(rows))
-            scored = ray.data.read_datasource(source, override_num_blocks=len(source)).map_batches(
-                _Scorer,
-                fn_constructor_args=(carried, ray.put(place), ray.put(fold_of)),
-                batch_size=None,
-                compute=ActorPoolStrategy(size=min(workers, len(source))),
-                num_cpus=0.5,
-                num_gpus=1 if gpu else 0,
-            )
-            scored.set_name(f"score-{prepared.path.name}")
-            for batch in scored.iter_batches(batch_size=None, batch_format="numpy"):
-                logit[batch["example"]] = batch["logit"]
-            start += len(rows)
+        for batch in scored.iter_batches(batch_size=None, batch_format="numpy"):
+            logit[batch["example"]] = batch["logit"]
         if np.isnan(logit).any():
             raise InternalError(f"{int(np.isnan(logit).sum())} examples were not scored")
         return logit
 
 
+def _places(examples: SetExamples) -> list[np.ndarray]:
+    """For each set, the example that each of its rows is: int64 [rows], -1 for rows not used."""
+    places, start = [], 0
+    for prepared, rows in zip(examples.sets, examples.rows, strict=True):
+        places.append(np.full(prepared.n, -1, np.int64))
+        places[-1][rows] = np.arange(start, start + len(rows))
+        start += len(rows)
+    return places
+
+
 class _Scorer:
     """Holds the fold networks; gives each example's logit by the network of the fold without it."""
 
-    def __init__(self, networks: Any, place: Any, fold_of: Any) -> None:
-        self.place, self.fold_of = ray.get(place), ray.get(fold_of)
+    def __init__(self, networks: Any, places: Any, fold_of: Any) -> None:
+        self.places, self.fold_of = ray.get(places), ray.get(fold_of)
         device = "cuda" if ray.get_gpu_ids() else "cpu"
         self.networks = []
         for config, state in ray.get(networks):
@@ -425,7 +436,7 @@ class _Scorer:
             self.networks.append(network.to(device))
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        example = self.place[batch["row"]]
+        example = self.places[int(batch["set"][0])][batch["row"]]  # a block is of one set
         fold = self.fold_of[example]
         logit = np.empty(len(fold), np.float32)
         for number in np.unique(fold):

@@ -156,7 +156,7 @@ def test_a_set_is_read_in_parts_for_whoever_scores_it(
     out = ingest(projects(tmp_path), tmp_path / "set", settings(ray_cluster))
     made, names = PreparedSet.open(out), ("phase_shift", "defocus")
     some = np.arange(5, 200, 2)
-    datasource = PreparedDatasource(out, names, some, rows_per_task=30)
+    datasource = PreparedDatasource([(out, some)], names, rows_per_task=30)
     dataset = ray.data.read_datasource(datasource, override_num_blocks=len(datasource))
     batches = list(dataset.iter_batches(batch_size=None, batch_format="numpy"))
     rows = np.concatenate([batch["row"] for batch in batches])

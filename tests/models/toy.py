@@ -11,7 +11,7 @@ from cryoray.models.networks import NetworkConfig
 torch.set_num_threads(1)
 
 TINY = (
-    NetworkConfig(width=8, blocks=(1,), head=16, stem=3, dropout=0.0),
+    NetworkConfig(width=8, blocks=(1,), head=16, stem=3, dropout=0.2),
     NetworkConfig(width=8, blocks=(1, 1), head=16, stem=3, activation="gelu", dropout=0.0),
     NetworkConfig(width=8, blocks=(1,), head=16, stem=5, activation="relu", dropout=0.0),
 )
