@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +33,7 @@ def write_report(
     live: dict[str, Any],
     speed: float,
     overrides: dict[str, Any],
+    command: str,
 ) -> Path:
     """One page: what went in and came out, how training went, how good it is, how the images look."""
     source, manifest, settings = open_source(new), manifest_of(ensemble), load(**overrides)
@@ -63,7 +62,7 @@ def write_report(
             },
         ),
         report.result_section(
-            live, "The new collection, as the service judged it, against the truth."
+            live, f"The new collection, as the service judged it, against {_said_by(kind)}."
         ),
         report.confusion_section(good[told], live_score[told], manifest.threshold),
         *_by_kind(kind[table["row"].to_numpy()], live_score >= manifest.threshold),
@@ -77,7 +76,7 @@ def write_report(
         report.bound_section(training["bound"]),
         report.roc_section(labels, score, manifest.threshold, bound),
         report.calibration_section(labels, score, manifest.threshold, manifest.review),
-        report.provenance_section(shlex.join(["python", "-m", *sys.argv]), [settings.train]),
+        report.provenance_section(command, [settings.train]),
     ]
     return report.render(out / "report.html", "A facility's day", sections)
 
@@ -116,6 +115,10 @@ def _predictions(evaluation: Path) -> tuple[np.ndarray, np.ndarray]:
     """Label (bool) and score (float) of each image of the groups held out."""
     table = pq.read_table(evaluation / "predictions.parquet", columns=["label", "score"])
     return table["label"].to_numpy(), table["score"].to_numpy()
+
+
+def _said_by(kind: np.ndarray) -> str:
+    return "the truth that was simulated" if kind.any() else "what a person selected"
 
 
 def _by_kind(kind: np.ndarray, kept: np.ndarray) -> Iterator[report.Section]:

@@ -92,7 +92,8 @@ def facility_day(out: Path, source: Path | None = None, day: Day | None = None) 
         new = set_aside(source, out / "evaluation", out / "new")
     verdicts, speed = collect(new, ensemble, out)
     live = compare(new, verdicts, ensemble)
-    page = write_report(out, new, ensemble, held_out, live, speed, day.training)
+    command = f"make demo OUT={out}" + (f" SOURCE={source}" if source else "")
+    page = write_report(out, new, ensemble, held_out, live, speed, day.training, command)
     return {
         "held_out": held_out,
         "live": live,

@@ -144,7 +144,7 @@ class Show:
 
     def event(self, happened: Event) -> None:
         """Print one dim line above the bars."""
-        data = " ".join(f"{key}={value}" for key, value in happened.data.items())
+        data = " ".join(f"{key}={text(value)}" for key, value in happened.data.items())
         self._bars.console.print(escape(f"{happened.name} {data}"), style="dim", soft_wrap=True)
 
 
