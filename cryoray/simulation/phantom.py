@@ -25,8 +25,8 @@ _MOST_RESIDUES = 6000
 _CANDIDATES = 24
 #: Å, standard deviation of the Gaussian that stands for an atom or a residue.
 _ATOM_BLUR = 1.2
-#: Å by which an unfolded chain fluctuates.
-_LOOSE = 6.0
+#: How far an unfolded chain fluctuates, over the diameter.
+_LOOSE = 0.07
 #: Domains that a structure is taken to have that somebody gave.
 _DOMAINS = 6
 
@@ -201,7 +201,7 @@ def damaged(structure: Structure, rng: np.random.Generator) -> Structure:
 
     Whole domains go where there are enough of them, else what lies on one side of a plane.
     """
-    lost = rng.uniform(0.35, 0.65)
+    lost = rng.uniform(0.45, 0.7)
     direction = _unit(rng.normal(size=3))
     height = structure.points @ direction
     if len(np.unique(structure.domains)) >= 4:
@@ -215,7 +215,7 @@ def damaged(structure: Structure, rng: np.random.Generator) -> Structure:
     gone = structure.weights[~stay].sum()
     walk = _coil(rng, max(60, int(gone / structure.weights.mean())))
     walk *= structure.diameter / 2 * rng.uniform(0.5, 0.8) / np.linalg.norm(walk, axis=1).max()
-    walk += rng.normal(scale=_LOOSE, size=walk.shape)
+    walk += rng.normal(scale=_LOOSE * structure.diameter, size=walk.shape)
     walk += structure.points[~stay].mean(0) * rng.uniform(0.6, 1.1)
     smear = np.full(len(walk), gone * rng.uniform(0.2, 0.8) / len(walk))
     return replace(
