@@ -218,7 +218,7 @@ def curves_section(training: Mapping[str, Any]) -> Section:
         blocks.append(Table(heads, tuple(table), caption, narrow=True))
     lead = (
         "d1 learns from the images as they come, d2 from a mixture of which d1 gets half wrong, d3 from"
-        " those on which d1 and d2 disagree. So d2 and d3 face harder images, and their curves lie worse."
+        " those on which d1 and d2 disagree. So their losses are over different images."
     )
     return Section("Training", blocks, lead)
 
@@ -254,8 +254,8 @@ def bound_section(bound: Mapping[str, float | None]) -> Section:
         said.append(
             "The vote is within the bound."
             if vote <= limit
-            else "The vote is worse than the bound: a member's error, measured on few images, is not"
-            " its true one."
+            else "The vote is worse than the bound, which holds for exact filtering and true errors:"
+            " here filtered sets are padded where there are too few images, and errors are measured."
         )
     wrong, enough = bound.get("d1_wrong"), bound.get("enough_wrong")
     if wrong is not None and enough is not None and wrong < enough:
@@ -449,5 +449,11 @@ def _flat(model: BaseModel, prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, BaseModel):
             pairs += _flat(value, f"{prefix}{name}.")
         elif field.repr:
-            pairs.append((f"{prefix}{name}", "–" if value is None else str(value)))
+            pairs.append((f"{prefix}{name}", _setting(value)))
     return pairs
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "none"
+    return "–" if value is None else str(value)
