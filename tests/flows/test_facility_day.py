@@ -1,0 +1,46 @@
+"""A whole day, tiny: past projects in, live verdicts and one page out, kept by Prefect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.testing.utilities import prefect_test_harness
+
+from cryoray.formats.source import open_source
+from cryoray.settings import RuntimeSettings
+from flows.facility_day import Day, facility_day
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def prefect() -> Iterator[None]:
+    """A Prefect server of our own, slow to start on a busy machine."""
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+def test_a_tiny_day(tmp_path: Path, prefect: None, ray_cluster: RuntimeSettings) -> None:
+    day = Day(past=4, images=60, epochs=1)
+    made = facility_day(tmp_path, day=day)
+
+    assert made["live"]["n"] == day.images
+    assert made["held_out"]["n"] == day.images
+    assert made["images_per_second"] > 0
+    verdicts = pq.read_table(made["verdicts"] / "verdicts.parquet")
+    collection = open_source(tmp_path / "new")
+    assert verdicts["image"].to_pylist() == collection.images.tolist()
+    assert len(list((tmp_path / "live").glob("*.mrcs"))) == len(set(collection.micrograph))
+    page = made["report"].read_text()
+    for heading in ("Summary", "Result", "Training", "Calibration", "Confusion"):
+        assert heading in page
+
+    with get_client(sync_client=True) as client:
+        states = {run.name: run.state_name for run in client.read_flow_runs()}
+        kept = {artifact.key for artifact in client.read_artifacts()}
+    assert set(states.values()) == {"Completed"}
+    assert {"set-set", "card-ensemble", "metrics-evaluation", "metrics-live"} <= kept
