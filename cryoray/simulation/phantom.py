@@ -69,7 +69,7 @@ def random_structure(rng: np.random.Generator, diameter: float, family: str) -> 
         family: one of `FAMILIES`.
 
     Returns:
-        the structure, scaled to the diameter within a few Å.
+        the structure; its own diameter is about the one asked for.
     """
     centres, radii, axes, operators = FAMILIES[family](rng)
     surface = rng.normal(size=(400, 3))
