@@ -1,13 +1,13 @@
 """What can go wrong, and whose move it is.
 
-    CryorayError              anything cryoray raises on purpose
-    ├── InputError            exit 2: something that was given cannot be used; names file, row, way out
-    │   ├── FormatError       a file is not what its name says, or is damaged
-    │   ├── SelectionError    labels that are missing, empty or of one kind only
-    │   ├── SettingsError     an option, variable or TOML entry that makes no sense
-    │   ├── EnsembleError     an ensemble that is damaged, of another kind, or cannot judge this
-    │   └── QuarantineError   more rows were quarantined than a healthy source would lose
-    └── InternalError         exit 1: our own books do not balance; never the user's fault
+CryorayError              anything cryoray raises on purpose
+├── InputError            exit 2: something that was given cannot be used; names file, row, way out
+│   ├── FormatError       a file is not what its name says, or is damaged
+│   ├── SelectionError    labels that are missing, empty or of one kind only
+│   ├── SettingsError     an option, variable or TOML entry that makes no sense
+│   ├── EnsembleError     an ensemble that is damaged, of another kind, or cannot judge this
+│   └── QuarantineError   more rows were quarantined than a healthy source would lose
+└── InternalError         exit 1: our own books do not balance; never the user's fault
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class InputError(CryorayError):
         where = "" if file is None else str(file)
         if row is not None:
             where += f", row {row}" if where else f"row {row}"
-        super().__init__((f"{where}: " if where else "") + what + (f"; {remedy}" if remedy else "") + ".")
+        super().__init__(
+            (f"{where}: " if where else "") + what + (f"; {remedy}" if remedy else "") + "."
+        )
 
     def __reduce__(self) -> tuple[object, ...]:
         """Survive the trip from a Ray worker: the default would call ``__init__`` with the sentence."""

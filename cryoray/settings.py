@@ -153,7 +153,9 @@ class TrainSettings(Section):
     hold_out: str | None = Field(None, description="groups, comma separated, or a fraction")
     split_by: Literal["auto", "project", "micrograph"] = "auto"
     folds: int = Field(3, ge=2, description="cross-fitting folds over groups")
-    workers: int | None = Field(None, ge=1, description="None: one per GPU or core, up to folds + 1")
+    workers: int | None = Field(
+        None, ge=1, description="None: one per GPU or core, up to folds + 1"
+    )
     gpu: bool = False
     seed: int = 0
     features: tuple[str, ...] | None = Field(None, description="None: all in the sets; (): none")
@@ -166,8 +168,6 @@ class EvaluateSettings(Section):
         None, ge=2, description="folds over groups, trained anew each"
     )
     repeats: int = Field(1, ge=1, description="cross-validations with other seeds")
-    ablate: bool = Field(False, description="image only, metadata only and both")
-    train: TrainSettings = TrainSettings()
 
 
 class ClassifySettings(Section):

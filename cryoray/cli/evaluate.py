@@ -28,14 +28,9 @@ def evaluate(
     repeats: Annotated[
         int | None, typer.Option(metavar="R", help="Cross-validations, each of another seed.")
     ] = None,
-    ablate: Annotated[
-        bool | None, typer.Option("--ablate", help="Image alone, metadata alone, and both.")
-    ] = None,
 ) -> None:
     """Judge the groups that the ensemble has not seen, and report how often it was right."""
-    settings = common.settings(
-        ctx, evaluate={"cross_validate": cross_validate, "repeats": repeats, "ablate": ablate}
-    )
+    settings = common.settings(ctx, evaluate={"cross_validate": cross_validate, "repeats": repeats})
     from cryoray.preparation.prepared import PreparedSet
 
     with common.Show() as show:

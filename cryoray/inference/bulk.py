@@ -179,8 +179,6 @@ class _Judge:
     """
 
     def __init__(self, path: Path) -> None:
-        # TF32 has ten bits, too few for scores that agree within 1e-4 between batches and devices.
-        torch.backends.cudnn.allow_tf32 = False
         self.ensemble = Ensemble.load(path).to("cuda" if torch.cuda.is_available() else "cpu")
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

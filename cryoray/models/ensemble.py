@@ -121,6 +121,8 @@ class Ensemble:
 
     def to(self, device: torch.device | str) -> Ensemble:
         """Move the members to a device; returns self."""
+        # TF32 has ten bits, too few for scores that agree within 1e-4 between batches and devices.
+        torch.backends.cudnn.allow_tf32 = False
         for network in self.networks:
             network.to(device)
         return self

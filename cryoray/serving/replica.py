@@ -62,8 +62,6 @@ class Judge:
     """
 
     def __init__(self, path: Path, batch: int, wait: float) -> None:
-        # TF32 has ten bits, too few for scores that agree within 1e-4 between batches and devices.
-        torch.backends.cudnn.allow_tf32 = False
         self.ensemble = Ensemble.load(path).to("cuda" if torch.cuda.is_available() else "cpu")
         self._together.set_max_batch_size(batch)
         self._together.set_batch_wait_timeout_s(wait)

@@ -138,27 +138,34 @@ def held_out_groups(groups: np.ndarray, settings: TrainSettings) -> set[str]:
     if settings.hold_out is None:
         return set()
     names = sorted(set(groups))
-    try:
-        fraction = float(settings.hold_out)
-    except ValueError:
-        chosen = {name.strip() for name in settings.hold_out.split(",")}
-        # A project's name holds out all its micrographs.
-        inside = {n for n in names if n in chosen or n.partition("/")[0] in chosen}
-        for name in sorted(chosen - inside - {n.partition("/")[0] for n in inside}):
-            raise SettingsError(
-                f"there is no group {name} to hold out",
-                remedy=f"choose from {', '.join(names[:8])}{' …' if len(names) > 8 else ''}",
-            ) from None
-    else:
+    chosen = {name.strip() for name in settings.hold_out.split(",")}
+    # A project's name holds out all its micrographs.
+    inside = {n for n in names if n in chosen or n.partition("/")[0] in chosen}
+    unknown = sorted(chosen - inside - {n.partition("/")[0] for n in inside})
+    if len(unknown) == len(chosen) == 1 and _is_number(unknown[0]):
+        fraction = float(unknown[0])
         if not 0 < fraction < 1:
             raise SettingsError(
                 f"--hold-out {settings.hold_out} is no fraction", remedy="give one between 0 and 1"
             )
         count = max(1, round(fraction * len(names)))
         inside = set(np.random.default_rng(settings.seed).permutation(names)[:count].tolist())
+    elif unknown:
+        raise SettingsError(
+            f"there is no group {unknown[0]} to hold out",
+            remedy=f"choose from {', '.join(names[:8])}{' …' if len(names) > 8 else ''}",
+        )
     if len(inside) == len(names):
         raise SettingsError(
             "all groups are held out, so none is left to train on",
             remedy="hold out fewer groups or add sets",
         )
     return inside
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,3 +1,5 @@
+"""MRC stacks: what mrcfile says they hold, and refusals of what is none."""
+
 from __future__ import annotations
 
 import io

@@ -1,3 +1,5 @@
+"""What a person selected, matched to the rows of a source."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Sources of every dialect, opened as one table of rows."""
+
 from __future__ import annotations
 
 import os

@@ -1,3 +1,5 @@
+"""STAR files: every dialect parsed, every row given back as it was."""
+
 from __future__ import annotations
 
 import io

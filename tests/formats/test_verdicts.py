@@ -1,3 +1,5 @@
+"""Every side of a choice on disk, row for row as the source has it."""
+
 from __future__ import annotations
 
 from pathlib import Path

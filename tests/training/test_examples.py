@@ -50,6 +50,11 @@ def test_a_fraction_holds_out_whole_groups_and_repeats_itself(sets: list[Path]) 
     assert first != held_out_groups(groups, TrainSettings(hold_out="0.25", seed=5))
 
 
+def test_a_project_whose_name_is_a_number_is_a_group_and_no_fraction() -> None:
+    groups = np.array(["10017", "10025", "10028"], object)
+    assert held_out_groups(groups, TrainSettings(hold_out="10017")) == {"10017"}
+
+
 def test_one_project_is_split_by_micrograph(sets: list[Path]) -> None:
     examples, level = gather(sets[:1], TrainSettings(hold_out="p0/mic_a.mrc"))
     assert level == "micrograph"
