@@ -20,7 +20,7 @@ from hypothesis.extra import numpy as hnp
 from cryoray.errors import FormatError, InternalError
 from cryoray.formats.mrc import StackWriter, absence, promised, read_frames, read_header
 from cryoray.records import NIBBLES, Stack
-from formats.files import write_stack
+from tests.formats.files import write_stack
 
 
 def header(

@@ -10,7 +10,7 @@ import pytest
 from cryoray.errors import SelectionError
 from cryoray.formats.selection import find_selection, read_selection
 from cryoray.formats.source import Source, find_sources, open_source
-from formats.files import write_particles, write_stack
+from tests.formats.files import write_particles, write_stack
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from cryoray.errors import FormatError, InputError
 from cryoray.formats.source import find_sources, open_source, split_names
 from cryoray.records import Kind
-from formats.files import write_particles, write_stack
+from tests.formats.files import write_particles, write_stack
 
 PARTICLE: Kind = "particle"
 CLASS: Kind = "class2d"

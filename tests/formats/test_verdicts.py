@@ -17,7 +17,7 @@ from cryoray.formats.source import Source, open_source
 from cryoray.formats.star import parse
 from cryoray.formats.verdicts import SIDES, write_verdicts
 from cryoray.records import QUARANTINE_SCHEMA, VERDICTS_SCHEMA, Books
-from formats.files import write_particles, write_stack
+from tests.formats.files import write_particles, write_stack
 
 FATES = tuple(SIDES)
 
