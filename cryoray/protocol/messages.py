@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from cryoray.records import Verdict
 
-JUDGE, HEALTH = "/v1/judge", "/healthz"
+JUDGE, HEALTH, METRICS = "/v1/judge", "/healthz", "/metrics"
 
 #: The body of an upload: a whole `.mrcs` file.
 STACK_TYPE = "application/octet-stream"

@@ -13,6 +13,7 @@ from typing import Annotated, Protocol
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import ValidationError
 from ray.serve.handle import DeploymentHandle
 
@@ -20,6 +21,7 @@ from cryoray.errors import CryorayError, InputError, InternalError, SettingsErro
 from cryoray.protocol.messages import (
     HEALTH,
     JUDGE,
+    METRICS,
     STACK_TYPE,
     JudgeAnswer,
     JudgedRow,
@@ -28,6 +30,7 @@ from cryoray.protocol.messages import (
     QuarantinedRow,
 )
 from cryoray.records import Kind, RowRange
+from cryoray.serving.counts import Counts
 from cryoray.serving.replica import Judged
 from cryoray.serving.sources import AbsentError, Catalogue, Chosen, OutsideError, TooMuchError
 from cryoray.settings import PreparationSettings, ServeSettings
@@ -76,15 +79,21 @@ def create(settings: ServeSettings, ensembles: Mapping[str, Served], judging: Ju
     if not settings.token:
         raise SettingsError("a service needs a token", remedy="set CRYORAY_TOKEN")
     token = settings.token.encode()
-    in_flight = 0
+    counts = Counts()
 
     @app.middleware("http")
     async def admit(
         request: Request, call_next: Callable[[Request], Awaitable[Response]]
     ) -> Response:
-        nonlocal in_flight
         if not request.url.path.startswith("/v1"):
             return await call_next(request)
+        response = await admitted(request, call_next)
+        counts.requests.labels(str(response.status_code)).inc()
+        return response
+
+    async def admitted(
+        request: Request, call_next: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not compare_digest(given.strip().encode(), token):
             return _problem(
@@ -92,13 +101,10 @@ def create(settings: ServeSettings, ensembles: Mapping[str, Served], judging: Ju
                 "A bearer token is needed, the one of this service.",
                 {"WWW-Authenticate": "Bearer"},
             )
-        if in_flight >= settings.max_queued:
+        if counts.waiting >= settings.max_queued:
             return _problem(429, "The service is full; ask again later.", {"Retry-After": "1"})
-        in_flight += 1
-        try:
+        with counts.in_flight():
             return await call_next(request)
-        finally:
-            in_flight -= 1
 
     @app.exception_handler(CryorayError)
     async def refuse(request: Request, error: CryorayError) -> Response:
@@ -115,6 +121,11 @@ def create(settings: ServeSettings, ensembles: Mapping[str, Served], judging: Ju
         if await judging.ready():
             return JSONResponse({"status": "ok"})
         return _problem(503, "The judges or the preparers do not answer.")
+
+    @app.get(METRICS)
+    async def metrics() -> Response:
+        """What this ingress has counted, for Prometheus."""
+        return Response(generate_latest(counts.registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.post(
         JUDGE,
@@ -155,6 +166,7 @@ def create(settings: ServeSettings, ensembles: Mapping[str, Served], judging: Ju
         )
         judged = await judging.judge(name, served.preparation, chosen.ranges)
         body = await asyncio.to_thread(_answer, served.digest, chosen, judged)
+        counts.count(name, chosen, judged)
         return Response(body, media_type="application/json")
 
     return app

@@ -214,6 +214,30 @@ def test_a_full_service_says_when_to_come_back(
     assert service.post(JUDGE, json=body, headers=ALLOWED).status_code == 200
 
 
+def test_what_was_judged_is_counted_for_prometheus(service: httpx.Client, project: Path) -> None:
+    def counted(name: str, **labels: str) -> float:
+        lines = service.get("/metrics").text.splitlines()
+        wanted = [f'{key}="{value}"' for key, value in labels.items()]
+        return sum(
+            float(line.rpartition(" ")[2])
+            for line in lines
+            if line.startswith(name) and all(one in line for one in wanted)
+        )
+
+    before = counted("cryoray_images_total", ensemble="tiny")
+    asked = counted("cryoray_disagreements_total", ensemble="tiny")
+    body = {"source": str(project), "rows": [0, 40]}
+    answer = JudgeAnswer.model_validate_json(
+        service.post(JUDGE, json=body, headers=ALLOWED).content
+    )
+    service.post(JUDGE, json=body)
+    assert counted("cryoray_images_total", ensemble="tiny") == before + 40
+    third = sum(one.d3 is not None for one in answer.verdicts)
+    assert counted("cryoray_disagreements_total", ensemble="tiny") == asked + third
+    assert counted("cryoray_requests_total", status="401") >= 1
+    assert counted("cryoray_requests_in_flight") == 0
+
+
 def test_health_is_what_a_request_would_find(service: httpx.Client, judging: InProcess) -> None:
     assert service.get("/healthz").json() == {"status": "ok"}
     judging.gate.clear()
