@@ -83,7 +83,8 @@ def simulate(
 
     Args:
         out: folder to write into; made where it is missing.
-        settings: of which ``simulate`` is used; the files are a function of it alone.
+        settings: of which ``simulate`` is used; the files are a function of it
+            alone, but for the rounding of floats, which depends on the machine and its threads.
         on_progress: told after each micrograph.
         on_event: told of each project.
 

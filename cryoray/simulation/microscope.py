@@ -167,7 +167,8 @@ class Projector:
         volume = torch.from_numpy(density(structure, side, pixel_size))
         fade = torch.sinc((torch.arange(side) - side // 2) / side) ** 2
         volume /= fade[:, None, None] * fade[:, None] * fade
-        transform = torch.fft.fftshift(torch.fft.fftn(torch.fft.ifftshift(volume)))
+        # The transform of real density is Hermitian: the half with x >= 0 says it all.
+        transform = torch.fft.fftshift(torch.fft.rfftn(torch.fft.ifftshift(volume)), (0, 1))
         self._volume = torch.view_as_real(transform).permute(3, 0, 1, 2).contiguous()[None]
         y, x = (axis.expand(side, side // 2 + 1) for axis in frequencies(side))
         self._inside = x**2 + y**2 < 0.25
@@ -185,14 +186,17 @@ class Projector:
         Returns:
             complex64 [n, side, side // 2 + 1].
         """
-        n = len(angles)
-        matrices = torch.from_numpy(rotations(angles)).float()
-        place = (matrices[:, :2].transpose(1, 2) @ self._plane).transpose(1, 2)  # [n, points, 3]
-        place = (place * self.side + self.side // 2) * (2 / (self.side - 1)) - 1
-        sampled = torch.nn.functional.grid_sample(
+        n, half = len(angles), self.side // 2
+        # grid_sample's coordinates run from -1 to 1 over the voxels of an axis: x, y, z.
+        unit = 2 / (torch.tensor([half + 1, self.side, self.side]) - 1)
+        matrices = torch.from_numpy(rotations(angles)[:, :2]).float() * self.side * unit
+        place = self._plane.T @ matrices  # [n, points, 3]
+        mirrored = torch.where(place[..., :1] < 0, -1.0, 1.0)
+        place.mul_(mirrored).add_(torch.tensor([0, half, half]) * unit - 1)
+        real, imaginary = torch.nn.functional.grid_sample(
             self._volume, place[None, :, :, None], align_corners=True
-        )
-        value = torch.complex(*sampled[0, :, :, :, 0]) * self._blur
+        )[0, :, :, :, 0]
+        value = torch.complex(real, imaginary * mirrored[..., 0]) * self._blur
         slices = torch.zeros(n, self.side, self.side // 2 + 1, dtype=torch.complex64)
         slices[:, self._inside] = value
         return slices

@@ -23,7 +23,7 @@ BOX = 48
 
 
 def settings(**chosen: object) -> Settings:
-    defaults = {"projects": 1, "images": 20, "per_micrograph": 10, "box": BOX}
+    defaults = {"projects": 1, "images": 20, "per_micrograph": 10, "box": BOX, "pixel_size": 3.0}
     return Settings(simulate=SimulateSettings.model_validate(defaults | chosen))
 
 
@@ -52,7 +52,7 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path], lis
     out, told = tmp_path_factory.mktemp("simulated") / "day", list[object]()
     made = simulate(
         out,
-        settings(projects=2, images=25, human_error=0.2),
+        settings(projects=2, images=25, human_error=0.2, pixel_size=None),
         on_progress=told.append,
         on_event=told.append,
     )
@@ -63,7 +63,9 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path], lis
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Enough of each kind of junk to take statistics of."""
     out = tmp_path_factory.mktemp("simulated") / "zoo"
-    (project,) = simulate(out, settings(images=240, per_micrograph=120, snr=0.2, junk=0.7))
+    (project,) = simulate(
+        out, settings(images=240, per_micrograph=120, snr=0.2, junk=0.7, pixel_size=None)
+    )
     return project
 
 
@@ -110,9 +112,11 @@ def test_the_same_settings_give_the_same_files(
     tmp_path: Path, day: tuple[Path, list[Path], list[object]]
 ) -> None:
     _, made, _ = day
-    again = simulate(tmp_path / "again", settings(projects=1, images=25, human_error=0.2))
+    again = simulate(tmp_path / "again", settings(images=25, human_error=0.2, pixel_size=None))
     assert files(again[0]) == files(made[0])
-    other = simulate(tmp_path / "other", settings(projects=1, images=25, human_error=0.2, seed=1))
+    other = simulate(
+        tmp_path / "other", settings(images=25, human_error=0.2, pixel_size=None, seed=1)
+    )
     assert not np.allclose(images(other[0]), images(made[0]))
 
 
@@ -121,7 +125,7 @@ def test_a_folder_is_not_filled_twice_nor_with_something_else(
 ) -> None:
     out, made, _ = day
     before = (made[0] / "particles.star").stat().st_mtime_ns
-    assert simulate(out, settings(projects=2, images=25, human_error=0.2)) == made
+    assert simulate(out, settings(projects=2, images=25, human_error=0.2, pixel_size=None)) == made
     assert (made[0] / "particles.star").stat().st_mtime_ns == before
     with pytest.raises(InputError, match="another simulation"):
         simulate(out, settings(projects=2, images=25, seed=9))
@@ -136,7 +140,7 @@ def test_images_are_normalised_as_relion_does(zoo: Path) -> None:
 
 def test_signal_to_noise_is_as_stated(tmp_path: Path) -> None:
     """The same scenes with and without particles: what differs is signal, what is left is noise."""
-    chosen = {"images": 120, "per_micrograph": 20, "junk": 0.0, "pixel_size": 4.0}
+    chosen = {"images": 120, "per_micrograph": 20, "junk": 0.0}
     (loud,) = simulate(tmp_path / "loud", settings(snr=0.5, **chosen))
     (mute,) = simulate(tmp_path / "mute", settings(snr=1e-9, **chosen))
     said = json.loads((tmp_path / "loud" / "collection.json").read_text())["projects"][0]
@@ -228,7 +232,7 @@ def test_a_given_structure_is_simulated_and_a_too_large_one_refused(tmp_path: Pa
             for i, (x, y, z) in enumerate(points, 1)
         )
     )
-    simulate(tmp_path / "day", settings(structure=model))
+    simulate(tmp_path / "day", settings(structure=model, pixel_size=None))
     book = json.loads((tmp_path / "day" / "collection.json").read_text())
     assert book["projects"][0]["structure"] == "block"
     assert book["projects"][0]["diameter"] == pytest.approx(130, rel=0.1)

@@ -86,7 +86,7 @@ def cif(points: np.ndarray) -> str:
 
 @pytest.mark.parametrize(("name", "write"), [("model.pdb", pdb), ("model.cif", cif)])
 def test_an_atomic_model_is_read_centred_and_without_water(
-    tmp_path: Path, name: str, write
+    tmp_path: Path, name: str, write: Callable[[np.ndarray], str]
 ) -> None:
     points = np.random.default_rng(0).normal(scale=15, size=(300, 3)) + 50
     (tmp_path / name).write_text(write(points))
