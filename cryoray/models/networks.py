@@ -20,7 +20,7 @@ _ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
 
 #: Rings of the last feature map that are pooled apart, in fractions of the box's half side. A particle
 #: sits in the middle and its neighbours do not; rings tell the two apart and do not care about rotation.
-_RINGS = ((0.0, 0.35), (0.35, 0.7), (0.7, 1.5))
+_RINGS = ((0.0, 0.4), (0.4, 0.75), (0.75, 1.5))
 
 
 class NetworkConfig(BaseModel):
@@ -42,7 +42,7 @@ class NetworkConfig(BaseModel):
 #: d1, d2 and d3: one of middling depth, a deeper and narrower one, a wide and shallow one that sees far.
 DEFAULT_MEMBERS = (
     NetworkConfig(width=16, blocks=(1, 2), activation="silu"),
-    NetworkConfig(width=16, blocks=(2, 3), activation="gelu", stem=3),
+    NetworkConfig(width=8, blocks=(2, 3, 2), activation="gelu", stem=3),
     NetworkConfig(width=24, blocks=(1, 1), activation="relu", stem=7, dilation=2),
 )
 
