@@ -95,14 +95,18 @@ def gather(sets: Sequence[Path], settings: TrainSettings) -> tuple[SetExamples, 
                 file=other.path,
                 remedy="ingest both with the same --kind and --box",
             )
-    common = [name for name in first.features if all(name in s.features for s in opened)]
-    wanted = common if settings.features is None else list(settings.features)
-    for name in wanted:
+    common = tuple(name for name in first.features if all(name in s.features for s in opened))
+    for name in settings.features or ():
         if name not in common:
             raise SettingsError(
                 f"the feature {name} is not in every set", remedy=f"choose from {', '.join(common)}"
             )
-    everything = SetExamples(sets, [np.flatnonzero(s.labels >= 0) for s in opened], tuple(wanted))
+    labelled = [np.flatnonzero(s.labels >= 0) for s in opened]
+    everything = SetExamples(
+        sets, labelled, common if settings.features is None else settings.features
+    )
+    if settings.features is None:
+        everything = SetExamples(sets, labelled, _telling(everything))
     if not len(everything):
         raise SelectionError(
             "no image has a label", file=first.path, remedy="ingest it again with --selection"
@@ -124,6 +128,21 @@ def gather(sets: Sequence[Path], settings: TrainSettings) -> tuple[SetExamples, 
             remedy="add a set, or use --split-by micrograph",
         )
     return examples, level
+
+
+def _telling(examples: SetExamples) -> tuple[str, ...]:
+    """The features that differ within a project.
+
+    One that is the same for all of a project, as the pixel size is, tells which project an image is of
+    and nothing about the image; a network would learn it by heart.
+    """
+    projects = examples.groups("project")
+    differs = np.zeros(len(examples.names), bool)
+    for project in np.unique(projects):
+        values = examples.features[projects == project]
+        lowest = np.where(np.isnan(values), np.inf, values).min(axis=0)
+        differs |= np.any(values > lowest, axis=0)
+    return tuple(name for name, telling in zip(examples.names, differs, strict=True) if telling)
 
 
 def split_level(examples: SetExamples, settings: TrainSettings) -> Level:

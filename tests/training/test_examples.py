@@ -36,6 +36,13 @@ def test_images_features_and_labels_line_up_over_sets(sets: list[Path]) -> None:
     assert set(examples.groups("project")) == {"p0", "p1", "p2", "p3"}
 
 
+def test_what_tells_projects_apart_is_left_to_whoever_asks_for_it(sets: list[Path]) -> None:
+    examples, _ = gather(sets, TrainSettings())
+    assert examples.names == ("defocus",)
+    chosen = ("defocus", "prepared_pixel_size")
+    assert gather(sets, TrainSettings(features=chosen))[0].names == chosen
+
+
 def test_a_held_out_project_is_not_there(sets: list[Path]) -> None:
     examples, _ = gather(sets, TrainSettings(hold_out="p1"))
     assert set(examples.groups("project")) == {"p0", "p2", "p3"}
