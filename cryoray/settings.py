@@ -97,7 +97,7 @@ class SimulateSettings(Section):
         0.1, gt=0, description="CTF-filtered signal in the mask over noise, variances"
     )
     junk: Fraction = Field(0.4, description="fraction that is junk, its kinds in equal parts")
-    human_error: Fraction = Field(0.03, description="rate at which the simulated person mislabels")
+    human_error: Fraction = Field(0.01, description="rate at which the simulated person mislabels")
     structure: AbsolutePath | None = Field(
         None, description="map or PDB/mmCIF; None: random phantoms"
     )

@@ -48,11 +48,11 @@ class Day(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    past: int = Field(5, ge=4, description="projects from which people selected")
-    images: int = Field(700, ge=10, description="images in each, and in the new collection")
-    epochs: int = Field(10, ge=1, description="of each network")
+    past: int = Field(8, ge=4, description="projects from which people selected")
+    images: int = Field(400, ge=10, description="images in each, and in the new collection")
+    epochs: int = Field(12, ge=1, description="of each network")
     hold_out: float = Field(
-        0.2, gt=0, lt=1, description="share of past groups for evaluation alone"
+        0.25, gt=0, lt=1, description="share of past groups for evaluation alone"
     )
     seed: int = 1
 
@@ -69,7 +69,7 @@ class Day(BaseModel):
 
 
 #: Given particles need no simulating, and there may be twenty minutes for them.
-RECORDED = Day(epochs=20, hold_out=0.25)
+RECORDED = Day(epochs=20)
 
 
 @flow(name="facility-day", flow_run_name="facility day in {out}")
