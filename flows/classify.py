@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from cryoray import inference as verb
+from cryoray.records import VERDICTS
 from cryoray.settings import load
 from flows.telling import Telling, key
 
@@ -49,10 +50,12 @@ def tabulate(verdicts: Path) -> None:
 
 
 def counts(verdicts: Path) -> list[dict[str, Any]]:
-    """One row for each verdict, and one for the quarantined."""
-    found = pc.value_counts(pq.read_table(verdicts / "verdicts.parquet")["verdict"]).to_pylist()
-    quarantined = pq.read_metadata(verdicts / "quarantine.parquet").num_rows
-    return [
-        *({"verdict": one["values"], "images": one["counts"]} for one in found),
-        {"verdict": "quarantined", "images": quarantined},
-    ]
+    """One row for each verdict and one for the quarantined, over all sources that were judged."""
+    judged = Counter(
+        verdict
+        for file in verdicts.rglob("verdicts.parquet")
+        for verdict in pq.read_table(file)["verdict"].to_pylist()
+    )
+    quarantined = (pq.read_metadata(file).num_rows for file in verdicts.rglob("quarantine.parquet"))
+    counted = {verdict: judged[verdict] for verdict in VERDICTS} | {"quarantined": sum(quarantined)}
+    return [{"verdict": verdict, "images": images} for verdict, images in counted.items()]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from cryoray.cli import common
+
+_BOOKS = ("rows_in", "rows_out", "quarantined")
 
 
 def classify(
@@ -27,9 +30,18 @@ def classify(
     """Judge every image of a source: keep, discard or review."""
     settings = common.settings(ctx, classify={"ensemble": ensemble, "kind": kind})
     from cryoray import inference
+    from cryoray.records import VERDICTS, Books
 
     with common.Show() as show:
         made = inference.classify(
             source, out, settings, on_progress=show.progress, on_event=show.event
         )
-    print(made)
+    each: list[Mapping[str, Any]] = [
+        happened.data for happened in show.events if happened.name == "classify.done"
+    ]
+    total = {name: sum(one[name] for one in each) for name in (*VERDICTS, *_BOOKS)}
+    common.finish(
+        "Judged",
+        {"sources": len(each), **{verdict: total[verdict] for verdict in VERDICTS}, "folder": made},
+        Books(*(total[name] for name in _BOOKS)),
+    )

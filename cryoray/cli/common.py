@@ -102,9 +102,14 @@ def _sentence(error: BaseException) -> tuple[str, int]:
 
 
 class Show:
-    """One bar for each stage, while the block lasts; a verb takes ``progress`` and ``event``."""
+    """One bar for each stage, while the block lasts; a verb takes ``progress`` and ``event``.
+
+    Attributes:
+        events: what happened.
+    """
 
     def __init__(self) -> None:
+        self.events: list[Event] = []
         self._bars = Bars(
             TextColumn("{task.description:<26}"),
             BarColumn(),
@@ -144,6 +149,7 @@ class Show:
 
     def event(self, happened: Event) -> None:
         """Print one dim line above the bars."""
+        self.events.append(happened)
         data = " ".join(f"{key}={text(value)}" for key, value in happened.data.items())
         self._bars.console.print(escape(f"{happened.name} {data}"), style="dim", soft_wrap=True)
 

@@ -59,10 +59,13 @@ def train(
     common.finish(
         "Trained",
         {
-            "groups": f"{len(known):,}, each a {manifest.split_by}",
+            "trained on": f"{len(known):,} groups, each a {manifest.split_by}",
             "threshold": manifest.threshold,
             "review": manifest.review,
-            **manifest.operating_point,
+            **{
+                f"operating point: {name}": value
+                for name, value in manifest.operating_point.items()
+            },
             "digest": manifest.digest,
             "folder": made,
         },

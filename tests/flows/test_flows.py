@@ -101,6 +101,8 @@ def test_answers_are_merged_in_the_order_of_the_collection(
     assert len(open_source(out / "kept.star")) == 7
     assert classify.counts(out) == [
         {"verdict": "keep", "images": 7},
+        {"verdict": "discard", "images": 0},
+        {"verdict": "review", "images": 0},
         {"verdict": "quarantined", "images": 1},
     ]
 
