@@ -10,24 +10,36 @@ import torch
 
 from cryoray.errors import EnsembleError
 from cryoray.models.ensemble import Calibration, Ensemble, Manifest
-from cryoray.models.networks import build
+from cryoray.models.networks import build, logits
 from cryoray.models.registry import resolve
 from cryoray.records import VERDICTS_SCHEMA
 from cryoray.settings import PreparationSettings
 from tests.models.toy import TINY
 
 
+def pixels_and_metadata(n=200):
+    rng = np.random.default_rng(0)
+    images = rng.normal(0, 1, (n, 16, 16)).astype(np.float32)
+    features = rng.normal(0, 1, (n, 2)).astype(np.float32)
+    features[::3, 0] = np.nan
+    return images, features
+
+
 def make(threshold=0.5, review=(0.45, 0.55)):
+    """Untrained members, each calibrated to say keep to half of the images: they often disagree."""
     networks = tuple(build(config, 2, seed) for seed, config in enumerate(TINY))
-    for network in networks:
-        for p in network.parameters():
-            torch.nn.init.normal_(p, 0, 0.3, generator=torch.Generator().manual_seed(p.numel()))
+    images, features = map(torch.from_numpy, pixels_and_metadata())
+    said = [logits(network, images, features) for network in networks]
+    slopes = [1 / float(one.std()) for one in said]
     manifest = Manifest(
         kind="particle",
         members=TINY,
         features=("defocus", "figure_of_merit"),
         preparation=PreparationSettings(box=16),
-        calibration=(Calibration(slope=1.0, offset=0.0),) * 3,
+        calibration=tuple(
+            Calibration(slope=slope, offset=-slope * float(one.median()))
+            for slope, one in zip(slopes, said, strict=True)
+        ),
         threshold=threshold,
         review=review,
         operating_point={},
@@ -41,11 +53,7 @@ def make(threshold=0.5, review=(0.45, 0.55)):
 
 @pytest.fixture(scope="module")
 def inputs():
-    rng = np.random.default_rng(0)
-    images = rng.normal(0, 1, (200, 16, 16)).astype(np.float32)
-    features = rng.normal(0, 1, (200, 2)).astype(np.float32)
-    features[::3, 0] = np.nan
-    return images, features
+    return pixels_and_metadata()
 
 
 @pytest.fixture
@@ -67,7 +75,6 @@ def test_the_digest_names_the_content_and_not_the_place(saved, tmp_path):
 
 
 def test_d3_is_asked_about_the_disagreements_alone(saved, inputs):
-    saved = Ensemble(saved.manifest, saved.networks, saved.path)
     answer = saved.judge(*inputs)
     apart = (answer.d1 >= 0.5) != (answer.d2 >= 0.5)
     assert 0 < apart.sum() < len(apart)
