@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from cryoray.boosting.calibration import Platt
 from cryoray.boosting.voting import disagree, score, verdicts
 from cryoray.errors import EnsembleError
+from cryoray.formats.files import replacing
 from cryoray.models.networks import Network, NetworkConfig, logits
 from cryoray.records import MEMBERS, VERDICTS_SCHEMA, Kind
 from cryoray.settings import PreparationSettings
@@ -171,13 +172,12 @@ class Ensemble:
         for name, network in zip(MEMBERS, self.networks, strict=True):
             save_weights(path / f"{name}.safetensors", network.state_dict())
         manifest = self.manifest.model_copy(update={"digest": _digest(path, self.manifest)})
-        _replace(path / "card.md", lambda part: part.write_text(card, encoding="utf-8"))
-        _replace(
-            path / MANIFEST,
-            lambda part: part.write_text(
-                manifest.model_dump_json(indent=2) + "\n", encoding="utf-8"
-            ),
-        )
+        for name, text in (
+            ("card.md", card),
+            (MANIFEST, manifest.model_dump_json(indent=2) + "\n"),
+        ):
+            with replacing(path / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
         return Ensemble(manifest, self.networks, path)
 
     @classmethod
@@ -256,13 +256,8 @@ def _digest(path: Path, manifest: Manifest) -> str:
 def save_weights(path: Path, state: Mapping[str, torch.Tensor]) -> None:
     """Write a network's weights as safetensors, by a temporary name."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    _replace(path, lambda part: save_file(plain, part))
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    part = path.with_name(path.name + ".part")
-    write(part)
-    part.replace(path)
+    with replacing(path) as temporary:
+        save_file(plain, temporary)
 
 
 def training_record(path: Path) -> Mapping[str, object]:

@@ -25,6 +25,7 @@ from cryoray.boosting.calibration import Platt, fit_platt
 from cryoray.boosting.filtering import Sampler
 from cryoray.boosting.operating_point import OperatingPoint
 from cryoray.boosting.voting import disagree, error_bound, score
+from cryoray.formats.files import replacing
 from cryoray.models.ensemble import save_weights
 from cryoray.models.fit import Epoch, Examples, Fit, FitTask, score_rows
 from cryoray.models.networks import DEFAULT_MEMBERS, Network, NetworkConfig
@@ -198,9 +199,8 @@ class _Round:
     def save(self, network: Network, logit: np.ndarray) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         save_weights(self.folder / "final.safetensors", network.state_dict())
-        part = self.folder / "held-out.part.npy"
-        np.save(part, logit)
-        part.replace(self.folder / "held-out.npy")
+        with replacing(self.folder / "held-out.npy") as temporary, temporary.open("wb") as file:
+            np.save(file, logit)
 
 
 def _choose(

@@ -29,6 +29,7 @@ from torch import nn
 from cryoray import runtime
 from cryoray.boosting.filtering import folds_of_groups
 from cryoray.errors import InputError, InternalError
+from cryoray.formats.files import replacing
 from cryoray.ingest.source import PreparedDatasource
 from cryoray.models.card import card
 from cryoray.models.ensemble import Calibration, Ensemble, Manifest, save_weights
@@ -163,9 +164,8 @@ def _write(
         # Cross-fitting: every group calibrates the networks that were not trained on it.
         calibration_groups=groups,
     )
-    part = folder / "training.json.part"
-    part.write_text(record(boosted, curves, examples.column("image")), encoding="utf-8")
-    part.replace(folder / "training.json")
+    with replacing(folder / "training.json") as temporary:
+        temporary.write_text(record(boosted, curves, examples.column("image")), encoding="utf-8")
     text = card(manifest, boosted, settings.train, [(s.path.name, s.digest) for s in examples.sets])
     return Ensemble(manifest, boosted.networks).save(folder, text)
 
