@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 OUT    ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-fast check demo clean
+.PHONY: help install test test-fast test-slow bench check demo clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -33,7 +33,13 @@ test: install ## run all tests
 	$(BIN)/python -m pytest
 
 test-fast: install ## run the tests that need no Ray
-	$(BIN)/python -m pytest -m "not ray"
+	$(BIN)/python -m pytest -m "not ray and not slow and not system"
+
+test-slow: install ## run the tests that take minutes: ten thousand damaged files for each reader
+	$(BIN)/python -m pytest -m slow --timeout 1800
+
+bench: install ## measure speed and memory beside peers; BENCH="star mrc" for some
+	$(BIN)/python -m benchmarks.run $(BENCH)
 
 check: install ## ruff, mypy (strict) and the floors
 	$(BIN)/ruff check .
@@ -45,5 +51,5 @@ demo: install ## run the main job: simulated, or on SOURCE=particles with human 
 	$(BIN)/python -m flows.facility_day --out $(OUT) $(if $(SOURCE),--source $(SOURCE))
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) demo build *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis
-	find cryoray flows tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) demo build benchmarks/results *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find cryoray flows tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
