@@ -9,7 +9,8 @@ import numpy as np
 
 from cryoray.formats.files import replacing
 from cryoray.formats.mrc import StackWriter, read_frames, read_header
-from cryoray.formats.source import IMAGE_COLUMNS, Source, image_table
+from cryoray.formats.relion import IMAGE_COLUMNS, image_table
+from cryoray.formats.rows import Source
 from cryoray.formats.star import parse
 
 

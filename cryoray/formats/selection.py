@@ -18,7 +18,8 @@ from pyarrow import csv
 
 from cryoray.errors import FormatError, SelectionError
 from cryoray.formats import mrc
-from cryoray.formats.source import IMAGE_COLUMNS, Source, split_names
+from cryoray.formats.relion import IMAGE_COLUMNS, split_names
+from cryoray.formats.rows import Source
 from cryoray.formats.star import Block, parse
 
 _WORDS = {

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from cryoray.errors import FormatError, InternalError
 from cryoray.formats import mrc
 from cryoray.formats.files import replacing
-from cryoray.formats.source import IMAGE_COLUMNS, Source, image_table
+from cryoray.formats.relion import IMAGE_COLUMNS, image_table
+from cryoray.formats.rows import Source
 from cryoray.formats.star import StarFile, as_objects, parse
 from cryoray.records import QUARANTINE_SCHEMA, VERDICTS_SCHEMA, Books, Kind
 

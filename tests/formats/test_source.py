@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 
 from cryoray.errors import FormatError, InputError
-from cryoray.formats.source import find_sources, open_source, split_names
+from cryoray.formats.relion import split_names
+from cryoray.formats.source import find_sources, open_source
 from cryoray.records import Kind
 from tests.formats.files import write_particles, write_stack
 

@@ -1,0 +1,235 @@
+"""RELION's STAR files as sources: which table holds the images, what they are called, where they lie."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cryoray.errors import FormatError
+from cryoray.formats.rows import Source, resolve, unique
+from cryoray.formats.star import Block, StarFile, as_objects, parse
+from cryoray.records import Kind
+
+#: Columns that name an image, by kind.
+IMAGE_COLUMNS: Mapping[Kind, str] = {"particle": "rlnImageName", "class2d": "rlnReferenceImage"}
+#: Tables in which RELION 3.1 to 5, 3.0 and 1.x keep particles; and classes, in a model or a selection.
+_TABLES: Mapping[Kind, tuple[str, ...]] = {
+    "particle": ("particles", "images", ""),
+    "class2d": ("model_classes", ""),
+}
+_SELECTION = re.compile(r"_selected\.star$|^backup_selection\.star$")
+_ITERATION = re.compile(r"_it(\d+)(?=_)")
+
+
+def open_star(path: Path, kind: Kind) -> Source:
+    """The rows of a STAR file's table of images.
+
+    Raises:
+        FormatError: it cannot be read, or has no images of this kind.
+    """
+    star = parse(path)
+    table = image_table(star, kind)
+    image_column = IMAGE_COLUMNS[kind]
+    texts = [name for name in (image_column, "rlnMicrographName") if name in table.columns]
+    numeric = [
+        name
+        for name, value in zip(table.columns, table.fields(0) if len(table) else (), strict=False)
+        if name not in texts and _is_number(value)
+    ]
+    if not len(table):
+        raise FormatError(f"has no rows in its table data_{table.name}", file=path)
+    columns = table.read(texts, numeric)
+    metadata = columns.numbers
+    metadata.update(_optics(star, table, metadata))
+    frame, names, stack = split_names(columns.strings[image_column])
+    stacks, index = unique(resolve(names, path.parent))
+    stack = np.where(stack < 0, -1, index[stack]) if len(index) else stack
+    images = as_objects(columns.strings[image_column])
+    problems = {
+        int(row): f"{images[row]!r} names no image, which would read 000001@stack.mrcs"
+        if images[row]
+        else f"has no {image_column}"
+        for row in np.flatnonzero(stack < 0)
+    }
+    for row in columns.short.tolist():
+        problems[row] = f"has fewer than the {len(table.columns)} fields of its table"
+    return Source(
+        path=path,
+        format="star",
+        kind=kind,
+        images=images,
+        stacks=stacks,
+        stack=stack.astype(np.int32),
+        frame=frame,
+        micrograph=as_objects(columns.strings["rlnMicrographName"])
+        if "rlnMicrographName" in columns.strings
+        else np.full(len(images), "", object),
+        pixel_size=_pixel_size(star, metadata, len(images)),
+        metadata=metadata,
+        problems=problems,
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _optics(
+    star: StarFile, table: Block, metadata: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The optics table's numbers for each row, where the row does not have its own."""
+    optics = star.get("optics")
+    if optics is None or not len(optics) or optics is table:
+        return {}
+    names = [
+        name
+        for name, value in zip(optics.columns, optics.fields(0), strict=False)
+        if name != "rlnOpticsGroup" and name not in metadata and _is_number(value)
+    ]
+    values = optics.read(numbers=names).numbers
+    groups = metadata.get("rlnOpticsGroup")
+    if len(optics) == 1 and groups is None:
+        return {name: np.broadcast_to(values[name], len(table)) for name in names}
+    if groups is None or "rlnOpticsGroup" not in optics.columns:
+        return {}
+    known = optics.numbers("rlnOpticsGroup")
+    order = np.argsort(known)
+    at = np.searchsorted(known[order], groups).clip(max=len(known) - 1)
+    row = np.where(known[order][at] == groups, order[at], -1)
+    if (row == row[0]).all() and row[0] >= 0:  # one group: nothing to hold for each row
+        return {name: np.broadcast_to(values[name][row[0]], len(table)) for name in names}
+    return {name: np.append(values[name], np.nan)[row] for name in names}
+
+
+def _pixel_size(star: StarFile, metadata: Mapping[str, np.ndarray], n: int) -> np.ndarray:
+    """Å/px of each row: as 3.1 has it, or 3.0 (detector µm over magnification), or a model."""
+    size = np.full(n, np.nan)
+    if "rlnImagePixelSize" in metadata:
+        size = metadata["rlnImagePixelSize"]
+    elif {"rlnDetectorPixelSize", "rlnMagnification"} <= metadata.keys():
+        with np.errstate(divide="ignore", invalid="ignore"):
+            size = metadata["rlnDetectorPixelSize"] / metadata["rlnMagnification"] * 1e4
+    elif "rlnPixelSize" in metadata:
+        size = metadata["rlnPixelSize"]
+    elif "model_general" in star and "rlnPixelSize" in star["model_general"].columns:
+        size = np.broadcast_to(star["model_general"].numbers("rlnPixelSize")[:1], n)
+    return np.where(np.isfinite(size) & (size > 0), size, np.nan).astype(np.float32)
+
+
+def image_table(star: StarFile, kind: Kind) -> Block:
+    """The table that holds the images of this kind.
+
+    Raises:
+        FormatError: there is none.
+    """
+    wanted = IMAGE_COLUMNS[kind]
+    table = star.with_column(wanted, prefer=_TABLES[kind])
+    if table is None:
+        other = next((k for k, name in IMAGE_COLUMNS.items() if name != wanted), kind)
+        if star.with_column(IMAGE_COLUMNS[other], prefer=_TABLES[other]) is not None:
+            raise FormatError(
+                f"has no column {wanted}, so no images of kind {kind}",
+                file=star.path,
+                remedy=f"give --kind {other}",
+            )
+        raise FormatError(
+            f"has no column {wanted}",
+            file=star.path,
+            remedy="give a STAR file of extracted particles or of 2D classes",
+        )
+    return table
+
+
+def split_names(names: pa.ChunkedArray) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """RELION's image names taken apart.
+
+    Returns:
+        int64 [n], 0-based positions, -1 where the name is no image's; the stacks that are named; and
+        int32 [n], the index of each row's stack among them, -1 likewise. A name without ``N@`` is a
+        file's first image, if it is an MRC file's.
+    """
+    frames, indices = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
+    place: dict[str, int] = {}
+    for chunk in names.chunks:
+        parts = pc.split_pattern(chunk, "@", max_splits=1)
+        first = parts.offsets[:-1]
+        before = parts.values.take(first)
+        two = pc.equal(pc.list_value_length(parts), 2)
+        after = parts.values.take(pc.if_else(two, pc.add(first, 1), None))
+        digits = pc.and_(pc.ascii_is_decimal(before), pc.less(pc.utf8_length(before), 16))
+        counted = pc.and_(two, digits)
+        is_mrc = pc.or_(pc.ends_with(before, ".mrc"), pc.ends_with(before, ".mrcs"))
+        alone = pc.and_(pc.invert(two), is_mrc)
+        number = pc.if_else(counted, before, pc.if_else(alone, "1", "0"))
+        frame = pc.cast(number, pa.int64()).to_numpy() - 1
+        stack = pc.if_else(pa.array(frame >= 0), pc.if_else(counted, after, before), None)
+        encoded = stack.dictionary_encode()
+        known = [
+            place.setdefault(re.sub(r":mrcs?$", "", name), len(place))
+            for name in encoded.dictionary.to_pylist()
+        ]
+        at = encoded.indices.fill_null(len(known)).to_numpy()
+        frames.append(frame)
+        indices.append(np.array([*known, -1], np.int32)[at])
+    return np.concatenate(frames), list(place), np.concatenate(indices)
+
+
+def stars_in(folder: Path, kind: Kind) -> list[Path]:
+    """The STAR files of a folder that are sources of this kind.
+
+    ``particles.star`` or the last ``*_data.star``; for classes, the last model of every run; else every
+    STAR file that names images of the kind. Selections are none.
+    """
+    stars = sorted(
+        file
+        for file in folder.glob("*.star")
+        if not file.name.startswith(".") and not _SELECTION.search(file.name)
+    )
+    if kind == "particle":
+        if (folder / "particles.star").is_file():
+            return [folder / "particles.star"]
+        data = [file for file in stars if file.name.endswith("_data.star")]
+        if data:
+            return [max(data, key=lambda file: (_iteration(file), file.name))]
+    else:
+        models: dict[str, Path] = {}
+        for file in stars:
+            if file.name.endswith("_model.star"):
+                run = _ITERATION.sub("", file.name)
+                models[run] = max(models.get(run, file), file, key=_iteration)
+        if models:
+            return sorted(models.values())
+    return [file for file in stars if _names_images(file, kind)]
+
+
+def named_stacks(folder: Path) -> set[Path]:
+    """The stacks that STAR files of a folder name, selections included."""
+    named: set[Path] = set()
+    for file in folder.glob("*.star"):
+        for kind, column in IMAGE_COLUMNS.items():
+            if _names_images(file, kind):
+                names = image_table(parse(file), kind).read([column]).strings[column]
+                named.update(resolve(split_names(names)[1], folder))
+    return named
+
+
+def _iteration(file: Path) -> int:
+    found = _ITERATION.search(file.name)
+    return int(found[1]) if found else -1
+
+
+def _names_images(file: Path, kind: Kind) -> bool:
+    try:
+        star = parse(file)
+        return star.with_column(IMAGE_COLUMNS[kind], prefer=_TABLES[kind]) is not None
+    except FormatError:
+        return False

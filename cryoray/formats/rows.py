@@ -1,0 +1,94 @@
+"""The rows of a source, whichever program wrote it, and what reading every one of them shares."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from cryoray.records import Kind
+
+#: What a source is made of: a RELION STAR file, a cryoSPARC table, or stacks that nothing describes.
+Format = Literal["star", "cs", "stack"]
+STACK_SUFFIXES = (".mrcs", ".mrc", ".st")
+FILE_SUFFIXES = (".star", *STACK_SUFFIXES)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """The rows of a source; n is their number.
+
+    Attributes:
+        path: the STAR file, the table, the stack, or the folder of bare stacks.
+        kind: what the rows are.
+        images: str objects [n], the images' names as the source has them, ``000001@file.mrcs`` for a
+            bare stack.
+        stacks: absolute paths of the stacks that rows name; they may be missing.
+        stack: int32 [n], index into ``stacks``, -1 where the row names none.
+        frame: int64 [n], 0-based position in the stack.
+        micrograph: str objects [n], '' where unknown.
+        pixel_size: float32 [n], Å/px, NaN where the STAR file does not say; a stack's header may.
+        metadata: float64 [n] by RELION's column name; optics values are repeated for their rows.
+        problems: reason by 0-based row, for rows that name no image.
+        uid: uint64 [n], what cryoSPARC knows each row by; None in other programs' files.
+        format: what ``path`` is.
+    """
+
+    path: Path
+    kind: Kind
+    images: np.ndarray
+    stacks: tuple[Path, ...]
+    stack: np.ndarray
+    frame: np.ndarray
+    micrograph: np.ndarray
+    pixel_size: np.ndarray
+    metadata: Mapping[str, np.ndarray] = field(default_factory=dict)
+    problems: Mapping[int, str] = field(default_factory=dict)
+    uid: np.ndarray | None = None
+    format: Format = "star"
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @cached_property
+    def name(self) -> str:
+        """The project's name if nobody gives one: its folder, above RELION's ``TYPE/jobNNN``."""
+        folder = self.path if self.path.suffix not in FILE_SUFFIXES else self.path.parent
+        if re.fullmatch(r"job\d+", folder.name) and len(folder.parts) > 3:
+            folder = folder.parent.parent
+        return folder.name
+
+    @property
+    def is_star(self) -> bool:
+        """Whether the rows are those of a STAR file."""
+        return self.format == "star"
+
+
+def resolve(names: Iterable[str], folder: Path) -> list[Path]:
+    """Absolute paths of stacks named in a STAR file of ``folder``.
+
+    RELION names them from the project's folder, which is the STAR file's own or one above it. The
+    folder in which the last one was found is tried first; a stack found nowhere is given as in the
+    project's folder, if that is known.
+    """
+    above = [folder, *folder.parents]
+    likely = folder
+    resolved = []
+    for name in names:
+        if not Path(name).is_absolute():
+            tried = (likely, *above)
+            likely = next((root for root in tried if (root / name).exists()), likely)
+        resolved.append(likely / name)
+    return resolved
+
+
+def unique(paths: list[Path]) -> tuple[tuple[Path, ...], np.ndarray]:
+    """Different paths in order of first mention, and the index of each among them."""
+    place: dict[Path, int] = {}
+    index = np.array([place.setdefault(path, len(place)) for path in paths], dtype=np.int32)
+    return tuple(place), index

@@ -1,0 +1,72 @@
+"""Stacks that nothing describes, as a source: every image that is there or should be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from cryoray.errors import FormatError
+from cryoray.formats import mrc
+from cryoray.formats.rows import Source
+from cryoray.records import Kind
+
+#: More absent images than this are a header that lies, not a stack that was cut short.
+_MOST_ABSENT = 1_000_000
+
+
+def open_stacks(path: Path, stacks: list[Path], kind: Kind) -> Source:
+    """Every image of some stacks, those that a truncated one lost included.
+
+    Args:
+        path: the stack, or the folder in which all of them lie.
+        stacks: absolute paths.
+        kind: what an image is.
+
+    Raises:
+        FormatError: none of them can be read.
+    """
+    counts, problems = [], {}
+    for stack in stacks:
+        try:
+            counts.append(_rows(stack))
+        except FormatError as error:
+            if len(stacks) == 1:
+                raise
+            problems[sum(counts)] = f"{stack.name} {error.what}"
+            counts.append(1)
+    folder = path if path.is_dir() else path.parent
+    names = [stack.relative_to(folder).as_posix() for stack in stacks]
+    n = sum(counts)
+    if len(problems) == len(stacks):
+        raise FormatError(f"holds no stack that can be read: {problems[0]}", file=path)
+    index = np.repeat(np.arange(len(stacks), dtype=np.int32), counts)
+    index[list(problems)] = -1
+    return Source(
+        path=path,
+        format="stack",
+        kind=kind,
+        images=np.array(
+            [
+                f"{frame:06d}@{name}"
+                for name, count in zip(names, counts, strict=True)
+                for frame in range(1, count + 1)
+            ],
+            dtype=object,
+        ),
+        stacks=tuple(stacks),
+        stack=index,
+        frame=np.concatenate([np.arange(count) for count in counts]),
+        micrograph=np.full(n, "", object),
+        pixel_size=np.full(n, np.nan, np.float32),
+        problems=problems,
+    )
+
+
+def _rows(stack: Path) -> int:
+    """Images that a stack has or should have."""
+    header = mrc.read_header(stack)
+    promised = mrc.promised(header)
+    if promised - header.count > _MOST_ABSENT:
+        raise FormatError(mrc.absence(header).removeprefix(f"{stack.name} "), file=stack)
+    return promised
