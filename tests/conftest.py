@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from cryoray import runtime
 from cryoray.settings import RuntimeSettings
 from tests import examples
+
+# How long an example takes says more about the machine than about the code.
+hypothesis.settings.register_profile("cryoray", deadline=None)
+hypothesis.settings.load_profile("cryoray")
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -31,7 +31,9 @@ def consoles(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def past(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("past")
-    shown = run("simulate", out, "--projects", "2", "--images", "30", "--seed", "3")
+    with pytest.MonkeyPatch.context() as small:
+        small.setenv("CRYORAY_SIMULATE__BOX", "48")
+        shown = run("simulate", out, "--projects", "2", "--images", "30", "--seed", "3")
     assert "60 rows in = 60 out + 0 quarantined" in shown
     return out
 
