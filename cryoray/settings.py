@@ -175,6 +175,7 @@ class ClassifySettings(Section):
 
     ensemble: str | None = Field(None, description="folder, or name in the registry")
     kind: Kind | None = Field(None, description="None: the ensemble's")
+    score_column: bool = Field(False, description="rlnCryorayScore in the STAR files written")
     range_mib: int = Field(64, ge=1)
     max_quarantined: Fraction = 0.01
 

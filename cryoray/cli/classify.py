@@ -26,9 +26,14 @@ def classify(
         Literal["particle", "class2d"] | None,
         typer.Option(help="What a row is; else the ensemble's kind."),
     ] = None,
+    score_column: Annotated[
+        bool | None, typer.Option("--score-column", help="Add rlnCryorayScore to STAR files.")
+    ] = None,
 ) -> None:
     """Judge every image of a source: keep, discard or review."""
-    settings = common.settings(ctx, classify={"ensemble": ensemble, "kind": kind})
+    settings = common.settings(
+        ctx, classify={"ensemble": ensemble, "kind": kind, "score_column": score_column}
+    )
     from cryoray import inference
     from cryoray.records import VERDICTS, Books
 

@@ -147,12 +147,15 @@ class Block:
         with self._open() as file:
             return _read(file, start, start + length).rstrip(b"\r").decode(errors="surrogateescape")
 
-    def copy_rows(self, rows: np.ndarray, out: BinaryIO) -> None:
+    def copy_rows(
+        self, rows: np.ndarray, out: BinaryIO, also: Sequence[bytes] | None = None
+    ) -> None:
         """Write rows of a loop verbatim, each ended by LF.
 
         Args:
             rows: int64 [k], 0-based, ascending.
             out: where to.
+            also: [k], text of further fields to put after each row's own.
         """
         starts, lengths = self._rows.starts[rows], self._rows.lengths[rows]
         with self._open() as file:
@@ -162,6 +165,8 @@ class Block:
                 begins = (starts[first:last] - base).tolist()
                 ends = (starts[first:last] - base + lengths[first:last]).tolist()
                 lines = [text[a:b].rstrip(b"\r") for a, b in zip(begins, ends, strict=True)]
+                if also is not None:
+                    lines = [a + b for a, b in zip(lines, also[first:last], strict=True)]
                 out.write(b"\n".join([*lines, b""]))
 
     def copy_head(self, out: BinaryIO, name: str | None = None) -> None:

@@ -19,7 +19,7 @@ from cryoray.formats import mrc
 from cryoray.formats.files import replacing
 from cryoray.formats.relion import IMAGE_COLUMNS, image_table
 from cryoray.formats.rows import Source
-from cryoray.formats.star import StarFile, as_objects, parse
+from cryoray.formats.star import Block, StarFile, as_objects, parse
 from cryoray.records import QUARANTINE_SCHEMA, VERDICTS_SCHEMA, Books, Kind
 
 #: What RELION 3.1 to 5 read; a newer number would stop an older RELION.
@@ -29,7 +29,12 @@ SIDES = {"keep": "kept", "discard": "discarded", "review": "review", "quarantine
 
 
 def write_verdicts(
-    out: Path, source: Source, table: pa.Table, quarantined: Sequence[tuple[int, str]]
+    out: Path,
+    source: Source,
+    table: pa.Table,
+    quarantined: Sequence[tuple[int, str]],
+    *,
+    star_columns: Sequence[str] = (),
 ) -> Books:
     """Write ``verdicts.parquet``, ``quarantine.parquet`` and the four sides as STAR files.
 
@@ -42,8 +47,11 @@ def write_verdicts(
     Args:
         out: folder, made where it is missing.
         source: whose rows were judged.
-        table: ``VERDICTS_SCHEMA`` and ``row`` int64, 0-based, in any order.
+        table: ``VERDICTS_SCHEMA``, ``row`` int64, 0-based, in any order, and further float32 columns,
+            which follow the others in ``verdicts.parquet``.
         quarantined: 0-based row and reason of each row that has no verdict.
+        star_columns: columns of the table that STAR files get after their own, ``score`` as
+            ``rlnCryorayScore``, ``class_score`` as ``rlnCryorayClassScore``.
 
     Returns:
         the books, not yet checked.
@@ -61,17 +69,16 @@ def write_verdicts(
         raise InternalError(f"a row of {source.path} was judged twice, or judged and quarantined")
     verdict = as_objects(table["verdict"])
     sides = {name: rows[verdict == name] for name in SIDES} | {"quarantined": lost}
-    _write_table(
-        out / "verdicts.parquet", table.select(VERDICTS_SCHEMA.names).cast(VERDICTS_SCHEMA)
-    )
+    _write_table(out / "verdicts.parquet", _verdicts(source, table))
     _write_table(out / "quarantine.parquet", quarantine_table(source, quarantined))
     star = _reopened(source) if source.is_star else None
     for name, side in sides.items():
         with replacing(out / f"{SIDES[name]}.star") as temporary, temporary.open("wb") as file:
+            further = _further(table, side, star_columns)
             if star is None:
-                _write_bare(file, source, side)
+                _write_bare(file, source, side, further)
             else:
-                _write_side(file, star, source.kind, side)
+                _write_side(file, star, source.kind, side, further)
     return Books(rows_in=len(source), rows_out=len(rows), quarantined=len(lost))
 
 
@@ -116,25 +123,71 @@ def _reopened(source: Source) -> StarFile:
     return star
 
 
-def _write_side(file: BinaryIO, star: StarFile, kind: Kind, rows: np.ndarray) -> None:
+def _verdicts(source: Source, table: pa.Table) -> pa.Table:
+    """The columns of ``verdicts.parquet``: cryoSPARC's uid after the image, further ones at the end."""
+    further = [name for name in table.column_names if name not in (*VERDICTS_SCHEMA.names, "row")]
+    made = table.select(VERDICTS_SCHEMA.names).cast(VERDICTS_SCHEMA)
+    for name in further:
+        made = made.append_column(pa.field(name, pa.float32()), table[name].cast(pa.float32()))
+    if source.uid is not None:
+        uid = pa.array(source.uid[table["row"].to_numpy()], pa.uint64())
+        made = made.add_column(1, pa.field("uid", pa.uint64()), uid)
+    return made
+
+
+def _further(table: pa.Table, side: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Values of some columns for the rows of a side, by RELION's kind of name; NaN without verdict."""
+    rows = table["row"].to_numpy()  # ascending
+    at = np.searchsorted(rows, side).clip(max=max(len(rows) - 1, 0))
+    judged = rows[at] == side if len(rows) else np.zeros(len(side), bool)
+    further = {}
+    for name in names:
+        label = "rlnCryoray" + "".join(word.capitalize() for word in name.split("_"))
+        values = table[name].cast(pa.float64()).to_numpy()
+        further[label] = np.where(judged, values[at] if len(rows) else np.nan, np.nan)
+    return further
+
+
+def _write_side(
+    file: BinaryIO, star: StarFile, kind: Kind, rows: np.ndarray, further: dict[str, np.ndarray]
+) -> None:
     images = image_table(star, kind)
     if kind == "class2d":
         file.write(b"\n")
         images.copy_head(file, name="")
-        images.copy_rows(rows, file)
+        _copy_images(file, images, rows, further)
         file.write(b"\n")
         return
     for block in star.blocks:
         file.write(_VERSION if "optics" in star else b"\n")
         if block is images:
             block.copy_head(file)
-            block.copy_rows(rows, file)
+            _copy_images(file, block, rows, further)
         else:
             block.copy(file)
         file.write(b"\n")
 
 
-def _write_bare(file: BinaryIO, source: Source, rows: np.ndarray) -> None:
+def _copy_images(
+    file: BinaryIO, images: Block, rows: np.ndarray, further: dict[str, np.ndarray]
+) -> None:
+    """Rows verbatim and further fields after them; one that an earlier run left keeps its name."""
+    for number, label in enumerate(further, start=len(images.columns) + 1):
+        taken = sum(name.startswith(label) for name in images.columns)
+        file.write(f"_{label}{taken + 1 if taken else ''} #{number}\n".encode())
+    also = [" ".join(["", *values]).encode() for values in _texts(further, rows)]
+    images.copy_rows(rows, file, also if further else None)
+
+
+def _texts(further: dict[str, np.ndarray], rows: np.ndarray) -> list[list[str]]:
+    """The further fields of each row."""
+    columns = [[f"{value:.6f}" for value in values.tolist()] for values in further.values()]
+    return [list(line) for line in zip(*columns, strict=True)] if further else [[]] * len(rows)
+
+
+def _write_bare(
+    file: BinaryIO, source: Source, rows: np.ndarray, further: dict[str, np.ndarray]
+) -> None:
     """A STAR file of some images of bare stacks, with an optics group per size of pixel and box."""
     names = [
         _quoted(f"{source.frame[row] + 1:06d}@{source.stacks[source.stack[row]]}")
@@ -144,7 +197,8 @@ def _write_bare(file: BinaryIO, source: Source, rows: np.ndarray) -> None:
     ]
     column = IMAGE_COLUMNS[source.kind]
     if source.kind == "class2d":
-        file.write(b"\n" + _loop("", [column], [[name] for name in names]))
+        lines = [[name, *values] for name, values in zip(names, _texts(further, rows), strict=True)]
+        file.write(b"\n" + _loop("", [column, *further], lines))
         return
     groups: dict[tuple[float, int], int] = {}
     group_of = np.ones(len(source.stacks) + 1, np.int64)
@@ -162,8 +216,11 @@ def _write_bare(file: BinaryIO, source: Source, rows: np.ndarray) -> None:
         lines = [[*line, f"{pixel:.6f}"] for line, (pixel, _) in zip(lines, groups, strict=True)]
     file.write(_VERSION + _loop("optics", columns, lines))
     numbers = group_of[source.stack[rows]].tolist()
-    lines = [[name, f"{number}"] for name, number in zip(names, numbers, strict=True)]
-    file.write(_VERSION + _loop("particles", [column, "rlnOpticsGroup"], lines))
+    lines = [
+        [name, f"{number}", *values]
+        for name, number, values in zip(names, numbers, _texts(further, rows), strict=True)
+    ]
+    file.write(_VERSION + _loop("particles", [column, "rlnOpticsGroup", *further], lines))
 
 
 def _loop(name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:

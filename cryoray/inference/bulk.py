@@ -107,7 +107,12 @@ def classify(
         for name, each, fate in zip(
             _names(sources), plans, _judged(plans, path, preparation, on_progress), strict=True
         ):
-            books[name] = write_verdicts(partial / name, each.source, *fate)
+            books[name] = write_verdicts(
+                partial / name,
+                each.source,
+                *fate,
+                star_columns=("score",) if chosen.score_column else (),
+            )
             verdicts = fate[0]["verdict"].to_pylist()
             on_event(
                 Event(

@@ -100,6 +100,32 @@ def test_the_tables_are_in_input_order_and_say_where_to_look(tmp_path: Path) -> 
     )
 
 
+def test_scores_follow_the_rows_own_fields_on_request(tmp_path: Path) -> None:
+    names = [f"{i}@x.mrcs" for i in (1, 2, 3, 4)]
+    source = open_source(write_particles(tmp_path / "particles.star", names))
+    table, lost = judged(source, ["keep", "quarantined", "keep", "discard"])
+    scores = {2: 0.25, 0: 0.75, 3: np.nan}
+    table = table.append_column(
+        "class_score", pa.array([scores[row] for row in table["row"].to_pylist()], pa.float64())
+    )
+    write_verdicts(tmp_path / "out", source, table, lost, star_columns=("score", "class_score"))
+    kept = parse(tmp_path / "out/kept.star")["particles"]
+    original = parse(source.path)["particles"]
+    assert kept.columns == (*original.columns, "rlnCryorayScore", "rlnCryorayClassScore")
+    assert kept.row_text(1) == original.row_text(2) + " 0.500000 0.250000"
+    lost_side = parse(tmp_path / "out/quarantined.star")["particles"]
+    assert lost_side.row_text(0) == original.row_text(1) + " nan nan"
+    again = open_source(tmp_path / "out/kept.star")
+    np.testing.assert_array_equal(again.metadata["rlnCryorayClassScore"], [0.75, 0.25])
+    verdicts = pq.read_table(tmp_path / "out/verdicts.parquet")
+    assert verdicts.schema.names == [*VERDICTS_SCHEMA.names, "class_score"]
+    assert verdicts["class_score"].to_pylist()[:2] == [0.75, 0.25]
+    # A second run's score stands beside the first's.
+    write_verdicts(tmp_path / "two", again, *judged(again, ["keep"] * 2), star_columns=("score",))
+    columns = parse(tmp_path / "two/kept.star")["particles"].columns
+    assert columns[-3:] == ("rlnCryorayScore", "rlnCryorayClassScore", "rlnCryorayScore2")
+
+
 def test_crlf_is_read_and_lf_is_written(tmp_path: Path) -> None:
     names = ["1@x.mrcs", "2@x.mrcs"]
     source = open_source(write_particles(tmp_path / "particles.star", names, end="\r\n"))
