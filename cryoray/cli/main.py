@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from cryoray import __version__
-from cryoray.cli import classify, doctor, evaluate, ingest, inspect, serve, simulate, train
+from cryoray.cli import classify, doctor, evaluate, ingest, inspect, promote, serve, simulate, train
 from cryoray.cli.common import Given, complaints, out
 
 app = typer.Typer(
@@ -59,6 +59,7 @@ for verb in (
     evaluate.evaluate,
     classify.classify,
     serve.serve,
+    promote.promote,
     doctor.doctor,
 ):
     app.command()(_guarded(verb))

@@ -14,8 +14,10 @@ from typer.testing import CliRunner, Result
 from cryoray.cli import common, doctor
 from cryoray.cli.main import app
 from cryoray.errors import FormatError, InternalError
+from cryoray.models.ensemble import Ensemble
 from cryoray.records import Event, Progress
 from cryoray.settings import load
+from tests.examples import save_ensemble
 
 
 def run(*arguments: str | Path) -> Result:
@@ -39,6 +41,7 @@ def test_help_names_every_verb() -> None:
         "evaluate",
         "classify",
         "serve",
+        "promote",
         "doctor",
     ):
         assert verb in shown
@@ -61,6 +64,10 @@ def test_version() -> None:
             "train.fit.epochs: input should be greater",
         ),
         (("simulate", "out", "--images", "-1"), "simulate.images"),
+        (("promote", "some"), "give ENSEMBLE --as NAME, or --rollback NAME alone"),
+        (("promote", "--as", "name"), "give ENSEMBLE --as NAME, or --rollback NAME alone"),
+        (("promote", "some", "--as", "a", "--rollback", "a"), "or --rollback NAME alone"),
+        (("promote", "--rollback", "nobody"), "there is no such name in the registry"),
     ],
 )
 def test_what_cannot_be_used_is_said_in_one_sentence(
@@ -201,3 +208,21 @@ def test_doctor_exits_2_where_something_is_missing(
     done = run("doctor")
     assert done.exit_code == 2
     assert "/proc" in done.stdout
+
+
+def test_an_ensemble_is_promoted_and_rolled_back_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_ensemble: Path
+) -> None:
+    monkeypatch.setenv("CRYORAY_REGISTRY", str(tmp_path))
+    other = save_ensemble(tmp_path / "other", seed=7).path
+    first, second = Ensemble.load(tiny_ensemble).digest, Ensemble.load(other).digest
+    run("promote", tiny_ensemble, "--as", "live")
+    shown = run("promote", other, "--as", "live", "--reason", "more projects")
+    assert shown.exit_code == 0, shown.output
+    assert first in shown.stdout
+    assert second in shown.stdout
+    assert (tmp_path / "live" / "active").read_text() == second + "\n"
+    assert run("promote", "--rollback", "live").exit_code == 0
+    assert (tmp_path / "live" / "active").read_text() == first + "\n"
+    again = run("promote", "--rollback", "live")
+    assert (again.exit_code, again.stderr.count("\n")) == (2, 1)

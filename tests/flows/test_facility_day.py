@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.testing.utilities import prefect_test_harness
 
 from cryoray.formats.source import open_source
 from cryoray.settings import RuntimeSettings
 from flows.facility_day import Day, facility_day
 
 pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module")
-def prefect() -> Iterator[None]:
-    """A Prefect server of our own, slow to start on a busy machine."""
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
 
 
 def test_a_tiny_day(tmp_path: Path, prefect: None, ray_cluster: RuntimeSettings) -> None:

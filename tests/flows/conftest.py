@@ -1,0 +1,15 @@
+"""What tests of flows share: one Prefect server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from prefect.testing.utilities import prefect_test_harness
+
+
+@pytest.fixture(scope="session")
+def prefect() -> Iterator[None]:
+    """A Prefect server of our own, slow to start on a busy machine."""
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
