@@ -1,0 +1,892 @@
+"""The ledger: what became of every stack of every session, and what people said of its images.
+
+A database through SQLAlchemy: SQLite beside the session, or PostgreSQL by URL. It holds a row for each
+stack and for each micrograph, never one for each image: a session of 36 million images has some
+100,000 rows here, and the verdicts lie in files beside it.
+
+**The states of a stack.**
+
+::
+
+    pending ──► judged          verdict files with this digest are on disk, counts are here
+       │  ▲ ╲
+       │  │   ─► aside          cannot be used: unreadable, or too much of it was quarantined
+       ▼  └──── (rewritten: another digest)
+    vanished ─► pending         its file is gone; it may come back
+
+*Invariant.* A stack is ``judged`` or ``aside`` under a digest only after the verdict files of that digest
+were written, each by rename, with their record last; and one transaction then replaces all that this
+ledger holds of the stack. So whoever is killed when: either the record is missing, and the stack is
+judged anew into the same files; or it is there and the ledger does not know, and is told again from
+the record. Every id is derived from content or position, so what is done twice is done once.
+
+The watcher alone writes stacks, micrographs and events; the page alone writes overrides, labels and
+wishes (``trainable``, ``merge_wanted``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from hmac import compare_digest
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import sqlalchemy as sql
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection, Engine, Row, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+from cryoray.errors import InputError, SettingsError
+
+State = Literal["pending", "judged", "aside", "vanished"]
+STATES: tuple[State, ...] = get_args(State)
+
+#: The four fates of a row, as columns of counts.
+FATES = ("kept", "discarded", "review", "quarantined")
+_BUSY_MS = 30_000
+#: Draws kept beyond the blind sample, for images of it that are rewritten or vanish.
+_RESERVE = 4
+#: An operator's token reads everything; nothing else has this scope.
+OPERATOR = "*"
+
+_tables = sql.MetaData()
+
+
+def _counts() -> list[sql.Column[Any]]:
+    return [sql.Column(name, sql.Integer, nullable=False, default=0) for name in FATES]
+
+
+#: Times are seconds since 1970 in UTC everywhere.
+sessions = sql.Table(
+    "sessions",
+    _tables,
+    sql.Column("name", sql.String(80), primary_key=True),
+    sql.Column("root", sql.Text, nullable=False),  # the folder that is watched
+    sql.Column("folder", sql.Text, nullable=False),  # where its files are written
+    sql.Column("state", sql.String(10), nullable=False),  # open, closed
+    sql.Column("trainable", sql.Boolean, nullable=False),
+    sql.Column("token_hash", sql.String(64), nullable=False),
+    sql.Column("salt", sql.String(32), nullable=False),  # of the blind sample
+    sql.Column("host", sql.String(255), nullable=False),
+    sql.Column("opened", sql.Float, nullable=False),
+    sql.Column("closed", sql.Float),
+    sql.Column("seen", sql.Float, nullable=False),  # the watcher's last sign of life
+    sql.Column("merged", sql.Float),
+    sql.Column("merge_wanted", sql.Float),
+    sql.Column("audit", sql.Integer, nullable=False),  # size of the blind sample
+    sql.Column("baseline", sql.JSON, nullable=False),  # what the ensemble says of its training
+)
+stacks = sql.Table(
+    "stacks",
+    _tables,
+    sql.Column("id", sql.String(24), primary_key=True),
+    sql.Column("session", sql.String(80), nullable=False),
+    sql.Column("path", sql.Text, nullable=False),  # absolute
+    sql.Column("described_by", sql.Text),  # the STAR file with its rows
+    sql.Column("kind", sql.String(10), nullable=False),
+    sql.Column("state", sql.String(10), nullable=False),
+    sql.Column("digest", sql.String(32), nullable=False),
+    sql.Column("size", sql.BigInteger, nullable=False),
+    sql.Column("mtime_ns", sql.BigInteger, nullable=False),
+    sql.Column("rows", sql.Integer, nullable=False, default=0),
+    *_counts(),
+    sql.Column("score", sql.Float),  # mean
+    sql.Column("ensemble", sql.String(64)),
+    sql.Column("attempts", sql.Integer, nullable=False, default=0),
+    sql.Column("reason", sql.Text),
+    sql.Column("settled", sql.Float, nullable=False),
+    sql.Column("judged", sql.Float),
+    sql.Index("stacks_by_state", "session", "state"),
+    sql.Index("stacks_by_time", "session", "judged"),
+)
+micrographs = sql.Table(
+    "micrographs",
+    _tables,
+    sql.Column("stack", sql.String(24), primary_key=True),
+    sql.Column("ordinal", sql.Integer, primary_key=True),
+    sql.Column("session", sql.String(80), nullable=False),
+    sql.Column("name", sql.Text, nullable=False),
+    sql.Column("square", sql.String(80)),
+    sql.Column("hole", sql.String(80)),
+    *_counts(),
+    sql.Column("score", sql.Float),  # mean
+    sql.Column("defocus", sql.Float),  # mean, µm
+    sql.Column("ctf_resolution", sql.Float),  # mean, Å
+    sql.Column("judged", sql.Float, nullable=False),
+    sql.Index("micrographs_by_time", "session", "judged"),
+    sql.Index("micrographs_by_square", "session", "square"),
+)
+overrides = sql.Table(
+    "overrides",
+    _tables,
+    sql.Column("stack", sql.String(24), primary_key=True),
+    sql.Column("row", sql.Integer, primary_key=True),
+    sql.Column("session", sql.String(80), nullable=False, index=True),
+    sql.Column("digest", sql.String(32), nullable=False),
+    sql.Column("image", sql.Text, nullable=False),
+    sql.Column("keep", sql.Boolean, nullable=False),
+    sql.Column("before", sql.String(10), nullable=False),
+    sql.Column("score", sql.Float, nullable=False),
+    sql.Column("who", sql.String(80), nullable=False),
+    sql.Column("at", sql.Float, nullable=False),
+)
+candidates = sql.Table(
+    "candidates",
+    _tables,
+    sql.Column("stack", sql.String(24), primary_key=True),
+    sql.Column("row", sql.Integer, primary_key=True),
+    sql.Column("session", sql.String(80), nullable=False),
+    sql.Column("teaches", sql.Float, nullable=False),
+    sql.Index("candidates_by_worth", "session", "teaches"),
+)
+audit = sql.Table(
+    "audit",
+    _tables,
+    sql.Column("stack", sql.String(24), primary_key=True),
+    sql.Column("row", sql.Integer, primary_key=True),
+    sql.Column("session", sql.String(80), nullable=False),
+    sql.Column("digest", sql.String(32), nullable=False),
+    sql.Column("image", sql.Text, nullable=False),
+    sql.Column("draw", sql.Float, nullable=False),
+    sql.Column("keep", sql.Boolean),
+    sql.Column("who", sql.String(80)),
+    sql.Column("at", sql.Float),
+    sql.Index("audit_by_draw", "session", "draw"),
+)
+events = sql.Table(
+    "events",
+    _tables,
+    sql.Column("number", sql.Integer, primary_key=True, autoincrement=True),
+    sql.Column("id", sql.String(80), nullable=False, unique=True),
+    sql.Column("session", sql.String(80), nullable=False),
+    sql.Column("name", sql.String(40), nullable=False),
+    sql.Column("at", sql.Float, nullable=False),
+    sql.Column("data", sql.JSON, nullable=False),
+    sql.Column("written", sql.Boolean, nullable=False, default=False),
+    sql.Column("posted", sql.Boolean, nullable=False, default=False),
+    sql.Index("events_unwritten", "session", "written", "number"),
+    sql.Index("events_unposted", "session", "posted", "number"),
+    sql.Index("events_by_name", "session", "name", "number"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A settled stack, as the watcher found it.
+
+    Attributes:
+        path: absolute, of what is judged: a stack, a STAR file, a table.
+        described_by: the STAR file that has its rows, None for itself or a bare stack.
+        kind: ``particle`` or ``class2d``.
+        digest: of the content that is to be judged; another one means that it is judged again.
+        size: bytes.
+        mtime_ns: of the file.
+        settled: when it had been unchanged for the settle time.
+    """
+
+    path: str
+    described_by: str | None
+    kind: str
+    digest: str
+    size: int
+    mtime_ns: int
+    settled: float
+
+
+@dataclass(frozen=True, slots=True)
+class Micrograph:
+    """What became of one micrograph's images, and where it was taken; None where unknown."""
+
+    name: str
+    square: str | None
+    hole: str | None
+    kept: int
+    discarded: int
+    review: int
+    quarantined: int
+    score: float | None
+    defocus: float | None
+    ctf_resolution: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """All that the ledger learns when a stack was judged; the record beside the verdicts holds the same.
+
+    Attributes:
+        digest: of what was judged.
+        state: ``judged``, or ``aside`` with its reason.
+        rows: kept + discarded + review + quarantined.
+        score: mean over the judged.
+        ensemble: digest of the ensemble that judged.
+        at: when.
+        micrographs: in order of first mention.
+        candidates: (row, how much its label would teach), the best of this stack.
+        sample: (row, image, draw), the lowest draws of this stack.
+    """
+
+    digest: str
+    state: State
+    rows: int
+    kept: int
+    discarded: int
+    review: int
+    quarantined: int
+    score: float | None
+    ensemble: str | None
+    at: float
+    reason: str | None = None
+    micrographs: tuple[Micrograph, ...] = ()
+    candidates: tuple[tuple[int, float], ...] = ()
+    sample: tuple[tuple[int, str, float], ...] = ()
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Outcome:
+        """What `dataclasses.asdict` made of one, after a trip through JSON."""
+        known = {one.name: record[one.name] for one in fields(cls)}
+        known["micrographs"] = tuple(Micrograph(**one) for one in record["micrographs"])
+        known["candidates"] = tuple((int(row), float(t)) for row, t in record["candidates"])
+        known["sample"] = tuple((int(r), str(i), float(d)) for r, i, d in record["sample"])
+        return cls(**known)
+
+
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """An event with the id under which it happens once."""
+
+    id: str
+    name: str
+    data: Mapping[str, object] = field(default_factory=dict)
+
+
+def stack_id(session: str, path: str) -> str:
+    """The id of a stack: derived from where it is, so that it is the same after every restart."""
+    return hashlib.blake2b(f"{session}\0{path}".encode(), digest_size=12).hexdigest()
+
+
+def hash_token(token: str) -> str:
+    """What the ledger keeps of a token; tokens are random, so no salt is needed."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+class Ledger:
+    """One database; may be used from several threads, and by watcher and page at the same time.
+
+    Args:
+        url: ``sqlite:///FILE``, the path of an SQLite file, or ``postgresql://…``.
+
+    Raises:
+        SettingsError: the database cannot be opened.
+    """
+
+    def __init__(self, url: str | Path) -> None:
+        self.url = _url(url)
+        if self.url.drivername.startswith("sqlite") and self.url.database:
+            Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.engine = sql.create_engine(self.url, pool_pre_ping=True)
+            if self.is_sqlite:
+                _prepare_sqlite(self.engine)
+            _tables.create_all(self.engine)
+        except (SQLAlchemyError, ImportError) as error:
+            raise SettingsError(
+                f"the ledger {self.url.render_as_string()} cannot be opened: {_first_line(error)}",
+                remedy="give a path that can be written, or the URL of a PostgreSQL that runs"
+                " (`pip install cryoray[postgres]` brings its driver)",
+            ) from error
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether it is a file, which one machine alone may use."""
+        return self.url.get_backend_name() == "sqlite"
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.engine.dispose()
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        with self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        # SQLite takes its lock at once: two readers that both want to write later would deadlock.
+        with (
+            self.engine.connect().execution_options(cryoray_writes=True) as connection,
+            connection.begin(),
+        ):
+            yield connection
+
+    def _insert(self, table: sql.Table) -> Any:
+        """An INSERT that leaves what is there already."""
+        make = sqlite.insert if self.is_sqlite else postgresql.insert
+        return make(table).on_conflict_do_nothing()
+
+    # --- sessions
+
+    def open_session(
+        self, name: str, *, root: Path, folder: Path, trainable: bool = False, audit_size: int = 50
+    ) -> str | None:
+        """Begin a session, or go on with it.
+
+        Returns:
+            its token where it is new: nobody can ask for it again.
+
+        Raises:
+            InputError: the session of this name watches another folder.
+            SettingsError: it is kept in an SQLite file of another machine.
+        """
+        token, now = secrets.token_urlsafe(32), time.time()
+        with self._writing() as connection:
+            there = connection.execute(sql.select(sessions).where(sessions.c.name == name)).first()
+            if there is None:
+                connection.execute(
+                    sessions.insert().values(
+                        name=name,
+                        root=str(root),
+                        folder=str(folder),
+                        state="open",
+                        trainable=trainable,
+                        token_hash=hash_token(token),
+                        salt=secrets.token_hex(16),
+                        host=socket.gethostname(),
+                        opened=now,
+                        seen=now,
+                        audit=audit_size,
+                        baseline={},
+                    )
+                )
+                return token
+            if there.root != str(root):
+                raise InputError(
+                    f"the session {name!r} watches {there.root}",
+                    file=root,
+                    remedy="give another --session, or that folder",
+                )
+            connection.execute(
+                sessions.update()
+                .where(sessions.c.name == name)
+                .values(
+                    state="open",
+                    closed=None,
+                    seen=now,
+                    folder=str(folder),
+                    host=socket.gethostname(),
+                )
+            )
+            return None
+
+    def new_token(self, session: str) -> str:
+        """Another token for a session; the one before is worth nothing from now on."""
+        token = secrets.token_urlsafe(32)
+        self._set(session, token_hash=hash_token(token))
+        return token
+
+    def close_session(self, session: str) -> None:
+        """Mark it as ended; it can be opened again."""
+        self._set(session, state="closed", closed=time.time())
+
+    def alive(self, session: str) -> None:
+        """The watcher's sign of life."""
+        self._set(session, seen=time.time())
+
+    def set_baseline(self, session: str, baseline: Mapping[str, object]) -> None:
+        """What the ensemble says of its training."""
+        self._set(session, baseline=dict(baseline))
+
+    def set_trainable(self, session: str, *, trainable: bool) -> None:
+        """Whether overrides become training labels; the owner's choice."""
+        self._set(session, trainable=trainable)
+
+    def want_merge(self, session: str) -> None:
+        """Ask the watcher for merged files now."""
+        self._set(session, merge_wanted=time.time())
+
+    def merged(self, session: str, at: float) -> None:
+        """The merged files hold everything until ``at``; later wishes stay."""
+        with self._writing() as connection:
+            row = connection.execute(
+                sql.select(sessions.c.merge_wanted).where(sessions.c.name == session)
+            ).scalar()
+            left = row if row is not None and row > at else None
+            connection.execute(
+                sessions.update()
+                .where(sessions.c.name == session)
+                .values(merged=at, merge_wanted=left)
+            )
+
+    def _set(self, session: str, **values: object) -> None:
+        with self._writing() as connection:
+            connection.execute(sessions.update().where(sessions.c.name == session).values(**values))
+
+    def session(self, name: str) -> Row[Any] | None:
+        """One session's row, None where there is no such."""
+        with self._reading() as connection:
+            return connection.execute(sql.select(sessions).where(sessions.c.name == name)).first()
+
+    def sessions(self) -> Sequence[Row[Any]]:
+        """All sessions, the newest first."""
+        with self._reading() as connection:
+            return connection.execute(sql.select(sessions).order_by(sessions.c.opened.desc())).all()
+
+    def check_host(self) -> None:
+        """Refuse an SQLite file that another machine's watcher writes: its locks do not reach here.
+
+        Raises:
+            SettingsError: a session in it is open on another machine.
+        """
+        if not self.is_sqlite:
+            return
+        for row in self.sessions():
+            if row.state == "open" and row.host != socket.gethostname():
+                raise SettingsError(
+                    f"the ledger is an SQLite file, and the session {row.name!r} is written by {row.host}",
+                    file=self.url.database,
+                    remedy="use a PostgreSQL for both (--ledger postgresql://…), or one machine",
+                )
+
+    def scope(self, token: str) -> str | None:
+        """The session that a token is for, None where it is for none; compared in constant time."""
+        given, found = hash_token(token), None
+        for row in self.sessions():
+            if compare_digest(row.token_hash, given):
+                found = row.name
+        return found
+
+    # --- stacks: the watcher's
+
+    def expect(self, session: str, seen: Iterable[Seen]) -> list[str]:
+        """Note settled stacks; one whose digest is new is pending from now on.
+
+        Returns:
+            ids of those that are pending now because of this.
+        """
+        changed = []
+        with self._writing() as connection:
+            for one in seen:
+                key = stack_id(session, one.path)
+                there = connection.execute(
+                    sql.select(stacks.c.digest, stacks.c.state).where(stacks.c.id == key)
+                ).first()
+                if there is None:
+                    connection.execute(
+                        stacks.insert().values(
+                            id=key, session=session, state="pending", **asdict(one)
+                        )
+                    )
+                    changed.append(key)
+                elif there.digest != one.digest or there.state == "vanished":
+                    self._forget(connection, key)
+                    connection.execute(
+                        stacks.update()
+                        .where(stacks.c.id == key)
+                        .values(state="pending", attempts=0, **asdict(one))
+                    )
+                    changed.append(key)
+        return changed
+
+    def _forget(self, connection: Connection, key: str) -> None:
+        """Drop what was known of a stack's images; what people said stays, under the old digest."""
+        for table in (micrographs, candidates):
+            connection.execute(table.delete().where(table.c.stack == key))
+        connection.execute(audit.delete().where(audit.c.stack == key, audit.c.keep.is_(None)))
+        connection.execute(
+            stacks.update()
+            .where(stacks.c.id == key)
+            .values(
+                rows=0,
+                score=None,
+                reason=None,
+                judged=None,
+                ensemble=None,
+                **dict.fromkeys(FATES, 0),
+            )
+        )
+
+    def vanish(self, session: str, paths: Iterable[str]) -> None:
+        """Note that files are gone; their images count no longer."""
+        with self._writing() as connection:
+            for path in paths:
+                key = stack_id(session, path)
+                self._forget(connection, key)
+                connection.execute(
+                    stacks.update()
+                    .where(stacks.c.id == key)
+                    .values(state="vanished", reason="the file is no longer there")
+                )
+
+    def attempt(self, key: str, reason: str | None = None) -> None:
+        """Count an attempt, with what went wrong."""
+        with self._writing() as connection:
+            connection.execute(
+                stacks.update()
+                .where(stacks.c.id == key)
+                .values(attempts=stacks.c.attempts + 1, reason=reason)
+            )
+
+    def commit(
+        self, session: str, key: str, outcome: Outcome, happened: Iterable[Happened] = ()
+    ) -> bool:
+        """Replace all that is known of a stack by its outcome, in one transaction.
+
+        Returns:
+            False, and nothing is changed, where the stack was rewritten or vanished meanwhile.
+        """
+        counts = {name: getattr(outcome, name) for name in FATES}
+        with self._writing() as connection:
+            there = connection.execute(
+                sql.select(stacks.c.digest, stacks.c.state).where(stacks.c.id == key)
+            ).first()
+            if there is None or there.digest != outcome.digest or there.state == "vanished":
+                return False
+            self._forget(connection, key)
+            connection.execute(
+                stacks.update()
+                .where(stacks.c.id == key)
+                .values(
+                    state=outcome.state,
+                    rows=outcome.rows,
+                    score=outcome.score,
+                    ensemble=outcome.ensemble,
+                    judged=outcome.at,
+                    reason=outcome.reason,
+                    **counts,
+                )
+            )
+            if outcome.state == "judged":
+                self._fill(connection, session, key, outcome)
+            self._note(connection, session, happened, outcome.at)
+        return True
+
+    def _fill(self, connection: Connection, session: str, key: str, outcome: Outcome) -> None:
+        if outcome.micrographs:
+            connection.execute(
+                micrographs.insert(),
+                [
+                    {
+                        "stack": key,
+                        "ordinal": at,
+                        "session": session,
+                        "judged": outcome.at,
+                        **asdict(one),
+                    }
+                    for at, one in enumerate(outcome.micrographs)
+                ],
+            )
+        if outcome.candidates:
+            connection.execute(
+                candidates.insert(),
+                [
+                    {"stack": key, "row": row, "session": session, "teaches": teaches}
+                    for row, teaches in outcome.candidates
+                ],
+            )
+        size = connection.execute(
+            sql.select(sessions.c.audit).where(sessions.c.name == session)
+        ).scalar_one()
+        bound = connection.execute(
+            sql.select(audit.c.draw)
+            .where(audit.c.session == session)
+            .order_by(audit.c.draw)
+            .offset(max(0, _RESERVE * size - 1))
+            .limit(1)
+        ).scalar()
+        drawn = [one for one in outcome.sample if bound is None or one[2] <= bound]
+        for row, image, draw in drawn:
+            values = {
+                "session": session,
+                "digest": outcome.digest,
+                "image": image,
+                "draw": draw,
+            }
+            # One that is there was labelled: of other content, that label is worth nothing.
+            connection.execute(
+                audit.update()
+                .where(audit.c.stack == key, audit.c.row == row)
+                .where(audit.c.digest != outcome.digest)
+                .values(keep=None, who=None, at=None, **values)
+            )
+            connection.execute(self._insert(audit).values(stack=key, row=row, **values))
+
+    # --- events: the watcher's
+
+    def note(self, session: str, happened: Iterable[Happened]) -> None:
+        """Note that something happened; an id that is known has happened already."""
+        with self._writing() as connection:
+            self._note(connection, session, happened, time.time())
+
+    def _note(
+        self, connection: Connection, session: str, happened: Iterable[Happened], at: float
+    ) -> None:
+        for one in happened:
+            connection.execute(
+                self._insert(events).values(
+                    id=one.id, session=session, name=one.name, at=at, data=dict(one.data)
+                )
+            )
+
+    def events(
+        self,
+        session: str,
+        *,
+        unwritten: bool = False,
+        unposted: bool = False,
+        names: Sequence[str] = (),
+        latest: int | None = None,
+        limit: int = 1000,
+    ) -> Sequence[Row[Any]]:
+        """Events in the order in which they were noted; the ``latest`` ones come newest first."""
+        wanted = sql.select(events).where(events.c.session == session)
+        if unwritten:
+            wanted = wanted.where(events.c.written.is_(False))
+        if unposted:
+            wanted = wanted.where(events.c.posted.is_(False))
+        if names:
+            wanted = wanted.where(events.c.name.in_(names))
+        order = events.c.number if latest is None else events.c.number.desc()
+        with self._reading() as connection:
+            return connection.execute(wanted.order_by(order).limit(latest or limit)).all()
+
+    def mark(self, numbers: Sequence[int], *, written: bool = False, posted: bool = False) -> None:
+        """Say that events were written as lines, or posted."""
+        values = {**({"written": True} if written else {}), **({"posted": True} if posted else {})}
+        with self._writing() as connection:
+            connection.execute(
+                events.update().where(events.c.number.in_(list(numbers))).values(**values)
+            )
+
+    # --- questions
+
+    def stack(self, key: str) -> Row[Any] | None:
+        """One stack's row, None where there is no such."""
+        with self._reading() as connection:
+            return connection.execute(sql.select(stacks).where(stacks.c.id == key)).first()
+
+    def stacks(
+        self,
+        session: str,
+        *states: State,
+        kind: str | None = None,
+        newest: int | None = None,
+        before: float | None = None,
+    ) -> Sequence[Row[Any]]:
+        """Stacks in the order of their paths, or the newest judged ones first."""
+        wanted = sql.select(stacks).where(stacks.c.session == session)
+        if states:
+            wanted = wanted.where(stacks.c.state.in_(states))
+        if kind:
+            wanted = wanted.where(stacks.c.kind == kind)
+        if before is not None:
+            wanted = wanted.where(stacks.c.judged < before)
+        if newest is None:
+            wanted = wanted.order_by(stacks.c.path)
+        else:
+            wanted = wanted.order_by(stacks.c.judged.desc(), stacks.c.id).limit(newest)
+        with self._reading() as connection:
+            return connection.execute(wanted).all()
+
+    def totals(self, session: str) -> dict[str, dict[str, int]]:
+        """Stacks, rows and fates by kind and state: ``totals["particle/judged"]["kept"]``."""
+        wanted = (
+            sql.select(
+                stacks.c.kind,
+                stacks.c.state,
+                sql.func.count().label("stacks"),
+                *(
+                    sql.func.coalesce(sql.func.sum(stacks.c[name]), 0).label(name)
+                    for name in ("rows", *FATES)
+                ),
+            )
+            .where(stacks.c.session == session)
+            .group_by(stacks.c.kind, stacks.c.state)
+        )
+        with self._reading() as connection:
+            return {
+                f"{row.kind}/{row.state}": {
+                    name: int(row._mapping[name]) for name in ("stacks", "rows", *FATES)
+                }
+                for row in connection.execute(wanted)
+            }
+
+    def micrographs(self, session: str, *, since: float = 0.0) -> Sequence[Row[Any]]:
+        """What is known of each micrograph, in the order in which they were judged."""
+        wanted = (
+            sql.select(micrographs)
+            .where(micrographs.c.session == session, micrographs.c.judged >= since)
+            .order_by(micrographs.c.judged, micrographs.c.stack, micrographs.c.ordinal)
+        )
+        with self._reading() as connection:
+            return connection.execute(wanted).all()
+
+    def square(self, session: str, square: str) -> Row[Any]:
+        """Sums over one grid square: micrographs, fates, mean score and CTF resolution."""
+        judged = micrographs.c.kept + micrographs.c.discarded + micrographs.c.review
+        with_ctf = sql.case((micrographs.c.ctf_resolution.is_not(None), judged), else_=0)
+        wanted = sql.select(
+            sql.func.count().label("micrographs"),
+            *(sql.func.sum(micrographs.c[name]).label(name) for name in FATES),
+            (
+                sql.func.sum(micrographs.c.score * judged)
+                / sql.func.nullif(sql.func.sum(judged), 0)
+            ).label("score"),
+            (
+                sql.func.sum(micrographs.c.ctf_resolution * judged)
+                / sql.func.nullif(sql.func.sum(with_ctf), 0)
+            ).label("ctf_resolution"),
+        ).where(micrographs.c.session == session, micrographs.c.square == square)
+        with self._reading() as connection:
+            return connection.execute(wanted).one()
+
+    def candidates(self, session: str, limit: int, offset: int = 0) -> Sequence[Row[Any]]:
+        """Images whose label would teach most, first; without what was labelled, here or blind."""
+        said = sql.exists().where(
+            overrides.c.stack == candidates.c.stack, overrides.c.row == candidates.c.row
+        )
+        blind = sql.exists().where(
+            audit.c.stack == candidates.c.stack, audit.c.row == candidates.c.row
+        )
+        wanted = (
+            sql.select(candidates, stacks.c.path)
+            .join(stacks, stacks.c.id == candidates.c.stack)
+            .where(candidates.c.session == session, ~said, ~blind)
+            .order_by(candidates.c.teaches.desc(), candidates.c.stack, candidates.c.row)
+            .limit(limit)
+            .offset(offset)
+        )
+        with self._reading() as connection:
+            return connection.execute(wanted).all()
+
+    # --- what people said: the page's
+
+    def override(
+        self,
+        session: str,
+        key: str,
+        row: int,
+        keep: bool | None,
+        *,
+        image: str,
+        before: str,
+        score: float,
+        digest: str,
+        who: str,
+    ) -> None:
+        """Say what an image is, or (None) take back what was said; each saying is an event too."""
+        now = time.time()
+        with self._writing() as connection:
+            connection.execute(
+                overrides.delete().where(overrides.c.stack == key, overrides.c.row == row)
+            )
+            if keep is not None:
+                connection.execute(
+                    overrides.insert().values(
+                        stack=key,
+                        row=row,
+                        session=session,
+                        digest=digest,
+                        image=image,
+                        keep=keep,
+                        before=before,
+                        score=score,
+                        who=who,
+                        at=now,
+                    )
+                )
+            said = {True: "keep", False: "discard", None: None}[keep]
+            data = {"image": image, "row": row, "before": before, "said": said, "who": who}
+            happened = Happened(f"{key}:{row}:{now:.6f}", "verdict.overridden", data)
+            self._note(connection, session, [happened], now)
+
+    def overrides(self, session: str) -> Sequence[Row[Any]]:
+        """What people said of images that are still what they were, with their stacks' paths."""
+        wanted = (
+            sql.select(overrides, stacks.c.path, stacks.c.described_by)
+            .join(stacks, stacks.c.id == overrides.c.stack)
+            .where(overrides.c.session == session, overrides.c.digest == stacks.c.digest)
+            .where(stacks.c.state == "judged")
+            .order_by(stacks.c.path, overrides.c.row)
+        )
+        with self._reading() as connection:
+            return connection.execute(wanted).all()
+
+    def audit_sample(self, session: str) -> Sequence[Row[Any]]:
+        """The blind sample: the images with the lowest draws, in the order of their draws.
+
+        Draws are uniform and depend on an image's place alone, so at any time this is a uniform
+        sample without replacement of all images judged so far, however they came in.
+        """
+        row = self.session(session)
+        wanted = (
+            sql.select(audit, stacks.c.path)
+            .join(stacks, stacks.c.id == audit.c.stack)
+            .where(audit.c.session == session, audit.c.digest == stacks.c.digest)
+            .where(stacks.c.state == "judged")
+            .order_by(audit.c.draw)
+            .limit(row.audit if row else 0)
+        )
+        with self._reading() as connection:
+            return connection.execute(wanted).all()
+
+    def label_blind(self, session: str, key: str, row: int, *, keep: bool, who: str) -> bool:
+        """Label an image of the blind sample; the first label stands.
+
+        Returns:
+            whether this one does.
+        """
+        with self._writing() as connection:
+            done = connection.execute(
+                audit.update()
+                .where(audit.c.session == session, audit.c.stack == key, audit.c.row == row)
+                .where(audit.c.keep.is_(None))
+                .values(keep=keep, who=who, at=time.time())
+            )
+            return done.rowcount == 1
+
+
+def _url(given: str | Path) -> sql.URL:
+    text = str(given)
+    if "://" not in text:
+        return sql.URL.create("sqlite", database=str(Path(text).expanduser().absolute()))
+    try:
+        url = make_url(text)
+        backend = url.get_backend_name()
+    except (ArgumentError, NoSuchModuleError, ValueError) as error:
+        raise SettingsError(f"the ledger is no URL: {_first_line(error)}") from error
+    if backend in ("postgresql", "postgres"):
+        return url.set(drivername="postgresql+psycopg")
+    if backend == "sqlite" and url.database not in (None, "", ":memory:"):
+        return url
+    raise SettingsError(
+        f"a ledger of kind {url.drivername} is not known",
+        remedy="give the path of an SQLite file, or postgresql://USER@HOST/DATABASE",
+    )
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    """Transactions begin when we say, writers wait for one another, readers for nobody."""
+
+    @sql.event.listens_for(engine, "connect")
+    def connected(connection: Any, _: object) -> None:
+        connection.isolation_level = None  # the driver begins no transaction of its own
+        for pragma in (
+            f"busy_timeout = {_BUSY_MS}",
+            "journal_mode = WAL",
+            "synchronous = FULL",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @sql.event.listens_for(engine, "begin")
+    def begun(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("cryoray_writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(getattr(error, "orig", None) or error).strip().partition("\n")[0].rstrip(".")
