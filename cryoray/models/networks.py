@@ -21,6 +21,8 @@ _ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
 #: Rings of the last feature map that are pooled apart, in fractions of the box's half side. A particle
 #: sits in the middle and its neighbours do not; rings tell the two apart and do not care about rotation.
 _RINGS = ((0.0, 0.4), (0.4, 0.75), (0.75, 1.5))
+#: A feature whose standard deviation in training is below this is the same for all.
+_CONSTANT = 1e-3
 
 
 class NetworkConfig(BaseModel):
@@ -128,7 +130,7 @@ class Network(nn.Module):
         maps = self.stages(self.stem(images[:, None]))
         fused = (maps.flatten(2) @ _ring_weights(maps)).flatten(1)
         if self.metadata is not None:
-            missing = torch.isnan(features)
+            missing = torch.isnan(features) | torch.isinf(self.feature_std)
             standard = ((features - self.feature_mean) / self.feature_std).clamp(-5, 5)
             standard = torch.where(missing, torch.zeros_like(standard), standard)
             fused = torch.cat([fused, self.metadata(torch.cat([standard, missing.float()], 1))], 1)
@@ -136,13 +138,18 @@ class Network(nn.Module):
         return self.verdict(fused if dropout is None else fused * dropout)[:, 0]
 
     def standardise(self, features: Tensor) -> None:
-        """Learn mean and deviation of each feature, [n, F] with NaN where missing, from training data."""
+        """Learn mean and deviation of each feature, [n, F] with NaN where missing, from training data.
+
+        One that is missing or the same in all of these said nothing, so what it says of another
+        image would mean nothing: its deviation is infinite, and it counts as missing.
+        """
         seen = ~torch.isnan(features)
         count = seen.sum(0).clamp(min=1)
         mean = torch.where(seen, features, 0.0).sum(0) / count
         variance = torch.where(seen, (features - mean) ** 2, 0.0).sum(0) / count
         self.feature_mean.copy_(mean)
-        self.feature_std.copy_(variance.sqrt().clamp(min=1e-3))
+        deviation = variance.sqrt()
+        self.feature_std.copy_(torch.where(deviation < _CONSTANT, torch.inf, deviation))
 
 
 def _ring_weights(maps: Tensor) -> Tensor:

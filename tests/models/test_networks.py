@@ -55,6 +55,17 @@ def test_a_missing_feature_is_not_a_zero():
     assert not torch.equal(mean, missing)
 
 
+@pytest.mark.parametrize("seen", [[4.5, 4.5, 4.5], [torch.nan] * 3, [torch.nan, 4.5, torch.nan]])
+def test_a_feature_that_said_nothing_in_training_says_nothing_later(seen):
+    network = build(DEFAULT_MEMBERS[0], 2, 0)
+    network.standardise(torch.tensor([[1.0, 2.0, 3.0], seen]).T)
+    images = torch.randn(1, 32, 32)
+    said = [logits(network, images, torch.tensor([[2.5, x]])) for x in (4.5, 7.0, torch.nan)]
+    assert torch.equal(said[0], said[1])
+    assert torch.equal(said[0], said[2])
+    assert not torch.equal(said[0], logits(network, images, torch.tensor([[1.0, 4.5]])))
+
+
 def test_a_network_without_metadata_takes_none():
     network = build(DEFAULT_MEMBERS[0], 0, 0)
     assert network.metadata is None
