@@ -109,6 +109,7 @@ def plan(
             rows=here,
             prepared_pixel_size=prepared_pixel_size[here],
             diameter=settings.diameter,
+            invert=invert,
         )
         size = max(1, (range_mib << 20) // stack.image_bytes)
         for start in range(0, len(here), size):

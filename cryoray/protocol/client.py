@@ -22,20 +22,6 @@ from cryoray.protocol.messages import (
 from cryoray.protocol.token import find_token
 
 
-class UnreachableError(InputError):
-    """Nothing answers where a service was expected."""
-
-
-class RefusedError(InputError):
-    """The service answered that it will not.
-
-    Attributes:
-        status: of HTTP, 400 to 499.
-    """
-
-    status = 400
-
-
 class Client:
     """Talks to one service; safe to use from several threads.
 
@@ -79,8 +65,7 @@ class Client:
             ensemble: name of one of the service's; None for its first.
 
         Raises:
-            RefusedError: the service refused, in its own words.
-            UnreachableError: nothing answers.
+            InputError: the service refused, in its own words, or cannot be reached.
             CryorayError: the service failed, or stayed full for longer than ``patience``.
         """
         request = JudgeRequest(source=str(Path(source).absolute()), rows=rows, ensemble=ensemble)
@@ -95,8 +80,7 @@ class Client:
         """Send a whole `.mrcs` file, or its bytes, and have all its images judged.
 
         Raises:
-            RefusedError: the service refused, in its own words.
-            UnreachableError: nothing answers.
+            InputError: the service refused, in its own words, or cannot be reached.
             CryorayError: the service failed, or stayed full for longer than ``patience``.
         """
         query = {} if ensemble is None else {"ensemble": ensemble}
@@ -141,7 +125,7 @@ class Client:
             try:
                 response = send()
             except httpx.ConnectError as error:
-                raise UnreachableError(
+                raise InputError(
                     f"no service answers at {self.url}", remedy="start one with `cryoray serve`"
                 ) from error
             except httpx.TransportError as error:
@@ -157,9 +141,7 @@ class Client:
         sentence = _sentence(response)
         # What was asked cannot be had; it failing at the other end, or being full, is nobody's input.
         if response.is_client_error and response.status_code != httpx.codes.TOO_MANY_REQUESTS:
-            refused = RefusedError(sentence.removesuffix("."))
-            refused.status = response.status_code
-            raise refused
+            raise InputError(sentence.removesuffix("."))
         raise CryorayError(sentence)
 
 

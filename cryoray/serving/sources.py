@@ -15,6 +15,7 @@ import numpy as np
 
 from cryoray.errors import FormatError, InputError
 from cryoray.formats.source import Source, open_source
+from cryoray.preparation.features import described
 from cryoray.preparation.plan import plan, protein_is_dark
 from cryoray.records import Kind, RowRange
 from cryoray.settings import PreparationSettings
@@ -216,7 +217,7 @@ def with_metadata(stack: Source, star: Source) -> Source:
         micrograph=np.where(there, star.micrograph[at], stack.micrograph),
         pixel_size=np.where(there, star.pixel_size[at], stack.pixel_size),
         metadata={
-            name: np.where(there, values[at], np.nan) for name, values in star.metadata.items()
+            name: np.where(there, values[at], np.nan) for name, values in described(star).items()
         },
         problems={
             **stack.problems,

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cryoray.cli.main import app
-from tests.architecture import settings_table
+from tests.architecture import feature_table, settings_table
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -131,6 +131,12 @@ def _code(text: str) -> str:
 def test_the_readme_has_the_settings_as_they_are() -> None:
     assert settings_table.parts()[1] == settings_table.table(), (
         "renew it: python -m tests.architecture.settings_table"
+    )
+
+
+def test_the_page_of_features_has_them_as_they_are() -> None:
+    assert feature_table.PAGE.read_text() == feature_table.table(), (
+        "renew it: python -m tests.architecture.feature_table"
     )
 
 

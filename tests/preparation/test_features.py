@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from cryoray.preparation.features import FEATURES, feature_names, source_feature
 from tests.preparation.sources import particles, write_source
 
 
-def made_of(kind: str = "particle", **metadata: list[float]) -> Source:
+def made_of(kind: str = "particle", **metadata: Sequence[float] | np.ndarray) -> Source:
     n = len(next(iter(metadata.values())))
     empty = np.full(n, "", object)
     return Source(
@@ -64,6 +65,40 @@ def test_names_do_not_collide_with_the_table_s_own_columns() -> None:
     assert not {"image", "project", "micrograph", "label", "pixel_size", "diameter"} & {
         feature.name for feature in FEATURES
     }
+
+
+CS = "formats/cryosparc/cryosparc_J2_particles_exported.cs"
+
+
+@pytest.mark.real
+def test_cryosparc_s_columns_add_up_as_the_features_take_them_to(real_data: Path) -> None:
+    table = np.load(real_data / CS)
+    known = {name: table[name] for name in table.dtype.names if name.startswith("alignments2D/")}
+    power, cross, model = (
+        known[f"alignments2D/{name}"] for name in ("image_pow", "cross_cor", "slice_pow")
+    )
+    np.testing.assert_allclose(power - cross + model, known["alignments2D/error"], rtol=1e-5)
+    source = made_of(**known)
+    names = (
+        "class_correlation",
+        "class_scale",
+        "alignment_error",
+        "residual_power",
+        "class_posterior",
+    )
+    found = dict(zip(names, source_features(source, names).T, strict=True))
+    np.testing.assert_allclose(
+        np.sinh(found["class_scale"]), known["alignments2D/alpha_min"], rtol=1e-5
+    )
+    # What the best scale leaves unexplained is one less the squared correlation.
+    scale = known["alignments2D/alpha_min"]
+    left = (power - scale * cross + scale**2 * model) / power
+    np.testing.assert_allclose(1 - found["class_correlation"] ** 2, left, rtol=1e-5)
+    np.testing.assert_allclose(
+        found["alignment_error"], known["alignments2D/error"] / power, rtol=1e-6
+    )
+    assert np.isnan(found["residual_power"]).all()  # 0 in this file: not computed
+    np.testing.assert_allclose(found["class_posterior"], known["alignments2D/class_posterior"])
 
 
 @pytest.mark.real

@@ -144,6 +144,24 @@ def test_of_two_rows_on_one_image_the_first_describes_it(tmp_path: Path) -> None
     assert with_metadata(open_source(stack), star).metadata["rlnDefocusU"][0] == 10000
 
 
+def test_a_bare_stack_s_particles_have_all_neighbours_that_its_star_file_places(
+    tmp_path: Path,
+) -> None:
+    for name in ("a", "b"):
+        write_stack(tmp_path / f"{name}.mrcs", particles(2))
+    rows = [f"{i}@{name}.mrcs mic.mrc {x} 500" for x, i, name in
+            ((100, 1, "a"), (110, 1, "b"), (900, 2, "a"), (920, 2, "b"))]  # fmt: skip
+    (tmp_path / "particles.star").write_text(
+        "\ndata_optics\n\nloop_\n_rlnImagePixelSize #1\n_rlnMicrographPixelSize #2\n"
+        "_rlnImageSize #3\n2 2 40\n\ndata_particles\n\nloop_\n_rlnImageName #1\n"
+        "_rlnMicrographName #2\n_rlnCoordinateX #3\n_rlnCoordinateY #4\n" + "\n".join(rows) + "\n"
+    )
+    near = PREPARATION.model_copy(update={"features": ("neighbour_distance",)})
+    catalogue = Catalogue([tmp_path], 10)
+    (part,) = catalogue.choose(tmp_path / "a.mrcs", None, "particle", near, 10).ranges
+    np.testing.assert_allclose(part.features[:, 0], np.log1p([10 / 40, 20 / 40]), rtol=1e-6)
+
+
 def test_a_star_file_that_does_not_name_the_stack_says_nothing_about_it(tmp_path: Path) -> None:
     stack = write_stack(tmp_path / "mic.mrcs", particles(2))
     write_star(tmp_path / "mic.star", ["1@elsewhere/mic.mrcs mic.mrc 1 9000 9000 4"])
