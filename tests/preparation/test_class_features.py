@@ -151,8 +151,8 @@ def test_islands_away_from_the_middle_are_scattered_signal_and_at_the_edge_edge_
     assert 0.05 < found["scatteredSignal"][1] < 0.4
     assert found["edgeSignal"][0] == found["edgeSignal"][1] == 0
     assert found["proteinCAR"][2] > found["proteinCAR"][0]
-    # only pixels within the circle can be protein; the filter widens the bar by one on either side
-    edge, wide = np.round(RADII) == 20, (np.abs(y) <= 7) & (x >= 0)
+    # only pixels within the circle can be protein; the filter widens the bar by two
+    edge, wide = np.round(RADII) == 20, (np.abs(y) <= 8) & (x >= 0)
     lowest, highest = (
         np.count_nonzero(edge & some & CIRCLE) / np.count_nonzero(edge) for some in (bar, wide)
     )
