@@ -23,7 +23,10 @@ MEMBERS = ("d1", "d2", "d3")
 #: How many rows a source may always lose, however small the fraction allowed (contracts: exit codes).
 QUARANTINE_FLOOR = 100
 
-#: In place of a numpy dtype: two pixels in a byte, the low half first (MRC mode 101).
+Compression = Literal["gzip", "bzip2"]
+
+#: In place of a numpy dtype: two pixels in a byte, the low half first (MRC mode 101); each line of an
+#: image begins with a byte of its own.
 NIBBLES = "4-bit"
 
 
@@ -33,7 +36,8 @@ class Stack:
 
     ``dtype`` is a numpy dtype string with byte order (``"<f2"``) or ``NIBBLES``, ``offset`` the byte
     at which image 0 begins, ``pixel_size`` in Å/px or None where the header has none. ``size`` (bytes)
-    and ``mtime_ns`` let a reader notice that the file changed under it.
+    and ``mtime_ns`` let a reader notice that the file changed under it. Where ``compression`` is not
+    None, ``offset`` counts the bytes of what is unpacked, and ``size`` those of the file.
     """
 
     path: Path
@@ -45,12 +49,13 @@ class Stack:
     pixel_size: float | None
     size: int
     mtime_ns: int
+    compression: Compression | None = None
 
     @property
     def image_bytes(self) -> int:
-        """Bytes of one image on disk."""
+        """Bytes of one image on disk, or unpacked."""
         if self.dtype == NIBBLES:
-            return self.height * self.width // 2
+            return self.height * ((self.width + 1) // 2)
         return self.height * self.width * np.dtype(self.dtype).itemsize
 
 

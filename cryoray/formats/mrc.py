@@ -2,7 +2,20 @@
 
 The format is MRC2014 (Cheng et al., J. Struct. Biol. 192, 2015) with modes 12 (float16) and 101
 (4 bit) as IMOD and RELION have them. Files of older programs, without the word ``MAP`` or a machine
-stamp, are read where their header makes sense in one byte order and no image is missing.
+stamp, are read where their header makes sense in one byte order and no image is missing. What readers
+have to decide for themselves:
+
+- Whatever ``ispg`` says (0, 1, 401), a section is an image: many programs declare their stacks volumes.
+- Bytes (mode 0) are signed, as MRC2014 and RELION have them, unless IMOD's flag says that they are
+  not or the header's own extremes lie in 0 to 255 and beyond 127.
+- 4-bit lines of odd width end with half a byte that is not used, as in IMOD. RELION takes no odd
+  number of pixels; a file whose size is that of lines without it is refused.
+- A pixel size of exactly 1 Å/px is what programs write who do not know it, so it is none. A STAR file
+  that says 1 Å/px is believed.
+- The pixel size that a header lacks is looked for in extended headers of FEI (FEI1, FEI2, AGAR). Those
+  of SerialEM (SERI) and CCP4 have none.
+- gzip and bzip2 are unpacked while they are read, which is slower. To learn how many images are there,
+  the whole file is unpacked once, into nothing.
 """
 
 from __future__ import annotations
@@ -11,15 +24,17 @@ import math
 import os
 import struct
 from contextlib import ExitStack
+from dataclasses import replace
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
 import numpy as np
-from mrcfile.dtypes import HEADER_DTYPE
+from mrcfile.dtypes import HEADER_DTYPE, get_ext_header_dtype
 
 from cryoray.errors import FormatError, InternalError
+from cryoray.formats.compressed import compression, opened, unpacked_bytes
 from cryoray.formats.files import impostor, replacing
 from cryoray.records import NIBBLES, Stack
 
@@ -28,10 +43,13 @@ _DTYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2", 101: NIBBLES}
 _MODES = {np.dtype("f2"): 12, np.dtype("f4"): 2}
 _STAMPS = {b"DD": "<", b"DA": "<", b"\x11\x11": ">"}
 _LARGEST_SIDE = 1 << 20  # px; beyond this the header is not one
+_IMOD_STAMP, _SIGNED_BYTES = 1146047817, 1
+_AGARD_PIXEL_SIZE = 11  # 0-based place among the real numbers of a section
+_SPIDER_FORMS = (1, 3, -11, -12, -21, -22)
 
 
 def read_header(path: Path) -> Stack:
-    """The stack that ``path`` holds, from its header alone.
+    """The stack that ``path`` holds, from its header alone; a compressed one is unpacked once for it.
 
     A file that is shorter than its header says is a stack of the images that are wholly there:
     ``count`` is theirs, and :func:`absence` says why the others are missing. So the rows that a
@@ -39,7 +57,7 @@ def read_header(path: Path) -> Stack:
 
     Raises:
         FormatError: there is no such file, it is no MRC file, or one of complex numbers or permuted
-            axes, or not one whole image is there.
+            axes, or not one whole image is there, or its compressed data are damaged.
     """
     stack, expected = _describe(path)
     if not stack.count:
@@ -72,6 +90,10 @@ def promised(stack: Stack) -> int:
 
 def _shortfall(stack: Stack, images: int) -> str:
     expected = stack.offset + images * stack.image_bytes
+    if stack.compression:
+        identity = stack.size, stack.mtime_ns
+        held = unpacked_bytes(stack.path, stack.compression, identity, expected)
+        return f"unpacks to less than its header says: {held:,} bytes, {expected:,} expected"
     return f"is shorter than its header says: {stack.size:,} bytes, {expected:,} expected"
 
 
@@ -79,39 +101,73 @@ def _describe(path: Path) -> tuple[Stack, int]:
     """The stack, and the number of images that its header promises."""
     try:
         with path.open("rb", buffering=0) as file:
-            header, status = file.read(_HEADER_BYTES), os.fstat(file.fileno())
+            start, status = file.read(2 * _HEADER_BYTES), os.fstat(file.fileno())
     except FileNotFoundError:
         raise FormatError("there is no such stack", file=path) from None
     except OSError as error:
         raise FormatError(f"cannot be read: {error.strerror}", file=path) from error
-    known = impostor(header)
+    identity = status.st_size, status.st_mtime_ns
+    packed = compression(start)
+    if packed:
+        start = opened(path, packed, identity).start(2 * _HEADER_BYTES)
+    known = impostor(start)
     if known:
         raise FormatError(known[0], file=path, remedy=known[1])
-    if len(header) < _HEADER_BYTES:
+    if len(start) < _HEADER_BYTES:
         raise FormatError(
-            f"is no MRC file: {len(header)} bytes, and the header alone has {_HEADER_BYTES:,}",
+            f"is no MRC file: {len(start)} bytes, and the header alone has {_HEADER_BYTES:,}",
             file=path,
             remedy="copy or extract the stack again",
         )
-    has_map = header[208:211] == b"MAP"
-    stamp = _STAMPS.get(header[212:214])
-    for order in ("<", ">") if stamp != ">" else (">", "<"):
-        nx, ny, nz, mode = struct.unpack_from(f"{order}4i", header, 0)
-        mx = struct.unpack_from(f"{order}i", header, 28)[0]
-        cell = struct.unpack_from(f"{order}f", header, 40)[0]
-        axes = struct.unpack_from(f"{order}3i", header, 64)
-        extended = struct.unpack_from(f"{order}i", header, 92)[0]
+    header, order = _header(start, path)
+    nx, ny, nz, mode = (int(header[name]) for name in ("nx", "ny", "nz", "mode"))
+    dtype = _DTYPES[mode]
+    if mode == 0 and not _signed(header, order):
+        dtype = "u1"
+    stack = Stack(
+        path=path,
+        count=nz,
+        height=ny,
+        width=nx,
+        dtype=dtype if dtype == NIBBLES else order + dtype,
+        offset=_HEADER_BYTES + max(int(header["nsymbt"]), 0),
+        pixel_size=_pixel_size(header, start[_HEADER_BYTES:], order),
+        size=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        compression=packed,
+    )
+    expected = stack.offset + nz * stack.image_bytes
+    held = unpacked_bytes(path, packed, identity, expected) if packed else status.st_size
+    if dtype == NIBBLES and nx % 2 and held == stack.offset + nz * ny * nx // 2:
+        raise FormatError(
+            f"holds 4-bit images of odd width {nx} whose lines do not begin with a byte of their own",
+            file=path,
+            remedy="convert it to 8 bit with the program that wrote it",
+        )
+    there = min(nz, max(0, held - stack.offset) // stack.image_bytes)
+    if there < nz and header["map"][:3] != b"MAP":
+        raise _not_mrc(path, start)
+    return replace(stack, count=there), nz
+
+
+def _header(start: bytes, path: Path) -> tuple[np.void, str]:
+    """The header and its byte order, checked to be that of a stack."""
+    has_map = start[208:211] == b"MAP"
+    for order in ("<", ">") if _STAMPS.get(start[212:214]) != ">" else (">", "<"):
+        header = np.frombuffer(start, HEADER_DTYPE.newbyteorder(order), 1)[0]
+        nx, ny, nz, mode = (int(header[name]) for name in ("nx", "ny", "nz", "mode"))
         if all(0 < side <= _LARGEST_SIDE for side in (nx, ny)) and nz > 0 and 0 <= mode <= 101:
             break
     else:
-        raise _not_mrc(path)
+        raise _not_mrc(path, start)
     if mode not in _DTYPES:
         if has_map:
             raise FormatError(
                 f"has MRC mode {mode}, which is not one of real images (0, 1, 2, 6, 12, 101)",
                 file=path,
             )
-        raise _not_mrc(path)
+        raise _not_mrc(path, start)
+    axes = tuple(int(header[name]) for name in ("mapc", "mapr", "maps"))
     if axes not in ((1, 2, 3), (0, 0, 0)):
         if has_map:
             raise FormatError(
@@ -119,38 +175,70 @@ def _describe(path: Path) -> tuple[Stack, int]:
                 file=path,
                 remedy="give a stack of images, not a map",
             )
-        raise _not_mrc(path)
-    if mode == 101 and nx % 2:
-        raise FormatError(
-            f"holds 4-bit images of odd width {nx}, which programs do not agree on", file=path
+        raise _not_mrc(path, start)
+    return header, order
+
+
+def _not_mrc(path: Path, start: bytes) -> FormatError:
+    if _is_spider(start):
+        return FormatError(
+            "is a SPIDER file, which is not read",
+            file=path,
+            remedy="convert it with `relion_image_handler --i FILE.spi --o FILE.mrcs`",
         )
-    pixel = cell / mx if mx > 0 and math.isfinite(cell) else 0.0
-    dtype = _DTYPES[mode]
-    offset = _HEADER_BYTES + max(extended, 0)
-    image_bytes = nx * ny // 2 if dtype == NIBBLES else nx * ny * np.dtype(dtype).itemsize
-    there = min(nz, max(0, status.st_size - offset) // image_bytes)
-    if there < nz and not has_map:
-        raise _not_mrc(path)
-    stack = Stack(
-        path=path,
-        count=there,
-        height=ny,
-        width=nx,
-        dtype=dtype if dtype == NIBBLES else order + dtype,
-        offset=offset,
-        pixel_size=pixel if 0.01 < pixel < 1000 else None,
-        size=status.st_size,
-        mtime_ns=status.st_mtime_ns,
-    )
-    return stack, nz
-
-
-def _not_mrc(path: Path) -> FormatError:
     return FormatError("is no MRC file: its header makes no sense", file=path)
+
+
+def _is_spider(start: bytes) -> bool:
+    """Whether the sizes in a SPIDER header agree with each other (spider.wadsworth.org/spider_doc)."""
+    for order in "<>":
+        words = np.frombuffer(start, f"{order}f4", 23)
+        form, width, records, header, line = (float(words[at]) for at in (4, 11, 12, 21, 22))
+        if form in _SPIDER_FORMS and 0 < width == line / 4 and header == records * line:
+            return True
+    return False
+
+
+def _signed(header: np.void, order: str) -> bool:
+    """Whether bytes are signed: as IMOD's flag says, else by the extremes, else as in MRC2014."""
+    stamp, flags = struct.unpack_from(f"{order}2i", header.tobytes(), 152)
+    if stamp == _IMOD_STAMP:
+        return bool(flags & _SIGNED_BYTES)
+    low, high = float(header["dmin"]), float(header["dmax"])
+    return not (low >= 0 and 127 < high <= 255)
+
+
+def _pixel_size(header: np.void, extended: bytes, order: str) -> float | None:
+    """Å/px: of the header, else of the first section's entry in an extended header, else None."""
+    columns = int(header["mx"])
+    if columns > 0:
+        size = float(header["cella"]["x"]) / columns
+        if _plausible(size):
+            return size
+    kind = bytes(header["exttyp"])
+    metres = math.nan
+    if kind in (b"FEI1", b"FEI2"):
+        dtype = get_ext_header_dtype(kind, order)
+        if int(header["nsymbt"]) >= dtype.itemsize <= len(extended):
+            metres = float(np.frombuffer(extended, dtype, 1)[0]["Pixel size X"])
+    elif kind == b"AGAR":  # for each section some integers, then some real numbers
+        integers, reals = struct.unpack_from(f"{order}2h", header.tobytes(), 128)
+        at = 4 * (integers + _AGARD_PIXEL_SIZE)
+        if integers >= 0 and reals > _AGARD_PIXEL_SIZE and at + 4 <= len(extended):
+            metres = float(struct.unpack_from(f"{order}f", extended, at)[0])
+    size = metres * 1e10
+    return size if _plausible(size) else None
+
+
+def _plausible(size: float) -> bool:
+    return 0.01 < size < 1000 and not math.isclose(size, 1, abs_tol=1e-6)
 
 
 def read_frames(stack: Stack, frames: np.ndarray) -> np.ndarray:
     """Images of a stack, in the order asked for; neighbours are read in one go.
+
+    Of a compressed stack, ranges in ascending order cost one pass over the file as long as one process
+    reads them; going back begins again.
 
     Args:
         stack: as :func:`read_header` described it.
@@ -160,7 +248,7 @@ def read_frames(stack: Stack, frames: np.ndarray) -> np.ndarray:
         float32 [n, height, width].
 
     Raises:
-        FormatError: the file changed since, is gone, or has no such image.
+        FormatError: the file changed since, is gone or damaged, or has no such image.
     """
     frames = np.asarray(frames, dtype=np.int64)
     beyond = frames[(frames < 0) | (frames >= stack.count)]
@@ -173,7 +261,8 @@ def read_frames(stack: Stack, frames: np.ndarray) -> np.ndarray:
     try:
         with stack.path.open("rb", buffering=0) as file:
             status = os.fstat(file.fileno())
-            if (status.st_size, status.st_mtime_ns) != (stack.size, stack.mtime_ns):
+            identity = status.st_size, status.st_mtime_ns
+            if identity != (stack.size, stack.mtime_ns):
                 raise FormatError(
                     "changed while it was being read",
                     file=stack.path,
@@ -181,14 +270,20 @@ def read_frames(stack: Stack, frames: np.ndarray) -> np.ndarray:
                 )
             start = 0
             for end in ends.tolist():
-                file.seek(stack.offset + int(frames[start]) * stack.image_bytes)
-                _fill(file, raw[start:end].data.cast("B"), stack.path)
+                at = stack.offset + int(frames[start]) * stack.image_bytes
+                into = raw[start:end].data.cast("B")
+                if stack.compression:
+                    opened(stack.path, stack.compression, identity).fill(at, into)
+                else:
+                    file.seek(at)
+                    _fill(file, into, stack.path)
                 start = end
     except OSError as error:
         raise FormatError(f"cannot be read: {error.strerror}", file=stack.path) from error
     shape = (len(frames), stack.height, stack.width)
     if stack.dtype == NIBBLES:  # the low half of a byte comes first
-        return np.stack([raw & 15, raw >> 4], axis=-1).reshape(shape).astype(np.float32)
+        halves = np.stack([raw & 15, raw >> 4], axis=-1).reshape(*shape[:2], -1)
+        return halves[..., : stack.width].astype(np.float32)
     return raw.view(stack.dtype).reshape(shape).astype(np.float32, copy=False)
 
 

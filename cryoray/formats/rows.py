@@ -15,8 +15,12 @@ from cryoray.records import Kind
 
 #: What a source is made of: a RELION STAR file, a cryoSPARC table, or stacks that nothing describes.
 Format = Literal["star", "cs", "stack"]
-STACK_SUFFIXES = (".mrcs", ".mrc", ".st")
-FILE_SUFFIXES = (".star", *STACK_SUFFIXES)
+STACK_SUFFIXES = (".mrcs", ".mrc", ".st", ".map")
+PACKED_SUFFIXES = ("", ".gz", ".bz2")
+FILE_SUFFIXES = (
+    ".star",
+    *(stack + packed for stack in STACK_SUFFIXES for packed in PACKED_SUFFIXES),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +62,7 @@ class Source:
     @cached_property
     def name(self) -> str:
         """The project's name if nobody gives one: its folder, above RELION's ``TYPE/jobNNN``."""
-        folder = self.path if self.path.suffix not in FILE_SUFFIXES else self.path.parent
+        folder = self.path.parent if self.path.name.endswith(FILE_SUFFIXES) else self.path
         if re.fullmatch(r"job\d+", folder.name) and len(folder.parts) > 3:
             folder = folder.parent.parent
         return folder.name

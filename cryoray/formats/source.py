@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cryoray.errors import FormatError, InputError
 from cryoray.formats.relion import named_stacks, open_star, stars_in
-from cryoray.formats.rows import FILE_SUFFIXES, Source
+from cryoray.formats.rows import FILE_SUFFIXES, PACKED_SUFFIXES, Source
 from cryoray.formats.stacks import open_stacks
 from cryoray.records import Kind
 
@@ -84,7 +84,7 @@ def open_source(path: Path, kind: Kind = "particle") -> Source:
 
 
 def _check_readable(path: Path) -> None:
-    if path.suffix not in FILE_SUFFIXES:
+    if not path.name.endswith(FILE_SUFFIXES):
         raise FormatError("is of a kind that is not read", file=path, remedy=f"give {READABLE}")
 
 
@@ -97,7 +97,8 @@ def _bare_stacks(folder: Path) -> list[Path]:
     stacks = sorted(
         file
         for file in folder.iterdir()
-        if file.suffix == ".mrcs" and not file.name.startswith(".")
+        if file.name.endswith(tuple(f".mrcs{packed}" for packed in PACKED_SUFFIXES))
+        and not file.name.startswith(".")
     )
     named = named_stacks(folder) if stacks else set()
     return [stack for stack in stacks if stack not in named]

@@ -42,7 +42,7 @@ _MISSING = [
     "N/A",
     "-",
 ]
-_NEWLINE, _HASH, _SPACE, _QUOTES = 10, 35, 32, (34, 39)
+_NEWLINE, _HASH, _SPACE, _UNDERSCORE, _QUOTES = 10, 35, 32, 95, (34, 39)
 
 
 class Columns(NamedTuple):
@@ -235,6 +235,12 @@ class Block:
                 first = _first_field(text, starts, ends)
                 full = first < ends
                 full[full] = text[first[full]] != _HASH
+                if (text[first[full]] == _UNDERSCORE).any():
+                    raise FormatError(
+                        f"has a second loop in its table data_{self.name}, which RELION does not write",
+                        file=self.path,
+                        remedy="give the second one a data_ line of its own",
+                    )
                 parts.append(
                     _Rows(
                         base + starts[full],
