@@ -157,7 +157,7 @@ def in_process(work: Callable[..., T], *arguments: object) -> tuple[Cost, T]:
     try:
         cost, made = mine.recv()
     except EOFError:
-        raise RuntimeError(f"{work.__qualname__} ended with {process.exitcode}") from None
+        raise RuntimeError(f"{work.__qualname__} failed; what it said is above") from None
     finally:
         process.join()
     return Cost(*cost), made
