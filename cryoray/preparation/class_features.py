@@ -426,9 +426,12 @@ def rank(values: np.ndarray, job: np.ndarray) -> np.ndarray:
 
 
 def robust_z(values: np.ndarray, job: np.ndarray) -> np.ndarray:
-    """float64 [n]: distance from the job's median, in robust standard deviations (1.4826 MAD).
+    """float64 [n]: distance from the job's median, in robust standard deviations.
 
-    NaN where the value is, or where fewer than five are known, or half of them are equal.
+    That is 1.4826 times the median absolute deviation, or, where half of the values are equal (as
+    resolutions in whole shells often are), 1.2533 times the mean one (Iglewicz and Hoaglin, How to
+    detect and handle outliers, 1993). NaN where the value is, or where fewer than five are known, or
+    all are equal.
     """
     return _by_job(values, job, _robust_z)
 
@@ -459,7 +462,8 @@ def _rank(values: np.ndarray) -> np.ndarray:
 
 def _robust_z(values: np.ndarray) -> np.ndarray:
     distance = values - np.median(values)
-    deviation = 1.4826 * np.median(np.abs(distance))
-    if deviation <= 1e-9 * np.abs(distance).max():  # what rounding leaves of equal values
-        return np.full(len(values), np.nan)
-    return distance / deviation
+    apart = np.abs(distance)
+    deviation = 1.4826 * np.median(apart)
+    if deviation <= 1e-9 * apart.max():  # what rounding leaves of equal values
+        deviation = 1.2533 * apart.mean()
+    return distance / deviation if deviation > 0 else np.full(len(values), np.nan)

@@ -25,9 +25,9 @@ _CLASSES = """
 
 Each of these, but the first two, comes three times: as it is, as its rank among the classes of the
 job (`…_rank`, 0 lowest, 1 highest, ties share a place), and as its robust z-score within the job
-(`…_z`: distance from the median over 1.4826 times the median absolute deviation, of the transformed
-value, and asinh of that). Of fewer than five classes a job has neither. A job is what lies in one
-stack.
+(`…_z`: distance of the transformed value from the median, over 1.4826 times the median absolute
+deviation, or 1.2533 times the mean one where half of the values are equal; asinh of that). Of fewer
+than five classes a job has neither. A job is what lies in one stack.
 
 The *circle* is the particle's: its diameter is what the job's `optimiser.star` or `job.star` says,
 else `--diameter`, else it is found where the classes are masked. Zero *grey* is an image's level
@@ -36,6 +36,9 @@ Areas are fractions of the circle, and sums are divided by its area. So numbers 
 cryoSPARC, and of jobs at different pixel sizes, go together. They are RELION's definitions but not
 RELION's units: its `features.star` holds other values. Protein is what is brighter than 0.05
 standard deviations of the image low-pass filtered to 25 Å and reaches well into the middle.
+
+`python -m benchmarks.class_features FOLDER` tells, of classes that somebody selected, how well each
+feature alone tells the selected from the others.
 
 """
 

@@ -295,6 +295,11 @@ def test_a_robust_z_score_survives_any_scale_and_shift(values, scale, shift):
     np.testing.assert_allclose(robust_z(scale * values + shift, job_of), here, atol=1e-6)
 
 
+def test_where_half_are_equal_the_mean_deviation_is_the_scale() -> None:
+    z = robust_z(np.array([3, 3, 3, 3, 5, 4.0]), np.zeros(6, int))
+    np.testing.assert_allclose(z, np.array([0, 0, 0, 0, 2, 1]) / (1.2533 * 3 / 6))
+
+
 def test_missing_values_take_no_rank_and_too_few_have_none() -> None:
     nan = np.nan
     one = np.zeros(6, int)
@@ -303,7 +308,7 @@ def test_missing_values_take_no_rank_and_too_few_have_none() -> None:
     )
     assert np.isnan(rank(np.array([3, nan, nan, 2, 5, 4]), one)).all()
     assert np.isnan(robust_z(np.array([3, nan, nan, 2, 5, 4]), one)).all()
-    assert np.isnan(robust_z(np.array([3, 3, 3, 3, 5, 4.0]), one)).all()  # half are equal
+    assert np.isnan(robust_z(np.full(6, 3.3), one)).all()
     assert np.isnan(rank(np.arange(6.0), one - 1)).all()  # of no stack
 
 
