@@ -180,6 +180,21 @@ class ClassifySettings(Section):
     max_quarantined: Fraction = 0.01
 
 
+class ProofSettings(Section):
+    """What the choices did to the map and to 2D images."""
+
+    pixel_size: float | None = Field(None, gt=0, description="Å/px of maps; None: their header's")
+    mask_threshold: float | None = Field(None, description="density; None: Otsu's")
+    mask_lowpass: float = Field(15.0, gt=0, description="Å, before the threshold")
+    mask_extend: float = Field(3.0, ge=0, description="px by which the mask grows")
+    mask_edge: float = Field(6.0, ge=0, description="px of the mask's soft edge")
+    random_phases: int = Field(5, ge=1, description="draws of random phases, averaged")
+    symmetry: str = Field("C1", description="point group: Cn, Dn, T, O or I, as RELION has it")
+    random_subsets: int = Field(5, ge=0, description="random subsets as large as the kept")
+    particles: int | None = Field(None, ge=2, description="particles per task; None: shared out")
+    seed: int = 0
+
+
 class ServeSettings(Section):
     """The service."""
 
@@ -215,6 +230,7 @@ class Settings(BaseSettings):
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     classify: ClassifySettings = ClassifySettings()
+    proof: ProofSettings = ProofSettings()
     serve: ServeSettings = ServeSettings()
 
     @classmethod

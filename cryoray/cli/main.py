@@ -10,7 +10,18 @@ from typing import Annotated, Any
 import typer
 
 from cryoray import __version__
-from cryoray.cli import classify, doctor, evaluate, ingest, inspect, promote, serve, simulate, train
+from cryoray.cli import (
+    classify,
+    doctor,
+    evaluate,
+    ingest,
+    inspect,
+    promote,
+    serve,
+    simulate,
+    train,
+    validate,
+)
 from cryoray.cli.common import Given, complaints, out
 
 app = typer.Typer(
@@ -63,6 +74,11 @@ for verb in (
     doctor.doctor,
 ):
     app.command()(_guarded(verb))
+
+_validate = typer.Typer(no_args_is_help=True)
+app.add_typer(_validate, name="validate", help=validate.__doc__)
+for proof in (validate.fsc,):
+    _validate.command()(_guarded(proof))
 
 
 def main() -> None:

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from importlib import resources
+from itertools import zip_longest
 from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
 
 import cryoray
+from cryoray.formats.files import replacing
+from cryoray.validation.report.plots import Drawing, Line
 from cryoray.validation.report.sections import (
     Block,
+    Figure,
     Section,
     Strip,
+    angstrom,
     bound_section,
     calibration_section,
     confusion_section,
     curves_section,
     decimal,
+    directions_section,
+    fsc_section,
     gallery_section,
     percent,
     provenance_section,
@@ -32,13 +40,19 @@ from cryoray.validation.report.sections import (
 
 __all__ = [
     "Block",
+    "Drawing",
+    "Figure",
+    "Line",
     "Section",
     "Strip",
+    "angstrom",
     "bound_section",
     "calibration_section",
     "confusion_section",
     "curves_section",
     "decimal",
+    "directions_section",
+    "fsc_section",
     "gallery_section",
     "percent",
     "provenance_section",
@@ -52,8 +66,8 @@ __all__ = [
 ]
 
 
-def render(out: Path, title: str, sections: Sequence[Section]) -> Path:
-    """Write the page.
+def render(out: Path, title: str, sections: Sequence[Section], *, pictures: bool = False) -> Path:
+    """Write the page, and its figures beside it in ``figures``: each as SVG, and as CSV what it shows.
 
     It loads nothing from anywhere: type is the reader's own, plots are inline SVG, images are data
     URIs, there is no script.
@@ -62,6 +76,7 @@ def render(out: Path, title: str, sections: Sequence[Section]) -> Path:
         out: the file, written under another name and renamed.
         title: of the page.
         sections: in order.
+        pictures: figures as PNG, too.
 
     Returns:
         ``out``.
@@ -77,7 +92,26 @@ def render(out: Path, title: str, sections: Sequence[Section]) -> Path:
         version=cryoray.__version__,
     )
     out = Path(out)
-    partial = out.with_name(f".{out.name}.partial")
-    partial.write_text(page.strip() + "\n", encoding="utf-8")
-    partial.replace(out)
+    for section in sections:
+        for block in section.blocks:
+            if isinstance(block, Figure) and isinstance(block.svg, Drawing):
+                _write_figure(out.parent / "figures", block.svg, pictures)
+    with replacing(out) as partial:
+        partial.write_text(page.strip() + "\n", encoding="utf-8")
     return out
+
+
+def _write_figure(folder: Path, drawing: Drawing, pictures: bool) -> None:
+    with replacing(folder / f"{drawing.name}.svg") as partial:
+        partial.write_text(drawing.svg() + "\n", encoding="utf-8")
+    if pictures:
+        with replacing(folder / f"{drawing.name}.png") as partial:
+            partial.write_bytes(drawing.png())
+    if drawing.columns:
+        with (
+            replacing(folder / f"{drawing.name}.csv") as partial,
+            partial.open("w", newline="", encoding="utf-8") as file,
+        ):
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(drawing.columns)
+            table.writerows(zip_longest(*drawing.columns.values(), fillvalue=""))

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, wraps
+from importlib import resources
 from typing import Any, ParamSpec
 
 import matplotlib
 import numpy as np
 from markupsafe import Markup
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -19,50 +23,109 @@ from cryoray.validation import accuracy
 
 #: Names of the page's CSS variables, each drawn in a colour that stands for it and nothing else.
 _NAMES = ("ink", "muted", "rule", "paper", "keep", "discard", "review", "d1", "d2", "d3")
-_COLOUR = {name: f"#{0xA1B200 + index:06x}" for index, name in enumerate(_NAMES)}
+_PLACEHOLDER = {name: f"#{0xA1B200 + index:06x}" for index, name in enumerate(_NAMES)}
+#: The colours that plots are drawn in now.
+_COLOUR = dict(_PLACEHOLDER)
 
 #: Members differ in line style too, for print and for eyes that do not tell the colours apart.
 _STYLE = {"d1": "-", "d2": (0, (5, 1.6)), "d3": (0, (1.2, 1.4))}
 
-_RC: dict[str, Any] = {
-    "svg.fonttype": "none",  # text stays text: searchable, and set in the page's own type
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "font.size": 8.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": _COLOUR["muted"],
-    "axes.linewidth": 0.7,
-    "axes.labelcolor": _COLOUR["ink"],
-    "axes.axisbelow": True,
-    "axes.xmargin": 0.02,
-    "text.color": _COLOUR["ink"],
-    "xtick.color": _COLOUR["muted"],
-    "ytick.color": _COLOUR["muted"],
-    "xtick.labelcolor": _COLOUR["ink"],
-    "ytick.labelcolor": _COLOUR["ink"],
-    "xtick.major.size": 3,
-    "ytick.major.size": 3,
-    "xtick.minor.size": 1.8,
-    "ytick.minor.size": 1.8,
-    "grid.color": _COLOUR["rule"],
-    "grid.linewidth": 0.6,
-    "lines.linewidth": 1.6,
-    "lines.solid_capstyle": "round",
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "legend.handlelength": 2.4,
-}
+
+def _rc() -> dict[str, Any]:
+    """How matplotlib draws, in the colours of now."""
+    return {
+        "svg.fonttype": "none",  # text stays text: searchable, and set in the page's own type
+        "figure.facecolor": "none",
+        "axes.facecolor": "none",
+        "font.size": 8.5,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": _COLOUR["muted"],
+        "axes.linewidth": 0.7,
+        "axes.labelcolor": _COLOUR["ink"],
+        "axes.axisbelow": True,
+        "axes.xmargin": 0.02,
+        "text.color": _COLOUR["ink"],
+        "xtick.color": _COLOUR["muted"],
+        "ytick.color": _COLOUR["muted"],
+        "xtick.labelcolor": _COLOUR["ink"],
+        "ytick.labelcolor": _COLOUR["ink"],
+        "xtick.major.size": 3,
+        "ytick.major.size": 3,
+        "xtick.minor.size": 1.8,
+        "ytick.minor.size": 1.8,
+        "grid.color": _COLOUR["rule"],
+        "grid.linewidth": 0.6,
+        "lines.linewidth": 1.6,
+        "lines.solid_capstyle": "round",
+        "legend.frameon": False,
+        "legend.fontsize": 8,
+        "legend.handlelength": 2.4,
+    }
 
 
 P = ParamSpec("P")
 
 
-def _in_the_pages_manner(draw: Callable[P, Markup]) -> Callable[P, Markup]:
+class Drawing(Markup):
+    """An inline SVG in the page's colours, which can be had as files of its own as well.
+
+    Attributes:
+        name: of the files.
+        columns: what is drawn, as columns of a table; they may be of different lengths.
+        figure: of matplotlib.
+        again: draws it anew.
+    """
+
+    name: str
+    columns: Mapping[str, Sequence[object]]
+    figure: Figure
+    again: Callable[[], Drawing]
+
+    def svg(self) -> str:
+        """A whole SVG file in the page's colours of the day."""
+        text = str(self)
+        for name, colour in _daylight().items():
+            text = text.replace(f"var(--{name})", colour)
+        head = '<svg xmlns="http://www.w3.org/2000/svg" font-family="Helvetica, Arial, sans-serif"'
+        return text.replace("<svg", head, 1).replace(' aria-hidden="true"', "", 1)
+
+    def png(self, dots_per_inch: int = 200) -> bytes:
+        """The same as a picture."""
+        with _colours(_daylight()):
+            figure = self.again().figure
+        figure.set_facecolor(_daylight()["paper"])
+        file = io.BytesIO()
+        figure.set_dpi(dots_per_inch)
+        with matplotlib.rc_context(_rc()):
+            FigureCanvasAgg(figure).print_png(file)
+        return file.getvalue()
+
+
+@cache
+def _daylight() -> dict[str, str]:
+    """The page's colours by day, from its style sheet."""
+    style = resources.files(__package__).joinpath("page.css").read_text("utf-8")
+    first = style[: style.index("@media")]
+    return {name: re.search(rf"--{name}: (#\w+);", first)[1] for name in _NAMES}  # type: ignore[index]
+
+
+@contextmanager
+def _colours(palette: Mapping[str, str]) -> Iterator[None]:
+    _COLOUR.update(palette)
+    try:
+        yield
+    finally:
+        _COLOUR.update(_PLACEHOLDER)
+
+
+def _in_the_pages_manner(draw: Callable[P, Drawing]) -> Callable[P, Drawing]:
     @wraps(draw)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> Markup:
-        with matplotlib.rc_context(_RC):
-            return draw(*args, **kwargs)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Drawing:
+        with matplotlib.rc_context(_rc()):
+            made = draw(*args, **kwargs)
+        made.again = lambda: drawn(*args, **kwargs)
+        return made
 
     return drawn
 
@@ -75,8 +138,8 @@ class _Plot:
         self.axes = self.figure.subplots()
         self.axes.grid(visible=True)
 
-    def svg(self, name: str) -> Markup:
-        """The figure as an ``<svg>`` element whose ids begin with ``name``."""
+    def svg(self, name: str, columns: Mapping[str, Any] | None = None) -> Drawing:
+        """The figure as an ``<svg>`` element whose ids begin with ``name``; ``columns`` is what it shows."""
         text = io.StringIO()
         with matplotlib.rc_context({"svg.hashsalt": name}):
             FigureCanvasSVG(self.figure).print_svg(
@@ -91,9 +154,11 @@ class _Plot:
         svg = svg.replace("url(#", f"url(#{name}-").replace('xlink:href="#', f'href="#{name}-')
         svg = re.sub(r'(<svg) .*?(viewBox="[^"]*").*?>', r'\1 \2 aria-hidden="true">', svg, count=1)
         svg = re.sub(r'\b(?:d|x|y|transform)="[^"]*"', _rounded, svg)
-        for variable, colour in _COLOUR.items():
+        for variable, colour in _PLACEHOLDER.items():
             svg = svg.replace(colour, f"var(--{variable})")
-        return Markup(re.sub(r"\s*\n\s*", " ", svg))
+        drawing = Drawing(re.sub(r"\s*\n\s*", " ", svg))
+        drawing.name, drawing.columns, drawing.figure = name, columns or {}, self.figure
+        return drawing
 
 
 def _rounded(attribute: re.Match[str]) -> str:
@@ -106,7 +171,7 @@ def _percent(value: float, _: object = None) -> str:
 
 
 @_in_the_pages_manner
-def curves(rows: Sequence[Mapping[str, Any]], quantity: str, label: str, name: str) -> Markup:
+def curves(rows: Sequence[Mapping[str, Any]], quantity: str, label: str, name: str) -> Drawing:
     """One quantity over epochs, for each member: the mean over its fits, and each fit faintly.
 
     Args:
@@ -138,11 +203,12 @@ def curves(rows: Sequence[Mapping[str, Any]], quantity: str, label: str, name: s
         axes.yaxis.set_major_formatter(FuncFormatter(_percent))
     if axes.lines:
         axes.legend(loc="best")
-    return plot.svg(name)
+    keys = ("member", "fold", "epoch", quantity)
+    return plot.svg(name, {key: [row.get(key) for row in rows] for key in keys})
 
 
 @_in_the_pages_manner
-def roc(labels: np.ndarray, score: np.ndarray, threshold: float | np.ndarray, name: str) -> Markup:
+def roc(labels: np.ndarray, score: np.ndarray, threshold: float | np.ndarray, name: str) -> Drawing:
     """The ROC curve and, on it, the operating point."""
     fpr, tpr, _ = accuracy.roc_curve(labels, score)
     x, y = _operating_point(labels, score, threshold)
@@ -163,7 +229,7 @@ def roc(labels: np.ndarray, score: np.ndarray, threshold: float | np.ndarray, na
     axes.set(xlabel="bad images let through", ylabel="good images kept", xlim=(0, 1), ylim=(0, 1))
     axes.xaxis.set_major_formatter(FuncFormatter(_percent))
     axes.yaxis.set_major_formatter(FuncFormatter(_percent))
-    return plot.svg(name)
+    return plot.svg(name, {"bad_let_through": fpr, "good_kept": tpr})
 
 
 @_in_the_pages_manner
@@ -173,7 +239,7 @@ def trade(
     threshold: float | np.ndarray,
     bound: float | None,
     name: str,
-) -> Markup:
+) -> Drawing:
     """Good images lost for bad ones let through, on logarithmic axes: the corner that matters.
 
     Args:
@@ -201,11 +267,11 @@ def trade(
         axis.set_major_locator(LogLocator(numticks=5))
         axis.set_major_formatter(FuncFormatter(_percent))
         axis.set_minor_formatter(NullFormatter())
-    return plot.svg(name)
+    return plot.svg(name, {"bad_let_through": fpr, "good_lost": 1 - tpr})
 
 
 @_in_the_pages_manner
-def reliability(labels: np.ndarray, score: np.ndarray, name: str) -> Markup:
+def reliability(labels: np.ndarray, score: np.ndarray, name: str) -> Drawing:
     """Fraction of good images at each score, with 95 % intervals, beside what the score promises."""
     table = accuracy.reliability(labels, score)
     low, high = accuracy.wilson(table.good * table.count, table.count)
@@ -217,7 +283,8 @@ def reliability(labels: np.ndarray, score: np.ndarray, name: str) -> Markup:
     axes.scatter(table.score, table.good, s=size, color=_COLOUR["ink"], zorder=3, clip_on=False)
     axes.text(0.97, 0.05, f"ECE {table.ece:.3f}", ha="right", weight="bold")
     axes.set(xlabel="score", ylabel="fraction good", xlim=(0, 1), ylim=(0, 1))
-    return plot.svg(name)
+    columns = {"score": table.score, "good": table.good, "low": low, "high": high}
+    return plot.svg(name, columns | {"images": table.count})
 
 
 @_in_the_pages_manner
@@ -227,7 +294,7 @@ def scores(
     threshold: float | None,
     review: tuple[float, float] | None,
     name: str,
-) -> Markup:
+) -> Drawing:
     """How scores are distributed, by label where there are labels, with threshold and review band."""
     plot = _Plot()
     axes = plot.axes
@@ -248,13 +315,14 @@ def scores(
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
     plot.figure.legend(loc="outside upper left", ncols=2, columnspacing=1.4)
-    return plot.svg(name)
+    counts = {label: np.histogram(score[rows], edges)[0] for label, _, rows in kinds}
+    return plot.svg(name, {"score_from": edges[:-1], "score_to": edges[1:], **counts})
 
 
 @_in_the_pages_manner
 def rates(
     names: Sequence[str], rate: np.ndarray, n: np.ndarray, bound: float | None, name: str
-) -> Markup:
+) -> Drawing:
     """A rate in each of some bins, worst on top, with 95 % intervals.
 
     Args:
@@ -282,7 +350,129 @@ def rates(
     axes.set_xlim(left=0)
     axes.tick_params(axis="y", length=0, pad=6)
     axes.xaxis.set_major_formatter(FuncFormatter(_percent))
-    return plot.svg(name)
+    columns = {"bin": names, "rate": rate, "low": low, "high": high, "images": n}
+    return plot.svg(name, columns)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Line:
+    """One curve of a plot.
+
+    Attributes:
+        label: in the legend.
+        x: float [n].
+        y: float [n].
+        colour: one of the page's.
+        style: of matplotlib.
+        band: float [2, n], least and most, drawn faintly.
+        width: of the line, pt.
+    """
+
+    label: str
+    x: np.ndarray
+    y: np.ndarray
+    colour: str = "ink"
+    style: Any = "-"
+    band: np.ndarray | None = None
+    width: float = 1.6
+
+
+@_in_the_pages_manner
+def shells(
+    lines: Sequence[Line],
+    name: str,
+    thresholds: Sequence[float] = (0.143, 0.5),
+    label: str = "Fourier shell correlation",
+    *,
+    wide: bool = True,
+) -> Drawing:
+    """Correlations against spatial frequency in 1/Å, with an axis in Å above.
+
+    Args:
+        lines: the curves; ``x`` is 1/Å.
+        name: prefix of ids, unique in the page, and name of the files.
+        thresholds: drawn as lines.
+        label: of the vertical axis.
+        wide: over the page's whole width.
+    """
+    plot = _Plot(*((7.3, 3.5) if wide else (3.55, 3.0)))
+    axes = plot.axes
+    end = max(float(line.x[-1]) for line in lines)
+    low = min(-0.05, max(-0.3, min(float(np.nanmin(line.y)) for line in lines) - 0.03))
+    axes.axhline(0, color=_COLOUR["muted"], lw=0.7)
+    for threshold in thresholds:
+        axes.axhline(threshold, color=_COLOUR["muted"], lw=0.8, ls=(0, (2, 2)))
+        axes.text(end, threshold + 0.012, f"{threshold:g}", ha="right", color=_COLOUR["muted"])
+    for line in lines:
+        if line.band is not None:
+            axes.fill_between(line.x, *line.band, color=_COLOUR[line.colour], alpha=0.2, lw=0)
+        axes.plot(
+            line.x,
+            line.y,
+            color=_COLOUR[line.colour],
+            ls=line.style,
+            lw=line.width,
+            label=line.label,
+        )
+    axes.set(xlabel="spatial frequency, 1/Å", ylabel=label, xlim=(0, end), ylim=(low, 1.02))
+    above = axes.secondary_xaxis("top")
+    places = [part * end for part in (0.2, 0.4, 0.6, 0.8, 1.0)]
+    above.set_xticks(places, [f"{1 / place:.3g}" for place in places])
+    above.set_xlabel("resolution, Å")
+    above.spines["top"].set_visible(True)
+    plot.figure.legend(loc="outside lower center", ncols=4 if wide else 2, columnspacing=1.6)
+    return plot.svg(name, _columns(lines, "frequency"))
+
+
+@_in_the_pages_manner
+def against(
+    lines: Sequence[Line],
+    name: str,
+    x_label: str,
+    y_label: str,
+    *,
+    logarithmic: bool = False,
+    points: bool = True,
+) -> Drawing:
+    """Numbers against numbers, as points on lines or as points alone.
+
+    Args:
+        lines: the curves.
+        name: prefix of ids, unique in the page, and name of the files.
+        x_label: of the horizontal axis.
+        y_label: of the vertical one.
+        logarithmic: the horizontal axis.
+        points: joined by lines; else points alone.
+    """
+    plot = _Plot()
+    for line in lines:
+        colour = _COLOUR[line.colour]
+        style = line.style if points else ""
+        plot.axes.plot(
+            line.x, line.y, color=colour, ls=style, marker="o", ms=3.5, label=line.label, lw=1.2
+        )
+        if line.band is not None:
+            plot.axes.vlines(line.x, *line.band, color=colour, lw=1)
+    plot.axes.set(xlabel=x_label, ylabel=y_label)
+    if logarithmic:
+        plot.axes.set_xscale("log")
+        plot.axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
+        plot.axes.xaxis.set_minor_formatter(NullFormatter())
+    if len(lines) > 1 or lines[0].label:
+        plot.axes.legend(loc="best")
+    return plot.svg(name, _columns(lines, "x"))
+
+
+def _columns(lines: Sequence[Line], x: str) -> dict[str, Any]:
+    """Each line's columns; lines over the same abscissa share it."""
+    columns: dict[str, Any] = {}
+    for line in lines:
+        same = x in columns and np.array_equal(columns[x], line.x)
+        columns.update({} if same else {x if x not in columns else f"{x} of {line.label}": line.x})
+        columns[line.label or "y"] = line.y
+        if line.band is not None:
+            columns[f"{line.label}, least"], columns[f"{line.label}, most"] = line.band
+    return columns
 
 
 def _short(name: str, most: int = 44) -> str:

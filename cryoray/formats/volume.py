@@ -1,0 +1,44 @@
+"""Maps: one cubic MRC volume, read whole and written whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+
+from cryoray.errors import FormatError
+from cryoray.formats.files import replacing
+from cryoray.formats.mrc import read_frames, read_header
+
+
+def read_volume(path: Path) -> tuple[np.ndarray, float | None]:
+    """A map and its voxel size.
+
+    Returns:
+        float32 [side, side, side], z, y, x; and Å/px, None where the header has none.
+
+    Raises:
+        FormatError: it cannot be read, is no cube, or has voxels that are no numbers.
+    """
+    stack = read_header(Path(path))
+    if not stack.count == stack.height == stack.width:
+        raise FormatError(
+            f"is no cubic map: {stack.width} × {stack.height} × {stack.count} voxels",
+            file=path,
+            remedy="give a map as RELION, cryoSPARC or EMDB have it",
+        )
+    volume = read_frames(stack, np.arange(stack.count))
+    if not np.isfinite(volume).all():
+        raise FormatError("has voxels that are no numbers", file=path, remedy="write it again")
+    return volume, stack.pixel_size
+
+
+def write_volume(path: Path, volume: np.ndarray, pixel_size: float) -> Path:
+    """Write a map [z, y, x] as float32, its voxel size in Å/px; the name appears when it is whole."""
+    with (
+        replacing(Path(path)) as temporary,
+        mrcfile.new(temporary, np.ascontiguousarray(volume, np.float32)) as file,
+    ):
+        file.voxel_size = pixel_size
+    return Path(path)
