@@ -15,6 +15,7 @@ from scipy.spatial import cKDTree
 
 from cryoray.errors import FormatError
 from cryoray.formats.mrc import read_header
+from cryoray.formats.rows import resolve
 from cryoray.formats.source import Source
 from cryoray.records import Stack
 
@@ -23,6 +24,8 @@ NEIGHBOUR_DISTANCE, EDGE_DISTANCE = "neighbourDistance", "edgeDistance"
 
 #: Micrographs looked for before it is taken that the project does not have them.
 _TRIED = 5
+#: Micrographs whose header costs nothing: a compressed one would be unpacked for it.
+_PLAIN = (".mrc", ".mrcs")
 
 
 def surroundings(source: Source) -> dict[str, np.ndarray]:
@@ -88,10 +91,12 @@ def _first(*values: np.ndarray | None) -> np.ndarray:
 
 def _box(source: Source) -> np.ndarray:
     """Side of the particle images, Å: what the source says, else the first stack that is there."""
+    stated = source.metadata.get("rlnImageSize")
+    if stated is not None and np.isfinite(source.pixel_size).all():
+        return _first(stated) * source.pixel_size
     first = next(filter(None, map(_header, source.stacks[:_TRIED])), None)
     side = np.array(np.nan if first is None else first.width)
     pixel_size = np.array(np.nan if first is None else first.pixel_size or np.nan)
-    stated = source.metadata.get("rlnImageSize")
     return _first(stated, side) * _first(source.pixel_size, pixel_size)
 
 
@@ -104,23 +109,16 @@ class _Sizes(NamedTuple):
 def _sizes(source: Source, names: list[str]) -> _Sizes:
     """What the headers of the micrographs say, each read once; NaN where there is none."""
     sizes = _Sizes(*np.full((3, len(names)), np.nan))
+    there = [at for at, name in enumerate(names) if name]
     folder = source.path if source.path.is_dir() else source.path.parent
-    root = next(
-        (
-            above
-            for above in (folder, *folder.parents)
-            for name in filter(None, names[:_TRIED])
-            if (above / name).is_file()
-        ),
-        None,
-    )
-    if root is None:
+    tried = resolve((names[at] for at in there[:_TRIED]), folder)
+    if not any(path.is_file() for path in tried):
         return sizes
-    for i, name in enumerate(names):
-        header = _header(root / name) if name else None
+    for at, path in zip(there, resolve((names[at] for at in there), folder), strict=True):
+        header = _header(path) if path.suffix in _PLAIN and path.is_file() else None
         if header is not None:
-            sizes.width[i], sizes.height[i] = header.width, header.height
-            sizes.pixel_size[i] = header.pixel_size or np.nan
+            sizes.width[at], sizes.height[at] = header.width, header.height
+            sizes.pixel_size[at] = header.pixel_size or np.nan
     return sizes
 
 

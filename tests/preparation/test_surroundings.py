@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cryoray.formats.mrc import StackWriter
 from cryoray.formats.source import Source, open_source
 from cryoray.preparation.features import source_features
 from cryoray.preparation.surroundings import EDGE_DISTANCE, NEIGHBOUR_DISTANCE, surroundings
@@ -85,6 +86,19 @@ def test_size_and_pixel_size_come_from_the_micrographs_themselves(tmp_path: Path
     # binned by two: a box is 40 px of the micrograph's, and the coordinates are in those
     np.testing.assert_allclose(found[NEIGHBOUR_DISTANCE], [0.5, 0.5, np.nan])
     np.testing.assert_allclose(found[EDGE_DISTANCE], [2, 2.5, np.nan])
+
+
+def test_the_box_is_the_stack_s_where_the_source_does_not_say(tmp_path: Path) -> None:
+    with StackWriter(tmp_path / "a.mrcs", 20, 20, "float32", 4.0) as stack:
+        stack.append(np.zeros((1, 20, 20), np.float32))
+    source = placed(np.array([[0, 0], [80, 0.0]]), ["a", "a"])
+    metadata = {k: v for k, v in source.metadata.items() if k != "rlnImageSize"}
+    unknown = np.full(2, np.nan, np.float32)
+    for pixel_size, expected in ((source.pixel_size, 2), (unknown, 1)):
+        part = replace(
+            source, metadata=metadata, pixel_size=pixel_size, stacks=(tmp_path / "a.mrcs",)
+        )
+        np.testing.assert_allclose(surroundings(part)[NEIGHBOUR_DISTANCE], [expected] * 2)
 
 
 def test_without_a_pixel_size_distances_are_missing_and_without_coordinates_there_are_none():
