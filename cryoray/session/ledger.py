@@ -20,6 +20,8 @@ ledger holds of the stack. So whoever is killed when: either the record is missi
 judged anew into the same files; or it is there and the ledger does not know, and is told again from
 the record. Every id is derived from content or position, so what is done twice is done once.
 
+Images are named by a stack and a ``row``: the 0-based row of the stack's `verdicts.parquet`.
+
 The watcher alone writes stacks, micrographs and events; the page alone writes overrides, labels and
 wishes (``trainable``, ``merge_wanted``).
 """
@@ -34,6 +36,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from hmac import compare_digest
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -50,6 +53,8 @@ STATES: tuple[State, ...] = get_args(State)
 #: The four fates of a row, as columns of counts.
 FATES = ("kept", "discarded", "review", "quarantined")
 _BUSY_MS = 30_000
+#: Ids in one question.
+_BATCH = 500
 #: Draws kept beyond the blind sample, for images of it that are rewritten or vanish.
 _RESERVE = 4
 #: An operator's token reads everything; nothing else has this scope.
@@ -227,8 +232,8 @@ class Outcome:
         ensemble: digest of the ensemble that judged.
         at: when.
         micrographs: in order of first mention.
-        candidates: (row, how much its label would teach), the best of this stack.
-        sample: (row, image, draw), the lowest draws of this stack.
+        candidates: (row of `verdicts.parquet`, how much its label would teach), the best of this stack.
+        sample: (row of `verdicts.parquet`, image, draw), the lowest draws of this stack.
     """
 
     digest: str
@@ -466,31 +471,37 @@ class Ledger:
         """Note settled stacks; one whose digest is new is pending from now on.
 
         Returns:
-            ids of those that are pending now because of this.
+            ids of those that are pending now.
         """
-        changed = []
+        by_key = {stack_id(session, one.path): one for one in seen}
+        pending = []
         with self._writing() as connection:
-            for one in seen:
-                key = stack_id(session, one.path)
-                there = connection.execute(
-                    sql.select(stacks.c.digest, stacks.c.state).where(stacks.c.id == key)
-                ).first()
-                if there is None:
-                    connection.execute(
-                        stacks.insert().values(
-                            id=key, session=session, state="pending", **asdict(one)
+            for keys in batched(by_key, _BATCH):
+                there = {
+                    row.id: row
+                    for row in connection.execute(
+                        sql.select(stacks.c.id, stacks.c.digest, stacks.c.state).where(
+                            stacks.c.id.in_(keys)
                         )
                     )
-                    changed.append(key)
-                elif there.digest != one.digest or there.state == "vanished":
-                    self._forget(connection, key)
-                    connection.execute(
-                        stacks.update()
-                        .where(stacks.c.id == key)
-                        .values(state="pending", attempts=0, **asdict(one))
-                    )
-                    changed.append(key)
-        return changed
+                }
+                for key in keys:
+                    values = asdict(by_key[key])
+                    known = there.get(key)
+                    if known is None:
+                        new = {"id": key, "session": session, "state": "pending"}
+                        connection.execute(stacks.insert().values(**new, **values))
+                    elif known.digest != by_key[key].digest or known.state == "vanished":
+                        self._forget(connection, key)
+                        connection.execute(
+                            stacks.update()
+                            .where(stacks.c.id == key)
+                            .values(state="pending", attempts=0, **values)
+                        )
+                    elif known.state != "pending":
+                        continue
+                    pending.append(key)
+        return pending
 
     def _forget(self, connection: Connection, key: str) -> None:
         """Drop what was known of a stack's images; what people said stays, under the old digest."""
@@ -886,6 +897,13 @@ def _prepare_sqlite(engine: Engine) -> None:
     def begun(connection: Connection) -> None:
         writes = connection.get_execution_options().get("cryoray_writes", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def batched(items: Iterable[str], size: int) -> Iterator[tuple[str, ...]]:
+    """The items in tuples of at most ``size``."""
+    left = iter(items)
+    while some := tuple(islice(left, size)):
+        yield some
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,410 @@
+"""One stack, from settled files to verdicts on disk and what the ledger is to learn of them.
+
+Verdicts lie under the session's folder in the order of the watched one: ``verdicts/PATH/OF/stack.mrcs/``
+with ``verdicts.parquet``, the four sides as STAR files, ``quarantine.parquet``, and last ``record.json``,
+whose being there says that the others are whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cryoray.errors import CryorayError, FormatError, InputError
+from cryoray.formats import mrc
+from cryoray.formats.files import replacing
+from cryoray.formats.rows import Source
+from cryoray.formats.source import open_source
+from cryoray.formats.verdicts import write_verdicts
+from cryoray.protocol.messages import JudgeAnswer
+from cryoray.records import MEMBERS, VERDICTS_SCHEMA, Kind
+from cryoray.session.grid import Grid
+from cryoray.session.ledger import Micrograph, Outcome
+
+RECORD = "record.json"
+#: Rows of a request; the service takes 100,000 by default.
+_ROWS = 20_000
+#: Images of each stack that may come into the review queue, and how little is not worth it (bits).
+_CANDIDATES, _WORTH = 4, 0.01
+#: Larger images are movies or micrographs, px.
+_LARGEST_BOX = 2048
+_UNKNOWN = (999.0, -999.0)
+
+
+class Asks(Protocol):
+    """What is asked of a service: `protocol.client.Client` does it."""
+
+    def judge(
+        self,
+        source: str | Path,
+        rows: tuple[int, int] | None = None,
+        *,
+        ensemble: str | None = None,
+    ) -> JudgeAnswer:
+        """Judge rows of a source."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What is judged together: a stack with its own STAR file, a bare stack, a STAR file, a table.
+
+    Attributes:
+        path: of the stack, or of the STAR file or table whose stacks are not watched.
+        kind: what its rows are.
+        own: the STAR file that has the rows of this stack and no others.
+        shared: a STAR file that has the rows of several stacks, this one among them.
+        digest: of everything the verdicts depend on but the ensemble.
+    """
+
+    path: Path
+    kind: Kind
+    own: Path | None
+    shared: Path | None
+    digest: str
+
+    @property
+    def asked(self) -> Path:
+        """What the service is asked about."""
+        return self.own or self.path
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What stays the same for all stacks of a session.
+
+    Attributes:
+        root: the watched folder.
+        folder: the session's.
+        salt: of the blind sample.
+        sample: its size.
+        grid: reads places from names.
+        max_quarantined: fraction of a stack's rows.
+        ensembles: names of the service's, by kind; None for its first.
+    """
+
+    root: Path
+    folder: Path
+    salt: str
+    sample: int
+    grid: Grid
+    max_quarantined: float
+    ensembles: dict[Kind, str | None]
+
+    def place(self, path: Path) -> Path:
+        """The folder of a unit's verdicts."""
+        if path.is_relative_to(self.root):
+            return self.folder / "verdicts" / path.relative_to(self.root)
+        name = hashlib.blake2b(str(path).encode(), digest_size=6).hexdigest()
+        return self.folder / "verdicts" / "elsewhere" / f"{name}-{path.name}"
+
+
+def incomplete(path: Path, own: Path | None) -> str | None:
+    """Why a stack that has settled is still not whole, None where it is.
+
+    Its header may promise more than is there, or its STAR file may name images that are not.
+
+    Raises:
+        FormatError: it is no stack of particles at all.
+    """
+    if path.suffix != ".mrcs":
+        return None
+    stack = mrc.read_header(path)
+    if max(stack.height, stack.width) > _LARGEST_BOX:
+        raise FormatError(
+            f"its images have {stack.width} × {stack.height} px: a movie, not particles", file=path
+        )
+    promised = mrc.promised(stack)
+    if stack.count < promised:
+        return f"{stack.count:,} of {promised:,} images are there"
+    if own is not None:
+        last = int(open_source(own).frame.max(initial=-1))
+        if last >= stack.count:
+            return f"{own.name} names image {last + 1:,} of {stack.count:,}"
+    return None
+
+
+def judge(unit: Unit, job: Job, service: Asks) -> Outcome:
+    """Have a unit judged, unless its verdicts are there already, and write them.
+
+    Raises:
+        InputError: the unit cannot be read, or the service refuses it.
+        CryorayError: the service failed; trying again may help.
+    """
+    folder = job.place(unit.path)
+    there = recorded(folder, unit.digest)
+    if there is not None:
+        return there
+    source, rows, by_frame = _rows(unit)
+    answer = _ask(unit, len(by_frame) if by_frame is not None else len(source), job, service)
+    table, quarantined = _table(answer, by_frame)
+    (folder / RECORD).unlink(missing_ok=True)
+    write_verdicts(folder, source, table, quarantined)
+    outcome = _outcome(unit, job, source, rows, table, quarantined, answer.ensemble)
+    _durable(folder)
+    with replacing(folder / RECORD) as temporary:
+        temporary.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
+        _sync(temporary)
+    _sync(folder)
+    return outcome
+
+
+def recorded(folder: Path, digest: str) -> Outcome | None:
+    """What a record says of verdicts with this digest, None where they are not there, or not whole."""
+    try:
+        outcome = Outcome.from_record(json.loads((folder / RECORD).read_text(encoding="utf-8")))
+        if outcome.digest != digest:
+            return None
+        lost = pq.read_metadata(folder / "quarantine.parquet").num_rows
+        judged = pq.read_metadata(folder / "verdicts.parquet").num_rows
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+        return None
+    whole = lost == outcome.quarantined and judged + lost == outcome.rows
+    return outcome if whole else None
+
+
+def _rows(unit: Unit) -> tuple[Source, np.ndarray, np.ndarray | None]:
+    """The source of the verdicts, its rows, and the row of each frame where the service says frames."""
+    if unit.shared is not None:
+        star = open_source(unit.shared, unit.kind)
+        rows = rows_of(star, unit.path)
+        count = mrc.read_header(unit.path).count
+        frames = star.frame[rows]
+        if np.array_equal(np.unique(frames), np.arange(count)) and len(frames) == count:
+            return star, rows, rows[np.argsort(frames)]
+    source = open_source(unit.asked, unit.kind)
+    return source, np.arange(len(source)), None
+
+
+def rows_of(star: Source, stack: Path) -> np.ndarray:
+    """int64, the rows of a source that lie in a stack."""
+    named = [at for at, path in enumerate(star.stacks) if path.name == stack.name]
+    real = os.path.realpath(stack)
+    place = next((at for at in named if os.path.realpath(star.stacks[at]) == real), -2)
+    return np.flatnonzero(star.stack == place)
+
+
+def _ask(unit: Unit, rows: int, job: Job, service: Asks) -> JudgeAnswer:
+    ensemble = job.ensembles.get(unit.kind)
+    if rows <= _ROWS:
+        answers = [service.judge(unit.asked, ensemble=ensemble)]
+    else:
+        answers = [
+            service.judge(unit.asked, (first, min(first + _ROWS, rows)), ensemble=ensemble)
+            for first in range(0, rows, _ROWS)
+        ]
+    if len({one.ensemble for one in answers}) > 1:
+        raise CryorayError("The ensemble was replaced while a stack was judged.")
+    answer = JudgeAnswer.model_construct(
+        ensemble=answers[0].ensemble,
+        verdicts=[row for one in answers for row in one.verdicts],
+        quarantined=[row for one in answers for row in one.quarantined],
+    )
+    fates = sorted(row.row for part in (answer.verdicts, answer.quarantined) for row in part)
+    if fates != list(range(rows)):
+        raise CryorayError(
+            f"{unit.asked}: {rows:,} rows were asked about and {len(fates):,} answered."
+        )
+    return answer
+
+
+def _table(
+    answer: JudgeAnswer, by_frame: np.ndarray | None
+) -> tuple[pa.Table, list[tuple[int, str]]]:
+    rows = [row.row if by_frame is None else int(by_frame[row.row]) for row in answer.verdicts]
+    columns = {
+        name: [getattr(row, name) for row in answer.verdicts] for name in VERDICTS_SCHEMA.names
+    }
+    table = pa.table(columns, schema=VERDICTS_SCHEMA).append_column(
+        "row", pa.array(rows, pa.int64())
+    )
+    quarantined = [
+        (one.row if by_frame is None else int(by_frame[one.row]), one.reason)
+        for one in answer.quarantined
+    ]
+    return table.sort_by("row"), quarantined
+
+
+def _outcome(
+    unit: Unit,
+    job: Job,
+    source: Source,
+    rows: np.ndarray,
+    table: pa.Table,
+    quarantined: Sequence[tuple[int, str]],
+    ensemble: str,
+) -> Outcome:
+    verdict = np.array(table["verdict"].to_pylist(), dtype="<U8")
+    score = table["score"].to_numpy().astype(float)
+    judged = table["row"].to_numpy()
+    allowed = int(job.max_quarantined * len(rows))
+    aside = len(quarantined) > allowed
+    reason = (
+        f"{len(quarantined):,} of {len(rows):,} rows could not be read ({allowed:,} allowed): "
+        f"{quarantined[0][1]}"
+        if aside
+        else None
+    )
+    outcome = Outcome(
+        digest=unit.digest,
+        state="aside" if aside else "judged",
+        rows=len(rows),
+        kept=int(np.count_nonzero(verdict == "keep")),
+        discarded=int(np.count_nonzero(verdict == "discard")),
+        review=int(np.count_nonzero(verdict == "review")),
+        quarantined=len(quarantined),
+        score=_mean(score),
+        ensemble=ensemble,
+        at=time.time(),
+        reason=reason,
+    )
+    if aside or unit.kind != "particle":
+        return outcome
+    return replace(
+        outcome,
+        micrographs=tuple(_micrographs(unit, job, source, rows, judged, verdict, score)),
+        candidates=_candidates(table),
+        sample=_sample(unit, job, table, np.searchsorted(np.sort(rows), judged)),
+    )
+
+
+def _micrographs(
+    unit: Unit,
+    job: Job,
+    source: Source,
+    rows: np.ndarray,
+    judged: np.ndarray,
+    verdict: np.ndarray,
+    score: np.ndarray,
+) -> list[Micrograph]:
+    names = np.where(source.micrograph[rows] == "", unit.path.stem, source.micrograph[rows])
+    nothing = np.full(len(source), np.nan)
+    known = {
+        name: np.where(np.isin(values, _UNKNOWN) | ~np.isfinite(values), np.nan, values)
+        for name in ("rlnDefocusU", "rlnDefocusV", "rlnCtfMaxResolution")
+        for values in [np.asarray(source.metadata.get(name, nothing), float)]
+    }
+    defocus = (known["rlnDefocusU"] + known["rlnDefocusV"]) / 2e4
+    _, first, which = np.unique(names.astype(str), return_index=True, return_inverse=True)
+    made = []
+    for group in np.argsort(first).tolist():
+        here = rows[which == group]
+        of = np.isin(judged, here)
+        place = job.grid.place(str(names[first[group]]))
+        said = verdict[of]
+        made.append(
+            Micrograph(
+                name=str(names[first[group]]),
+                square=place.square,
+                hole=place.hole,
+                kept=int(np.count_nonzero(said == "keep")),
+                discarded=int(np.count_nonzero(said == "discard")),
+                review=int(np.count_nonzero(said == "review")),
+                quarantined=len(here) - len(said),
+                score=_mean(score[of]),
+                defocus=_mean(defocus[here]),
+                ctf_resolution=_mean(known["rlnCtfMaxResolution"][here]),
+            )
+        )
+    return made
+
+
+def _mean(values: np.ndarray) -> float | None:
+    there = values[np.isfinite(values)]
+    return float(there.mean()) if len(there) else None
+
+
+def teaches(members: np.ndarray) -> np.ndarray:
+    """How much a label would teach: bits of information about which member is right.
+
+    The entropy of the mean prediction less the mean entropy of the predictions (Houlsby et al.,
+    arXiv:1112.5745): large where members are sure and disagree, small where all are unsure alike, since
+    such an image is unclear and not unknown.
+
+    Args:
+        members: float [3, n], calibrated probabilities of keep, NaN where a member was not asked.
+
+    Returns:
+        float64 [n].
+    """
+    p = np.clip(np.asarray(members, float), 1e-6, 1 - 1e-6)
+    return _entropy(np.nanmean(p, 0)) - np.nanmean(_entropy(p), 0)
+
+
+def _entropy(p: np.ndarray) -> np.ndarray:
+    return -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
+
+
+def _candidates(table: pa.Table) -> tuple[tuple[int, float], ...]:
+    if not len(table):
+        return ()
+    worth = teaches(np.stack([table[name].to_numpy().astype(float) for name in MEMBERS]))
+    best = np.argsort(-worth, kind="stable")[:_CANDIDATES].tolist()
+    return tuple((at, float(worth[at])) for at in best if worth[at] >= _WORTH)
+
+
+def _sample(
+    unit: Unit, job: Job, table: pa.Table, position: np.ndarray
+) -> tuple[tuple[int, str, float], ...]:
+    """The lowest draws: uniform numbers that depend on where an image is, and on nothing else.
+
+    Args:
+        unit: it lies in.
+        job: with the salt.
+        table: of the judged rows.
+        position: int64 [n] of each among all rows of the unit, those included that were quarantined.
+    """
+    key = hashlib.blake2b(f"{job.salt}\0{unit.path}".encode(), digest_size=16).digest()
+    random = np.random.Generator(np.random.Philox(key=int.from_bytes(key)))
+    draws = random.random(int(position.max(initial=-1)) + 1)[position]
+    lowest = np.argsort(draws, kind="stable")[: job.sample]
+    images = table["image"].take(pa.array(lowest)).to_pylist()
+    return tuple(
+        (at, image, float(draws[at])) for at, image in zip(lowest.tolist(), images, strict=True)
+    )
+
+
+def digest(*parts: object) -> str:
+    """Of what a unit's verdicts depend on."""
+    return hashlib.blake2b(repr(parts).encode(), digest_size=12).hexdigest()
+
+
+def refuse(error: InputError, digest: str) -> Outcome:
+    """The outcome of a unit that cannot be judged, with the reason."""
+    return Outcome(
+        digest=digest,
+        state="aside",
+        rows=0,
+        kept=0,
+        discarded=0,
+        review=0,
+        quarantined=0,
+        score=None,
+        ensemble=None,
+        at=time.time(),
+        reason=str(error),
+    )
+
+
+def _durable(folder: Path) -> None:
+    """Have everything in a folder on the disk itself, so that a record never outlives its files."""
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and not file.name.startswith("."):
+            _sync(file)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,236 @@
+"""Which files there are and which have settled: polling, since network file systems tell of nothing.
+
+A file has settled when its size and times have not changed for a while, as watched from here, so that
+clocks of other machines do not matter. What is listed is cheap: a folder whose time of change is as it
+was is not listed again but every ``rescan`` seconds, when everything is looked at, since a file that is
+rewritten in place changes no folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from time import monotonic, time_ns
+
+#: What a source, or part of one, is called.
+SUFFIXES = (".mrcs", ".star", ".cs")
+#: Names that rsync, WinSCP, browsers, editors and programs give to what they have not finished.
+_TEMPORARY = re.compile(
+    r"^\.|\.(tmp|temp|part|partial|filepart|crdownload|download|downloading)(\.|$)|downloading$|~$",
+    re.IGNORECASE,
+)
+#: A file that has not changed for this long has settled, whoever's clock is right within it.
+_OLD_NS = 3600 * 10**9
+#: A folder that changed this recently may change again within the same tick of a coarse clock, or
+#: while the attributes of a network file system are cached.
+_YOUNG_NS = 5 * 10**9
+#: So many files do not vanish at once; the disk did.
+_MANY = 10
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file as it was last seen."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """What another content would change: rsync's own criterion."""
+        return self.size, self.mtime_ns
+
+
+@dataclass(slots=True)
+class _Watched:
+    file: File
+    since: float
+    settled: float | None = None
+    missing: float | None = None
+
+
+@dataclass(slots=True)
+class _Folder:
+    changed: int
+    files: set[str]
+    folders: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one look found.
+
+    Attributes:
+        settled: files that have settled since the last look, new or rewritten.
+        vanished: files that had settled and are gone.
+        away: why nothing could be seen, where that is so: then nothing counts as gone.
+    """
+
+    settled: tuple[File, ...] = ()
+    vanished: tuple[str, ...] = ()
+    away: str | None = None
+
+
+@dataclass
+class Scanner:
+    """Looks at a folder again and again.
+
+    Args:
+        root: the folder.
+        settle: seconds without a change.
+        rescan: seconds between looks at everything.
+        ignore: patterns of paths below the root (``*`` matches ``/`` too) that are not looked at.
+        skip: folders that are not looked at: our own.
+        clock: monotonic, seconds.
+    """
+
+    root: Path
+    settle: float
+    rescan: float = 60.0
+    ignore: tuple[str, ...] = ()
+    skip: tuple[Path, ...] = ()
+    clock: Callable[[], float] = monotonic
+    _files: dict[str, _Watched] = field(default_factory=dict)
+    _folders: dict[str, _Folder] = field(default_factory=dict)
+    _unsettled: set[str] = field(default_factory=set)
+    _looked: float = -1e18
+
+    def look(self) -> Look:
+        """Look once."""
+        now = self.clock()
+        full = now - self._looked >= self.rescan
+        try:
+            if not self.root.is_dir():
+                raise NotADirectoryError(f"{self.root} is not there")
+            listed = self._walk(full=full, now=now)
+        except OSError as error:
+            return Look(away=error.strerror or str(error))
+        if full:
+            self._looked = now
+        known = [path for path, one in self._files.items() if one.settled is not None]
+        if len(known) >= _MANY and not listed:
+            return Look(away="it is empty, and was not")
+        return Look(tuple(self._settled(now)), tuple(self._vanished(listed, now)))
+
+    def get(self, path: str) -> File | None:
+        """A file that has settled, None for every other."""
+        there = self._files.get(path)
+        settled = there is not None and there.settled is not None and there.missing is None
+        return there.file if there and settled else None
+
+    def is_there(self, path: str) -> bool:
+        """Whether a file is there, settled or not."""
+        there = self._files.get(path)
+        return there is not None and there.missing is None
+
+    def _walk(self, *, full: bool, now: float) -> set[str]:
+        """All paths of files that are there, after their changes were noted."""
+        seen: set[tuple[int, int]] = set()
+        listed: set[str] = set()
+        waiting = [str(self.root)]
+        walked: dict[str, _Folder] = {}
+        while waiting:
+            path = waiting.pop()
+            try:
+                status = Path(path).stat()
+            except FileNotFoundError:
+                if path == str(self.root):
+                    raise
+                continue
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            folder = self._folders.get(path)
+            young = time_ns() - status.st_mtime_ns < _YOUNG_NS
+            if folder is None or full or young or folder.changed != status.st_mtime_ns:
+                folder = self._list(path, status.st_mtime_ns, now)
+            else:
+                for name in folder.files & self._unsettled:
+                    self._note_path(name, now)
+            walked[path] = folder
+            listed |= folder.files
+            waiting += folder.folders
+        self._folders = walked
+        return listed
+
+    def _list(self, path: str, changed: int, now: float) -> _Folder:
+        files: set[str] = set()
+        real: list[str] = []
+        links: list[str] = []
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if _TEMPORARY.search(entry.name) or self._ignored(entry.path):
+                    continue
+                if entry.name.endswith(SUFFIXES):
+                    try:
+                        if not entry.is_file():
+                            continue
+                        self._note(_file(entry.path, entry.stat()), now)
+                    except OSError:  # gone again, or a link to nothing
+                        continue
+                    files.add(entry.path)
+                elif entry.is_dir():
+                    (links if entry.is_symlink() else real).append(entry.path)
+        # RELION's aliases are links to its jobs, which are seen under their own names.
+        inside = os.path.realpath(self.root)
+        outside = [
+            link for link in links if not Path(os.path.realpath(link)).is_relative_to(inside)
+        ]
+        return _Folder(changed, files, [*outside, *real])
+
+    def _ignored(self, path: str) -> bool:
+        if any(path == str(own) for own in self.skip):
+            return True
+        below = os.path.relpath(path, self.root)
+        return any(fnmatch(below, pattern) for pattern in self.ignore)
+
+    def _note_path(self, path: str, now: float) -> None:
+        try:
+            self._note(_file(path, Path(path).stat()), now)
+        except OSError:
+            return
+
+    def _note(self, file: File, now: float) -> None:
+        there = self._files.get(file.path)
+        if there is None:
+            self._files[file.path] = _Watched(file, now)
+            self._unsettled.add(file.path)
+            return
+        there.missing = None
+        if there.file.identity != file.identity or (
+            there.settled is None and there.file.ctime_ns != file.ctime_ns
+        ):
+            there.since, there.settled = now, None
+            self._unsettled.add(file.path)
+        there.file = file
+
+    def _settled(self, now: float) -> Iterator[File]:
+        for path in sorted(self._unsettled):
+            there = self._files[path]
+            last = max(there.file.mtime_ns, there.file.ctime_ns)
+            if now - there.since >= self.settle or time_ns() - last > _OLD_NS:
+                there.settled = now
+                self._unsettled.discard(path)
+                yield there.file
+
+    def _vanished(self, listed: set[str], now: float) -> Iterator[str]:
+        """Gone for the settle time: a program that replaces a file may remove it first."""
+        for path in [path for path in self._files if path not in listed]:
+            there = self._files[path]
+            if there.missing is None:
+                there.missing = now
+            if there.settled is None or now - there.missing >= self.settle:
+                del self._files[path]
+                self._unsettled.discard(path)
+                if there.settled is not None:
+                    yield path
+
+
+def _file(path: str, status: os.stat_result) -> File:
+    return File(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
