@@ -209,8 +209,49 @@ class ServeSettings(Section):
     batch_wait: float = Field(0.02, ge=0, description="seconds a batch waits to be filled")
     max_rows: int = Field(100_000, ge=1, description="rows in one request")
     max_upload_mib: int = Field(512, ge=1)
+    ledger: str | None = Field(
+        None, description="sessions to show: SQLite file or URL; None: no pages"
+    )
     max_queued: int = Field(64, ge=1, description="requests in flight before 429")
     gpus: float | None = Field(None, ge=0, description="GPUs of a judge; None: equal shares of all")
+
+
+class WatchSettings(Section):
+    """A session: what is watched, and how."""
+
+    out: AbsolutePath | None = Field(
+        None, description="folder of sessions; None: cryoray in the watched folder"
+    )
+    ledger: str | None = Field(
+        None, description="SQLite file or postgresql:// URL; None: ledger.sqlite in that folder"
+    )
+    service: str | None = Field(None, description="URL of a service; None: a local one is started")
+    ensemble: str | None = Field(None, description="of the service's; None: its first of particles")
+    class_ensemble: str | None = Field(None, description="the same for 2D classes")
+    poll: float = Field(2.0, gt=0, description="seconds between looks")
+    settle: float = Field(15.0, ge=0, description="seconds without a change before a file is taken")
+    rescan: float = Field(60.0, gt=0, description="seconds between looks at files that had settled")
+    patience: float = Field(
+        600.0,
+        ge=0,
+        description="seconds that a settled but incomplete stack is waited for, at most",
+    )
+    ignore: tuple[str, ...] = Field((), description="patterns of paths below the folder")
+    at_once: int = Field(4, ge=1, description="stacks that are judged at the same time")
+    max_quarantined: Fraction = Field(0.1, description="of a stack; beyond it is set aside")
+    merge_every: float = Field(
+        300.0, ge=0, description="seconds between merged kept, discarded and review STAR files"
+    )
+    grid: str = Field(
+        "auto",
+        description="epu, serialem, auto, none, or a pattern with (?P<square>) and (?P<hole>)",
+    )
+    webhook: str | None = Field(None, description="URL that gets each event as JSON")
+    micrographs_between_false_alarms: float = Field(
+        20_000.0, gt=1, description="in the mean, at least"
+    )
+    audit: int = Field(50, ge=0, description="images of the blind sample")
+    trainable: bool = Field(False, description="whether overrides may become training labels")
 
 
 class Settings(BaseSettings):
@@ -232,6 +273,7 @@ class Settings(BaseSettings):
     classify: ClassifySettings = ClassifySettings()
     proof: ProofSettings = ProofSettings()
     serve: ServeSettings = ServeSettings()
+    watch: WatchSettings = WatchSettings()
 
     @classmethod
     def settings_customise_sources(

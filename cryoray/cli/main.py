@@ -21,6 +21,7 @@ from cryoray.cli import (
     simulate,
     train,
     validate,
+    watch,
 )
 from cryoray.cli.common import Given, complaints, out
 
@@ -70,6 +71,7 @@ for verb in (
     evaluate.evaluate,
     classify.classify,
     serve.serve,
+    watch.watch,
     promote.promote,
     doctor.doctor,
 ):

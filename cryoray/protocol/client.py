@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import httpx
 from pydantic import ValidationError
 
 from cryoray.errors import CryorayError, InputError
 from cryoray.protocol.messages import (
+    ENSEMBLES,
     HEALTH,
     JUDGE,
     STACK_TYPE,
@@ -20,6 +22,20 @@ from cryoray.protocol.messages import (
     Problem,
 )
 from cryoray.protocol.token import find_token
+
+
+class UnreachableError(InputError):
+    """Nothing answers where a service was expected."""
+
+
+class RefusedError(InputError):
+    """The service answered that it will not.
+
+    Attributes:
+        status: of HTTP, 400 to 499.
+    """
+
+    status = 400
 
 
 class Client:
@@ -65,7 +81,8 @@ class Client:
             ensemble: name of one of the service's; None for its first.
 
         Raises:
-            InputError: the service refused, in its own words, or cannot be reached.
+            RefusedError: the service refused, in its own words.
+            UnreachableError: nothing answers.
             CryorayError: the service failed, or stayed full for longer than ``patience``.
         """
         request = JudgeRequest(source=str(Path(source).absolute()), rows=rows, ensemble=ensemble)
@@ -80,7 +97,8 @@ class Client:
         """Send a whole `.mrcs` file, or its bytes, and have all its images judged.
 
         Raises:
-            InputError: the service refused, in its own words, or cannot be reached.
+            RefusedError: the service refused, in its own words.
+            UnreachableError: nothing answers.
             CryorayError: the service failed, or stayed full for longer than ``patience``.
         """
         query = {} if ensemble is None else {"ensemble": ensemble}
@@ -96,6 +114,26 @@ class Client:
                 )
 
         return self._answer(send)
+
+    def ensembles(self) -> list[dict[str, Any]]:
+        """What the service says of its ensembles, the default first; nothing where it says nothing.
+
+        Raises:
+            RefusedError: the service refused, in its own words.
+            UnreachableError: nothing answers.
+            CryorayError: the service failed.
+        """
+        try:
+            response = self._http.get(ENSEMBLES, timeout=30.0)
+        except httpx.TransportError as error:
+            raise UnreachableError(
+                f"no service answers at {self.url}", remedy="start one with `cryoray serve`"
+            ) from error
+        if response.status_code == httpx.codes.NOT_FOUND:
+            return []
+        if response.status_code != httpx.codes.OK:
+            raise _failure(response)
+        return list(response.json()["ensembles"])
 
     def healthy(self) -> bool:
         """Whether a request would be judged now; False where nothing answers."""
@@ -125,7 +163,7 @@ class Client:
             try:
                 response = send()
             except httpx.ConnectError as error:
-                raise InputError(
+                raise UnreachableError(
                     f"no service answers at {self.url}", remedy="start one with `cryoray serve`"
                 ) from error
             except httpx.TransportError as error:
@@ -138,11 +176,17 @@ class Client:
             time.sleep(wait)
         if response.status_code == httpx.codes.OK:
             return JudgeAnswer.model_validate_json(response.content)
-        sentence = _sentence(response)
-        # What was asked cannot be had; it failing at the other end, or being full, is nobody's input.
-        if response.is_client_error and response.status_code != httpx.codes.TOO_MANY_REQUESTS:
-            raise InputError(sentence.removesuffix("."))
-        raise CryorayError(sentence)
+        raise _failure(response)
+
+
+def _failure(response: httpx.Response) -> CryorayError:
+    sentence = _sentence(response)
+    # What was asked cannot be had; it failing at the other end, or being full, is nobody's input.
+    if response.is_client_error and response.status_code != httpx.codes.TOO_MANY_REQUESTS:
+        refused = RefusedError(sentence.removesuffix("."))
+        refused.status = response.status_code
+        return refused
+    return CryorayError(sentence)
 
 
 def _seconds(retry_after: str | None) -> float:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from cryoray.records import Verdict
 
 JUDGE, HEALTH, METRICS = "/v1/judge", "/healthz", "/metrics"
+ENSEMBLES = "/v1/ensembles"
 
 #: The body of an upload: a whole `.mrcs` file.
 STACK_TYPE = "application/octet-stream"

@@ -59,17 +59,20 @@ class Optics:
     """The one optics table that grows as stacks are joined."""
 
     rows: list[dict[str, str]] = field(default_factory=list)
+    _names: list[str | None] = field(default_factory=list)  # as they were given
 
     def number(self, row: Mapping[str, str]) -> int:
         """The number of the group with these contents, counted from 1."""
-        content = {name: value for name, value in row.items() if name != _GROUP}
-        for number, known in enumerate(self.rows, 1):
-            if known == content or {**known, _GROUP_NAME: content.get(_GROUP_NAME, "")} == content:
+        content = {name: value for name, value in row.items() if name not in (_GROUP, _GROUP_NAME)}
+        given = row.get(_GROUP_NAME)
+        for number, (known, name) in enumerate(zip(self.rows, self._names, strict=True), 1):
+            if name == given and {**known, _GROUP_NAME: ""} == {**content, _GROUP_NAME: ""}:
                 return number
-        name = content.get(_GROUP_NAME) or f"opticsGroup{len(self.rows) + 1}"
+        name = given or f"opticsGroup{len(self.rows) + 1}"
         while any(known[_GROUP_NAME] == name for known in self.rows):
             name += "b"  # RELION takes groups with the same name for one
         self.rows.append({**content, _GROUP_NAME: name})
+        self._names.append(given)
         return len(self.rows)
 
     def text(self) -> str:

@@ -124,6 +124,11 @@ class Scanner:
         settled = there is not None and there.settled is not None and there.missing is None
         return there.file if there and settled else None
 
+    @property
+    def unsettled(self) -> int:
+        """How many files are there that have not settled."""
+        return len(self._unsettled)
+
     def is_there(self, path: str) -> bool:
         """Whether a file is there, settled or not."""
         there = self._files.get(path)

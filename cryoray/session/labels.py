@@ -1,0 +1,69 @@
+"""What people said of a session's images, as tables that ``cryoray ingest --selection`` reads.
+
+An image of the blind sample is never a training label: the sample judges ensembles, and what trained one
+cannot judge it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from cryoray.session.ledger import Ledger
+
+#: The first two name an image, the third is the label; the others are for people.
+COLUMNS = ("stack", "index", "label", "before", "score", "who", "when")
+
+
+def image_place(image: str, path: str) -> tuple[str, int]:
+    """The stack and the number of an image, counted from 1: from its name, else ``path``'s first."""
+    number, at, stack = image.partition("@")
+    return (stack if at else path), int(number) if at and number.isdecimal() else 1
+
+
+def overrides_csv(ledger: Ledger, session: str) -> str:
+    """What people said against, or beside, the verdicts."""
+    return _table(_said(row) for row in ledger.overrides(session))
+
+
+def training_csv(ledger: Ledger, session: str) -> str:
+    """The same without the images of the blind sample."""
+    blind = {(row.stack, row.row) for row in ledger.audit_sample(session)}
+    rows = ledger.overrides(session)
+    return _table(_said(row) for row in rows if (row.stack, row.row) not in blind)
+
+
+def audit_csv(ledger: Ledger, session: str) -> str:
+    """The labelled images of the blind sample."""
+    return _table(
+        (*image_place(row.image, row.path), int(row.keep), "", "", row.who, _when(row.at))
+        for row in ledger.audit_sample(session)
+        if row.keep is not None
+    )
+
+
+def _said(row: Any) -> tuple[object, ...]:
+    score = f"{row.score:.6f}"
+    return (
+        *image_place(row.image, row.path),
+        int(row.keep),
+        row.before,
+        score,
+        row.who,
+        _when(row.at),
+    )
+
+
+def _when(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
+
+
+def _table(rows: Iterable[Iterable[object]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(rows)
+    return text.getvalue()

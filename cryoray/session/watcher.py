@@ -1,0 +1,624 @@
+"""Watches a folder while a microscope fills it: each stack that settles is judged, once, come what may.
+
+One thread looks, writes events and follows drift; a few ask the service; one merges. Whatever fails at
+the service is asked again, later and later, until the verdicts are in the ledger: nothing else retries.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from cryoray.errors import CryorayError, InputError, SettingsError
+from cryoray.formats.files import replacing
+from cryoray.protocol.client import Client, RefusedError
+from cryoray.records import Event, Kind, OnEvent, ignore
+from cryoray.session.drift import Drift
+from cryoray.session.finding import Finder
+from cryoray.session.grid import Grid
+from cryoray.session.judging import Job, Unit, incomplete, judge, refuse
+from cryoray.session.labels import overrides_csv, training_csv
+from cryoray.session.ledger import Happened, Ledger, Outcome, Seen, stack_id
+from cryoray.session.merging import Part, merge
+from cryoray.session.settling import Scanner
+from cryoray.settings import WatchSettings
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+#: Seconds between tries of the same stack: doubled from the first to the last.
+_FIRST_WAIT, _LAST_WAIT = 1.0, 60.0
+#: A stack that settled and is not whole is sent after so many settle times, and at least seconds.
+_PATIENCE, _LEAST_PATIENCE = 10.0, 60.0
+_SIGN_OF_LIFE = 10.0
+#: Merging takes at most this share of the time.
+_MERGING_SHARE = 0.05
+_TAIL_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where a session's things are.
+
+    Attributes:
+        root: the watched folder.
+        folder: the session's files.
+        ledger: its URL or path.
+    """
+
+    root: Path
+    folder: Path
+    ledger: str
+
+
+def places(root: Path, session: str, settings: WatchSettings) -> Places:
+    """Where the things of a session are that watches ``root``.
+
+    Raises:
+        InputError: there is no such folder.
+        SettingsError: the session's name is no file's name.
+    """
+    root = Path(root).absolute()
+    if not root.is_dir():
+        raise InputError("there is no such folder", file=root)
+    if not _NAME.fullmatch(session):
+        raise SettingsError(
+            f"a session cannot be named {session!r}",
+            remedy="use letters, digits, dots, dashes and underscores, at most 80",
+        )
+    out = settings.out or root / "cryoray"
+    return Places(root, out / session, settings.ledger or str(out / "ledger.sqlite"))
+
+
+class Watcher:
+    """One session, watched.
+
+    Args:
+        root: the folder that the microscope, or what follows it, fills.
+        session: its name.
+        settings: how.
+        client: of the service that judges; closed with the watcher.
+        on_event: told of everything that happens, once.
+
+    Raises:
+        InputError: there is no such folder, or the session watches another.
+        SettingsError: a setting makes no sense, the ledger cannot be had, or another process watches.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        session: str,
+        settings: WatchSettings,
+        client: Client,
+        *,
+        on_event: OnEvent = ignore,
+    ) -> None:
+        self.places = places(root, session, settings)
+        self.session, self.settings, self.client = session, settings, client
+        self._on_event = on_event
+        self.places.folder.mkdir(parents=True, exist_ok=True)
+        self.ledger = Ledger(self.places.ledger)
+        self.ledger.check_host()
+        token = self.ledger.open_session(
+            session,
+            root=self.places.root,
+            folder=self.places.folder,
+            trainable=settings.trainable,
+            audit_size=settings.audit,
+        )
+        if token is not None:
+            self._keep_token(token)
+        self.grid = Grid(settings.grid)
+        self.scanner = Scanner(
+            self.places.root,
+            settle=settings.settle,
+            rescan=settings.rescan,
+            ignore=settings.ignore,
+            skip=(self.places.folder.parent, self.places.folder),
+        )
+        self._units: dict[str, Unit] = {}
+        self._pending: dict[str, float] = {}  # by id: not before
+        self._waits: dict[str, float] = {}
+        self._half: dict[str, float] = {}  # by id: since when it is incomplete
+        self._flying: dict[str, Future[Outcome]] = {}
+        self._merging: Future[float] | None = None
+        self._merge_due = time.monotonic() + settings.merge_every
+        self._dirty = False
+        self._away: str | None = None
+        self._service_away = False
+        self._alive = -1e18
+        self._written = _ids_in_tail(self._lines)
+
+    @property
+    def _lines(self) -> Path:
+        return self.places.folder / "events.jsonl"
+
+    @property
+    def token_file(self) -> Path:
+        """Where the session's token is, mode 0600."""
+        return self.places.folder / "token"
+
+    def _keep_token(self, token: str) -> None:
+        with replacing(self.token_file) as temporary:
+            temporary.touch(0o600)
+            temporary.write_text(token + "\n", encoding="ascii")
+
+    def run(self, stop: threading.Event, *, once: bool = False) -> None:
+        """Watch until ``stop`` is set, or, with ``once``, until nothing is left to be judged.
+
+        What is being judged then is finished, the merged files are written, and the session is closed.
+        """
+        with (
+            _alone(self.places.folder),
+            ThreadPoolExecutor(self.settings.at_once, "judge") as judges,
+            ThreadPoolExecutor(1, "merge") as merger,
+            self._posting(stop),
+        ):
+            ready = self._begin(stop)
+            idle_since: float | None = None
+            while ready and not stop.is_set():
+                began = time.monotonic()
+                self._look()
+                while True:
+                    self._send(judges)
+                    self._collect()
+                    self._deliver()
+                    left = self.settings.poll - (time.monotonic() - began)
+                    if left <= 0 or stop.is_set():
+                        break
+                    # What is judged is committed at once, not at the next look.
+                    stop.wait(min(left, 0.05 if self._flying else left))
+                self._maybe_merge(merger)
+                self._live()
+                busy = self._pending or self._flying or self.scanner.unsettled
+                idle_since = None if busy else (idle_since or time.monotonic())
+                if once and idle_since and time.monotonic() - idle_since >= self.settings.poll:
+                    break
+            for future in self._flying.values():
+                future.exception()
+            if self._merging is not None:
+                self._merging.exception()
+            if ready:
+                self._collect()
+                self._merge()
+            closed = Happened(f"closed:{time.time():.6f}", "session.closed", self.books())
+            self._note(closed)
+            self._deliver()
+            self.ledger.close_session(self.session)
+
+    def close(self) -> None:
+        """Let go of the ledger and the client."""
+        self.ledger.close()
+        self.client.close()
+
+    def books(self) -> dict[str, object]:
+        """What became of all rows until now."""
+        totals = self.ledger.totals(self.session)
+        judged = totals.get("particle/judged", {})
+        return {
+            "session": self.session,
+            "stacks": sum(one["stacks"] for name, one in totals.items() if name.endswith("judged")),
+            "aside": sum(one["stacks"] for name, one in totals.items() if name.endswith("aside")),
+            "pending": sum(
+                one["stacks"] for name, one in totals.items() if name.endswith("pending")
+            ),
+            **{
+                name: judged.get(name, 0)
+                for name in ("rows", "kept", "discarded", "review", "quarantined")
+            },
+        }
+
+    # --- what a turn consists of
+
+    def _begin(self, stop: threading.Event) -> bool:
+        """Ask the service what it has, however long that takes; False where there is no more time."""
+        self._note(
+            Happened(
+                f"opened:{time.time():.6f}",
+                "session.opened",
+                {"session": self.session, "root": str(self.places.root)},
+            )
+        )
+        ensembles = None
+        while ensembles is None and not stop.is_set():
+            try:
+                ensembles = _ensembles(self.client, self.settings)
+            except RefusedError:
+                raise
+            except (CryorayError, httpx.HTTPError) as error:
+                self._tell_away(error)
+                self._deliver()
+                stop.wait(_FIRST_WAIT)
+        row = self.ledger.session(self.session)
+        if ensembles is None or row is None:
+            return False
+        if ensembles.baseline:
+            self.ledger.set_baseline(self.session, ensembles.baseline)
+        self.job = Job(
+            root=self.places.root,
+            folder=self.places.folder,
+            salt=row.salt,
+            sample=row.audit,
+            grid=self.grid,
+            max_quarantined=self.settings.max_quarantined,
+            ensembles=ensembles.names,
+        )
+        self.finder = Finder(self.scanner, ensembles.names)
+        self.drift = Drift(
+            ensembles.baseline or row.baseline,
+            run_length=self.settings.micrographs_between_false_alarms,
+        )
+        for micrograph in self.ledger.micrographs(self.session):
+            self.drift.add(micrograph)
+        self._dirty = True
+        return True
+
+    def _tell_away(self, error: BaseException) -> None:
+        if not self._service_away:
+            self._service_away = True
+            data = {"service": self.client.url, "reason": str(error)}
+            self._note(Happened(f"service.away:{time.time():.6f}", "service.away", data))
+
+    def _look(self) -> None:
+        look = self.scanner.look()
+        if look.away != self._away:
+            self._away = look.away
+            name = "folder.away" if look.away else "folder.back"
+            data = {"root": str(self.places.root), "reason": look.away}
+            self._note(Happened(f"{name}:{time.time():.6f}", name, data))
+        if look.vanished:
+            self._vanish(look.vanished)
+        if not look.settled:
+            return
+        units = self.finder.units([file.path for file in look.settled])
+        old = {path for unit in units for path in self._superseded(unit)}
+        if old:
+            self._vanish(sorted(old))
+        units = [unit for unit in units if str(unit.path) not in old]
+        now = time.time()
+        seen = []
+        for unit in units:
+            file = self.scanner.get(str(unit.path))
+            if file is None:
+                continue
+            self._units[stack_id(self.session, str(unit.path))] = unit
+            star = unit.own or unit.shared
+            seen.append(
+                Seen(
+                    path=str(unit.path),
+                    described_by=str(star) if star else None,
+                    kind=unit.kind,
+                    digest=unit.digest,
+                    size=file.size,
+                    mtime_ns=file.mtime_ns,
+                    settled=now,
+                )
+            )
+        for key in self.ledger.expect(self.session, seen):
+            self._pending[key] = 0.0
+            self._waits.pop(key, None)
+
+    def _superseded(self, unit: Unit) -> list[str]:
+        return self.finder.superseded(unit.path) if unit.kind == "class2d" else []
+
+    def _vanish(self, paths: tuple[str, ...] | list[str]) -> None:
+        known = {stack_id(self.session, path): path for path in paths}
+        known = {key: path for key, path in known.items() if self._units.pop(key, None)}
+        for key in known:
+            self._pending.pop(key, None)
+        self.ledger.vanish(self.session, known.values())
+        stamp = f"{time.time():.6f}"
+        for key, path in known.items():
+            self._note(Happened(f"{key}:vanished:{stamp}", "stack.vanished", {"stack": path}))
+        self._dirty = self._dirty or bool(known)
+
+    def _send(self, judges: ThreadPoolExecutor) -> None:
+        now = time.monotonic()
+        for key in [key for key, due in self._pending.items() if due <= now]:
+            if len(self._flying) >= self.settings.at_once:
+                return
+            unit = self._units.get(key)
+            if key in self._flying or unit is None:
+                continue
+            if self._wait_for_rest(key, unit, now):
+                continue
+            self._flying[key] = judges.submit(self._judge, unit)
+
+    def _wait_for_rest(self, key: str, unit: Unit, now: float) -> bool:
+        """Whether a stack is not whole yet, and may still become so."""
+        try:
+            missing = incomplete(unit.path, unit.own)
+        except InputError as error:
+            # A file that is no stack may be one whose header comes last.
+            missing = str(error)
+        if missing is None:
+            self._half.pop(key, None)
+            return False
+        since = self._half.setdefault(key, now)
+        patience = max(_LEAST_PATIENCE, _PATIENCE * self.settings.settle)
+        if now - since >= min(patience, self.settings.patience):
+            return False
+        self._pending[key] = now + min(self.settings.settle, 5.0)
+        return True
+
+    def _judge(self, unit: Unit) -> Outcome:
+        """In a thread of its own."""
+        try:
+            incomplete(unit.path, unit.own)
+            outcome = judge(unit, self.job, self.client)
+        except RefusedError as error:
+            if error.status in (401, 404):
+                raise
+            return refuse(error, unit.digest)
+        except InputError as error:
+            if type(error).__module__.startswith("cryoray.protocol"):
+                raise
+            return refuse(error, unit.digest)
+        return outcome
+
+    def _collect(self) -> None:
+        for key, future in list(self._flying.items()):
+            if not future.done():
+                continue
+            del self._flying[key]
+            unit = self._units.get(key)
+            try:
+                outcome = future.result()
+            except (CryorayError, OSError, httpx.HTTPError) as error:
+                self._failed(key, error)
+                continue
+            if self._service_away:
+                self._service_away = False
+                self._note(Happened(f"service.back:{time.time():.6f}", "service.back"))
+            if unit is None or unit.digest != outcome.digest:
+                continue  # rewritten or gone meanwhile; what is pending then is sent again
+            self._commit(key, unit, outcome)
+
+    def _failed(self, key: str, error: BaseException) -> None:
+        wait = min(_LAST_WAIT, 2 * self._waits.get(key, _FIRST_WAIT / 2))
+        self._waits[key] = wait
+        if key in self._pending:
+            self._pending[key] = time.monotonic() + wait
+        self.ledger.attempt(key, str(error))
+        self._tell_away(error)
+
+    def _commit(self, key: str, unit: Unit, outcome: Outcome) -> None:
+        happened = list(self._happened(key, unit, outcome))
+        if not self.ledger.commit(self.session, key, outcome, happened):
+            return
+        self._pending.pop(key, None)
+        self._waits.pop(key, None)
+        self._half.pop(key, None)
+        self._dirty = True
+        later: list[Happened] = []
+        for square in dict.fromkeys(one.square for one in outcome.micrographs if one.square):
+            data = dict(self.ledger.square(self.session, square)._mapping)
+            id_ = f"{key}:{outcome.digest}:{square}"
+            later.append(
+                Happened(id_, "grid_square.judged", _summary({"grid_square": square, **data}))
+            )
+        for one in outcome.micrographs:
+            for alarm in self.drift.add(one):
+                id_ = f"{key}:{outcome.digest}:{alarm.against}:{alarm.channel}"
+                later.append(Happened(id_, "drift.alarm", asdict(alarm)))
+        if later:
+            self.ledger.note(self.session, later)
+
+    def _happened(self, key: str, unit: Unit, outcome: Outcome) -> Iterator[Happened]:
+        mark = f"{key}:{outcome.digest}"
+        where = {"stack": str(unit.path), "ensemble": outcome.ensemble}
+        if outcome.state == "aside":
+            yield Happened(mark, "stack.aside", {**where, "reason": outcome.reason})
+        elif unit.kind == "class2d":
+            counts = {name: getattr(outcome, name) for name in ("kept", "discarded", "review")}
+            yield Happened(mark, "classes.judged", {**where, **counts, "score": outcome.score})
+        for number, one in enumerate(outcome.micrographs):
+            data = {
+                "micrograph": one.name,
+                "grid_square": one.square,
+                "foil_hole": one.hole,
+                **where,
+                **{
+                    name: getattr(one, name)
+                    for name in ("kept", "discarded", "review", "quarantined")
+                },
+                "score": one.score,
+                "ctf_resolution": one.ctf_resolution,
+                "defocus": one.defocus,
+            }
+            yield Happened(f"{mark}:{number}", "micrograph.judged", _summary(data))
+
+    # --- merged files
+
+    def _maybe_merge(self, merger: ThreadPoolExecutor) -> None:
+        if self._merging is not None:
+            if not self._merging.done():
+                return
+            try:
+                took = self._merging.result()
+                self._merge_due = time.monotonic() + max(
+                    self.settings.merge_every, took / _MERGING_SHARE
+                )
+            except CryorayError as error:
+                self._merge_due = time.monotonic() + self.settings.merge_every
+                data = {"reason": str(error)}
+                self._note(Happened(f"merge.failed:{time.time():.6f}", "merge.failed", data))
+            self._merging = None
+        row = self.ledger.session(self.session)
+        wanted = row is not None and row.merge_wanted is not None
+        if wanted or (self._dirty and time.monotonic() >= self._merge_due):
+            self._merging = merger.submit(self._merge)
+
+    def _merge(self) -> float:
+        """Write the merged sides; returns the seconds that it took."""
+        began, now = time.monotonic(), time.time()
+        self._dirty = False
+        said: dict[str, dict[int, bool]] = {}
+        for row in self.ledger.overrides(self.session):
+            said.setdefault(row.stack, {})[row.row] = row.keep
+        parts = [
+            Part(
+                folder=self.job.place(Path(row.path)),
+                path=Path(row.path),
+                bare=row.path.endswith(".mrcs") and row.described_by is None,
+                said=said.get(row.id, {}),
+                rows=row.kept + row.discarded + row.review,
+            )
+            for row in self.ledger.stacks(self.session, "judged", kind="particle")
+        ]
+        counts = merge(self.places.folder, parts, root=self.places.root)
+        self._export_labels()
+        self.ledger.merged(self.session, now)
+        data = {"folder": str(self.places.folder), **counts}
+        self.ledger.note(self.session, [Happened(f"merged:{now:.6f}", "sides.merged", data)])
+        return time.monotonic() - began
+
+    def _export_labels(self) -> None:
+        """What people said, as a selection; training labels where the session's owner lends them."""
+        row = self.ledger.session(self.session)
+        with replacing(self.places.folder / "overrides.csv") as temporary:
+            temporary.write_text(overrides_csv(self.ledger, self.session), encoding="utf-8")
+        labels = self.places.folder / "labels.csv"
+        if row is not None and row.trainable:
+            with replacing(labels) as temporary:
+                temporary.write_text(training_csv(self.ledger, self.session), encoding="utf-8")
+        else:
+            labels.unlink(missing_ok=True)
+
+    # --- telling
+
+    def _note(self, happened: Happened) -> None:
+        self.ledger.note(self.session, [happened])
+
+    def _live(self) -> None:
+        if time.monotonic() - self._alive >= _SIGN_OF_LIFE:
+            self._alive = time.monotonic()
+            self.ledger.alive(self.session)
+
+    def _deliver(self) -> None:
+        """Write what happened as lines, and tell the caller: once each, in order."""
+        rows = self.ledger.events(self.session, unwritten=True)
+        if not rows:
+            return
+        with self._lines.open("a", encoding="utf-8") as file:
+            for row in rows:
+                if row.id not in self._written:
+                    file.write(json.dumps(_message(row), ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.ledger.mark([row.number for row in rows], written=True)
+        for row in rows:
+            if row.id not in self._written:
+                self._on_event(Event(row.name, row.data))
+        self._written.clear()
+
+    @contextmanager
+    def _posting(self, stop: threading.Event) -> Iterator[None]:
+        """While the block lasts, post events to the webhook, in order, until each is taken."""
+        if not self.settings.webhook:
+            yield
+            return
+        done = threading.Event()
+        thread = threading.Thread(
+            target=self._post, args=(self.settings.webhook, done), name="post"
+        )
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def _post(self, url: str, done: threading.Event) -> None:
+        wait = _FIRST_WAIT
+        with httpx.Client(timeout=10.0) as http:
+            while True:
+                last = done.is_set()  # one more time after the end, for what happened last
+                for row in self.ledger.events(self.session, unposted=True):
+                    try:
+                        http.post(url, json=_message(row)).raise_for_status()
+                    except httpx.HTTPError:
+                        wait = min(_LAST_WAIT, 2 * wait)
+                        break
+                    wait = _FIRST_WAIT
+                    self.ledger.mark([row.number], posted=True)
+                if last:
+                    return
+                done.wait(wait)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ensembles:
+    names: dict[Kind, str | None]
+    baseline: dict[str, object]
+
+
+def _ensembles(client: Client, settings: WatchSettings) -> _Ensembles:
+    """Which ensembles judge particles and classes, and what the one for particles was trained on."""
+    served = client.ensembles()
+    names: dict[Kind, str | None] = {one["kind"]: one["name"] for one in reversed(served)}
+    if settings.ensemble is not None or not names:
+        names["particle"] = settings.ensemble
+    if settings.class_ensemble is not None:
+        names["class2d"] = settings.class_ensemble
+    mine = next((one for one in served if one["name"] == names.get("particle")), {})
+    return _Ensembles(names, dict(mine.get("training") or {}))
+
+
+def _summary(data: Mapping[str, Any]) -> dict[str, object]:
+    """Counts with the share of keep, which is what acquisition software decides by."""
+    judged = sum(data[name] or 0 for name in ("kept", "discarded", "review"))
+    return {**data, "keep_rate": (data["kept"] or 0) / judged if judged else None}
+
+
+def _message(row: Any) -> dict[str, object]:
+    return {
+        "id": row.id,
+        "event": row.name,
+        "session": row.session,
+        "time": row.at,
+        "data": row.data,
+    }
+
+
+def _ids_in_tail(lines: Path) -> set[str]:
+    """Ids of the events whose lines were written last: the ledger may not know that they were."""
+    try:
+        with lines.open("rb") as file:
+            file.seek(max(0, lines.stat().st_size - _TAIL_BYTES))
+            tail = file.read().split(b"\n")
+    except OSError:
+        return set()
+    found = set()
+    for line in tail:
+        try:
+            found.add(json.loads(line)["id"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """While the block lasts, no other process watches this session."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SettingsError(
+                "the session is watched by another process already",
+                file=folder,
+                remedy="stop that one first, or give another --session",
+            ) from None
+        yield

@@ -1,0 +1,102 @@
+"""The service as it is, but for Ray: its own HTTP application, which judges in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+
+from cryoray.models.ensemble import Ensemble
+from cryoray.preparation.prepare import prepare_range
+from cryoray.protocol.client import Client
+from cryoray.records import RowRange
+from cryoray.serving.ingress import Served, create
+from cryoray.serving.replica import Judged, judge_together
+from cryoray.settings import PreparationSettings, ServeSettings
+
+TOKEN = "the-operator's"
+
+
+class InProcess:
+    """Prepares and judges here and now; counts how often each row of each stack was asked about."""
+
+    def __init__(self, ensembles: dict[str, Ensemble]) -> None:
+        self.ensembles = ensembles
+        self.broken = False
+        self.calls = 0
+
+    async def judge(
+        self, name: str, preparation: PreparationSettings, ranges: Sequence[RowRange]
+    ) -> list[Judged]:
+        self.calls += 1
+        if self.broken:
+            raise RuntimeError("a replica died")
+        return await asyncio.to_thread(
+            lambda: [
+                judge_together(self.ensembles[name], [prepare_range(part, preparation)])[0]
+                for part in ranges
+            ]
+        )
+
+    async def ready(self) -> bool:
+        return not self.broken
+
+
+class Service:
+    """The application on a real server, which can be stopped and started again on its port."""
+
+    def __init__(
+        self, roots: Sequence[Path], ensembles: dict[str, Path], **settings: object
+    ) -> None:
+        loaded = {name: Ensemble.load(path) for name, path in ensembles.items()}
+        self.judging = InProcess(loaded)
+        served = {
+            name: Served(
+                ensembles[name],
+                one.digest,
+                one.kind,
+                one.preparation.model_copy(update={"features": one.features}),
+            )
+            for name, one in loaded.items()
+        }
+        given = ServeSettings(token=TOKEN, roots=tuple(roots), max_queued=16, **settings)  # type: ignore[arg-type]
+        self.app = create(given, served, self.judging)
+        self.port = 0
+
+    def start(self) -> None:
+        config = uvicorn.Config(self.app, port=self.port, log_level="critical", lifespan="off")
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run)
+        self._thread.start()
+        while not self._server.started:
+            time.sleep(0.005)
+        self.port = self._server.servers[0].sockets[0].getsockname()[1]
+
+    def stop(self) -> None:
+        self._server.should_exit = self._server.force_exit = True
+        self._thread.join()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def client(self, token: str = TOKEN) -> Client:
+        return Client(self.url, token)
+
+
+@contextmanager
+def running(
+    roots: Sequence[Path], ensembles: dict[str, Path], **settings: object
+) -> Iterator[Service]:
+    """A service while the block lasts."""
+    service = Service(roots, ensembles, **settings)
+    service.start()
+    try:
+        yield service
+    finally:
+        service.stop()
