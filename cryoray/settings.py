@@ -174,6 +174,9 @@ class ClassifySettings(Section):
     """A source to verdicts."""
 
     ensemble: str | None = Field(None, description="folder, or name in the registry")
+    class_ensemble: str | None = Field(
+        None, description="judges the 2D classes of the particles as well; folder or name"
+    )
     kind: Kind | None = Field(None, description="None: the ensemble's")
     score_column: bool = Field(False, description="rlnCryorayScore in the STAR files written")
     range_mib: int = Field(64, ge=1)

@@ -48,6 +48,14 @@ def tiny_ensemble(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def class_ensemble(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an ensemble of 2D classes that nobody trained."""
+    path = tmp_path_factory.mktemp("ensembles") / "classes"
+    examples.save_ensemble(path, kind="class2d")
+    return path
+
+
+@pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `particles.star` of a RELION project with three stacks; read only."""
     return examples.write_project(tmp_path_factory.mktemp("project"))

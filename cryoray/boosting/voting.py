@@ -43,6 +43,35 @@ def verdicts(score: np.ndarray, review: tuple[float, float]) -> np.ndarray:
     return answer
 
 
+def with_class(own: np.ndarray, of_class: np.ndarray) -> np.ndarray:
+    """What becomes of a particle that has a verdict of its own and one of its 2D class.
+
+    It is kept only if its class is kept and it is not itself discarded; what a person has yet to say
+    of a class decides about its particles, too:
+
+    ========== ========== ========== ==========
+    own        class keep     review    discard
+    ========== ========== ========== ==========
+    keep             keep     review    discard
+    review           keep     review    discard
+    discard       discard    discard    discard
+    ========== ========== ========== ==========
+
+    A particle without a class, or of a class without a verdict, has its own alone.
+
+    Args:
+        own: verdicts, object [n].
+        of_class: verdicts of each one's class, object [n], '' where there is none.
+
+    Returns:
+        verdicts, object [n].
+    """
+    _, discard, _ = VERDICTS
+    answer = np.where(of_class == "", own, of_class)
+    answer[own == discard] = discard
+    return answer.astype(object)
+
+
 def error_bound(error: float) -> float:
     """What the vote errs at most where each member errs at most ``error`` on its own distribution.
 

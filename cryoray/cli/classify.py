@@ -22,6 +22,13 @@ def classify(
     ensemble: Annotated[
         str | None, typer.Option(metavar="NAME|DIR", help="Folder, or name in the registry.")
     ] = None,
+    class_ensemble: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|DIR",
+            help="Judges the 2D classes of a job, too: a particle is kept only if its class is kept.",
+        ),
+    ] = None,
     kind: Annotated[
         Literal["particle", "class2d"] | None,
         typer.Option(help="What a row is; else the ensemble's kind."),
@@ -32,7 +39,13 @@ def classify(
 ) -> None:
     """Judge every image of a source: keep, discard or review."""
     settings = common.settings(
-        ctx, classify={"ensemble": ensemble, "kind": kind, "score_column": score_column}
+        ctx,
+        classify={
+            "ensemble": ensemble,
+            "class_ensemble": class_ensemble,
+            "kind": kind,
+            "score_column": score_column,
+        },
     )
     from cryoray import inference
     from cryoray.records import VERDICTS, Books

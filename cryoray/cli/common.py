@@ -76,12 +76,12 @@ def complaints(*, debug: bool) -> Iterator[None]:
     except Exception as error:
         if debug:
             raise
-        sentence, code = _sentence(error)
+        sentence, code = complaint(error)
         err.print(f"[red]{escape(sentence)}[/]", soft_wrap=True)
         raise typer.Exit(code) from error
 
 
-def _sentence(error: BaseException) -> tuple[str, int]:
+def complaint(error: BaseException) -> tuple[str, int]:
     """What to say about an error, and the exit code.
 
     An error of ours that a Ray worker raised arrives wrapped, so the chain of causes is searched.

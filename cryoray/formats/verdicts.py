@@ -6,8 +6,9 @@ them, so that nothing a program wrote into it is lost and optics groups keep the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
 import numpy as np
@@ -23,7 +24,7 @@ from cryoray.formats.star import Block, StarFile, as_objects, parse
 from cryoray.records import QUARANTINE_SCHEMA, VERDICTS_SCHEMA, Books, Kind
 
 #: What RELION 3.1 to 5 read; a newer number would stop an older RELION.
-_VERSION = b"\n# version 30001\n\n"
+VERSION = b"\n# version 30001\n\n"
 #: The file of each verdict, and that of the rows without one.
 SIDES = {"keep": "kept", "discard": "discarded", "review": "review", "quarantined": "quarantined"}
 
@@ -78,7 +79,7 @@ def write_verdicts(
             if star is None:
                 _write_bare(file, source, side, further)
             else:
-                _write_side(file, star, source.kind, side, further)
+                write_side(file, star, source.kind, side, further)
     return Books(rows_in=len(source), rows_out=len(rows), quarantined=len(lost))
 
 
@@ -148,9 +149,22 @@ def _further(table: pa.Table, side: np.ndarray, names: Sequence[str]) -> dict[st
     return further
 
 
-def _write_side(
-    file: BinaryIO, star: StarFile, kind: Kind, rows: np.ndarray, further: dict[str, np.ndarray]
+def write_side(
+    file: BinaryIO,
+    star: StarFile,
+    kind: Kind,
+    rows: np.ndarray,
+    further: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> None:
+    """Write some rows of a STAR file verbatim, with all else that is in it.
+
+    Args:
+        file: where to.
+        star: the file they come from.
+        kind: which of its tables they are rows of.
+        rows: int64 [k], 0-based, ascending.
+        further: columns [k] by name, which follow the file's own.
+    """
     images = image_table(star, kind)
     if kind == "class2d":
         file.write(b"\n")
@@ -159,7 +173,7 @@ def _write_side(
         file.write(b"\n")
         return
     for block in star.blocks:
-        file.write(_VERSION if "optics" in star else b"\n")
+        file.write(VERSION if "optics" in star else b"\n")
         if block is images:
             block.copy_head(file)
             _copy_images(file, block, rows, further)
@@ -169,7 +183,7 @@ def _write_side(
 
 
 def _copy_images(
-    file: BinaryIO, images: Block, rows: np.ndarray, further: dict[str, np.ndarray]
+    file: BinaryIO, images: Block, rows: np.ndarray, further: Mapping[str, np.ndarray]
 ) -> None:
     """Rows verbatim and further fields after them; one that an earlier run left keeps its name."""
     for number, label in enumerate(further, start=len(images.columns) + 1):
@@ -179,14 +193,14 @@ def _copy_images(
     images.copy_rows(rows, file, also if further else None)
 
 
-def _texts(further: dict[str, np.ndarray], rows: np.ndarray) -> list[list[str]]:
+def _texts(further: Mapping[str, np.ndarray], rows: np.ndarray) -> list[list[str]]:
     """The further fields of each row."""
     columns = [[f"{value:.6f}" for value in values.tolist()] for values in further.values()]
     return [list(line) for line in zip(*columns, strict=True)] if further else [[]] * len(rows)
 
 
 def _write_bare(
-    file: BinaryIO, source: Source, rows: np.ndarray, further: dict[str, np.ndarray]
+    file: BinaryIO, source: Source, rows: np.ndarray, further: Mapping[str, np.ndarray]
 ) -> None:
     """A STAR file of some images of bare stacks, with an optics group per size of pixel and box."""
     names = [
@@ -198,7 +212,7 @@ def _write_bare(
     column = IMAGE_COLUMNS[source.kind]
     if source.kind == "class2d":
         lines = [[name, *values] for name, values in zip(names, _texts(further, rows), strict=True)]
-        file.write(b"\n" + _loop("", [column, *further], lines))
+        file.write(b"\n" + loop("", [column, *further], lines))
         return
     groups: dict[tuple[float, int], int] = {}
     group_of = np.ones(len(source.stacks) + 1, np.int64)
@@ -214,16 +228,17 @@ def _write_bare(
     if all(pixel for pixel, _ in groups):
         columns.append("rlnImagePixelSize")
         lines = [[*line, f"{pixel:.6f}"] for line, (pixel, _) in zip(lines, groups, strict=True)]
-    file.write(_VERSION + _loop("optics", columns, lines))
+    file.write(VERSION + loop("optics", columns, lines))
     numbers = group_of[source.stack[rows]].tolist()
     lines = [
         [name, f"{number}", *values]
         for name, number, values in zip(names, numbers, _texts(further, rows), strict=True)
     ]
-    file.write(_VERSION + _loop("particles", [column, "rlnOpticsGroup", *further], lines))
+    file.write(VERSION + loop("particles", [column, "rlnOpticsGroup", *further], lines))
 
 
-def _loop(name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
+def loop(name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
+    """A table of texts as a STAR file has it."""
     labels = [f"_{label} #{number}" for number, label in enumerate(columns, 1)]
     lines = [f"data_{name}", "", "loop_", *labels, *(" ".join(row) for row in rows), "", ""]
     return "\n".join(lines).encode()

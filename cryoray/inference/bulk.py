@@ -16,8 +16,16 @@ from ray.data import ActorPoolStrategy
 
 from cryoray import runtime
 from cryoray.errors import EnsembleError, InputError
+from cryoray.formats.class_selection import is_model
 from cryoray.formats.source import Source, find_sources, open_source
 from cryoray.formats.verdicts import write_verdicts
+from cryoray.inference.classes import (
+    ClassVerdicts,
+    judge_classes_of,
+    with_classes,
+    write_classes,
+    write_selection,
+)
 from cryoray.inference.folders import replacing_folder
 from cryoray.ingest.source import RowRangeDatasource, to_rows
 from cryoray.models.ensemble import Ensemble, Judgement
@@ -37,7 +45,7 @@ from cryoray.records import (
 )
 from cryoray.settings import PreparationSettings, Settings
 
-TABLE, QUARANTINE = "verdicts.parquet", "quarantine.parquet"
+TABLE, QUARANTINE, CLASSES = "verdicts.parquet", "quarantine.parquet", "classes"
 
 #: What no image makes of a batch.
 _NOTHING = {
@@ -65,7 +73,7 @@ def classify(
         source: a STAR file, a stack, or a folder of those. Where it is several sources, each has its
             own folder in ``out``.
         out: folder of the verdicts (contracts: Verdicts). Older ones there are replaced when the new
-            ones are complete.
+            ones are complete. Of the classes of a job there is also what RELION's Select job writes.
         settings: ``runtime``, ``registry`` and ``classify`` are used.
         on_progress: as images are judged.
         on_event: ``classify.planned`` and ``classify.done`` for each source.
@@ -85,9 +93,14 @@ def classify(
         raise EnsembleError("no ensemble is named", remedy="give --ensemble NAME or DIR")
     path = resolve(chosen.ensemble, settings.registry)
     ensemble = Ensemble.load(path)
+    of_classes = None
+    if chosen.class_ensemble is not None:
+        ensemble.check_kind("particle", source)
+        of_classes = Ensemble.load(resolve(chosen.class_ensemble, settings.registry))
     preparation = ensemble.preparation.model_copy(update={"features": ensemble.features})
     with replacing_folder(out, "folder of verdicts", _holds_verdicts) as partial:
         sources = _opened(Path(source).absolute(), chosen.kind, ensemble)
+        classes = [judge_classes_of(each, of_classes) for each in sources] if of_classes else None
         runtime.connect(settings.runtime)
         plans = [plan(each, preparation, chosen.range_mib) for each in sources]
         for each in plans:
@@ -104,16 +117,21 @@ def classify(
                 )
             )
         books: dict[str, Books] = {}
-        for name, each, fate in zip(
-            _names(sources), plans, _judged(plans, path, preparation, on_progress), strict=True
-        ):
+        judged = _judged(plans, path, preparation, on_progress)
+        for i, (name, each, fate) in enumerate(zip(_names(sources), plans, judged, strict=True)):
+            table, quarantined = fate
+            columns = ["score"] if chosen.score_column else []
+            if classes:
+                table = with_classes(table, each.source, classes[i])
+                columns += ["class_score"] if chosen.score_column else []
+                write_classes(partial / name / CLASSES, classes[i], with_score=chosen.score_column)
             books[name] = write_verdicts(
-                partial / name,
-                each.source,
-                *fate,
-                star_columns=("score",) if chosen.score_column else (),
+                partial / name, each.source, table, quarantined, star_columns=columns
             )
-            verdicts = fate[0]["verdict"].to_pylist()
+            if is_model(each.source):
+                said = ClassVerdicts.of(each.source, table, quarantined)
+                write_selection(partial / name, said, with_score=chosen.score_column)
+            verdicts = table["verdict"].to_pylist()
             on_event(
                 Event(
                     "classify.done",

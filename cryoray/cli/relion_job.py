@@ -1,0 +1,115 @@
+"""``cryoray-relion``: a RELION External job that judges particles."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from cryoray.cli import relion
+
+#: What an External job may be given that this one has no use for.
+_IDLE = ("in_movies", "in_mics", "in_coords", "in_3dref", "in_mask")
+#: Files of the verdicts and their names in the job: what RELION's users look for is particles.star.
+_NAMES = {"kept.star": "particles.star"}
+
+_EPILOG = """\
+In RELION, choose External; External executable: cryoray-relion; Input particles: any STAR file of
+extracted particles; Params: label `ensemble` with an ensemble as its value. The job's folder then has
+particles.star (kept), discarded.star, review.star and quarantined.star, every row as it was, and
+verdicts.parquet; all but the quarantined ones are nodes of the pipeline.
+
+With `class_ensemble` and the run_itNNN_data.star of a Class2D job as Input particles, a particle is kept
+only if its class is kept and it is not itself discarded; classes/ has the selection of the classes.
+"""
+
+
+def main() -> NoReturn:
+    """Entry point of the ``cryoray-relion`` command."""
+    relion.run(_work, control=("--pipeline_control", "--o"))
+
+
+def _parser() -> relion.Parser:
+    parser = relion.Parser(
+        prog="cryoray-relion",
+        description="Judge particles as a job of RELION's pipeline (External).",
+        epilog=_EPILOG,
+    )
+    add = parser.add_argument
+    add("--o", metavar="External/jobNNN/", required=True, help="the job's folder")
+    add("--in_parts", metavar="FILE.star", help="particles to judge")
+    add("--ensemble", metavar="NAME|DIR", help="judge; else CRYORAY_CLASSIFY__ENSEMBLE")
+    add("--class_ensemble", metavar="NAME|DIR", help="judge of the particles' 2D classes")
+    add("--score_column", nargs="?", const="Yes", metavar="Yes|No",
+        help="add _rlnCryorayScore to the particles")  # fmt: skip
+    add("--j", metavar="N", type=int, help="CPUs of a local Ray")
+    add("--pipeline_control", metavar="DIR", help="folder of exit files (default: that of --o)")
+    for option in _IDLE:
+        add(f"--{option}", metavar="FILE", help="ignored")
+    return parser
+
+
+def _work(arguments: Sequence[str]) -> None:
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    for option in _IDLE:
+        if getattr(given, option):
+            relion.say(f" --{option} is ignored: this job judges particles (--in_parts).")
+    if not given.in_parts or not given.in_parts.endswith(".star"):
+        parser.error("no STAR file of particles is given: fill in Input particles (--in_parts)")
+
+    from cryoray.errors import SettingsError
+    from cryoray.settings import load
+
+    classify = {name: getattr(given, name) for name in ("ensemble", "class_ensemble")}
+    sections: dict[str, dict[str, Any]] = {
+        "classify": {name: value for name, value in classify.items() if value}
+    }
+    if given.score_column:
+        wish = given.score_column.lower()
+        sections["classify"]["score_column"] = wish not in ("no", "false", "0")
+    if given.j:
+        # A reader and a judge need one each, or they wait for each other for ever.
+        sections["runtime"] = {"cpus": max(2, given.j)}
+    settings = load(None, **sections)
+    if not settings.classify.ensemble:
+        raise SettingsError(
+            "no ensemble is named, and none ships with cryoray yet",
+            remedy="add the param ensemble (--ensemble NAME or DIR), or set CRYORAY_CLASSIFY__ENSEMBLE",
+        )
+
+    from cryoray import inference
+    from cryoray.records import VERDICTS, Event
+
+    out = Path(given.o)
+    done: dict[str, Any] = {}
+
+    def told(event: Event) -> None:
+        if event.name == "classify.done":
+            done.update(event.data)
+
+    made = inference.classify(Path(given.in_parts), out / "cryoray", settings, on_event=told)
+    _move(made, out)
+    sides = zip(VERDICTS, ("particles.star", "discarded.star", "review.star"), strict=True)
+    nodes = [(file, "particles") for verdict, file in sides if done[verdict]]
+    if (out / "classes").is_dir():
+        nodes.append(("classes/class_averages.star", "classes"))
+    relion.write_nodes(out, given.o, nodes)
+    for verdict in VERDICTS:
+        relion.say(f" {verdict}: {done[verdict]:,}")
+    relion.say(f" {done['books']}")
+
+
+def _move(made: Path, out: Path) -> None:
+    """Everything in ``made`` to ``out``, under the names that RELION's users look for."""
+    for path in sorted(made.iterdir()):
+        there = out / _NAMES.get(path.name, path.name)
+        if there.is_dir():
+            shutil.rmtree(there)
+        path.replace(there)
+    made.rmdir()
+
+
+if __name__ == "__main__":
+    main()

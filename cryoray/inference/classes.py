@@ -1,0 +1,281 @@
+"""2D classes: judged here, since they are few; ranked as RELION's class_ranker does; for their particles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from cryoray.boosting.voting import with_class
+from cryoray.errors import EnsembleError, FormatError, SettingsError
+from cryoray.formats import class_selection
+from cryoray.formats.class_selection import (
+    class_numbers,
+    model_of,
+    particle_counts,
+    write_class_selection,
+)
+from cryoray.formats.source import Source, open_source
+from cryoray.formats.star import as_objects, parse
+from cryoray.formats.verdicts import write_verdicts
+from cryoray.models.ensemble import Ensemble, Judgement
+from cryoray.models.registry import resolve
+from cryoray.preparation.plan import plan
+from cryoray.preparation.prepare import prepare_range
+from cryoray.records import MEMBERS, Books, Event, OnEvent, ignore
+from cryoray.settings import Settings
+
+
+class ClassVerdicts(NamedTuple):
+    """What an ensemble said of the classes of a job.
+
+    Attributes:
+        source: the classes.
+        table: as `write_verdicts` takes it.
+        quarantined: (0-based class, reason) of those that are no images, such as empty ones.
+        verdict: object [classes], '' where there is none.
+        score: float32 [classes], NaN where there is none.
+    """
+
+    source: Source
+    table: pa.Table
+    quarantined: list[tuple[int, str]]
+    verdict: np.ndarray
+    score: np.ndarray
+
+    @classmethod
+    def of(
+        cls, source: Source, table: pa.Table, quarantined: list[tuple[int, str]]
+    ) -> ClassVerdicts:
+        """As places of classes what is rows of a table."""
+        verdict = np.full(len(source), "", object)
+        score = np.full(len(source), np.nan, np.float32)
+        row = table["row"].to_numpy()
+        verdict[row] = as_objects(table["verdict"])
+        score[row] = table["score"].to_numpy()
+        return cls(source, table, sorted(quarantined), verdict, score)
+
+
+def judge_classes(source: Source, ensemble: Ensemble) -> ClassVerdicts:
+    """Judge all classes of a job in this process: starting Ray would take longer than judging them.
+
+    Raises:
+        EnsembleError: the ensemble judges particles.
+    """
+    ensemble.check_kind("class2d", source.path)
+    ensemble = ensemble.to("cuda" if torch.cuda.is_available() else "cpu")
+    preparation = ensemble.preparation.model_copy(update={"features": ensemble.features})
+    planned = plan(source, preparation, range_mib=64)
+    quarantined = list(planned.quarantined)
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("verdict", "score", *MEMBERS)}
+    rows: list[np.ndarray] = []
+    for part in planned.ranges:
+        prepared = prepare_range(part, preparation)
+        said = ensemble.judge(prepared.images, prepared.features)
+        quarantined += prepared.quarantined
+        rows.append(prepared.rows)
+        for name, parts in columns.items():
+            parts.append(getattr(said, name))
+    row = np.concatenate([np.empty(0, np.int64), *rows])
+    judgement = Judgement(
+        **{
+            name: np.concatenate([np.empty(0, object if name == "verdict" else np.float32), *parts])
+            for name, parts in columns.items()
+        }
+    )
+    table = judgement.table(source.images[row]).append_column("row", pa.array(row))
+    return ClassVerdicts.of(source, table, quarantined)
+
+
+def judge_classes_of(particles: Source, ensemble: Ensemble) -> ClassVerdicts:
+    """Judge the classes of the job in which these particles were classified.
+
+    Raises:
+        InputError: it has no model beside its particles, or these have no class numbers.
+        EnsembleError: the ensemble judges particles.
+    """
+    if "rlnClassNumber" not in particles.metadata:
+        raise FormatError(
+            "has no column rlnClassNumber",
+            file=particles.path,
+            remedy="give the run_itNNN_data.star of a Class2D job",
+        )
+    return judge_classes(open_source(model_of(particles.path), "class2d"), ensemble)
+
+
+def with_classes(table: pa.Table, particles: Source, classes: ClassVerdicts) -> pa.Table:
+    """Verdicts of particles in the light of their classes' (`boosting.voting.with_class`).
+
+    Args:
+        table: as `write_verdicts` takes it.
+        particles: whose rows it judges.
+        classes: those of the same job.
+
+    Returns:
+        the table with what becomes of each particle as its verdict, the reason where its class is why
+        it is discarded, and ``class_score`` float32, null where its class has no verdict.
+    """
+    number = np.nan_to_num(particles.metadata["rlnClassNumber"], posinf=0, neginf=0)
+    number = number[table["row"].to_numpy()].astype(np.int64)
+    known = (number >= 1) & (number <= len(classes.score))
+    place = np.where(known, number - 1, len(classes.score))
+    of_class = np.append(classes.verdict, "")[place]
+    class_score = np.append(classes.score, np.float32(np.nan))[place]
+    own = as_objects(table["verdict"])
+    verdict = with_class(own, of_class)
+    by_class = (verdict == "discard") & (own != "discard")
+    reason = table["reason"].to_numpy(zero_copy_only=False)
+    reason[by_class] = [f"its class {n} is discarded" for n in number[by_class].tolist()]
+    for name, values in (("verdict", verdict), ("reason", reason)):
+        at = table.schema.get_field_index(name)
+        table = table.set_column(at, name, pa.array(values, pa.string()))
+    return table.append_column("class_score", pa.array(class_score, pa.float32(), from_pandas=True))
+
+
+def write_classes(out: Path, classes: ClassVerdicts, *, with_score: bool) -> None:
+    """Write the verdicts on a job's classes, and what RELION's Select job writes of those kept."""
+    columns = ["score"] if with_score else []
+    write_verdicts(out, classes.source, classes.table, classes.quarantined, star_columns=columns)
+    write_selection(out, classes, with_score=with_score)
+
+
+def write_selection(out: Path, classes: ClassVerdicts, *, with_score: bool) -> None:
+    """Write what RELION's Select job writes of the classes kept."""
+    score = classes.score if with_score else None
+    write_class_selection(out, classes.source, classes.verdict == "keep", score=score)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which of the ranked classes are selected: the options of RELION's class_ranker.
+
+    Attributes:
+        min_score: the lowest score selected; None: the ensemble's own threshold.
+        max_score: the highest.
+        relative: both are fractions of the highest score of a class.
+        min_particles: of the best classes left, as many are added as it takes to have so many
+            particles by hard assignment; -1 for none.
+        min_classes: the same for classes.
+    """
+
+    min_score: float | None = 0.5
+    max_score: float = 999.0
+    relative: bool = False
+    min_particles: int = -1
+    min_classes: int = -1
+
+    def __call__(
+        self, score: np.ndarray, particles: np.ndarray, ranked: np.ndarray, threshold: float
+    ) -> np.ndarray:
+        """Choose.
+
+        Args:
+            score: float32 [classes].
+            particles: int64 [classes], particles of each.
+            ranked: bool [classes], the classes that have a score; no others are chosen.
+            threshold: the ensemble's.
+
+        Returns:
+            bool [classes].
+        """
+        highest = score[ranked].max(initial=0.0) if self.relative else 1.0
+        low = threshold if self.min_score is None else self.min_score * highest
+        # In float32, a threshold that was read from a class's score includes that class.
+        chosen = ranked & (score >= np.float32(low))
+        chosen &= score <= np.float32(self.max_score * highest)
+        for best in np.argsort(-score, kind="stable").tolist():
+            if particles[chosen].sum() >= self.min_particles and chosen.sum() >= self.min_classes:
+                break
+            chosen[best] |= ranked[best]
+        return chosen
+
+
+def rank(
+    optimiser: Path,
+    out: Path,
+    settings: Settings,
+    choice: Choice | None,
+    *,
+    root: str = "rank",
+    particles: str = class_selection.PARTICLES,
+    averages: str = class_selection.AVERAGES,
+    names: str | None = None,
+    on_event: OnEvent = ignore,
+) -> Books:
+    """Score the classes of a job and select some, with the files that relion_class_ranker writes.
+
+    Beside them, ``OUT/cryoray`` has the verdicts in full. An empty class scores 0, as does one whose
+    image cannot be read, and is never selected.
+
+    Args:
+        optimiser: the ``run_itNNN_optimiser.star`` of a Class2D job.
+        out: folder, made where it is missing; older files of these names are replaced.
+        settings: ``registry`` and ``classify`` are used; its ``class_ensemble``, if set, judges.
+        choice: how to select; None writes the scores alone.
+        root: what the names of the ranked model, data and optimiser begin with.
+        particles: name of the file of particles selected.
+        averages: name of the table of classes selected.
+        names: ``out`` as the ranked optimiser shall name it.
+        on_event: ``rank.done``.
+
+    Returns:
+        the books of the classes.
+
+    Raises:
+        InputError: something cannot be read.
+        EnsembleError: there is none, or it judges particles.
+    """
+    files = class_selection.read_optimiser(optimiser)
+    chosen = settings.classify.class_ensemble or settings.classify.ensemble
+    if chosen is None:
+        raise EnsembleError("no ensemble is named", remedy="give --ensemble NAME or DIR")
+    if choice and choice.relative and choice.min_score is None:
+        raise SettingsError(
+            "the ensemble's own threshold is not relative",
+            remedy="give --min_score a number, or leave out --relative_thresholds",
+        )
+    ensemble = Ensemble.load(resolve(chosen, settings.registry))
+    said = judge_classes(open_source(files.model, "class2d"), ensemble)
+    numbers = class_numbers(parse(files.data))
+    counts = particle_counts(np.empty(0, np.int64) if numbers is None else numbers, len(said.score))
+    distribution = said.source.metadata.get("rlnClassDistribution", np.zeros(len(said.score)))
+    ranked = (said.verdict != "") & ((counts > 0) | (distribution > 0))
+    score = np.where(ranked, said.score, 0).astype(np.float32)
+    keep = (
+        choice(score, counts, ranked, ensemble.threshold) if choice else np.zeros(len(score), bool)
+    )
+    books = write_verdicts(out / "cryoray", said.source, said.table, said.quarantined)
+    class_selection.write_ranking(out, root, files, score, names)
+    if choice is None:
+        class_selection.write_backup(out, keep)
+        written = None
+    else:
+        written = write_class_selection(
+            out,
+            said.source,
+            keep,
+            score=score,
+            data=files.data,
+            averages=averages,
+            particles=particles,
+        )
+    on_event(
+        Event(
+            "rank.done",
+            {
+                "out": str(out),
+                "ensemble": ensemble.digest,
+                "classes": len(score),
+                "empty": int((~ranked).sum()),
+                "selected": int(keep.sum()),
+                "particles_in": len(numbers) if numbers is not None else None,
+                "particles_selected": written,
+                "highest": float(score.max(initial=0)),
+            },
+        )
+    )
+    return books.check(max_quarantined=1.0, listed_in=out / "cryoray" / "quarantine.parquet")
