@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 OUT    ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-fast test-slow bench check demo clean
+.PHONY: help install test test-fast test-slow test-system bench check demo clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -37,6 +37,10 @@ test-fast: install ## run the tests that need no Ray
 
 test-slow: install ## run the tests that take minutes: ten thousand damaged files for each reader
 	$(BIN)/python -m pytest -m slow --timeout 1800
+
+test-system: install ## let RELION itself judge what is written; installs it with apt-get where missing
+	@sh tests/system/install.sh
+	$(BIN)/python -m pytest -m system
 
 bench: install ## measure speed and memory beside peers; BENCH="star mrc" for some
 	$(BIN)/python -m benchmarks.run $(BENCH)

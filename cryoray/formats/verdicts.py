@@ -42,8 +42,8 @@ def write_verdicts(
     A side without rows is written too. Tables of classes are written as RELION's Select job writes
     ``class_averages.star``: one table without a name, since the rest of a model is about classes that
     are no longer in it. A file of RELION 3.0 or older stays one: with a version of 3.1 above it, RELION
-    would not convert it. Of a bare stack, the STAR file has what the header tells, so neither voltage
-    nor spherical aberration, and absolute paths.
+    would not convert it. Of a bare stack, the STAR file has what the header tells, and absolute paths;
+    voltage and spherical aberration, which no header tells and RELION wants, are 0.
 
     Args:
         out: folder, made where it is missing.
@@ -224,7 +224,10 @@ def _write_bare(
         optics = (stack.pixel_size or 0.0, stack.width)
         group_of[number] = groups.setdefault(optics, len(groups) + 1)
     columns = ["rlnOpticsGroup", "rlnOpticsGroupName", "rlnImageSize", "rlnImageDimensionality"]
-    lines = [[f"{n}", f"opticsGroup{n}", f"{side}", "2"] for (_, side), n in groups.items()]
+    columns += ["rlnVoltage", "rlnSphericalAberration"]
+    lines = [
+        [f"{n}", f"opticsGroup{n}", f"{side}", "2", "0", "0"] for (_, side), n in groups.items()
+    ]
     if all(pixel for pixel, _ in groups):
         columns.append("rlnImagePixelSize")
         lines = [[*line, f"{pixel:.6f}"] for line, (pixel, _) in zip(lines, groups, strict=True)]

@@ -1,0 +1,22 @@
+#!/bin/sh
+# What the system tests need beside Python: RELION, and Ghostscript, which RELION's tools call.
+missing=""
+command -v relion_refine >/dev/null 2>&1 || missing="$missing relion"
+command -v gs >/dev/null 2>&1 || missing="$missing ghostscript"
+[ -z "$missing" ] && exit 0
+if ! command -v apt-get >/dev/null 2>&1; then
+  echo "make test-system needs$missing, and this system has no apt-get: install RELION 3.1 or newer so that relion_refine is on the PATH." >&2
+  exit 2
+fi
+if [ "$(id -u)" -eq 0 ]; then as_root=""
+elif sudo -n true 2>/dev/null; then as_root="sudo"
+else
+  echo "make test-system needs$missing: run \`sudo apt-get install$missing\` first, or make test-system as root." >&2
+  exit 2
+fi
+echo "Installing$missing with apt-get."
+export DEBIAN_FRONTEND=noninteractive
+$as_root apt-get update -qq && $as_root apt-get install -y -qq --no-install-recommends $missing >/dev/null || {
+  echo "make test-system could not install$missing with apt-get: see above." >&2
+  exit 2
+}
