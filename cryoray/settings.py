@@ -179,6 +179,7 @@ class ClassifySettings(Section):
     )
     kind: Kind | None = Field(None, description="None: the ensemble's")
     score_column: bool = Field(False, description="rlnCryorayScore in the STAR files written")
+    also_star: bool = Field(False, description="of a .cs source, STAR files for RELION too")
     range_mib: int = Field(64, ge=1)
     max_quarantined: Fraction = 0.01
 

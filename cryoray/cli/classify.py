@@ -16,7 +16,10 @@ _BOOKS = ("rows_in", "rows_out", "quarantined")
 def classify(
     ctx: typer.Context,
     source: Annotated[
-        Path, typer.Argument(help="A STAR file, a stack, a job folder or a folder of those.")
+        Path,
+        typer.Argument(
+            help="A STAR file, a .cs table, a stack, a job folder or a folder of those."
+        ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the verdicts.")],
     ensemble: Annotated[
@@ -36,6 +39,9 @@ def classify(
     score_column: Annotated[
         bool | None, typer.Option("--score-column", help="Add rlnCryorayScore to STAR files.")
     ] = None,
+    also_star: Annotated[
+        bool | None, typer.Option("--also-star", help="Of a .cs source, STAR files for RELION too.")
+    ] = None,
 ) -> None:
     """Judge every image of a source: keep, discard or review."""
     settings = common.settings(
@@ -45,6 +51,7 @@ def classify(
             "class_ensemble": class_ensemble,
             "kind": kind,
             "score_column": score_column,
+            "also_star": also_star,
         },
     )
     from cryoray import inference

@@ -21,7 +21,8 @@ def ingest(
     sources: Annotated[
         list[Path],
         typer.Argument(
-            metavar="SOURCE…", help="STAR files, stacks, job folders or a folder of those."
+            metavar="SOURCE…",
+            help="STAR files, .cs tables, stacks, job folders or folders of those.",
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="SET", help="Folder of the prepared set.")],

@@ -18,10 +18,10 @@ import numpy as np
 
 from cryoray.errors import FormatError, InputError, InternalError
 from cryoray.formats.files import replacing
-from cryoray.formats.relion import image_table
+from cryoray.formats.relion import VERSION, image_table, loop
 from cryoray.formats.rows import Source, resolve
 from cryoray.formats.star import Block, StarFile, parse
-from cryoray.formats.verdicts import VERSION, loop, write_side
+from cryoray.formats.verdicts import write_side
 
 _MODEL = re.compile(r"(_half\d)?_model\.star$")
 _CLASSES = "model_classes"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,8 @@ from cryoray.formats.rows import Source, resolve, unique
 from cryoray.formats.star import Block, StarFile, as_objects, parse
 from cryoray.records import Kind
 
+#: What RELION 3.1 to 5 read; a newer number would stop an older RELION.
+VERSION = b"\n# version 30001\n\n"
 #: Columns that name an image, by kind.
 IMAGE_COLUMNS: Mapping[Kind, str] = {"particle": "rlnImageName", "class2d": "rlnReferenceImage"}
 #: Tables in which RELION 3.1 to 5, 3.0 and 1.x keep particles; and classes, in a model or a selection.
@@ -22,17 +24,33 @@ _TABLES: Mapping[Kind, tuple[str, ...]] = {
     "particle": ("particles", "images", ""),
     "class2d": ("model_classes", ""),
 }
+#: Without these in the optics table, RELION stops.
+_NECESSARY = (
+    ("rlnVoltage",),
+    ("rlnSphericalAberration",),
+    ("rlnImagePixelSize", "rlnMicrographPixelSize", "rlnMicrographOriginalPixelSize"),
+)
 _SELECTION = re.compile(r"_selected\.star$|^backup_selection\.star$")
-_ITERATION = re.compile(r"_it(\d+)(?=_)")
+#: run_it025_data.star, run_ct25_it030_data.star (continued), run_data.star (the end of a refinement)
+_ITERATION = re.compile(r"(?:_ct(\d+))?(?:_it(\d+))?_(?=[a-z0-9]+\.star$)")
+#: What an optimiser says it works on, by kind.
+_OF_OPTIMISER: Mapping[Kind, str] = {
+    "particle": "rlnExperimentalDataStarFile",
+    "class2d": "rlnModelStarFile",
+}
 
 
 def open_star(path: Path, kind: Kind) -> Source:
-    """The rows of a STAR file's table of images.
+    """The rows of a STAR file's table of images; of an optimiser, those of the file that it names.
 
     Raises:
         FormatError: it cannot be read, or has no images of this kind.
     """
     star = parse(path)
+    if "optimiser_general" in star:
+        path = _of_optimiser(star, kind)
+        star = parse(path)
+    _refuse_volumes(star)
     table = image_table(star, kind)
     image_column = IMAGE_COLUMNS[kind]
     texts = [name for name in (image_column, "rlnMicrographName") if name in table.columns]
@@ -47,7 +65,7 @@ def open_star(path: Path, kind: Kind) -> Source:
     metadata = columns.numbers
     metadata.update(_optics(star, table, metadata))
     frame, names, stack = split_names(columns.strings[image_column])
-    stacks, index = unique(resolve(names, path.parent))
+    stacks, index = unique(resolve(names, path.parent, project(path.parent)))
     stack = np.where(stack < 0, -1, index[stack]) if len(index) else stack
     images = as_objects(columns.strings[image_column])
     problems = {
@@ -183,6 +201,24 @@ def split_names(names: pa.ChunkedArray) -> tuple[np.ndarray, list[str], np.ndarr
     return np.concatenate(frames), list(place), np.concatenate(indices)
 
 
+def loop(name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
+    """A table as RELION writes one."""
+    labels = [f"_{label} #{number}" for number, label in enumerate(columns, 1)]
+    lines = [f"data_{name}", "", "loop_", *labels, *(" ".join(row) for row in rows), "", ""]
+    return "\n".join(lines).encode()
+
+
+def quoted(text: str) -> str:
+    """A field that may hold blanks."""
+    return f"'{text}'" if any(character.isspace() for character in text) else text
+
+
+def field_texts(columns: Mapping[str, np.ndarray], rows: np.ndarray) -> list[list[str]]:
+    """The fields of each of some rows in columns of numbers [len(rows)]."""
+    texts = [[f"{value:.6f}" for value in values.tolist()] for values in columns.values()]
+    return [list(line) for line in zip(*texts, strict=True)] if texts else [[]] * len(rows)
+
+
 def stars_in(folder: Path, kind: Kind) -> list[Path]:
     """The STAR files of a folder that are sources of this kind.
 
@@ -204,7 +240,7 @@ def stars_in(folder: Path, kind: Kind) -> list[Path]:
         models: dict[str, Path] = {}
         for file in stars:
             if file.name.endswith("_model.star"):
-                run = _ITERATION.sub("", file.name)
+                run = _ITERATION.sub("_", file.name)
                 models[run] = max(models.get(run, file), file, key=_iteration)
         if models:
             return sorted(models.values())
@@ -218,13 +254,93 @@ def named_stacks(folder: Path) -> set[Path]:
         for kind, column in IMAGE_COLUMNS.items():
             if _names_images(file, kind):
                 names = image_table(parse(file), kind).read([column]).strings[column]
-                named.update(resolve(split_names(names)[1], folder))
+                named.update(resolve(split_names(names)[1], folder, project(folder)))
     return named
 
 
-def _iteration(file: Path) -> int:
+def project(folder: Path) -> Path | None:
+    """RELION's project folder, which is ``folder`` or above it; None where nothing marks it.
+
+    RELION 5 leaves a copy of ``default_pipeline.star`` in each job, so a job's folder is none.
+    """
+    for above in (folder, *folder.parents):
+        if re.fullmatch(r"job\d+", above.name):
+            continue
+        if (above / "default_pipeline.star").is_file() or any(above.glob(".gui_*")):
+            return above
+    return None
+
+
+def complaint(star: StarFile) -> str | None:
+    """What RELION 3.1 to 5 would say to particles like these, None where it would read them.
+
+    In RELION's own words (obs_model.cpp, star_converter.cpp), since its users know them. A file of
+    RELION 3.0 or older is fine: RELION converts it.
+    """
+    table = star.with_column(IMAGE_COLUMNS["particle"], prefer=_TABLES["particle"])
+    if table is None:
+        return None
+    optics = star.get("optics")
+    if optics is None or not len(optics):
+        if "rlnOpticsGroup" not in table.columns:
+            return None
+        return (
+            "seems to be from a previous version of Relion (it names optics groups, and has no table"
+            " data_optics that would describe them)"
+        )
+    missing = [name for name in _NECESSARY if not any(each in optics.columns for each in name)]
+    if missing:
+        return "not all necessary variables defined in _optics.star file: " + ", ".join(
+            " or ".join(name) for name in missing
+        )
+    if "rlnOpticsGroup" not in table.columns:
+        return "Failed to get optics group for particle #0"
+    known = optics.numbers("rlnOpticsGroup")
+    used = np.unique(table.numbers("rlnOpticsGroup"))
+    undefined = used[~np.isin(used, known)]
+    if undefined.size:
+        return "The following optics groups were not defined in the optics table: " + " ".join(
+            f"{group:.0f}" for group in undefined
+        )
+    return None
+
+
+def _of_optimiser(star: StarFile, kind: Kind) -> Path:
+    optimiser, column = star["optimiser_general"], _OF_OPTIMISER[kind]
+    if column not in optimiser.columns:
+        raise FormatError(f"names no {column}", file=star.path)
+    folder = star.path.parent
+    named = resolve(optimiser.column(column).tolist(), folder, project(folder))[0]
+    beside = folder / named.name
+    for file in (named, beside):
+        if file.is_file():
+            return file
+    raise FormatError(
+        f"names a {column} that is not there: {named}",
+        file=star.path,
+        remedy="copy it from the job too, or give the *_data.star or *_model.star itself",
+    )
+
+
+def _refuse_volumes(star: StarFile) -> None:
+    general = star.get("model_general")
+    column = "rlnReferenceDimensionality"
+    if general is None or column not in general.columns:
+        return
+    if general.numbers(column)[:1].tolist() == [3.0]:
+        raise FormatError(
+            "describes 3D classes, which are maps and not images",
+            file=star.path,
+            remedy="give the job's particles, its *_data.star",
+        )
+
+
+def _iteration(file: Path) -> tuple[float, float]:
+    """Later iterations are greater; a run that was continued, than one that was not; the end, than all."""
     found = _ITERATION.search(file.name)
-    return int(found[1]) if found else -1
+    if not found or not found[2]:
+        return (float("inf") if found and not found[1] else -1, 0)
+    return (int(found[2]), int(found[1] or 0))
 
 
 def _names_images(file: Path, kind: Kind) -> bool:

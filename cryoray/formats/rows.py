@@ -17,8 +17,10 @@ from cryoray.records import Kind
 Format = Literal["star", "cs", "stack"]
 STACK_SUFFIXES = (".mrcs", ".mrc", ".st", ".map")
 PACKED_SUFFIXES = ("", ".gz", ".bz2")
+CS_SUFFIXES = (".cs", ".csg")
 FILE_SUFFIXES = (
     ".star",
+    *CS_SUFFIXES,
     *(stack + packed for stack in STACK_SUFFIXES for packed in PACKED_SUFFIXES),
 )
 
@@ -61,10 +63,12 @@ class Source:
 
     @cached_property
     def name(self) -> str:
-        """The project's name if nobody gives one: its folder, above RELION's ``TYPE/jobNNN``."""
+        """The project's name if nobody gives one: its folder, above RELION's ``TYPE/jobNNN`` or ``JNNN``."""
         folder = self.path.parent if self.path.name.endswith(FILE_SUFFIXES) else self.path
         if re.fullmatch(r"job\d+", folder.name) and len(folder.parts) > 3:
             folder = folder.parent.parent
+        elif re.fullmatch(r"J\d+", folder.name) and len(folder.parts) > 2:
+            folder = folder.parent
         return folder.name
 
     @property
@@ -73,22 +77,29 @@ class Source:
         return self.format == "star"
 
 
-def resolve(names: Iterable[str], folder: Path) -> list[Path]:
-    """Absolute paths of stacks named in a STAR file of ``folder``.
+def resolve(names: Iterable[str], folder: Path, project: Path | None = None) -> list[Path]:
+    """Absolute paths of files named in a file of ``folder``.
 
-    RELION names them from the project's folder, which is the STAR file's own or one above it. The
-    folder in which the last one was found is tried first; a stack found nowhere is given as in the
-    project's folder, if that is known.
+    Programs name them from the project's folder, which is the file's own or one above it; where the
+    project is another's copy or has moved, wherever above the file they are found. The folder in which
+    the last one was found is tried first, at first ``project``; a file found nowhere is given as in it.
     """
     above = [folder, *folder.parents]
-    likely = folder
+    likely = project or folder
     resolved = []
     for name in names:
         if not Path(name).is_absolute():
             tried = (likely, *above)
-            likely = next((root for root in tried if (root / name).exists()), likely)
+            likely = next((root for root in tried if _exists(root / name)), likely)
         resolved.append(likely / name)
     return resolved
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # no name of a file: too long, or with a null byte in it
+        return False
 
 
 def unique(paths: list[Path]) -> tuple[tuple[Path, ...], np.ndarray]:

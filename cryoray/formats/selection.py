@@ -1,9 +1,10 @@
 """What a person kept and discarded, as other programs and people write it, matched to a source's rows.
 
 Read are RELION's Select job folder, a ``particles.star`` that is a subset, ``class_averages.star``,
-``backup_selection.star`` (one row per class: 0 discards; other numbers are the GUI's colours or 1), and
-a CSV with ``index`` (1-based), ``label`` or ``selected``, and ``stack`` where there are several. A
-selection of classes labels particles by their class number.
+``backup_selection.star`` (one row per class: 0 discards; other numbers are the GUI's colours or 1),
+cryoSPARC's Select 2D job folder or one of its tables (``particles_selected.cs``, …), and a CSV with
+``index`` (1-based), ``label`` or ``selected``, and ``stack`` where there are several. A selection of
+classes labels particles by their class number.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from pyarrow import csv
 
 from cryoray.errors import FormatError, SelectionError
 from cryoray.formats import mrc
+from cryoray.formats.cryosparc import Joined, open_cs, open_joined, selected_and_excluded
 from cryoray.formats.relion import IMAGE_COLUMNS, split_names
-from cryoray.formats.rows import Source
+from cryoray.formats.rows import CS_SUFFIXES, Source
 from cryoray.formats.star import Block, parse
+from cryoray.records import Kind
 
 _WORDS = {
     **dict.fromkeys(("1", "1.0", "true", "yes", "keep", "kept", "selected"), 1),
@@ -33,13 +36,16 @@ _FRAME_BITS = 40
 def find_selection(path: Path) -> Path | None:
     """The selection that lies beside a source, if one does.
 
-    That is ``NAME_selected.star`` of ``NAME.star``, ``labels.csv``, another ``*_selected.star`` if it
+    That is ``NAME_selected.star`` of ``NAME.star``, for what a Select 2D job selected or excluded that job's
+    own table of the selected, ``labels.csv``, another ``*_selected.star`` if it
     is the only one, or, beside a model of classes, ``backup_selection.star``.
     """
     folder = path if path.is_dir() else path.parent
     own = folder / f"{path.stem}_selected.star"
     if path.is_file() and own.is_file():
         return own
+    if path.suffix in CS_SUFFIXES and (both := selected_and_excluded(path)):
+        return both.get(True, path)
     if (folder / "labels.csv").is_file():
         return folder / "labels.csv"
     selected = sorted(folder.glob("*_selected.star"))
@@ -68,25 +74,29 @@ def read_selection(path: Path, source: Source) -> np.ndarray:
         return _from_csv(path, source)
     if path.suffix == ".star":
         return _from_star(path, source)
+    if path.suffix in CS_SUFFIXES:
+        return _from_cs(path, source)
     raise SelectionError(
         "is no selection that can be read",
         file=path,
-        remedy="give a RELION Select job folder, a .star subset, backup_selection.star or a .csv",
+        remedy="give a Select job's folder, a .star subset, backup_selection.star, a .cs table or a .csv",
     )
 
 
 def _in_folder(folder: Path, source: Source) -> Path:
-    classes = ("backup_selection.star", "class_averages.star")
-    names = ("particles.star", *classes) if source.kind == "particle" else classes
+    classes: tuple[str, ...] = ("backup_selection.star", "class_averages.star")
+    classes += tuple(f"templates_{word}.cs" for word in ("selected", "excluded"))
+    particles = ("particles.star", "particles_selected.cs", "particles_excluded.cs")
+    names = (*particles, *classes) if source.kind == "particle" else classes
     for name in names:
-        if (folder / name).is_file() and (folder / name) != source.path:
+        if (folder / name).is_file() and ((folder / name) != source.path or name.endswith(".cs")):
             return folder / name
     found = find_selection(folder)
     if found is None:
         raise SelectionError(
             f"holds no selection of {'particles' if source.kind == 'particle' else 'classes'}",
             file=folder,
-            remedy=f"give the Select job folder that has {' or '.join(names)}",
+            remedy=f"give the Select job folder that has one of {', '.join(names)}",
         )
     return found
 
@@ -109,6 +119,49 @@ def _from_star(path: Path, source: Source) -> np.ndarray:
         file=path,
         remedy="give RELION's particles.star, class_averages.star or backup_selection.star",
     )
+
+
+def _from_cs(path: Path, source: Source) -> np.ndarray:
+    """What a Select 2D job selected is kept, what it excluded is discarded.
+
+    Without the excluded, whatever was not selected is discarded; without the selected, nothing else has
+    a label. Classes label particles by the class that these are in.
+    """
+    tables = selected_and_excluded(path) or {True: path}
+    labels = np.full(len(source), -1 if False in tables else 0, np.int8)
+    rows, found = 0, False
+    for kept, file in tables.items():
+        joined = open_joined(file)
+        rows += len(joined.main)
+        for kind in (source.kind, "class2d"):  # classes may label particles
+            here = _rows_of(joined, file, source, kind) if len(joined.main) else None
+            if here is not None and here.any():
+                labels[here], found = kept, True
+                break
+    _check_some(path, rows)
+    if not found:
+        raise _nothing_matches(path, rows, source)
+    labels[source.stack < 0] = -1
+    return labels
+
+
+def _rows_of(joined: Joined, file: Path, source: Source, kind: Kind) -> np.ndarray | None:
+    """Which rows of a source a table is about: bool [n], None where it is not of this kind."""
+    if source.uid is not None and kind == source.kind:
+        here = np.isin(source.uid, joined.uid)
+        if here.any():
+            return here
+    try:
+        listed = open_cs(file, kind)
+    except FormatError:
+        return None
+    if kind == "class2d":
+        if "rlnClassNumber" not in source.metadata:
+            return None
+        return np.isin(source.metadata["rlnClassNumber"], listed.frame[listed.stack >= 0] + 1)
+    stack = _match([str(path) for path in listed.stacks], source, file.parent)[listed.stack]
+    wanted = _keys(stack, listed.frame)
+    return np.isin(_keys(source.stack, source.frame), wanted[wanted >= 0])
 
 
 def _from_subset(path: Path, subset: Block, source: Source) -> np.ndarray:

@@ -9,22 +9,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from cryoray.errors import FormatError, InputError
-from cryoray.formats.relion import named_stacks, open_star, stars_in
-from cryoray.formats.rows import FILE_SUFFIXES, PACKED_SUFFIXES, Source
+from cryoray.formats import cryosparc, relion
+from cryoray.formats.rows import CS_SUFFIXES, FILE_SUFFIXES, PACKED_SUFFIXES, Source
 from cryoray.formats.stacks import open_stacks
 from cryoray.records import Kind
 
 __all__ = ["Source", "find_sources", "open_source"]
 
-READABLE = "a RELION .star, an .mrcs stack, or a folder of those"
+READABLE = "a RELION .star, a cryoSPARC .cs, an .mrcs stack, or a folder of those"
 
 
 def find_sources(path: Path, kind: Kind = "particle") -> list[Path]:
     """The sources under ``path``: itself, or those of a folder, or those of the folders in it.
 
     In a folder, ``particles.star`` or the last ``*_data.star`` is the source, or every other STAR file
-    that names particles; for classes, the last model of every run. A folder without any is a source
-    if it holds stacks that no STAR file there names.
+    that names particles; for classes, the last model of every run; else the tables of a cryoSPARC job,
+    of the last iteration. A folder without any is a source if it holds stacks that no file there names.
 
     Raises:
         InputError: there is nothing to read.
@@ -57,7 +57,8 @@ def open_source(path: Path, kind: Kind = "particle") -> Source:
     """The rows of one source.
 
     Args:
-        path: a STAR file, a stack, or a folder that is or holds just one source.
+        path: a STAR file, a cryoSPARC table or group, a stack, or a folder that is or holds just one
+            source. RELION's ``*_optimiser.star`` stands for the data or model that it names.
         kind: what its rows are, or which of a job's files to read.
 
     Raises:
@@ -80,7 +81,11 @@ def open_source(path: Path, kind: Kind = "particle") -> Source:
     if not path.exists():
         raise InputError("there is no such file or folder", file=path)
     _check_readable(path)
-    return open_star(path, kind) if path.suffix == ".star" else open_stacks(path, [path], kind)
+    if path.suffix == ".star":
+        return relion.open_star(path, kind)
+    if path.suffix in CS_SUFFIXES:
+        return cryosparc.open_cs(path, kind)
+    return open_stacks(path, [path], kind)
 
 
 def _check_readable(path: Path) -> None:
@@ -89,16 +94,22 @@ def _check_readable(path: Path) -> None:
 
 
 def _in_folder(folder: Path, kind: Kind) -> list[Path]:
-    return stars_in(folder, kind) or ([folder] if _bare_stacks(folder) else [])
+    return (
+        relion.stars_in(folder, kind)
+        or cryosparc.tables_in(folder, kind)
+        or ([folder] if _bare_stacks(folder) else [])
+    )
 
 
 def _bare_stacks(folder: Path) -> list[Path]:
-    """Stacks in a folder that no STAR file there names."""
+    """Stacks in a folder that no STAR file or table there names."""
     stacks = sorted(
         file
         for file in folder.iterdir()
         if file.name.endswith(tuple(f".mrcs{packed}" for packed in PACKED_SUFFIXES))
         and not file.name.startswith(".")
     )
-    named = named_stacks(folder) if stacks else set()
+    if not stacks:
+        return []
+    named = relion.named_stacks(folder) | cryosparc.named_stacks(folder)
     return [stack for stack in stacks if stack not in named]

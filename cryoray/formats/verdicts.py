@@ -1,13 +1,14 @@
 """Verdicts on disk: a table of every judged row, and each side of the choice in the source's own format.
 
 Rows of a STAR file are copied byte for byte, in their order, with every other table of the file around
-them, so that nothing a program wrote into it is lost and optics groups keep their numbers.
+them, so that nothing a program wrote into it is lost and optics groups keep their numbers. So are rows
+of cryoSPARC's tables, what was passed through too, with a group file for its Import Result Group job.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import BinaryIO
 
@@ -17,14 +18,21 @@ import pyarrow.parquet as pq
 
 from cryoray.errors import FormatError, InternalError
 from cryoray.formats import mrc
+from cryoray.formats.conversion import write_star
+from cryoray.formats.cryosparc import Joined, group_text, open_joined
 from cryoray.formats.files import replacing
-from cryoray.formats.relion import IMAGE_COLUMNS, image_table
+from cryoray.formats.relion import (
+    IMAGE_COLUMNS,
+    VERSION,
+    field_texts,
+    image_table,
+    loop,
+    quoted,
+)
 from cryoray.formats.rows import Source
 from cryoray.formats.star import Block, StarFile, as_objects, parse
 from cryoray.records import QUARANTINE_SCHEMA, VERDICTS_SCHEMA, Books, Kind
 
-#: What RELION 3.1 to 5 read; a newer number would stop an older RELION.
-VERSION = b"\n# version 30001\n\n"
 #: The file of each verdict, and that of the rows without one.
 SIDES = {"keep": "kept", "discard": "discarded", "review": "review", "quarantined": "quarantined"}
 
@@ -36,14 +44,17 @@ def write_verdicts(
     quarantined: Sequence[tuple[int, str]],
     *,
     star_columns: Sequence[str] = (),
+    also_star: bool = False,
 ) -> Books:
-    """Write ``verdicts.parquet``, ``quarantine.parquet`` and the four sides as STAR files.
+    """Write ``verdicts.parquet``, ``quarantine.parquet`` and the four sides in the source's format.
 
     A side without rows is written too. Tables of classes are written as RELION's Select job writes
     ``class_averages.star``: one table without a name, since the rest of a model is about classes that
     are no longer in it. A file of RELION 3.0 or older stays one: with a version of 3.1 above it, RELION
-    would not convert it. Of a bare stack, the STAR file has what the header tells, and absolute paths;
-    voltage and spherical aberration, which no header tells and RELION wants, are 0.
+    would not convert it. Of a cryoSPARC table, each side is a table of the same form, columns and
+    dtypes, a ``passthrough_`` table for each that was joined, and a ``.csg`` that names them. Of a bare
+    stack, the STAR file has what the header tells, and absolute paths; voltage and spherical aberration,
+    which no header tells and RELION wants, are 0.
 
     Args:
         out: folder, made where it is missing.
@@ -53,6 +64,7 @@ def write_verdicts(
         quarantined: 0-based row and reason of each row that has no verdict.
         star_columns: columns of the table that STAR files get after their own, ``score`` as
             ``rlnCryorayScore``, ``class_score`` as ``rlnCryorayClassScore``.
+        also_star: of a cryoSPARC table, write the sides as STAR files for RELION too.
 
     Returns:
         the books, not yet checked.
@@ -72,6 +84,12 @@ def write_verdicts(
     sides = {name: rows[verdict == name] for name in SIDES} | {"quarantined": lost}
     _write_table(out / "verdicts.parquet", _verdicts(source, table))
     _write_table(out / "quarantine.parquet", quarantine_table(source, quarantined))
+    if source.format == "cs":
+        _write_cs(out, source, sides)
+        for name, side in sides.items() if also_star else ():
+            further = _further(table, side, star_columns)
+            write_star(out / f"{SIDES[name]}.star", source, side, further)
+        return Books(rows_in=len(source), rows_out=len(rows), quarantined=len(lost))
     star = _reopened(source) if source.is_star else None
     for name, side in sides.items():
         with replacing(out / f"{SIDES[name]}.star") as temporary, temporary.open("wb") as file:
@@ -91,7 +109,7 @@ def quarantine_table(source: Source, quarantined: Sequence[tuple[int, str]]) -> 
         quarantined: 0-based row and reason.
     """
     rows = np.array([row for row, _ in quarantined], np.int64)
-    if source.is_star:
+    if source.format != "stack":
         files, numbers = [str(source.path)] * len(rows), rows + 1
     else:
         files = [str(source.stacks[n]) if n >= 0 else str(source.path) for n in source.stack[rows]]
@@ -116,12 +134,16 @@ def _reopened(source: Source) -> StarFile:
     star = parse(source.path)
     column = IMAGE_COLUMNS[source.kind]
     if not np.array_equal(image_table(star, source.kind).column(column), source.images):
-        raise FormatError(
-            "changed while its rows were judged",
-            file=source.path,
-            remedy="wait until it is complete and run again",
-        )
+        raise _changed(source)
     return star
+
+
+def _changed(source: Source) -> FormatError:
+    return FormatError(
+        "changed while its rows were judged",
+        file=source.path,
+        remedy="wait until it is complete and run again",
+    )
 
 
 def _verdicts(source: Source, table: pa.Table) -> pa.Table:
@@ -147,6 +169,35 @@ def _further(table: pa.Table, side: np.ndarray, names: Sequence[str]) -> dict[st
         values = table[name].cast(pa.float64()).to_numpy()
         further[label] = np.where(judged, values[at] if len(rows) else np.nan, np.nan)
     return further
+
+
+def _write_cs(out: Path, source: Source, sides: dict[str, np.ndarray]) -> None:
+    joined = open_joined(source.path)
+    if source.uid is None or not np.array_equal(joined.uid, source.uid):
+        raise _changed(source)
+    for verdict, rows in sides.items():
+        name = SIDES[verdict]
+        written = [name]
+        for number, table in enumerate(joined.tables):
+            if number:
+                written.append(f"passthrough_{number if number > 1 else ''}{name}")
+            table.write_rows(joined.cut(table, rows), out / f"{written[-1]}.cs")
+        group = group_text(joined, [f"{each}.cs" for each in written], name, source.kind, len(rows))
+        with replacing(out / f"{name}.csg") as temporary:
+            temporary.write_text(group)
+    _link(out, source, joined)
+
+
+def _link(out: Path, source: Source, joined: Joined) -> None:
+    """Links to what ``>`` names from a table's own folder, so that it is found from the new one too."""
+    fields = [name for name in ("blob/path", "location/micrograph_path") if name in joined]
+    for paths in joined.read(fields).values():
+        for path in np.unique(paths).tolist():
+            first = PurePosixPath(path.removeprefix(">")).parts[:1]
+            if path.startswith(">") and first and first[0] not in ("/", ".."):
+                target, link = source.path.parent / first[0], out / first[0]
+                if target.exists() and not link.is_symlink() and not link.exists():
+                    link.symlink_to(target)
 
 
 def write_side(
@@ -189,14 +240,8 @@ def _copy_images(
     for number, label in enumerate(further, start=len(images.columns) + 1):
         taken = sum(name.startswith(label) for name in images.columns)
         file.write(f"_{label}{taken + 1 if taken else ''} #{number}\n".encode())
-    also = [" ".join(["", *values]).encode() for values in _texts(further, rows)]
+    also = [" ".join(["", *values]).encode() for values in field_texts(further, rows)]
     images.copy_rows(rows, file, also if further else None)
-
-
-def _texts(further: Mapping[str, np.ndarray], rows: np.ndarray) -> list[list[str]]:
-    """The further fields of each row."""
-    columns = [[f"{value:.6f}" for value in values.tolist()] for values in further.values()]
-    return [list(line) for line in zip(*columns, strict=True)] if further else [[]] * len(rows)
 
 
 def _write_bare(
@@ -204,14 +249,16 @@ def _write_bare(
 ) -> None:
     """A STAR file of some images of bare stacks, with an optics group per size of pixel and box."""
     names = [
-        _quoted(f"{source.frame[row] + 1:06d}@{source.stacks[source.stack[row]]}")
+        quoted(f"{source.frame[row] + 1:06d}@{source.stacks[source.stack[row]]}")
         if source.stack[row] >= 0
-        else _quoted(str(source.images[row]))
+        else quoted(str(source.images[row]))
         for row in rows.tolist()
     ]
     column = IMAGE_COLUMNS[source.kind]
     if source.kind == "class2d":
-        lines = [[name, *values] for name, values in zip(names, _texts(further, rows), strict=True)]
+        lines = [
+            [name, *values] for name, values in zip(names, field_texts(further, rows), strict=True)
+        ]
         file.write(b"\n" + loop("", [column, *further], lines))
         return
     groups: dict[tuple[float, int], int] = {}
@@ -235,17 +282,6 @@ def _write_bare(
     numbers = group_of[source.stack[rows]].tolist()
     lines = [
         [name, f"{number}", *values]
-        for name, number, values in zip(names, numbers, _texts(further, rows), strict=True)
+        for name, number, values in zip(names, numbers, field_texts(further, rows), strict=True)
     ]
     file.write(VERSION + loop("particles", [column, "rlnOpticsGroup", *further], lines))
-
-
-def loop(name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bytes:
-    """A table of texts as a STAR file has it."""
-    labels = [f"_{label} #{number}" for number, label in enumerate(columns, 1)]
-    lines = [f"data_{name}", "", "loop_", *labels, *(" ".join(row) for row in rows), "", ""]
-    return "\n".join(lines).encode()
-
-
-def _quoted(text: str) -> str:
-    return f"'{text}'" if any(character.isspace() for character in text) else text

@@ -17,6 +17,7 @@ from ray.data import ActorPoolStrategy
 from cryoray import runtime
 from cryoray.errors import EnsembleError, InputError
 from cryoray.formats.class_selection import is_model
+from cryoray.formats.conversion import check_convertible
 from cryoray.formats.source import Source, find_sources, open_source
 from cryoray.formats.verdicts import write_verdicts
 from cryoray.inference.classes import (
@@ -101,6 +102,9 @@ def classify(
     with replacing_folder(out, "folder of verdicts", _holds_verdicts) as partial:
         sources = _opened(Path(source).absolute(), chosen.kind, ensemble)
         classes = [judge_classes_of(each, of_classes) for each in sources] if of_classes else None
+        for given in sources if chosen.also_star else ():
+            if given.format == "cs":
+                check_convertible(given)
         runtime.connect(settings.runtime)
         plans = [plan(each, preparation, chosen.range_mib) for each in sources]
         for each in plans:
@@ -126,7 +130,12 @@ def classify(
                 columns += ["class_score"] if chosen.score_column else []
                 write_classes(partial / name / CLASSES, classes[i], with_score=chosen.score_column)
             books[name] = write_verdicts(
-                partial / name, each.source, table, quarantined, star_columns=columns
+                partial / name,
+                each.source,
+                table,
+                quarantined,
+                star_columns=columns,
+                also_star=chosen.also_star,
             )
             if is_model(each.source):
                 said = ClassVerdicts.of(each.source, table, quarantined)

@@ -25,7 +25,7 @@ class JudgeRequest(Message):
     """Rows of a source that lies on a disk which the service sees."""
 
     source: Annotated[str, StringConstraints(min_length=1, max_length=4096)] = Field(
-        description="path of a .star or .mrcs under one of the service's roots"
+        description="path of a .star, .cs or .mrcs under one of the service's roots"
     )
     rows: tuple[int, int] | None = Field(
         None, description="[first, end], 0-based, end excluded; null: all"

@@ -121,7 +121,7 @@ class Catalogue:
         """Find the rows of a request and plan their reading, as `classify` would.
 
         Args:
-            source: path of a STAR file or a stack.
+            source: path of a STAR file, a cryoSPARC table or a stack.
             rows: first, end; None for all.
             kind: of the ensemble that will judge.
             preparation: of the ensemble that will judge.
@@ -137,7 +137,7 @@ class Catalogue:
         if not path.is_file():
             raise AbsentError("there is no such file", file=source)
         opened = described_by = self._open(path, kind)
-        if not opened.is_star:
+        if opened.format == "stack":
             star = self._beside(path, kind)
             if star is not None:
                 opened, described_by = with_metadata(opened, star), star

@@ -111,7 +111,7 @@ FILES: Mapping[str, Particles | Classes | Images | Tables | Refused] = {
     "star/aspire/sample.star": Refused(
         "has a second loop in its table data_planetary, which RELION"
     ),
-    "star/aspire/sample_data_model.star": Classes(1, 1, 1.25),
+    "star/aspire/sample_data_model.star": Tables("describes 3D classes, which are maps and not"),
     "star/aspire/sample_incomplete_ctf_params.star": Particles(1, 1, 1.338),
     "star/aspire/sample_particles_relion30.star": Particles(17, 1, 1.338),
     "star/aspire/sample_particles_relion31.star": Particles(17, 1, 1.4),
@@ -150,7 +150,13 @@ FILES: Mapping[str, Particles | Classes | Images | Tables | Refused] = {
     "star/starfile/postprocess.star": Tables(),
     **{
         f"star/starfile/relion_tutorial/run_it025_{name}.star": Tables()
-        for name in ("optimiser_2D", "optimiser_3D", "sampling_2D", "sampling_3D")
+        for name in ("sampling_2D", "sampling_3D")
+    },
+    **{
+        f"star/starfile/relion_tutorial/run_it025_optimiser_{name}.star": Tables(
+            "names a rlnExperimentalDataStarFile that is not there: "
+        )
+        for name in ("2D", "3D")
     },
     "star/starfile/rln3.1_data_style.star": Particles(2, 1, None),
     "star/starfile/single_line_end_of_multiblock.star": Particles(2, 1, None),

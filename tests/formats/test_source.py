@@ -173,7 +173,12 @@ def test_a_folder_of_jobs_gives_the_source_of_each(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "kind", "sentence"),
     [
-        ("x.cs", "", PARTICLE, r"is of a kind that is not read; give a RELION \.star"),
+        (
+            "x.txt",
+            "",
+            PARTICLE,
+            r"is of a kind that is not read; give a RELION \.star, a cryoSPARC",
+        ),
         (
             "x.star",
             "data_images\nloop_\n_rlnMicrographName\nm\n",

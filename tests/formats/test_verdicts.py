@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import starfile
+import yaml
+from cryosparc.dataset import CSDAT_FORMAT, Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +19,13 @@ from cryoray.formats.source import Source, open_source
 from cryoray.formats.star import parse
 from cryoray.formats.verdicts import SIDES, write_verdicts
 from cryoray.records import QUARANTINE_SCHEMA, VERDICTS_SCHEMA, Books
-from tests.formats.files import write_particles, write_stack
+from tests.formats.files import (
+    cs_particles,
+    write_cs,
+    write_cs_job,
+    write_particles,
+    write_stack,
+)
 
 FATES = tuple(SIDES)
 
@@ -173,6 +181,73 @@ def test_bare_stacks_become_a_relion_31_file(tmp_path: Path) -> None:
     assert starfile.read(tmp_path / "out/kept.star")["optics"]["rlnImageSize"].tolist() == [8, 6]
     assert parse(tmp_path / "out/quarantined.star")["particles"].fields(0) == ["000001@c.mrcs", "1"]
     assert pq.read_table(tmp_path / "out/quarantine.parquet")["row"].to_pylist() == [1]
+
+
+@pytest.mark.parametrize("form", ["npy", "csdat"])
+def test_each_side_of_a_cryosparc_table_is_a_table_that_cryosparc_imports(
+    tmp_path: Path, form: str
+) -> None:
+    path = write_cs_job(tmp_path)
+    if form == "csdat":
+        for file in path.parent.glob("*particles.cs"):
+            Dataset.load(file).save(file, format=CSDAT_FORMAT)
+    source = open_source(path)
+    assert source.uid is not None
+    fates = ["keep", "discard", "keep", "review", "quarantined", "keep"]
+    books = write_verdicts(tmp_path / "out", source, *judged(source, fates))
+    assert books == Books(rows_in=6, rows_out=5, quarantined=1)
+    verdicts = pq.read_table(tmp_path / "out/verdicts.parquet")
+    assert verdicts.schema.names[:3] == ["image", "uid", "score"]
+    assert verdicts["uid"].to_pylist() == source.uid[[0, 1, 2, 3, 5]].tolist()
+    before = Dataset.load(path).innerjoin(
+        Dataset.load(path.with_name("J26_passthrough_particles.cs"))
+    )
+    for name, file in SIDES.items():
+        rows = [row for row, fate in enumerate(fates) if fate == name]
+        made = Dataset.load(tmp_path / f"out/{file}.cs")
+        joined = made.innerjoin(
+            Dataset.load(tmp_path / f"out/passthrough_{file}.cs"), assert_no_drop=True
+        )
+        assert joined.fields() == before.fields()
+        for field in before.fields():
+            np.testing.assert_array_equal(joined[field], before[field][rows])
+        group = yaml.safe_load((tmp_path / f"out/{file}.csg").read_text())
+        assert group["results"]["blob"] == {
+            "metafile": f">{file}.cs",
+            "num_items": len(rows),
+            "type": "particle.blob",
+        }
+        assert group["results"]["ctf"]["metafile"] == f">passthrough_{file}.cs"
+        if rows:  # and it is a source again
+            again = open_source(tmp_path / f"out/{file}.csg")
+            assert again.images.tolist() == source.images[rows].tolist()
+            assert again.stacks == source.stacks
+            assert again.metadata["rlnDefocusU"].tolist() == [15000.0 + row for row in rows]
+    if form == "npy":
+        assert np.load(tmp_path / "out/kept.cs").dtype == np.load(path).dtype
+    assert not list((tmp_path / "out").glob("*.star"))
+    quarantine = pq.read_table(tmp_path / "out/quarantine.parquet").to_pylist()
+    assert (quarantine[0]["file"], quarantine[0]["row"]) == (str(path), 5)
+
+
+def test_the_sides_of_a_cryosparc_table_are_written_for_relion_too(tmp_path: Path) -> None:
+    source = open_source(write_cs_job(tmp_path))
+    table, lost = judged(source, ["keep", "discard", "keep", "review", "quarantined", "keep"])
+    write_verdicts(tmp_path / "out", source, table, lost, star_columns=("score",), also_star=True)
+    for file, rows in {"kept": [0, 2, 5], "discarded": [1], "quarantined": [4]}.items():
+        side = starfile.read(tmp_path / f"out/{file}.star", always_dict=True)["particles"]
+        assert [name[:6] for name in side["rlnImageName"]] == [f"{row + 1:06d}" for row in rows]
+        assert np.isnan(side["rlnCryorayScore"]).all() == (file == "quarantined")
+
+
+def test_what_a_table_names_beside_itself_is_found_beside_its_sides(tmp_path: Path) -> None:
+    main, _ = cs_particles(3, ">J1/imported/a.mrcs")
+    write_stack(tmp_path / "export/J1/imported/a.mrcs", 3)
+    source = open_source(write_cs(tmp_path / "export/J9_particles_exported.cs", main))
+    write_verdicts(tmp_path / "out", source, *judged(source, ["keep"] * 3))
+    kept = open_source(tmp_path / "out/kept.cs")
+    assert kept.stacks == (tmp_path / "out/J1/imported/a.mrcs",)
+    assert kept.stacks[0].samefile(source.stacks[0])
 
 
 def test_a_row_of_two_fates_is_our_fault(tmp_path: Path) -> None:

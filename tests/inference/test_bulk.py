@@ -10,6 +10,8 @@ import pytest
 
 from cryoray.errors import EnsembleError, InputError, QuarantineError
 from cryoray.formats.source import open_source
+from cryoray.formats.star import parse
+from cryoray.formats.verdicts import SIDES
 from cryoray.inference.bulk import classify
 from cryoray.models.ensemble import Ensemble
 from cryoray.preparation.plan import plan
@@ -17,6 +19,7 @@ from cryoray.preparation.prepare import prepare_range
 from cryoray.records import VERDICTS_SCHEMA, Event, Progress
 from cryoray.settings import ClassifySettings, RuntimeSettings, Settings
 from tests.examples import particles, save_ensemble, write_project, write_stack, write_star
+from tests.formats.files import write_cs_job
 
 
 @pytest.fixture
@@ -180,3 +183,28 @@ def test_an_empty_folder_is_no_source(settings: Settings, tmp_path: Path) -> Non
         classify(tmp_path / "empty", tmp_path / "out", settings)
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.ray
+def test_a_cryosparc_job_is_judged_as_it_is_and_given_back_to_both_programs(
+    ray_cluster: RuntimeSettings, settings: Settings, tmp_path: Path
+) -> None:
+    path = write_cs_job(tmp_path / "CS-x", n=30)
+    write_stack(tmp_path / "CS-x/J19/extract/a.mrc", particles(28))
+    source = open_source(path)
+    assert source.uid is not None
+    chosen = settings.classify.model_copy(update={"also_star": True, "score_column": True})
+    settings = settings.model_copy(update={"classify": chosen})
+    out = classify(tmp_path / "CS-x/J26", tmp_path / "out", settings)
+    table = pq.read_table(out / "verdicts.parquet")
+    assert table["uid"].to_pylist() == source.uid[:28].tolist()
+    assert table["image"].to_pylist() == source.images[:28].tolist()
+    quarantine = pq.read_table(out / "quarantine.parquet")
+    assert quarantine["row"].to_pylist() == [29, 30]
+    verdicts = np.array([*table["verdict"].to_pylist(), "quarantined", "quarantined"])
+    for verdict, side in SIDES.items():
+        rows = np.flatnonzero(verdicts == verdict)
+        assert np.load(out / f"{side}.cs")["uid"].tolist() == source.uid[rows].tolist()
+        star = parse(out / f"{side}.star")["particles"]
+        assert [name[:6] for name in star.column("rlnImageName")] == [f"{i + 1:06d}" for i in rows]
+        assert star.columns[-1] == "rlnCryorayScore"

@@ -23,6 +23,7 @@ from cryoray.serving.sources import (
 )
 from cryoray.settings import PreparationSettings
 from tests.examples import FEATURES, particles, write_project, write_stack, write_star
+from tests.formats.files import write_cs_job
 
 PREPARATION = PreparationSettings(box=32, features=FEATURES, contrast="bright")
 
@@ -216,3 +217,14 @@ def test_of_several_threads_one_opens_and_a_failure_is_tried_again() -> None:
     assert kept.get("b", lambda: 8) == 8
     kept.get("c", lambda: 9)
     assert kept.get("a", lambda: 1) == 1  # the oldest has gone
+
+
+def test_a_cryosparc_table_is_a_source_with_its_own_metadata(tmp_path: Path) -> None:
+    path = write_cs_job(tmp_path, n=5)
+    preparation = PreparationSettings(box=16, features=("defocus",))
+    chosen = Catalogue([tmp_path], 100).choose(path, (1, 4), "particle", preparation, 10)
+    assert chosen.images[1:4].tolist() == [f"{i:06d}@J19/extract/a.mrc" for i in (2, 3, 4)]
+    assert [part.rows.tolist() for part in chosen.ranges] == [[1, 2, 3]]
+    np.testing.assert_allclose(chosen.ranges[0].features[:, 0], [1.4501, 1.4502, 1.4503], rtol=1e-5)
+    with pytest.raises(OutsideError):
+        Catalogue([tmp_path / "J26"], 100).choose(path, None, "particle", preparation, 10)

@@ -1,0 +1,181 @@
+"""cryoSPARC's particles and classes as STAR files for RELION 3.1 to 5.
+
+The units and conventions are converted where the table is read (``cryosparc.py``); here is what the two
+programs keep in different places. Paths are absolute, since the two have different project folders. A
+stack of another name than ``.mrcs`` is named ``N@file.mrc:mrcs``, which makes RELION read it as one.
+What RELION keeps for an optics group (cryoSPARC: for each particle) makes the groups, numbered from 1
+without gaps, in the order of cryoSPARC's exposure groups, which their names tell; all sides of a source
+have the same optics table.
+
+Coordinates are those of the micrograph that cryoSPARC picked from. Where RELION corrected the movies
+anew, its micrographs may be upside down against cryoSPARC's (pyem issues 22 and 81).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from cryoray.errors import FormatError
+from cryoray.formats.cryosparc import open_joined
+from cryoray.formats.files import replacing
+from cryoray.formats.relion import IMAGE_COLUMNS, VERSION, field_texts, loop, quoted
+from cryoray.formats.rows import Source
+
+#: What RELION keeps for an optics group, the first of which numbers them.
+_OPTICS = (
+    "rlnOpticsGroup",
+    "rlnVoltage",
+    "rlnSphericalAberration",
+    "rlnAmplitudeContrast",
+    "rlnImagePixelSize",
+    "rlnImageSize",
+    "rlnMicrographPixelSize",
+    "rlnBeamTiltX",
+    "rlnBeamTiltY",
+)
+_NECESSARY = ("rlnVoltage", "rlnSphericalAberration", "rlnImagePixelSize", "rlnImageSize")
+#: What RELION keeps for a particle.
+_PARTICLE = (
+    "rlnCoordinateX",
+    "rlnCoordinateY",
+    "rlnDefocusU",
+    "rlnDefocusV",
+    "rlnDefocusAngle",
+    "rlnPhaseShift",
+    "rlnCtfBfactor",
+    "rlnCtfScalefactor",
+    "rlnCtfMaxResolution",
+    "rlnCtfFigureOfMerit",
+    "rlnAngleRot",
+    "rlnAngleTilt",
+    "rlnAnglePsi",
+    "rlnOriginXAngst",
+    "rlnOriginYAngst",
+    "rlnClassNumber",
+    "rlnRandomSubset",
+)
+_CLASS = ("rlnClassDistribution", "rlnEstimatedResolution")
+_WHOLE = ("rlnClassNumber", "rlnRandomSubset", "rlnImageSize")
+#: What has no counterpart in RELION, or none that is known to be right.
+_LEFT_OUT = ("ctf/trefoil_A", "ctf/tetra_A", "ctf/anisomag", "ctf/shift_A")
+
+
+def check_convertible(source: Source) -> None:
+    """Refuse what RELION could not read.
+
+    Raises:
+        FormatError: a particle's table lacks something that RELION needs, in RELION's words.
+    """
+    missing = [name for name in _NECESSARY if name not in source.metadata]
+    if source.kind == "particle" and missing:
+        raise FormatError(
+            "not all necessary variables defined for RELION's optics table: " + ", ".join(missing),
+            file=source.path,
+            remedy="put the job's passthrough table beside it, or do without STAR files",
+        )
+
+
+def write_star(
+    path: Path,
+    source: Source,
+    rows: np.ndarray | None = None,
+    further: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Write rows of a cryoSPARC source as a STAR file.
+
+    Args:
+        path: replaced when all is written.
+        source: of format ``cs``.
+        rows: int64 [k], 0-based, ascending; None for all.
+        further: columns of numbers [k] to add.
+
+    Raises:
+        FormatError: RELION could not read it.
+    """
+    check_convertible(source)
+    rows = np.arange(len(source)) if rows is None else rows
+    further = dict(further or {})
+    names = [_image(source, row) for row in rows.tolist()]
+    column = IMAGE_COLUMNS[source.kind]
+    kept = _PARTICLE if source.kind == "particle" else _CLASS
+    columns = {name: source.metadata[name] for name in kept if name in source.metadata}
+    texts = [
+        [f"{value:.0f}" if name in _WHOLE else f"{value:.6f}" for value in values[rows].tolist()]
+        for name, values in columns.items()
+    ]
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        if source.kind == "class2d":
+            lines = list(zip(names, *texts, strict=True))
+            lines = _with(lines, further, rows)
+            file.write(b"\n" + loop("", [column, *columns, *further], lines))
+            return
+        optics, group = _optics(source)
+        for note in _notes(source):
+            file.write(f"# {note}\n".encode())
+        file.write(VERSION + optics)
+        texts.insert(0, [_micrograph(source, row) for row in rows.tolist()])
+        texts.insert(1, [str(number) for number in group[rows].tolist()])
+        lines = _with(list(zip(names, *texts, strict=True)), further, rows)
+        labels = [column, "rlnMicrographName", "rlnOpticsGroup", *columns, *further]
+        file.write(VERSION + loop("particles", labels, lines))
+
+
+def _with(
+    lines: list[tuple[str, ...]], further: Mapping[str, np.ndarray], rows: np.ndarray
+) -> list[tuple[str, ...]]:
+    return [(*a, *b) for a, b in zip(lines, field_texts(further, rows), strict=True)]
+
+
+def _image(source: Source, row: int) -> str:
+    if source.stack[row] < 0:
+        return "None"
+    stack = source.stacks[source.stack[row]]
+    kind = "" if stack.suffix == ".mrcs" else ":mrcs"
+    return quoted(f"{source.frame[row] + 1:06d}@{stack}{kind}")
+
+
+def _micrograph(source: Source, row: int) -> str:
+    return quoted(str(source.micrograph[row])) if source.micrograph[row] else "None"
+
+
+def _optics(source: Source) -> tuple[bytes, np.ndarray]:
+    """The optics table, and int64 [n], the group of each row."""
+    present = [name for name in _OPTICS if name in source.metadata]
+    values = np.stack([source.metadata[name] for name in present], axis=1)
+    values = values.round(6)  # as it is written
+    whole = np.isfinite(values).all(axis=1)
+    different, which = np.unique(values[whole], axis=0, return_inverse=True)
+    group = np.ones(len(source), np.int64)
+    group[whole] = which.reshape(-1) + 1
+    table = dict(zip(present, different.T, strict=True))
+    exposure = table.pop("rlnOpticsGroup", np.ones(len(different))) - 1
+    tilted = any(np.any(table.get(name, 0)) for name in ("rlnBeamTiltX", "rlnBeamTiltY"))
+    columns = {
+        name: [f"{value:.0f}" if name in _WHOLE else f"{value:.6f}" for value in column.tolist()]
+        for name, column in table.items()
+        if tilted or not name.startswith("rlnBeamTilt")
+    }
+    lines = [
+        (f"{number}", f"exposureGroup{exposure[number - 1]:.0f}", "2", "0", *line)
+        for number, line in enumerate(zip(*columns.values(), strict=True), start=1)
+    ]
+    labels = ["rlnOpticsGroup", "rlnOpticsGroupName", "rlnImageDimensionality"]
+    labels += ["rlnCtfDataAreCtfPremultiplied", *columns]
+    return loop("optics", labels, lines), group
+
+
+def _notes(source: Source) -> list[str]:
+    """What a person should know who goes on in RELION with these particles."""
+    joined = open_joined(source.path)
+    columns = joined.read([*_LEFT_OUT, "blob/sign"])
+    lost = [name for name in _LEFT_OUT if np.nan_to_num(columns.get(name, np.zeros(1))).any()]
+    notes = [f"not carried over from cryoSPARC: {', '.join(lost)}"] if lost else []
+    if np.any(columns.get("blob/sign", np.ones(1)) < 0):
+        notes.append(
+            "cryoSPARC says that protein is dark in these images (blob/sign -1), and RELION wants it"
+            " bright: relion_image_handler --multiply_constant -1"
+        )
+    return notes
