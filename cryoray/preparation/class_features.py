@@ -20,6 +20,7 @@ import torch
 from scipy import fft, ndimage
 
 from cryoray.errors import FormatError
+from cryoray.formats.class_selection import class_numbers, particle_counts
 from cryoray.formats.mrc import read_frames, read_header
 from cryoray.formats.source import Source
 from cryoray.formats.star import StarFile, parse
@@ -119,13 +120,11 @@ class _Job:
     Attributes:
         diameter: of the particle, Å.
         box: in which the classes were made, px.
-        particles: how many were classified.
-        assigned: int64, particles whose best class is 1, 2 …
+        assigned: int64, the best class of each particle, from 1.
     """
 
     diameter: float | None = None
     box: int | None = None
-    particles: int | None = None
     assigned: np.ndarray | None = None
 
     @classmethod
@@ -143,13 +142,7 @@ class _Job:
             options, "particle_diameter"
         )
         box = _value(model, "model_general", "rlnOriginalImageSize")
-        counts = _assigned(data)
-        return cls(
-            diameter=diameter,
-            box=int(box) if box else None,
-            particles=None if counts is None else int(counts.sum()),
-            assigned=None if counts is None else counts[1:],
-        )
+        return cls(diameter, int(box) if box else None, _assigned(data))
 
 
 def _parsed(path: Path) -> StarFile | None:
@@ -180,12 +173,10 @@ def _option(star: StarFile | None, name: str) -> float | None:
 
 
 def _assigned(data: StarFile | None) -> np.ndarray | None:
-    """int64: how many particles have class 0, 1, 2 … as their best."""
-    table = None if data is None else data.with_column("rlnClassNumber", prefer=("particles", ""))
-    if table is None:
+    try:
+        return None if data is None else class_numbers(data)
+    except FormatError:
         return None
-    numbers = np.nan_to_num(table.numbers("rlnClassNumber"), nan=0, posinf=0).astype(np.int64)
-    return np.bincount(numbers.clip(0, 1_000_000))
 
 
 def _count(
@@ -199,8 +190,7 @@ def _count(
     """Fill in ``COUNTED`` for the rows of one job."""
     if job.assigned is not None:
         frame = source.frame[rows]
-        counts = np.append(job.assigned, np.zeros(int(frame.max()) + 1, np.int64))
-        table["particleNr"][rows] = counts[frame]
+        table["particleNr"][rows] = particle_counts(job.assigned, int(frame.max()) + 1)[frame]
     resolution = source.metadata.get("rlnEstimatedResolution")
     if resolution is None:
         return
@@ -209,8 +199,8 @@ def _count(
     if pixel_size is not None:
         table["relativeResolution"][rows] = resolution / ((job.box or width) * pixel_size)
     share = source.metadata.get("rlnClassDistribution")
-    if share is not None and job.particles is not None:
-        particles = np.maximum(share[rows] * job.particles, _FEWEST_PARTICLES)
+    if share is not None and job.assigned is not None:
+        particles = np.maximum(share[rows] * len(job.assigned), _FEWEST_PARTICLES)
         table["weightedResolution"][rows] = 1 / (resolution**2 * np.log(particles))
 
 
