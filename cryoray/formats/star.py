@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from io import FileIO
@@ -26,6 +28,8 @@ from cryoray.formats.files import impostor
 
 _PIECE = 2 << 20  # bytes worked on at a time
 _LONGEST_LINE = 64 << 20
+_THREADS = 2
+_AHEAD = 2  # portions parsed beyond the one that is waited for
 _FIELD = re.compile(rb"""'([^']*)'(?!\S)|"([^"]*)"(?!\S)|(\S+)""")
 _MISSING = [
     "",
@@ -105,11 +109,7 @@ class Block:
         Raises:
             FormatError: the table has no such column, the file changed, or is not UTF-8 text.
         """
-        for name in (*strings, *numbers):
-            if name not in self.columns:
-                raise FormatError(
-                    f"has no column {name} in its table data_{self.name}", file=self.path
-                )
+        self._check((*strings, *numbers))
         texts: dict[str, list[pa.Array]] = {name: [] for name in strings}
         values = {name: np.empty(len(self)) for name in numbers}
         short: list[np.ndarray] = []
@@ -126,6 +126,16 @@ class Block:
             values,
             np.concatenate(short) if short else np.empty(0, np.int64),
         )
+
+    def chunks(self, name: str) -> Iterator[pa.Array]:
+        """One column as consecutive string arrays, for those who need not hold all of it.
+
+        Raises:
+            FormatError: as :meth:`read`.
+        """
+        self._check((name,))
+        for table, _ in self._parsed([name], ()):
+            yield table[name].combine_chunks()
 
     def column(self, name: str) -> np.ndarray:
         """One column as str objects [n]; a field that a short row lacks is empty."""
@@ -190,6 +200,13 @@ class Block:
             line.rstrip() for line in lines if line.strip() and not line.lstrip().startswith(b"#")
         ]
         out.write(b"\n".join([b"data_" + self.name.encode(), b"", *kept, b""]))
+
+    def _check(self, names: Sequence[str]) -> None:
+        for name in names:
+            if name not in self.columns:
+                raise FormatError(
+                    f"has no column {name} in its table data_{self.name}", file=self.path
+                )
 
     def _open(self) -> FileIO:
         file = _open(self.path)
@@ -262,38 +279,39 @@ class Block:
             if held:
                 yield pa.table({name: [held[name]] for name in names}), np.empty(0, np.int64)
             return
-        starts, lengths, indents = self._rows
-        with self._open() as file:
-            for first, last in _portions(starts):
-                base = int(starts[first])
-                piece = _read(file, base, int(starts[last - 1]) + int(lengths[last - 1]))
-                try:
-                    yield self._parse(
-                        piece,
-                        starts[first:last] - base,
-                        lengths[first:last],
-                        indents[first:last],
-                        names,
-                        set(numbers) - set(strings),
-                    )
-                except UnicodeDecodeError as error:
-                    raise FormatError(
-                        "is not UTF-8 text",
-                        file=self.path,
-                        row=first + 1,
-                        remedy="convert it with `iconv -t UTF-8`",
-                    ) from error
+        wanted = set(numbers) - set(strings)
+        portions = list(_portions(self._rows.starts))
+        with self._open() as file, ThreadPoolExecutor(_THREADS) as threads:
+            ahead: deque[tuple[int, Future[tuple[pa.Table, np.ndarray]]]] = deque()
+            for first, last in [*portions, *[(-1, -1)] * _AHEAD]:
+                if first >= 0:  # read here, parsed by a thread: both let go of Python's lock
+                    rows = _Rows(*(each[first:last] for each in self._rows))
+                    base = int(rows.starts[0])
+                    piece = _read(file, base, int(rows.starts[-1]) + int(rows.lengths[-1]))
+                    task = threads.submit(self._parse, piece, base, rows, names, wanted)
+                    ahead.append((first, task))
+                if len(ahead) > _AHEAD or (first < 0 and ahead):
+                    begin, task = ahead.popleft()
+                    try:
+                        yield task.result()
+                    except UnicodeDecodeError as error:
+                        raise FormatError(
+                            "is not UTF-8 text",
+                            file=self.path,
+                            row=begin + 1,
+                            remedy="convert it with `iconv -t UTF-8`",
+                        ) from error
 
     def _parse(
         self,
         piece: bytes,
-        starts: np.ndarray,
-        lengths: np.ndarray,
-        indents: np.ndarray,
+        base: int,
+        rows: _Rows,
         names: list[str],
         numbers: set[str],
     ) -> tuple[pa.Table, np.ndarray]:
         """Some rows of a loop: by Arrow where every field is plain and every row full, else by hand."""
+        starts, lengths, indents = rows.starts - base, rows.lengths, rows.indents
         compact = _compact(piece, starts, lengths, indents)
         if compact is not None:
             keys = [f"{index}" for index in range(len(self.columns))]
@@ -323,14 +341,14 @@ class Block:
                 if len(table) == len(starts):
                     return table.rename_columns(names), np.empty(0, np.int64)
         begins, ends = starts.tolist(), (starts + lengths).tolist()
-        rows = [_split(piece[a:b]) for a, b in zip(begins, ends, strict=True)]
+        split = [_split(piece[a:b]) for a, b in zip(begins, ends, strict=True)]
         width = len(self.columns)
-        short = np.flatnonzero([len(row) < width for row in rows])
+        short = np.flatnonzero([len(row) < width for row in split])
         for row in short.tolist():
-            rows[row] += [b""] * (width - len(rows[row]))
+            split[row] += [b""] * (width - len(split[row]))
         picked = {name: self.columns.index(name) for name in names}
         return pa.table(
-            {name: pa.array([row[at].decode() for row in rows]) for name, at in picked.items()}
+            {name: pa.array([row[at].decode() for row in split]) for name, at in picked.items()}
         ), short
 
 
