@@ -235,29 +235,38 @@ def _from_csv(path: Path, source: Source) -> np.ndarray:
         options = csv.ConvertOptions(strings_can_be_null=False)
         options.column_types = dict.fromkeys(("index", "label", "selected", "stack"), pa.string())
         table = csv.read_csv(path, convert_options=options)
-    except pa.ArrowInvalid as error:
+        columns = table.column_names
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         if not path.stat().st_size:
             raise _empty(path) from None
+        encoding = isinstance(error, UnicodeDecodeError)
         raise SelectionError(
-            f"is no CSV table: {str(error).splitlines()[0]}",
+            f"is no CSV table: {'not UTF-8 text' if encoding else str(error).splitlines()[0]}",
             file=path,
             remedy="the first line names the columns index, label or selected, and stack",
         ) from error
-    label = next((name for name in ("label", "selected") if name in table.column_names), None)
-    if label is None or "index" not in table.column_names:
+    label = next((name for name in ("label", "selected") if name in columns), None)
+    if label is None or "index" not in columns:
         raise SelectionError(
-            f"has the columns {', '.join(table.column_names)}",
+            f"has the columns {', '.join(map(repr, columns))}",
             file=path,
             remedy="it needs index (1-based) and label or selected",
         )
+    for name in (label, "index", "stack"):
+        if columns.count(name) > 1:
+            raise SelectionError(
+                f"has {columns.count(name)} columns {name}", file=path, remedy="leave one of them"
+            )
     _check_some(path, len(table))
     words = table[label].to_pylist()
     labels = np.array([_WORDS.get(word.strip().lower(), -2) for word in words], np.int8)
     _refuse(labels == -2, words, path, f"{label} is %r", "give 1 to keep, 0 to discard")
     texts = [text.strip().removesuffix(".0") for text in table["index"].to_pylist()]
-    index = np.array([int(text) if text.isdecimal() else 0 for text in texts], np.int64)
+    index = np.array(
+        [int(text) if text.isdecimal() and len(text) < 16 else 0 for text in texts], np.int64
+    )
     _refuse(index < 1, texts, path, "index is %r", "indices count from 1")
-    if "stack" in table.column_names:
+    if "stack" in columns:
         encoded = table["stack"].combine_chunks().dictionary_encode()
         names = encoded.dictionary.to_pylist()
         stack = _match(names, source, path.parent)[encoded.indices.to_numpy()]

@@ -34,7 +34,7 @@ def classes(tmp_path: Path) -> Source:
 
 def selection(tmp_path: Path, text: str, name: str = "labels.csv") -> Path:
     path = tmp_path / name
-    path.write_text(text)
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
     return path
 
 
@@ -106,7 +106,7 @@ def test_classes_that_were_written_anew_keep_their_number(
     [
         ("", "is empty; select something"),
         ("stack,index,label\n", "is empty; select something"),
-        ("index,x\n1,1\n", r"has the columns index, x; it needs index \(1-based\)"),
+        ("index,x\n1,1\n", r"has the columns 'index', 'x'; it needs index \(1-based\)"),
         (
             "stack,index,label\na.mrcs,1,1\na.mrcs,2,maybe\n",
             "row 2: label is 'maybe'; give 1 to keep",
