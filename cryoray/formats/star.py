@@ -110,6 +110,7 @@ class Block:
             FormatError: the table has no such column, the file changed, or is not UTF-8 text.
         """
         self._check((*strings, *numbers))
+        strings, numbers = list(dict.fromkeys(strings)), list(dict.fromkeys(numbers))
         texts: dict[str, list[pa.Array]] = {name: [] for name in strings}
         values = {name: np.empty(len(self)) for name in numbers}
         short: list[np.ndarray] = []
@@ -275,7 +276,8 @@ class Block:
         """Tables of consecutive rows, numbers as float64 or string, with their short rows."""
         names = list(dict.fromkeys((*strings, *numbers)))
         if not self.is_loop:
-            held = dict(zip(self.columns, self.fields(0), strict=True)) if len(self) else {}
+            pairs = list(zip(self.columns, self.fields(0), strict=True)) if len(self) else []
+            held = dict(reversed(pairs))  # of several with one name, the first
             if held:
                 yield pa.table({name: [held[name]] for name in names}), np.empty(0, np.int64)
             return

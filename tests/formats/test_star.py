@@ -154,6 +154,14 @@ def test_rows_come_back_as_they_were_written(
         assert copied(parse(path)["round"]) == again
 
 
+def test_a_column_named_twice_is_the_first_of_them(tmp_path: Path) -> None:
+    file = parse(written(tmp_path, "data_x\nloop_\n_a\n_a\n1 2\n3 4\ndata_y\n_b 5\n_b 6\n"))
+    read = file["x"].read(["a", "a"], ["a", "a"])
+    assert as_objects(read.strings["a"]).tolist() == ["1", "3"]
+    np.testing.assert_array_equal(read.numbers["a"], [1, 3])
+    assert file["y"].column("b").tolist() == ["5"]
+
+
 def test_a_second_loop_in_a_table_is_not_taken_for_rows(tmp_path: Path) -> None:
     file = parse(written(tmp_path, "data_x\nloop_\n_a\n1\n\nloop_\n_b\n2\ndata_y\n_c 3\n"))
     with pytest.raises(FormatError, match="has a second loop in its table data_x, which RELION"):
