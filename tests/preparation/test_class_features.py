@@ -26,6 +26,7 @@ from cryoray.preparation.class_features import (
 from cryoray.preparation.features import feature_names, source_features
 from cryoray.preparation.plan import plan
 from tests import examples
+from tests.formats.files import write_cs, write_cs_job
 
 #: Side and pixel size of the classes made here: at 4 Å/px nothing is resampled.
 SIDE, PIXEL = 48, 4.0
@@ -318,6 +319,26 @@ def test_accuracies_in_pixels_become_angstrom(tmp_path: Path) -> None:
     del old["rlnAccuracyTranslationsAngst"]
     values = of(replace(source, metadata=old), "accuracy_translations")
     np.testing.assert_allclose(values[:3, 0], np.log([8, np.nan, 4]), rtol=1e-6)
+
+
+def test_a_cryosparc_job_s_classes_are_measured_and_ranked(tmp_path: Path) -> None:
+    images = discs(6)
+    write_cs_job(tmp_path, 6)
+    table = np.load(tmp_path / "J26/J26_020_class_averages.cs")
+    table = np.repeat(table[:1], 6)
+    table["uid"], table["blob/idx"] = np.arange(1, 7), np.arange(6)
+    table["blob/shape"], table["blob/psize_A"] = (SIDE, SIDE), PIXEL
+    table["blob/res_A"] = [30, 25, 20, 15, 10, 8]
+    write_cs(tmp_path / "J26/J26_020_class_averages.cs", table)
+    with StackWriter(
+        tmp_path / "J26/J26_020_class_averages.mrc", SIDE, SIDE, "float32", PIXEL
+    ) as stack:
+        stack.append(images)
+    source = open_source(tmp_path / "J26/J26_020_class_averages.cs", "class2d")
+    values = of(source, "protein_mean_rank", "estimated_resolution_rank", diameter=DIAMETER)
+    np.testing.assert_allclose(values, np.stack([np.arange(6), np.arange(6)[::-1]], 1) / 5)
+    relion = of(job(tmp_path / "relion", images), "protein_mean")
+    np.testing.assert_array_equal(of(source, "protein_mean", diameter=DIAMETER), relion)
 
 
 def test_an_ensemble_that_learned_the_first_features_still_judges(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from cryoray.formats.mrc import StackWriter
 from cryoray.formats.source import Source, open_source
 from cryoray.preparation.features import source_features
 from cryoray.preparation.surroundings import EDGE_DISTANCE, NEIGHBOUR_DISTANCE, surroundings
+from tests.formats.files import cs_particles, write_cs, write_cs_job
 from tests.preparation.test_features import made_of
 
 #: A box of 40 px of 2 Å is 80 px of a micrograph of 1 Å.
@@ -99,6 +100,17 @@ def test_the_box_is_the_stack_s_where_the_source_does_not_say(tmp_path: Path) ->
             source, metadata=metadata, pixel_size=pixel_size, stacks=(tmp_path / "a.mrcs",)
         )
         np.testing.assert_allclose(surroundings(part)[NEIGHBOUR_DISTANCE], [expected] * 2)
+
+
+def test_cryosparc_s_locations_and_shapes_tell_the_same(tmp_path: Path) -> None:
+    path = write_cs_job(tmp_path, 4)
+    _, passed = cs_particles(4)  # by turns in two micrographs of 6000 × 4000 px, the last first
+    passed["location/center_x_frac"] = [0.99, 0.26, 0.25, 0.25]
+    write_cs(tmp_path / "J26/J26_passthrough_particles.cs", passed)
+    found = surroundings(open_source(path))
+    box = 8 * 1.5 / 0.75  # px of the micrograph
+    np.testing.assert_allclose(found[NEIGHBOUR_DISTANCE] * box, [60, 4440, 60, 4440], rtol=1e-3)
+    np.testing.assert_allclose(found[EDGE_DISTANCE] * box, [400, 400, 400, 60], rtol=1e-3)
 
 
 def test_without_a_pixel_size_distances_are_missing_and_without_coordinates_there_are_none():
