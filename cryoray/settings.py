@@ -203,6 +203,7 @@ class ServeSettings(Section):
     """The service."""
 
     ensembles: tuple[str, ...] = ()
+    shadow: str | None = Field(None, description="ensemble that judges beside them, unseen")
     roots: tuple[AbsolutePath, ...] = Field((), description="sources lie under these; (): here")
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
@@ -217,6 +218,11 @@ class ServeSettings(Section):
         None, description="sessions to show: SQLite file or URL; None: no pages"
     )
     max_queued: int = Field(64, ge=1, description="requests in flight before 429")
+    timeout: float = Field(600.0, gt=0, description="seconds for one request before 504")
+    poll: float = Field(2.0, gt=0, description="seconds between looks for a promoted ensemble")
+    probation: float = Field(
+        600.0, ge=0, description="seconds in which a promoted ensemble that fails is rolled back"
+    )
     gpus: float | None = Field(None, ge=0, description="GPUs of a judge; None: equal shares of all")
 
 

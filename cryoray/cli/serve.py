@@ -20,6 +20,10 @@ def serve(
         list[str] | None,
         typer.Option(metavar="NAME|DIR", help="Folder, or name in the registry; repeatable."),
     ] = None,
+    shadow: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|DIR", help="One that judges beside them, for comparison."),
+    ] = None,
     root: Annotated[
         list[Path] | None,
         typer.Option(metavar="DIR", help="Sources must lie under this; repeatable."),
@@ -30,7 +34,13 @@ def serve(
     """Serve ensembles over HTTP until interrupted."""
     settings = common.settings(
         ctx,
-        serve={"ensembles": ensemble or None, "roots": root or None, "host": host, "port": port},
+        serve={
+            "ensembles": ensemble or None,
+            "shadow": shadow,
+            "roots": root or None,
+            "host": host,
+            "port": port,
+        },
     )
     from cryoray import serving
 

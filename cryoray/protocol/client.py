@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TypeVar
 
 import httpx
 from pydantic import ValidationError
@@ -16,12 +16,19 @@ from cryoray.protocol.messages import (
     ENSEMBLES,
     HEALTH,
     JUDGE,
+    METRICS,
+    SHADOW,
     STACK_TYPE,
+    Ensembles,
     JudgeAnswer,
     JudgeRequest,
+    Message,
     Problem,
+    ShadowReport,
 )
 from cryoray.protocol.token import find_token
+
+M = TypeVar("M", bound=Message)
 
 
 class UnreachableError(InputError):
@@ -90,7 +97,8 @@ class Client:
         return self._answer(
             lambda: self._http.post(
                 JUDGE, content=body, headers={"Content-Type": "application/json"}
-            )
+            ),
+            JudgeAnswer,
         )
 
     def judge_upload(self, stack: Path | bytes, *, ensemble: str | None = None) -> JudgeAnswer:
@@ -113,27 +121,36 @@ class Client:
                     JUDGE, content=file, headers={**headers, **size}, params=query
                 )
 
-        return self._answer(send)
+        return self._answer(send, JudgeAnswer)
 
-    def ensembles(self) -> list[dict[str, Any]]:
-        """What the service says of its ensembles, the default first; nothing where it says nothing.
+    def ensembles(self) -> Ensembles:
+        """Which ensembles judge now, and what happened to them.
 
         Raises:
             RefusedError: the service refused, in its own words.
             UnreachableError: nothing answers.
             CryorayError: the service failed.
         """
-        try:
-            response = self._http.get(ENSEMBLES, timeout=30.0)
-        except httpx.TransportError as error:
-            raise UnreachableError(
-                f"no service answers at {self.url}", remedy="start one with `cryoray serve`"
-            ) from error
-        if response.status_code == httpx.codes.NOT_FOUND:
-            return []
-        if response.status_code != httpx.codes.OK:
-            raise _failure(response)
-        return list(response.json()["ensembles"])
+        return self._answer(lambda: self._http.get(ENSEMBLES), Ensembles)
+
+    def shadow(self) -> ShadowReport:
+        """How the shadow ensemble compares with those that answer.
+
+        Raises:
+            RefusedError: the service refused, in its own words.
+            UnreachableError: nothing answers.
+            CryorayError: the service failed.
+        """
+        return self._answer(lambda: self._http.get(SHADOW), ShadowReport)
+
+    def metrics(self) -> str:
+        """What the service has counted, as Prometheus reads it.
+
+        Raises:
+            UnreachableError: nothing answers.
+            CryorayError: the service failed.
+        """
+        return self._successful(lambda: self._http.get(METRICS)).text
 
     def healthy(self) -> bool:
         """Whether a request would be judged now; False where nothing answers."""
@@ -157,7 +174,10 @@ class Client:
     ) -> None:
         self.close()
 
-    def _answer(self, send: Callable[[], httpx.Response]) -> JudgeAnswer:
+    def _answer(self, send: Callable[[], httpx.Response], kind: type[M]) -> M:
+        return kind.model_validate_json(self._successful(send).content)
+
+    def _successful(self, send: Callable[[], httpx.Response]) -> httpx.Response:
         until = time.monotonic() + self._patience
         while True:
             try:
@@ -175,7 +195,7 @@ class Client:
                 break
             time.sleep(wait)
         if response.status_code == httpx.codes.OK:
-            return JudgeAnswer.model_validate_json(response.content)
+            return response
         raise _failure(response)
 
 

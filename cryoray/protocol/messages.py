@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from cryoray.records import Verdict
+from cryoray.records import Kind, Verdict
 
 JUDGE, HEALTH, METRICS = "/v1/judge", "/healthz", "/metrics"
-ENSEMBLES = "/v1/ensembles"
+ENSEMBLES, SHADOW = "/v1/ensembles", "/v1/shadow"
 
 #: The body of an upload: a whole `.mrcs` file.
 STACK_TYPE = "application/octet-stream"
@@ -65,6 +66,67 @@ class JudgeAnswer(Message):
     ensemble: str = Field(description="digest of the ensemble that judged")
     verdicts: list[JudgedRow]
     quarantined: list[QuarantinedRow]
+
+
+class Training(Message):
+    """What an ensemble was trained on, for telling when a session drifts away from it."""
+
+    prevalence: float = Field(description="fraction to keep")
+    features: dict[str, tuple[float, float]] = Field(
+        description="mean and deviation of each, in the units that the networks see"
+    )
+
+
+class ServedEnsemble(Message):
+    """An ensemble that judges now."""
+
+    name: str
+    digest: str
+    kind: Kind
+    training: Training
+    before: str | None = Field(
+        None, description="digest that takes its place if it fails; null when it has proved itself"
+    )
+
+
+class ServiceEvent(Message):
+    """Something that happened to an ensemble: promoted, rolled back, refused."""
+
+    number: int = Field(description="counts from 1 since the service started")
+    time: datetime
+    name: str
+    data: dict[str, str]
+
+
+class Ensembles(Message):
+    """What is served, the default first, and the latest of what happened to it, oldest first."""
+
+    ensembles: list[ServedEnsemble]
+    events: list[ServiceEvent]
+
+
+class Agreement(Message):
+    """What a shadow said of the images that an active ensemble judged."""
+
+    ensemble: str = Field(description="name of the active one")
+    active: str = Field(description="its digest")
+    shadow: str = Field(description="digest of the shadow")
+    images: int = Field(description="judged by both")
+    agreement: float | None = Field(description="fraction with the same forced decision")
+    score_difference: float | None = Field(description="mean of the absolute difference")
+    verdicts: dict[Verdict, dict[Verdict, int]] = Field(
+        description="images by the active one's verdict and the shadow's"
+    )
+
+
+class ShadowReport(Message):
+    """How a shadow ensemble compares with the active ones."""
+
+    shadow: str | None = Field(description="its name; null: there is none")
+    agreements: list[Agreement]
+    skipped: int = Field(description="images that it had no time for")
+    failed: int = Field(description="images that it failed to judge")
+    last_failure: str | None = None
 
 
 class Problem(Message):

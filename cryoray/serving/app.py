@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,21 +19,25 @@ from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.schema import LoggingConfig
 
 from cryoray import runtime
-from cryoray.errors import SettingsError
+from cryoray.errors import CryorayError, SettingsError
 from cryoray.models.ensemble import Ensemble
 from cryoray.models.registry import resolve
 from cryoray.protocol.client import Client
 from cryoray.protocol.token import find_token
 from cryoray.records import Event, OnEvent, ignore
-from cryoray.serving.ingress import Ingress, Served
+from cryoray.serving.ingress import Ingress
+from cryoray.serving.lineup import Served
 from cryoray.serving.preparer import Preparer
-from cryoray.serving.replica import Judge
+from cryoray.serving.replica import Judge, Shadow
 from cryoray.settings import AbsolutePath, ServeSettings, Settings
 
 NAME = "cryoray"
 
 #: After Ray Serve said that all replicas run; only its proxy has still to learn where they are.
 _START_SECONDS = 60.0
+
+#: A replica that is lost or hangs is noticed and replaced within seconds.
+_WATCHED = {"health_check_period_s": 2.0, "health_check_timeout_s": 10.0}
 
 
 class Arguments(ServeSettings):
@@ -49,6 +54,7 @@ def build(args: Arguments) -> ray_serve.Application:
         EnsembleError: an ensemble cannot be loaded.
     """
     ensembles = find_ensembles(args)
+    shadow = find_shadow(args, ensembles)
     settings = ServeSettings(
         **args.model_dump(exclude={"registry", "roots", "token"}),
         roots=args.roots or (Path.cwd(),),
@@ -60,6 +66,7 @@ def build(args: Arguments) -> ray_serve.Application:
         num_replicas=settings.preparers,
         ray_actor_options={"num_cpus": 0.25},
         max_ongoing_requests=settings.max_queued,
+        **_WATCHED,
     )(Preparer).bind()
     judges = {
         name: ray_serve.deployment(
@@ -67,15 +74,22 @@ def build(args: Arguments) -> ray_serve.Application:
             num_replicas=settings.judges,
             ray_actor_options={"num_cpus": 0.25, "num_gpus": _gpus(settings)},
             max_ongoing_requests=settings.batch,
-        )(Judge).bind(served.path, settings.batch, settings.batch_wait)
+            **_WATCHED,
+        )(Judge).bind(served, settings.batch, settings.batch_wait)
         for name, served in ensembles.items()
     }
+    beside = None
+    if shadow is not None:
+        alone = ray_serve.deployment(name="shadow", ray_actor_options={"num_cpus": 0})(Shadow)
+        beside = (shadow, alone.bind(shadow))
     return ray_serve.deployment(
         name="ingress",
         ray_actor_options={"num_cpus": 0.1},
         # More than the ingress admits, so that it is the one that says 429, and health is answered.
         max_ongoing_requests=settings.max_queued + 16,
-    )(ray_serve.ingress()(Ingress)).bind(settings, ensembles, preparers, judges)
+    )(ray_serve.ingress()(Ingress)).bind(
+        settings, ensembles, args.registry, preparers, judges, beside
+    )
 
 
 def find_ensembles(args: Arguments) -> dict[str, Served]:
@@ -94,15 +108,36 @@ def find_ensembles(args: Arguments) -> dict[str, Served]:
             raise SettingsError(
                 f"two ensembles are named {name!r}", remedy="rename the folder of one of them"
             )
-        path = resolve(given, args.registry)
-        ensemble = Ensemble.load(path)
-        found[name] = Served(
-            path=path,
-            digest=ensemble.digest,
-            kind=ensemble.kind,
-            preparation=ensemble.preparation.model_copy(update={"features": ensemble.features}),
-        )
+        found[name] = _find(given, args.registry)
     return found
+
+
+def find_shadow(args: Arguments, ensembles: Mapping[str, Served]) -> Served | None:
+    """The ensemble that judges beside the others; None where none is wanted.
+
+    Raises:
+        SettingsError: it has the name of one of them, or another kind than all of them.
+        EnsembleError: it cannot be loaded.
+    """
+    if args.shadow is None:
+        return None
+    shadow = _find(args.shadow, args.registry)
+    if shadow.name in ensembles:
+        raise SettingsError(
+            f"the shadow has the name of a served ensemble, {shadow.name!r}",
+            remedy="promote it under another name",
+        )
+    if shadow.kind not in {served.kind for served in ensembles.values()}:
+        raise SettingsError(
+            f"the shadow {shadow.name!r} judges {shadow.kind} images, which none here does",
+            remedy="serve it with an ensemble of its kind",
+        )
+    return shadow
+
+
+def _find(given: str, registry: Path) -> Served:
+    path = resolve(given, registry)
+    return Served.of(Path(given).name, Ensemble.load(path), path)
 
 
 def _gpus(settings: ServeSettings) -> float:
@@ -191,7 +226,14 @@ def serve(settings: Settings, *, on_event: OnEvent = ignore) -> None:
         )
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: done.set())
-        done.wait()
+        with running.client() as client:
+            told = 0
+            while not done.wait(settings.serve.poll):
+                with suppress(CryorayError):  # it restarts by itself, or is being stopped
+                    for event in client.ensembles().events:
+                        if event.number > told:
+                            on_event(Event(event.name, event.data))
+                            told = event.number
     on_event(Event("service.stopped"))
 
 

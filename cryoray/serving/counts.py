@@ -1,4 +1,10 @@
-"""What the ingress counts, in Prometheus' words."""
+"""What the service measures, in Prometheus' words, all in one place.
+
+Preparers and judges send the seconds that they took along with their results, and the ingress counts them
+when it answers. So one address has everything, each image once, with this service's own rules of access;
+and it is there without Ray's dashboard, whose metrics port asks for no token. Ray's own metrics of
+replicas, queues and nodes stay where Ray puts them.
+"""
 
 from __future__ import annotations
 
@@ -13,44 +19,89 @@ from cryoray.records import VERDICTS
 from cryoray.serving.replica import Judged
 from cryoray.serving.sources import Chosen
 
-_SECONDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
+_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
+_FILL = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 class Counts:
     """Counters of one ingress, in a registry of their own.
 
+    Args:
+        batch: images that are judged together at most.
+
     Attributes:
         registry: for ``prometheus_client.generate_latest``.
         requests: answered requests by status.
         waiting: requests being worked on now.
+        stages: seconds by stage: plan, wait (for a preparer or judge, and on the way), prepare, judge
+            (a batch), answer.
+        lost: ranges that were asked about again because a replica was lost.
     """
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "cryoray_requests", "Answered requests", ["status"], registry=self.registry
-        )
+    def __init__(self, batch: int) -> None:
+        self._batch = batch
+        self.registry = of = CollectorRegistry()
+        self.requests = Counter("cryoray_requests", "Answered requests", ["status"], registry=of)
         self.waiting = 0
         self._in_flight = Gauge(
-            "cryoray_requests_in_flight", "Requests being worked on", registry=self.registry
+            "cryoray_requests_in_flight", "Requests being worked on", registry=of
         )
         self._seconds = Histogram(
             "cryoray_request_seconds",
             "From a request's admission to its answer",
             buckets=_SECONDS,
-            registry=self.registry,
+            registry=of,
+        )
+        self.stages = Histogram(
+            "cryoray_stage_seconds",
+            "Seconds by stage: plan, wait, prepare, judge, answer",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=of,
+        )
+        self._fill = Histogram(
+            "cryoray_batch_fill",
+            "Images judged together, as a fraction of the most",
+            buckets=_FILL,
+            registry=of,
+        )
+        self.queued = Gauge(
+            "cryoray_queued_images", "Images not judged yet", ["ensemble"], registry=of
         )
         self._images = Counter(
             "cryoray_images",
             "Images by what became of them",
             ["ensemble", "verdict"],
-            registry=self.registry,
+            registry=of,
         )
         self._disagreements = Counter(
-            "cryoray_disagreements",
-            "Images about which d3 was asked",
+            "cryoray_disagreements", "Images about which d3 was asked", ["ensemble"], registry=of
+        )
+        self._kept = Gauge(
+            "cryoray_keep_rate",
+            "Fraction kept of the images that an ensemble judged, lately",
             ["ensemble"],
-            registry=self.registry,
+            registry=of,
+        )
+        self._disagreed = Gauge(
+            "cryoray_disagreement_rate",
+            "Fraction on which d1 and d2 disagreed, lately",
+            ["ensemble"],
+            registry=of,
+        )
+        self._rates: dict[str, tuple[float, float]] = {}
+        self.lost = Counter("cryoray_replicas_lost", "Ranges whose replica was lost", registry=of)
+        self.shadow_images = Counter(
+            "cryoray_shadow_images",
+            "Images by what the active ensemble said and what the shadow did",
+            ["ensemble", "active", "shadow"],
+            registry=of,
+        )
+        self.shadow_skipped = Counter(
+            "cryoray_shadow_skipped", "Images that the shadow had no time for", registry=of
+        )
+        self.shadow_failed = Counter(
+            "cryoray_shadow_failed", "Images that the shadow failed to judge", registry=of
         )
 
     @contextmanager
@@ -63,14 +114,39 @@ class Counts:
         finally:
             self.waiting -= 1
 
+    def measured(self, part: Judged, elapsed: float) -> None:
+        """Count the stages of one range, which took so many seconds in all."""
+        self.stages.labels("prepare").observe(part.prepare_seconds)
+        if part.batch:
+            self.stages.labels("judge").observe(part.judge_seconds)
+            self._fill.observe(part.batch / self._batch)
+        waited = elapsed - part.prepare_seconds - part.judge_seconds
+        self.stages.labels("wait").observe(max(0.0, waited))
+
     def count(self, ensemble: str, chosen: Chosen, judged: Sequence[Judged]) -> None:
         """Count the images of one answer."""
         tally: Tally[str] = Tally()
+        asked = 0
         for part in judged:
             tally.update(part.judgement.verdict.tolist())
             tally["quarantined"] += len(part.quarantined)
-            asked = int(np.count_nonzero(~np.isnan(part.judgement.d3)))
-            self._disagreements.labels(ensemble).inc(asked)
+            asked += int(np.count_nonzero(~np.isnan(part.judgement.d3)))
+        self._disagreements.labels(ensemble).inc(asked)
         tally["quarantined"] += len(chosen.quarantined)
         for verdict in (*VERDICTS, "quarantined"):
             self._images.labels(ensemble, verdict).inc(tally[verdict])
+        images = sum(tally[verdict] for verdict in VERDICTS)
+        if images:
+            self._lately(ensemble, images, tally["keep"] / images, asked / images)
+
+    def _lately(self, ensemble: str, images: int, kept: float, disagreed: float) -> None:
+        """Rates that forget: an image weighs half as much when ten thousand others have come."""
+        before = self._rates.get(ensemble, (kept, disagreed))
+        old = 0.5 ** (images / 10_000)
+        now = (
+            old * before[0] + (1 - old) * kept,
+            old * before[1] + (1 - old) * disagreed,
+        )
+        self._rates[ensemble] = now
+        self._kept.labels(ensemble).set(now[0])
+        self._disagreed.labels(ensemble).set(now[1])

@@ -566,14 +566,14 @@ class _Ensembles:
 
 def _ensembles(client: Client, settings: WatchSettings) -> _Ensembles:
     """Which ensembles judge particles and classes, and what the one for particles was trained on."""
-    served = client.ensembles()
-    names: dict[Kind, str | None] = {one["kind"]: one["name"] for one in reversed(served)}
+    served = client.ensembles().ensembles
+    names: dict[Kind, str | None] = {one.kind: one.name for one in reversed(served)}
     if settings.ensemble is not None or not names:
         names["particle"] = settings.ensemble
     if settings.class_ensemble is not None:
         names["class2d"] = settings.class_ensemble
-    mine = next((one for one in served if one["name"] == names.get("particle")), {})
-    return _Ensembles(names, dict(mine.get("training") or {}))
+    mine = next((one for one in served if one.name == names.get("particle")), None)
+    return _Ensembles(names, mine.training.model_dump() if mine else {})
 
 
 def _summary(data: Mapping[str, Any]) -> dict[str, object]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -23,10 +26,12 @@ from cryoray.models.ensemble import Ensemble
 from cryoray.preparation.plan import plan
 from cryoray.preparation.prepare import prepare_range
 from cryoray.protocol.messages import JUDGE, STACK_TYPE, JudgeAnswer
-from cryoray.records import RowRange
-from cryoray.serving.ingress import Served, create
+from cryoray.records import VERDICTS, RowRange
+from cryoray.serving.counts import Counts
+from cryoray.serving.ingress import JudgesFailedError, create
+from cryoray.serving.lineup import Lineup, Served, attempt
 from cryoray.serving.replica import Judged, judge_together
-from cryoray.settings import PreparationSettings, ServeSettings
+from cryoray.settings import ServeSettings
 from tests.examples import particles, write_project, write_stack
 
 TOKEN = "a-token"
@@ -37,23 +42,64 @@ class InProcess:
     """Prepares and judges here and now; waits at the gate first."""
 
     def __init__(self, ensemble: Ensemble) -> None:
-        self.ensemble, self.gate = ensemble, threading.Event()
+        self.ensemble = ensemble
+        self.ensembles = {ensemble.digest: ensemble}
+        self.gate, self.shadow_gate = threading.Event(), threading.Event()
         self.reset()
 
     def reset(self) -> None:
         self.gate.set()
+        self.shadow_gate.set()
         self.waiting, self.loses_rows = threading.Semaphore(0), False
+        self.breaks: set[str] = set()
 
-    async def judge(
-        self, name: str, preparation: PreparationSettings, ranges: Sequence[RowRange]
-    ) -> list[Judged]:
+    async def judge(self, served: Served, ranges: Sequence[RowRange]) -> list[Judged]:
         self.waiting.release()
-        await asyncio.to_thread(self.gate.wait, 10)
-        judged = judge_together(self.ensemble, [prepare_range(r, preparation) for r in ranges])
+        while not self.gate.is_set():
+            await asyncio.sleep(0.005)
+        if served.digest in self.breaks:
+            raise JudgesFailedError("The judges of tiny failed, ask again: they died.")
+        judged = self.together(served, ranges)
         return judged[1:] if self.loses_rows else judged
+
+    async def beside(self, shadow: Served, ranges: Sequence[RowRange]) -> list[Judged]:
+        while not self.shadow_gate.is_set():
+            await asyncio.sleep(0.005)
+        if shadow.digest in self.breaks:
+            raise RuntimeError("the shadow broke")
+        return self.together(shadow, ranges)
+
+    def together(self, served: Served, ranges: Sequence[RowRange]) -> list[Judged]:
+        ensemble = self.ensembles.setdefault(served.digest, Ensemble.load(served.path))
+        return judge_together(ensemble, [prepare_range(r, served.preparation) for r in ranges])
 
     async def ready(self) -> bool:
         return self.gate.is_set()
+
+    async def attend(self) -> None:
+        pass
+
+    async def hold(self, served: Served) -> None:
+        self.ensembles.setdefault(served.digest, Ensemble.load(served.path))
+
+
+def application(
+    judging: InProcess,
+    *ensembles: Served,
+    root: Path = Path("/nowhere"),
+    shadow: Served | None = None,
+    **settings: Any,
+) -> FastAPI:
+    """The application with its judging in this process, and what it promotes tried here too."""
+    settings = {"token": TOKEN, "batch": 16, "poll": 0.02, **settings}
+
+    async def here(name: str, path: Path) -> Served:
+        return await asyncio.to_thread(attempt, name, path)
+
+    served = {one.name: one for one in (*ensembles, *([shadow] if shadow else ()))}
+    made = ServeSettings(**settings)
+    lineup = Lineup(served, root, probation=made.probation, attempt=here, hold=judging.hold)
+    return create(made, lineup, judging, Counts(made.batch), shadow.name if shadow else None)
 
 
 @contextmanager
@@ -84,16 +130,20 @@ def _fresh(judging: InProcess) -> None:
 @pytest.fixture(scope="module")
 def served(judging: InProcess, tiny_ensemble: Path) -> Served:
     ensemble = judging.ensemble
-    preparation = ensemble.preparation.model_copy(update={"features": ensemble.features})
-    return Served(tiny_ensemble, ensemble.digest, ensemble.kind, preparation)
+    return Served.of("tiny", ensemble, tiny_ensemble)
 
 
 @pytest.fixture(scope="module")
 def service(judging: InProcess, served: Served, project: Path) -> Iterator[httpx.Client]:
-    settings = ServeSettings(
-        token=TOKEN, roots=(project.parent,), batch=16, max_rows=170, max_upload_mib=1, max_queued=2
+    app = application(
+        judging,
+        served,
+        replace(served, name="other"),
+        roots=(project.parent,),
+        max_rows=170,
+        max_upload_mib=1,
+        max_queued=2,
     )
-    app = create(settings, {"tiny": served, "other": served}, judging)
     with over_http(app) as client:
         yield client
 
@@ -142,7 +192,7 @@ def test_without_the_token_nothing_under_v1_answers(
 
 def test_a_service_without_a_token_does_not_start(judging: InProcess, served: Served) -> None:
     with pytest.raises(SettingsError, match="token"):
-        create(ServeSettings(token="", roots=(Path("/"),)), {"tiny": served}, judging)
+        application(judging, served, token="", roots=(Path("/"),))
 
 
 @pytest.mark.parametrize(
@@ -252,9 +302,7 @@ def test_what_cannot_be_read_is_listed_not_lost(
     damaged[4, 0, 0] = np.nan
     write_stack(tmp_path / "Extract/job001/mic_2.mrcs", damaged)
     (tmp_path / "Extract/job001/mic_3.mrcs").unlink()
-    with over_http(
-        create(ServeSettings(token=TOKEN, roots=(tmp_path,)), {"t": served}, judging)
-    ) as c:
+    with over_http(application(judging, served, roots=(tmp_path,))) as c:
         response = c.post(JUDGE, json={"source": str(star)}, headers=ALLOWED)
     answer = JudgeAnswer.model_validate_json(response.content)
     reasons = {one.row: one.reason for one in answer.quarantined}
@@ -271,3 +319,57 @@ def test_an_answer_that_lacks_rows_is_our_fault(
     response = service.post(JUDGE, json={"source": str(project), "rows": [0, 50]}, headers=ALLOWED)
     assert response.status_code == 500
     assert "50 rows were asked about" in response.json()["error"]
+
+
+def test_what_takes_too_long_is_given_up_in_a_sentence(
+    judging: InProcess, served: Served, project: Path
+) -> None:
+    body = {"source": str(project), "rows": [0, 5]}
+    with over_http(application(judging, served, roots=(project.parent,), timeout=0.3)) as c:
+        judging.gate.clear()
+        late = c.post(JUDGE, json=body, headers=ALLOWED)
+        assert late.status_code == 504
+        assert "longer than 0.3 seconds" in late.json()["error"]
+        judging.gate.set()
+        assert c.post(JUDGE, json=body, headers=ALLOWED).status_code == 200
+        assert "cryoray_requests_in_flight 0.0" in c.get("/metrics").text
+
+
+def test_a_body_that_never_ends_is_given_up_too(
+    judging: InProcess, served: Served, project: Path
+) -> None:
+    app = application(judging, served, roots=(project.parent,), timeout=0.3)
+    with over_http(app) as c, socket.create_connection((c.base_url.host, c.base_url.port)) as slow:
+        slow.sendall(
+            f"POST {JUDGE} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+            f"Content-Type: {STACK_TYPE}\r\nContent-Length: 1000\r\n\r\nMAP".encode()
+        )
+        slow.settimeout(10)
+        assert b" 504 " in slow.recv(4096)
+
+
+def test_judges_that_fail_are_unavailable_not_the_askers_fault(
+    service: httpx.Client, judging: InProcess, project: Path, served: Served
+) -> None:
+    judging.breaks.add(served.digest)
+    failed = service.post(JUDGE, json={"source": str(project), "rows": [0, 5]}, headers=ALLOWED)
+    assert failed.status_code == 503
+    assert "The judges of tiny failed" in failed.json()["error"]
+
+
+def test_every_stage_is_timed_and_every_batch_weighed(
+    judging: InProcess, served: Served, project: Path
+) -> None:
+    with over_http(application(judging, served, roots=(project.parent,))) as c:
+        c.post(JUDGE, json={"source": str(project), "rows": [0, 40]}, headers=ALLOWED)
+        lines = dict(line.rsplit(" ", 1) for line in c.get("/metrics").text.splitlines())
+    for stage in ("plan", "answer"):
+        assert float(lines[f'cryoray_stage_seconds_count{{stage="{stage}"}}']) == 1
+    judged = sum(
+        float(lines[f'cryoray_images_total{{ensemble="tiny",verdict="{v}"}}']) for v in VERDICTS
+    )
+    assert judged == 40
+    kept = float(lines['cryoray_images_total{ensemble="tiny",verdict="keep"}'])
+    assert float(lines['cryoray_keep_rate{ensemble="tiny"}']) == pytest.approx(kept / 40)
+    asked = float(lines['cryoray_disagreements_total{ensemble="tiny"}'])
+    assert float(lines['cryoray_disagreement_rate{ensemble="tiny"}']) == pytest.approx(asked / 40)

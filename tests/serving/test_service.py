@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 from ray import serve as ray_serve
 
 from cryoray.errors import InputError, SettingsError
 from cryoray.inference import classify
+from cryoray.models.registry import active, install, promote
 from cryoray.protocol.client import Client
+from cryoray.protocol.messages import JudgeAnswer
 from cryoray.serving import Running, start
 from cryoray.serving.app import Arguments, build, find_ensembles
 from cryoray.settings import ClassifySettings, RuntimeSettings, ServeSettings, Settings
 from tests.examples import save_ensemble
 
+
+def until(happens: Callable[[], Any], work: Sequence[Future] = (), seconds: float = 60) -> Any:
+    """What it returns, as soon as that is true; raises what the work did meanwhile."""
+    end = time.monotonic() + seconds
+    while not (found := happens()):
+        for one in work:
+            if one.done():
+                one.result()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return found
+
+
 #: Smaller than a stack, so that requests are cut, and larger than the smallest request.
 BATCH = 32
+
+
+@pytest.fixture(scope="module")
+def registry_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("service") / "registry"
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +52,21 @@ def running(
     ray_cluster: RuntimeSettings,
     project: Path,
     tiny_ensemble: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    registry_root: Path,
 ) -> Iterator[Running]:
-    other = save_ensemble(tmp_path_factory.mktemp("ensembles") / "other", seed=7).path
+    other = save_ensemble(registry_root.parent / "other", seed=7).path
+    promote(other, registry_root, "live")
+    promote(tiny_ensemble, registry_root, "candidate")
     serving = ServeSettings(
-        ensembles=(str(tiny_ensemble), str(other)),
+        ensembles=(str(tiny_ensemble), "live"),
+        shadow="candidate",
         roots=(project.parent,),
         port=0,
         token="a-token",
         batch=BATCH,
+        poll=0.2,
     )
-    with start(Settings(serve=serving)) as running:
+    with start(Settings(registry=registry_root, serve=serving)) as running:
         yield running
 
 
@@ -92,8 +120,8 @@ def test_a_stack_alone_is_judged_with_the_metadata_beside_it(client: Client, pro
 
 @pytest.mark.ray
 def test_each_ensemble_answers_by_its_name(client: Client, running: Running, project: Path) -> None:
-    first, other = (client.judge(project, (0, 9), ensemble=name) for name in ("tiny", "other"))
-    assert {"tiny": first.ensemble, "other": other.ensemble} == running.ensembles
+    first, other = (client.judge(project, (0, 9), ensemble=name) for name in ("tiny", "live"))
+    assert {"tiny": first.ensemble, "live": other.ensemble} == running.ensembles
     assert client.judge(project, (0, 9)) == first
     assert [one.d1 for one in first.verdicts] != [one.d1 for one in other.verdicts]
     with pytest.raises(InputError, match="no ensemble 'absent'"):
@@ -117,8 +145,95 @@ def test_it_is_healthy_and_named_for_the_dashboard(client: Client, running: Runn
     applications = ray_serve.status().applications
     assert list(applications) == ["cryoray"]
     assert set(applications["cryoray"].deployments) == {
-        "ingress", "preparer", "judge-tiny", "judge-other",
+        "ingress", "preparer", "judge-tiny", "judge-live", "shadow",
     }  # fmt: skip
+
+
+@pytest.mark.ray
+def test_a_promoted_ensemble_takes_over_and_no_request_is_lost(
+    client: Client, project: Path, registry_root: Path
+) -> None:
+    before = client.judge(project, ensemble="live")
+    new = save_ensemble(registry_root.parent / "new", seed=11)
+    answers: list[JudgeAnswer] = []
+    enough = threading.Event()
+
+    def keep_asking() -> None:
+        while not enough.is_set():
+            answers.append(client.judge(project, ensemble="live"))
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(keep_asking) for _ in range(4)]
+        promote(new.path, registry_root, "live")
+        until(lambda: sum(one.ensemble == new.digest for one in answers) >= 8, asking)
+        enough.set()
+        for one in asking:
+            one.result()  # raises what a request did
+    assert {one.ensemble for one in answers} == {before.ensemble, new.digest}
+    after = client.judge(project, ensemble="live")
+    assert after.ensemble == new.digest
+    assert [one.score for one in after.verdicts] != [one.score for one in before.verdicts]
+    for answer in answers:
+        alike = before if answer.ensemble == before.ensemble else after
+        assert [one.score for one in answer.verdicts] == pytest.approx(
+            [one.score for one in alike.verdicts], abs=1e-4
+        )
+
+
+@pytest.mark.ray
+def test_a_damaged_promotion_is_tried_elsewhere_and_rolled_back(
+    client: Client, project: Path, registry_root: Path
+) -> None:
+    before = client.judge(project, (0, 9), ensemble="live").ensemble
+    bad = install(save_ensemble(registry_root.parent / "bad", seed=13).path, registry_root, "live")
+    (registry_root / "live" / bad / "d2.safetensors").write_bytes(b"")
+    (registry_root / "live" / "active").write_text(bad)
+    until(lambda: active(registry_root, "live") == before)
+    assert client.judge(project, (0, 9), ensemble="live").ensemble == before
+    last = until(
+        lambda: [one for one in client.ensembles().events if one.name == "ensemble.rolled-back"]
+    )[-1]
+    assert (last.data["digest"], last.data["instead_of"]) == (before, bad)
+    assert "d2 are missing or damaged" in last.data["reason"]
+
+
+@pytest.mark.ray
+def test_the_shadow_agrees_with_itself(client: Client, project: Path) -> None:
+    def judged_by_both() -> int:
+        (mine,) = [one for one in client.shadow().agreements if one.ensemble == "tiny"] or [None]
+        return mine.images if mine else 0
+
+    before = judged_by_both()
+    client.judge(project, (0, 60), ensemble="tiny")
+    until(lambda: judged_by_both() >= before + 60)
+    (mine,) = [one for one in client.shadow().agreements if one.ensemble == "tiny"]
+    assert mine.agreement == 1
+    assert client.shadow().failed == 0
+    assert "cryoray_shadow_images_total" in client.metrics()
+
+
+@pytest.mark.ray
+def test_a_lost_judge_shows_in_health_and_costs_no_answer(client: Client, project: Path) -> None:
+    whole = client.judge(project, ensemble="tiny")
+    (name,) = [
+        one["name"]
+        for one in ray.util.list_named_actors(all_namespaces=True)
+        if "judge-tiny" in one["name"]
+    ]
+    with ThreadPoolExecutor(5) as pool:
+        asked = [pool.submit(client.judge, project, ensemble="tiny") for _ in range(4)]
+        ray.kill(ray.get_actor(name, "serve"))
+        until(lambda: not client.healthy(), seconds=5)
+        asked.append(pool.submit(client.judge, project, ensemble="tiny"))
+        for one in asked:
+            assert [row.verdict for row in one.result().verdicts] == [
+                row.verdict for row in whole.verdicts
+            ]
+    until(client.healthy)
+    stages = client.metrics()
+    for stage in ("plan", "wait", "prepare", "judge", "answer"):
+        assert f'cryoray_stage_seconds_count{{stage="{stage}"}}' in stages
+    assert "cryoray_batch_fill_count" in stages
 
 
 @pytest.mark.ray

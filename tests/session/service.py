@@ -15,9 +15,11 @@ from cryoray.models.ensemble import Ensemble
 from cryoray.preparation.prepare import prepare_range
 from cryoray.protocol.client import Client
 from cryoray.records import RowRange
-from cryoray.serving.ingress import Served, create
+from cryoray.serving.counts import Counts
+from cryoray.serving.ingress import create
+from cryoray.serving.lineup import Lineup, Served
 from cryoray.serving.replica import Judged, judge_together
-from cryoray.settings import PreparationSettings, ServeSettings
+from cryoray.settings import ServeSettings
 
 TOKEN = "the-operator's"
 
@@ -30,21 +32,34 @@ class InProcess:
         self.broken = False
         self.calls = 0
 
-    async def judge(
-        self, name: str, preparation: PreparationSettings, ranges: Sequence[RowRange]
-    ) -> list[Judged]:
+    async def judge(self, served: Served, ranges: Sequence[RowRange]) -> list[Judged]:
         self.calls += 1
         if self.broken:
             raise RuntimeError("a replica died")
         return await asyncio.to_thread(
             lambda: [
-                judge_together(self.ensembles[name], [prepare_range(part, preparation)])[0]
+                judge_together(
+                    self.ensembles[served.name], [prepare_range(part, served.preparation)]
+                )[0]
                 for part in ranges
             ]
         )
 
+    async def beside(self, shadow: Served, ranges: Sequence[RowRange]) -> list[Judged]:
+        raise AssertionError("there is no shadow")
+
+    async def hold(self, served: Served) -> None:
+        raise AssertionError("nothing is promoted")
+
+    async def attend(self) -> None:
+        pass
+
     async def ready(self) -> bool:
         return not self.broken
+
+
+async def _nothing(name: str, path: Path) -> Served:
+    raise AssertionError("nothing is promoted")
 
 
 class Service:
@@ -55,17 +70,15 @@ class Service:
     ) -> None:
         loaded = {name: Ensemble.load(path) for name, path in ensembles.items()}
         self.judging = InProcess(loaded)
-        served = {
-            name: Served(
-                ensembles[name],
-                one.digest,
-                one.kind,
-                one.preparation.model_copy(update={"features": one.features}),
-            )
-            for name, one in loaded.items()
-        }
+        lineup = Lineup(
+            {name: Served.of(name, one, ensembles[name]) for name, one in loaded.items()},
+            Path("/nowhere"),
+            probation=0,
+            attempt=_nothing,
+            hold=self.judging.hold,
+        )
         given = ServeSettings(token=TOKEN, roots=tuple(roots), max_queued=16, **settings)  # type: ignore[arg-type]
-        self.app = create(given, served, self.judging)
+        self.app = create(given, lineup, self.judging, Counts(given.batch))
         self.port = 0
 
     def start(self) -> None:

@@ -1,0 +1,232 @@
+"""Which ensemble answers under each name: what is promoted is tried, takes over, makes way if it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from cryoray.errors import CryorayError, EnsembleError, InternalError
+from cryoray.models import registry
+from cryoray.models.ensemble import Ensemble
+from cryoray.protocol.messages import ServiceEvent, Training
+from cryoray.records import Kind
+from cryoray.settings import PreparationSettings
+
+#: Of the service's own processes; Ray Serve writes it to their log files.
+_log = logging.getLogger("ray.serve.cryoray")
+
+_EVENTS_KEPT = 100
+#: Looks in a row at which no judge may hold an ensemble on probation.
+_MISSES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """An ensemble as the ingress knows it: everything but its weights."""
+
+    name: str
+    path: Path
+    digest: str
+    kind: Kind
+    preparation: PreparationSettings
+    threshold: float
+    training: Training
+
+    @classmethod
+    def of(cls, name: str, ensemble: Ensemble, path: Path) -> Served:
+        """What a request has to know of an ensemble."""
+        return cls(
+            name=name,
+            path=path,
+            digest=ensemble.digest,
+            kind=ensemble.kind,
+            preparation=ensemble.preparation.model_copy(update={"features": ensemble.features}),
+            threshold=ensemble.threshold,
+            training=Training(
+                prevalence=ensemble.manifest.prevalence,
+                features={
+                    feature: (mean, deviation)
+                    for feature, mean, deviation in zip(
+                        ensemble.features,
+                        ensemble.networks[0].feature_mean.tolist(),
+                        ensemble.networks[0].feature_std.tolist(),
+                        strict=True,
+                    )
+                },
+            ),
+        )
+
+
+def attempt(name: str, path: Path) -> Served:
+    """Load an ensemble and have it judge noise: what cannot do this is not let near a request.
+
+    Raises:
+        EnsembleError: it is damaged, or its scores are no probabilities.
+    """
+    ensemble = Ensemble.load(path)
+    box, n = ensemble.preparation.box, 8
+    noise = np.random.default_rng(0).normal(size=(n, box, box)).astype(np.float32)
+    missing = np.full((n, len(ensemble.features)), np.nan, np.float32)
+    said = ensemble.judge(noise, missing, everyone=True)
+    for values in (said.score, said.d1, said.d2, said.d3):
+        if not ((values >= 0) & (values <= 1)).all():
+            raise EnsembleError("its scores are no probabilities", file=path, remedy="train again")
+    return Served.of(name, ensemble, path)
+
+
+class Lineup(Mapping[str, Served]):
+    """The ensembles by name, as they are active now; used in one event loop.
+
+    Args:
+        served: to begin with; the first is the default.
+        root: of the registry; what is served from elsewhere never changes.
+        probation: seconds in which an ensemble that fails makes way for the one before.
+        attempt: tries an ensemble where it can do no harm.
+        hold: has all judges load an ensemble.
+
+    Attributes:
+        events: the latest of what happened.
+    """
+
+    def __init__(
+        self,
+        served: Mapping[str, Served],
+        root: Path,
+        *,
+        probation: float,
+        attempt: Callable[[str, Path], Awaitable[Served]],
+        hold: Callable[[Served], Awaitable[None]],
+    ) -> None:
+        self._now = dict(served)
+        self._root, self._probation = root, probation
+        self._attempt, self._hold = attempt, hold
+        self._before: dict[str, tuple[Served, float]] = {}
+        self._refused: dict[str, str] = {}
+        self._misses: dict[str, int] = {}
+        self.events: deque[ServiceEvent] = deque(maxlen=_EVENTS_KEPT)
+        self._number = 0
+
+    def __getitem__(self, name: str) -> Served:
+        return self._now[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._now)
+
+    def __len__(self) -> int:
+        return len(self._now)
+
+    def before(self, served: Served) -> Served | None:
+        """What would take the place of an ensemble that is on probation; None where it is not."""
+        if self._now[served.name] is not served:
+            return None
+        before, until = self._before.get(served.name, (None, 0.0))
+        return before if time.monotonic() < until else None
+
+    async def follow(self) -> None:
+        """Look once at what is active, take it up, and look after what is on probation."""
+        for name, now in list(self._now.items()):
+            if not now.path.is_relative_to(self._root / name):
+                continue
+            try:
+                digest = await asyncio.to_thread(registry.active, self._root, name)
+            except (CryorayError, OSError) as error:
+                self._refuse(name, "?", error)
+                continue
+            if digest != self._refused.get(name):
+                self._refused.pop(name, None)
+                if digest not in (None, now.digest):
+                    assert digest is not None
+                    await self._take_up(now, digest)
+            if self.before(self._now[name]) is not None:
+                await self._look_after(self._now[name])
+
+    async def failed(self, served: Served, error: BaseException) -> Served | None:
+        """What to ask instead of an ensemble whose judges failed; None where there is nothing."""
+        now = self._now[served.name]
+        if now is not served:
+            return now
+        before = self.before(served)
+        if before is None:
+            return None
+        self._now[served.name] = before
+        await self._roll_back(served.digest, before, error)
+        return before
+
+    async def _take_up(self, now: Served, digest: str) -> None:
+        path = self._root / now.name / digest
+        try:
+            new = await self._attempt(now.name, path)
+            if new.digest != digest:
+                raise EnsembleError(
+                    f"holds another ensemble, {new.digest}", file=path, remedy="promote it again"
+                )
+            if new.kind != now.kind:
+                raise EnsembleError(
+                    f"judges {new.kind} images, and {now.name} is of kind {now.kind}",
+                    file=path,
+                    remedy="promote it under another name",
+                )
+            await self._hold(new)
+        except Exception as error:
+            await self._roll_back(digest, now, error)
+            return
+        self._before[now.name] = (now, time.monotonic() + self._probation)
+        self._now[now.name] = new
+        self._misses.pop(now.name, None)
+        self._say("ensemble.promoted", new, instead_of=now.digest)
+
+    async def _look_after(self, served: Served) -> None:
+        """Roll back what the judges cannot hold, though nobody asks them anything."""
+        try:
+            await self._hold(served)
+        except Exception as error:
+            misses = self._misses[served.name] = self._misses.get(served.name, 0) + 1
+            # A judge that was lost is restarted within a few looks; damaged files stay so.
+            if isinstance(error, EnsembleError) or misses >= _MISSES:
+                await self.failed(served, error)
+        else:
+            self._misses.pop(served.name, None)
+
+    async def _roll_back(self, bad: str, good: Served, error: BaseException) -> None:
+        reason = sentence(error)
+        self._before.pop(good.name, None)
+        try:
+            await asyncio.to_thread(
+                registry.rollback, self._root, good.name, instead_of=bad, reason=reason
+            )
+        except (CryorayError, OSError) as unwritten:
+            # The good one is served all the same, whatever the file says.
+            self._refuse(good.name, bad, unwritten)
+        self._say("ensemble.rolled-back", good, instead_of=bad, reason=reason)
+
+    def _refuse(self, name: str, digest: str, error: BaseException) -> None:
+        if self._refused.get(name) != digest:
+            self._refused[name] = digest
+            self._say("registry.failed", self._now[name], reason=sentence(error))
+
+    def _say(self, what: str, served: Served, **more: str) -> None:
+        data = {"ensemble": served.name, "digest": served.digest, **more}
+        _log.warning("%s %s", what, data)
+        self._number += 1
+        self.events.append(
+            ServiceEvent(number=self._number, time=datetime.now(UTC), name=what, data=data)
+        )
+
+
+def sentence(error: BaseException) -> str:
+    """What went wrong; an error of another process arrives wrapped."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, CryorayError) and not isinstance(cause, InternalError):
+            return str(cause)
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first}"

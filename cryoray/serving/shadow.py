@@ -1,0 +1,162 @@
+"""A shadow ensemble judges, in spare time, what the active ones have answered; their agreement is counted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cryoray.protocol.messages import Agreement, ShadowReport
+from cryoray.records import VERDICTS, RowRange
+from cryoray.serving.counts import Counts
+from cryoray.serving.lineup import Lineup, Served
+from cryoray.serving.replica import Judged
+from cryoray.serving.sources import Chosen
+
+_log = logging.getLogger("ray.serve.cryoray")
+
+#: Requests that may wait for the shadow; what comes while they do is skipped, never queued.
+_WAITING = 4
+
+
+@dataclass
+class _Tally:
+    """What two ensembles said of the same images."""
+
+    images: int = 0
+    agreed: int = 0
+    difference: float = 0.0
+    verdicts: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+
+class Comparison:
+    """One shadow beside the active ensembles of its kind.
+
+    Args:
+        name: of the shadow in the lineup; None where there is none.
+        lineup: whose ensembles answer.
+        judge: has the shadow judge ranges.
+        counts: where agreement is counted for Prometheus.
+    """
+
+    def __init__(
+        self,
+        name: str | None,
+        lineup: Lineup,
+        judge: Callable[[Served, Sequence[RowRange]], Awaitable[list[Judged]]],
+        counts: Counts,
+    ) -> None:
+        self.name, self._lineup, self._judge, self._counts = name, lineup, judge, counts
+        self._turn = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._tallies: dict[tuple[str, str, str], _Tally] = {}
+        self._skipped = self._failed = 0
+        self._last_failure: str | None = None
+
+    def see(
+        self,
+        active: Served,
+        judged: Sequence[Judged],
+        plan: Callable[[Served], Chosen],
+        keep: AsyncExitStack | None = None,
+    ) -> None:
+        """Have the shadow judge the same later, if it has time; returns at once.
+
+        Args:
+            active: whose answer it was.
+            judged: the answer.
+            plan: finds the rows again, for the shadow's own preparation and features.
+            keep: what holds an upload; it is taken over, and closed when the shadow has read it.
+        """
+        shadow = self._lineup[self.name] if self.name is not None else None
+        if shadow is None or shadow.kind != active.kind:
+            return
+        if len(self._tasks) >= _WAITING:
+            self._skip(judged)
+            return
+        held = keep.pop_all() if keep is not None else AsyncExitStack()
+        task = asyncio.create_task(self._compare(active, shadow, judged, plan, held))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _compare(
+        self,
+        active: Served,
+        shadow: Served,
+        judged: Sequence[Judged],
+        plan: Callable[[Served], Chosen],
+        held: AsyncExitStack,
+    ) -> None:
+        images = sum(len(part.rows) for part in judged)
+        try:
+            async with held, self._turn:
+                chosen = await asyncio.to_thread(plan, shadow)
+                said = await self._judge(shadow, chosen.ranges)
+            await asyncio.to_thread(self._tally, active, shadow, judged, said)
+        except Exception as error:  # of the shadow, which nobody asked
+            _log.warning("the shadow failed: %r", error)
+            self._failed += images
+            self._last_failure = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            self._counts.shadow_failed.inc(images)
+
+    def _skip(self, judged: Sequence[Judged]) -> None:
+        images = sum(len(part.rows) for part in judged)
+        self._skipped += images
+        self._counts.shadow_skipped.inc(images)
+
+    def _tally(
+        self, active: Served, shadow: Served, ours: Sequence[Judged], theirs: Sequence[Judged]
+    ) -> None:
+        if not ours or not theirs:
+            return
+        rows, score, verdict = _columns(ours)
+        its_rows, its_score, its_verdict = _columns(theirs)
+        _, a, b = np.intersect1d(rows, its_rows, return_indices=True)
+        tally = self._tallies.setdefault((active.name, active.digest, shadow.digest), _Tally())
+        pairs = Counter(zip(verdict[a].tolist(), its_verdict[b].tolist(), strict=True))
+        tally.verdicts += pairs
+        tally.images += len(a)
+        tally.agreed += int(
+            np.count_nonzero((score[a] >= active.threshold) == (its_score[b] >= shadow.threshold))
+        )
+        tally.difference += float(np.abs(score[a] - its_score[b]).sum())
+        for (one, other), images in pairs.items():
+            self._counts.shadow_images.labels(active.name, one, other).inc(images)
+
+    def report(self) -> ShadowReport:
+        """What was compared since the service started."""
+        return ShadowReport(
+            shadow=self.name,
+            agreements=[
+                Agreement(
+                    ensemble=name,
+                    active=active,
+                    shadow=shadow,
+                    images=tally.images,
+                    agreement=tally.agreed / tally.images if tally.images else None,
+                    score_difference=tally.difference / tally.images if tally.images else None,
+                    verdicts={
+                        one: {other: tally.verdicts[one, other] for other in VERDICTS}
+                        for one in VERDICTS
+                    },
+                )
+                for (name, active, shadow), tally in self._tallies.items()
+            ],
+            skipped=self._skipped,
+            failed=self._failed,
+            last_failure=self._last_failure,
+        )
+
+
+def _columns(judged: Sequence[Judged]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row, score and verdict of all parts."""
+    return (
+        np.concatenate([part.rows for part in judged]),
+        np.concatenate([part.judgement.score for part in judged]),
+        np.concatenate([part.judgement.verdict for part in judged]),
+    )
