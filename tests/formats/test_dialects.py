@@ -51,6 +51,14 @@ class Images(NamedTuple):
     pixel_size: float | None
 
 
+class CsParticles(NamedTuple):
+    """A cryoSPARC table of so many particles in so many stacks, with the first one's Å/px."""
+
+    rows: int
+    stacks: int
+    pixel_size: float
+
+
 class Tables(NamedTuple):
     """A STAR file that is read, but has no images: as a source it is refused with this sentence."""
 
@@ -66,7 +74,11 @@ class Refused(NamedTuple):
 _AXES = "has its axes in the order {}, which a stack never has; give a stack of images, not a map"
 _JOB = "star/himena_relion5_jobs"
 
-FILES: Mapping[str, Particles | Classes | Images | Tables | Refused] = {
+FILES: Mapping[str, Particles | Classes | CsParticles | Images | Tables | Refused] = {
+    "cryosparc/4k_dataset.cs": Refused("has no field blob/path, so no images; give a .cs file of"),
+    "cryosparc/cryosparc_J2_particles_exported.cs": CsParticles(22, 1, 1.345),
+    "cryosparc/cryosparc_P12_J24_001_particles.cs": CsParticles(2019, 50, 2.95),
+    "cryosparc/empiar_10076_7.cs": CsParticles(7, 1, 1.31),
     "malformed/epu2.9_example.TRUNCATED_1.5MB.mrc": Refused(
         "is shorter than its header says: 1,500,000 bytes, 34,464,768 expected; copy or extract"
     ),
@@ -166,8 +178,6 @@ FILES: Mapping[str, Particles | Classes | Images | Tables | Refused] = {
     "star/topaz_t20s/ctf_params.star": Tables(),
     "star/topaz_t20s/particles.star": Particles(1500, 30, 0.9819),
 }
-#: cryoSPARC's tables have a table of their own, beside their reader.
-_ELSEWHERE = ".cs"
 
 
 def of(*kinds: type) -> list[str]:
@@ -182,7 +192,7 @@ def test_every_file_is_in_the_table(real_data: Path) -> None:
     there = {
         path.relative_to(real_data / "formats").as_posix()
         for path in (real_data / "formats").rglob("*")
-        if path.is_file() and path.suffix != _ELSEWHERE
+        if path.is_file()
     }
     assert there == set(FILES)
 
@@ -208,8 +218,32 @@ def test_an_mrc_file_is_read_as_mrcfile_reads_it(name: str, real_data: Path) -> 
 @pytest.mark.parametrize("name", of(Refused))
 def test_a_file_that_cannot_be_read_is_refused_in_words(name: str, real_data: Path) -> None:
     path, expected = real_data / "formats" / name, FILES[name]
+    read = {".star": read_tables, ".cs": open_source}.get(path.suffix, read_header)
     with pytest.raises(FormatError, match=f"^{path}: {re.escape(expected[0])}"):
-        list(map(len, parse(path).blocks)) if path.suffix == ".star" else read_header(path)
+        read(path)
+
+
+def read_tables(path: Path) -> list[int]:
+    return [len(block) for block in parse(path).blocks]
+
+
+@pytest.mark.parametrize("name", of(CsParticles))
+def test_a_cryosparc_table_is_read_as_numpy_reads_it(name: str, real_data: Path) -> None:
+    path, expected = real_data / "formats" / name, FILES[name]
+    assert isinstance(expected, CsParticles)
+    table, source = np.load(path, allow_pickle=False), open_source(path)
+    assert (len(source), len(source.stacks)) == expected[:2]
+    assert source.pixel_size[0] == pixel_size(expected.pixel_size)
+    np.testing.assert_array_equal(source.pixel_size, table["blob/psize_A"])
+    assert source.uid is not None
+    assert source.uid.tolist() == table["uid"].tolist()
+    assert source.frame.tolist() == table["blob/idx"].tolist()
+    for row, stack in enumerate(table["blob/path"].tolist()):
+        assert source.stacks[source.stack[row]].match(stack.decode().lstrip(">"))
+    for column, ours in (("ctf/df1_A", "rlnDefocusU"), ("ctf/accel_kv", "rlnVoltage")):
+        if column in table.dtype.names:
+            np.testing.assert_allclose(source.metadata[ours], table[column])
+    assert not source.problems
 
 
 @pytest.mark.parametrize("name", of(Particles, Classes, Tables))

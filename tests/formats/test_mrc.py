@@ -9,7 +9,7 @@ import os
 import re
 import struct
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -113,6 +113,43 @@ def test_modes_in_either_byte_order_with_and_without_a_stamp(
     result = read_frames(stack, np.array([2, 0]))
     assert result.dtype == np.float32
     np.testing.assert_array_equal(result, images[[2, 0]].astype(np.float32))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    pixels=st.sampled_from(["i1", "i2", "f4", "u2", "f2"]).flatmap(
+        lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=3, max_dims=3, max_side=5))
+    ),
+    order=st.sampled_from(["<", ">"]),
+    extended=st.integers(0, 3000),
+    stamp=st.booleans(),
+    how=st.sampled_from([bytes, gzip.compress, bz2.compress]),
+    data=st.data(),
+)
+def test_generated_stacks_are_read_exactly_and_written_again(
+    pixels: np.ndarray,
+    order: str,
+    extended: int,
+    stamp: bool,
+    how: Callable[[bytes], bytes],
+    data: st.DataObject,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    mode = {"i1": 0, "i2": 1, "f4": 2, "u2": 6, "f2": 12}[pixels.dtype.str[1:]]
+    count, height, width = pixels.shape
+    head = header(width, height, count, mode, order=order, extended=extended, stamp=stamp)
+    path = tmp_path_factory.getbasetemp() / "generated.mrcs"
+    path.write_bytes(
+        how(head + bytes(extended) + pixels.astype(pixels.dtype.newbyteorder(order)).tobytes())
+    )
+    stack = read_header(path)
+    frames = np.array(data.draw(st.lists(st.integers(0, count - 1), max_size=6)), np.int64)
+    read = read_frames(stack, frames)
+    np.testing.assert_array_equal(read, pixels[frames].astype(np.float32))
+    if len(frames) and np.isfinite(read).all():
+        with StackWriter(path, height, width, "float32", stack.pixel_size) as writer:
+            writer.append(read)
+        np.testing.assert_array_equal(everything(read_header(path)), read)
 
 
 def test_four_bit_images(tmp_path: Path) -> None:
