@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from io import FileIO
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -282,27 +283,29 @@ class Block:
                 yield pa.table({name: [held[name]] for name in names}), np.empty(0, np.int64)
             return
         wanted = set(numbers) - set(strings)
-        portions = list(_portions(self._rows.starts))
         with self._open() as file, ThreadPoolExecutor(_THREADS) as threads:
-            ahead: deque[tuple[int, Future[tuple[pa.Table, np.ndarray]]]] = deque()
-            for first, last in [*portions, *[(-1, -1)] * _AHEAD]:
-                if first >= 0:  # read here, parsed by a thread: both let go of Python's lock
-                    rows = _Rows(*(each[first:last] for each in self._rows))
-                    base = int(rows.starts[0])
-                    piece = _read(file, base, int(rows.starts[-1]) + int(rows.lengths[-1]))
-                    task = threads.submit(self._parse, piece, base, rows, names, wanted)
-                    ahead.append((first, task))
-                if len(ahead) > _AHEAD or (first < 0 and ahead):
-                    begin, task = ahead.popleft()
-                    try:
-                        yield task.result()
-                    except UnicodeDecodeError as error:
-                        raise FormatError(
-                            "is not UTF-8 text",
-                            file=self.path,
-                            row=begin + 1,
-                            remedy="convert it with `iconv -t UTF-8`",
-                        ) from error
+
+            def begun(portion: tuple[int, int]) -> tuple[int, Future[tuple[pa.Table, np.ndarray]]]:
+                rows = _Rows(*(each[slice(*portion)] for each in self._rows))
+                base = int(rows.starts[0])
+                piece = _read(file, base, int(rows.starts[-1]) + int(rows.lengths[-1]))
+                return portion[0], threads.submit(self._parse, piece, base, rows, names, wanted)
+
+            # Read here and parsed by threads, a few portions ahead: both let go of Python's lock.
+            tasks = map(begun, _portions(self._rows.starts))
+            ahead = deque(islice(tasks, _AHEAD))
+            while ahead:
+                ahead.extend(islice(tasks, 1))
+                first, task = ahead.popleft()
+                try:
+                    yield task.result()
+                except UnicodeDecodeError as error:
+                    raise FormatError(
+                        "is not UTF-8 text",
+                        file=self.path,
+                        row=first + 1,
+                        remedy="convert it with `iconv -t UTF-8`",
+                    ) from error
 
     def _parse(
         self,
