@@ -76,6 +76,7 @@ def _inspect_sources(
 ) -> None:
     import numpy as np
 
+    from cryoray.formats.relion import complaint
     from cryoray.formats.selection import find_selection, read_selection
     from cryoray.formats.source import find_sources, open_source
     from cryoray.preparation.plan import plan
@@ -114,6 +115,7 @@ def _inspect_sources(
                 "micrographs": len({name for name in source.micrograph if name}),
                 "pixel size, Å": _spread(planned.pixel_size),
                 "protein in it": "dark" if planned.invert else "bright",
+                **({"RELION would say": said} if (said := complaint(source)) else {}),
                 **{f"unusable: {reason}": count for reason, count in reasons},
             },
             Books(len(source), len(source) - bad, bad),

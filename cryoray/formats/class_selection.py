@@ -12,48 +12,21 @@ import re
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from cryoray.errors import FormatError, InputError, InternalError
+from cryoray.errors import InputError, InternalError
 from cryoray.formats.files import replacing
 from cryoray.formats.relion import VERSION, image_table, loop
-from cryoray.formats.rows import Source, resolve
+from cryoray.formats.relion import Optimiser as Optimiser
+from cryoray.formats.relion import read_optimiser as read_optimiser
+from cryoray.formats.rows import Source
 from cryoray.formats.star import Block, StarFile, parse
 from cryoray.formats.verdicts import write_side
 
 _MODEL = re.compile(r"(_half\d)?_model\.star$")
 _CLASSES = "model_classes"
 BACKUP, AVERAGES, PARTICLES = "backup_selection.star", "class_averages.star", "particles.star"
-
-
-class Optimiser(NamedTuple):
-    """What an ``optimiser.star`` names: the files of one iteration, which may be missing."""
-
-    path: Path
-    model: Path
-    data: Path
-
-
-def read_optimiser(path: Path) -> Optimiser:
-    """The model and the particles of an iteration.
-
-    Raises:
-        FormatError: it cannot be read, or names no model or no particles.
-    """
-    path = Path(path).absolute()
-    star = parse(path)
-    found: list[Path] = []
-    for column in ("rlnModelStarFile", "rlnExperimentalDataStarFile"):
-        table = next((b for b in star.blocks if not b.is_loop and column in b.columns), None)
-        name = table.fields(0)[table.columns.index(column)] if table else ""
-        if not name:
-            raise FormatError(
-                f"names no {column}", file=path, remedy="give the run_itNNN_optimiser.star of a job"
-            )
-        found += resolve([name], path.parent)
-    return Optimiser(path, *found)
 
 
 def is_model(source: Source) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -33,11 +34,34 @@ _NECESSARY = (
 _SELECTION = re.compile(r"_selected\.star$|^backup_selection\.star$")
 #: run_it025_data.star, run_ct25_it030_data.star (continued), run_data.star (the end of a refinement)
 _ITERATION = re.compile(r"(?:_ct(\d+))?(?:_it(\d+))?_(?=[a-z0-9]+\.star$)")
-#: What an optimiser says it works on, by kind.
-_OF_OPTIMISER: Mapping[Kind, str] = {
-    "particle": "rlnExperimentalDataStarFile",
-    "class2d": "rlnModelStarFile",
-}
+
+
+class Optimiser(NamedTuple):
+    """What an ``optimiser.star`` names: the files of one iteration, which may be missing."""
+
+    path: Path
+    model: Path
+    data: Path
+
+
+def read_optimiser(path: Path) -> Optimiser:
+    """The model and the particles of an iteration.
+
+    Raises:
+        FormatError: it cannot be read, or names no model or no particles.
+    """
+    path = Path(path).absolute()
+    star = parse(path)
+    found: list[Path] = []
+    for column in ("rlnModelStarFile", "rlnExperimentalDataStarFile"):
+        table = next((b for b in star.blocks if not b.is_loop and column in b.columns), None)
+        name = table.fields(0)[table.columns.index(column)] if table else ""
+        if not name:
+            raise FormatError(
+                f"names no {column}", file=path, remedy="give the run_itNNN_optimiser.star of a job"
+            )
+        found += resolve([name], path.parent, project(path.parent))
+    return Optimiser(path, *found)
 
 
 def open_star(path: Path, kind: Kind) -> Source:
@@ -48,7 +72,7 @@ def open_star(path: Path, kind: Kind) -> Source:
     """
     star = parse(path)
     if "optimiser_general" in star:
-        path = _of_optimiser(star, kind)
+        path = _of_optimiser(path, kind)
         star = parse(path)
     _refuse_volumes(star)
     table = image_table(star, kind)
@@ -271,15 +295,16 @@ def project(folder: Path) -> Path | None:
     return None
 
 
-def complaint(star: StarFile) -> str | None:
+def complaint(source: Source) -> str | None:
     """What RELION 3.1 to 5 would say to particles like these, None where it would read them.
 
     In RELION's own words (obs_model.cpp, star_converter.cpp), since its users know them. A file of
     RELION 3.0 or older is fine: RELION converts it.
     """
-    table = star.with_column(IMAGE_COLUMNS["particle"], prefer=_TABLES["particle"])
-    if table is None:
+    if not source.is_star or source.kind != "particle":
         return None
+    star = parse(source.path)
+    table = image_table(star, source.kind)
     optics = star.get("optics")
     if optics is None or not len(optics):
         if "rlnOpticsGroup" not in table.columns:
@@ -305,19 +330,16 @@ def complaint(star: StarFile) -> str | None:
     return None
 
 
-def _of_optimiser(star: StarFile, kind: Kind) -> Path:
-    optimiser, column = star["optimiser_general"], _OF_OPTIMISER[kind]
-    if column not in optimiser.columns:
-        raise FormatError(f"names no {column}", file=star.path)
-    folder = star.path.parent
-    named = resolve(optimiser.column(column).tolist(), folder, project(folder))[0]
-    beside = folder / named.name
-    for file in (named, beside):
+def _of_optimiser(path: Path, kind: Kind) -> Path:
+    """The file that an optimiser names, or the one beside it where the job was copied elsewhere."""
+    optimiser = read_optimiser(path)
+    named = optimiser.data if kind == "particle" else optimiser.model
+    for file in (named, path.with_name(named.name)):
         if file.is_file():
             return file
     raise FormatError(
-        f"names a {column} that is not there: {named}",
-        file=star.path,
+        f"names a file that is not there: {named}",
+        file=path,
         remedy="copy it from the job too, or give the *_data.star or *_model.star itself",
     )
 

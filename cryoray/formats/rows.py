@@ -65,10 +65,11 @@ class Source:
     def name(self) -> str:
         """The project's name if nobody gives one: its folder, above RELION's ``TYPE/jobNNN`` or ``JNNN``."""
         folder = self.path.parent if self.path.name.endswith(FILE_SUFFIXES) else self.path
-        if re.fullmatch(r"job\d+", folder.name) and len(folder.parts) > 3:
-            folder = folder.parent.parent
-        elif re.fullmatch(r"J\d+", folder.name) and len(folder.parts) > 2:
-            folder = folder.parent
+        for inside in (folder, *folder.parents):
+            if re.fullmatch(r"job\d+", inside.name) and len(inside.parts) > 3:
+                return inside.parent.parent.name
+            if re.fullmatch(r"J\d+", inside.name) and len(inside.parts) > 2:
+                return inside.parent.name
         return folder.name
 
     @property

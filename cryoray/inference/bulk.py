@@ -18,6 +18,7 @@ from cryoray import runtime
 from cryoray.errors import EnsembleError, InputError
 from cryoray.formats.class_selection import is_model
 from cryoray.formats.conversion import check_convertible
+from cryoray.formats.relion import complaint
 from cryoray.formats.source import Source, find_sources, open_source
 from cryoray.formats.verdicts import write_verdicts
 from cryoray.inference.classes import (
@@ -117,6 +118,9 @@ def classify(
                         "ranges": len(each.ranges),
                         "quarantined": len(each.quarantined),
                         "contrast": "dark" if each.invert else "bright",
+                        **(
+                            {"RELION would say": words} if (words := complaint(each.source)) else {}
+                        ),
                     },
                 )
             )

@@ -166,7 +166,7 @@ FILES: Mapping[str, Particles | Classes | CsParticles | Images | Tables | Refuse
     },
     **{
         f"star/starfile/relion_tutorial/run_it025_optimiser_{name}.star": Tables(
-            "names a rlnExperimentalDataStarFile that is not there: "
+            "names a file that is not there: "
         )
         for name in ("2D", "3D")
     },

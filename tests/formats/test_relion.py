@@ -9,7 +9,6 @@ import pytest
 from cryoray.errors import FormatError
 from cryoray.formats.relion import complaint, project
 from cryoray.formats.source import find_sources, open_source
-from cryoray.formats.star import parse
 from tests.formats.files import write_particles, write_stack
 
 MODEL = "data_model_classes\nloop_\n_rlnReferenceImage #1\n1@c.mrcs\n"
@@ -70,7 +69,7 @@ def test_an_optimiser_stands_for_the_data_and_the_model_that_it_names(tmp_path: 
     (tmp_path / "Class2D").rename(tmp_path / "gone")
     assert open_source(copied / optimiser.name).path == copied / "run_it025_data.star"
     (copied / "run_it025_data.star").unlink()
-    with pytest.raises(FormatError, match="names a rlnExperimentalDataStarFile that is not there"):
+    with pytest.raises(FormatError, match="names a file that is not there"):
         open_source(copied / optimiser.name)
 
 
@@ -133,7 +132,7 @@ def test_what_relion_would_say_is_said_in_its_words(
     tmp_path: Path, optics: str, columns: str | None, said: str | None
 ) -> None:
     path = particles(tmp_path, optics, columns or "_rlnImageName\n_rlnOpticsGroup\n")
-    heard = complaint(parse(path))
+    heard = complaint(open_source(path))
     if said is None:
         assert heard is None
     else:
@@ -148,9 +147,10 @@ def test_relions_own_files_of_a_real_project(real_data: Path) -> None:
     optimiser = job / "run_it020_optimiser.star"
     assert open_source(optimiser).path == job / "run_it020_data.star"
     assert open_source(optimiser, "class2d").path == job / "run_it020_model.star"
-    assert complaint(parse(job / "run_it025_data.star")) is None
+    assert complaint(open_source(job / "run_it025_data.star")) is None
     extract = real_data / "relion5-project/Extract/job009"
-    assert complaint(parse(extract / "particles.star")) is None
+    assert complaint(open_source(extract)) is None
     one = extract / "Movies/20170629_00021_frameImage_extract.star"
-    assert "no table data_optics" in str(complaint(parse(one)))
+    assert "no table data_optics" in str(complaint(open_source(one)))
+    assert open_source(one).name == "relion5-project"
     assert open_source(one).stacks[0] == extract / "Movies/20170629_00021_frameImage.mrcs"
