@@ -199,6 +199,14 @@ class ProofSettings(Section):
     seed: int = 0
 
 
+class RankSettings(Section):
+    """Classes ranked in place of `relion_class_ranker`."""
+
+    ensemble: str | None = Field(
+        None, description="folder, or name in the registry; None: classify.ensemble"
+    )
+
+
 class ServeSettings(Section):
     """The service."""
 
@@ -281,6 +289,7 @@ class Settings(BaseSettings):
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     classify: ClassifySettings = ClassifySettings()
+    rank: RankSettings = RankSettings()
     proof: ProofSettings = ProofSettings()
     serve: ServeSettings = ServeSettings()
     watch: WatchSettings = WatchSettings()

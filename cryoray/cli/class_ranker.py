@@ -68,7 +68,7 @@ def _parser() -> relion.Parser:
     add = parser.add_argument
     add("--opt", metavar="FILE", required=True, help="optimiser.star of the classification")
     add("--o", metavar="OUT", default="./", help="folder of the output (default: ./)")
-    add("--ensemble", metavar="NAME|DIR", help="judge; else CRYORAY_CLASSIFY__CLASS_ENSEMBLE or "
+    add("--ensemble", metavar="NAME|DIR", help="judge; else CRYORAY_RANK__ENSEMBLE or "
         "CRYORAY_CLASSIFY__ENSEMBLE")  # fmt: skip
     add("--auto_select", action="store_true", help="select classes and their particles by score")
     add("--min_score", metavar="S", default="0.5",
@@ -118,11 +118,11 @@ def _work(arguments: Sequence[str]) -> None:
     except ValueError:
         parser.error(f"--min_score is {given['min_score']!r}, neither a number nor `ensemble`")
     named = given["ensemble"]
-    settings = load(classify={"class_ensemble": named} if named else {})
-    if not (settings.classify.class_ensemble or settings.classify.ensemble):
+    settings = load(rank={"ensemble": named} if named else {})
+    if not (settings.rank.ensemble or settings.classify.ensemble):
         raise SettingsError(
             "no ensemble is named, and none ships with cryoray yet",
-            remedy="add --ensemble NAME or DIR, or set CRYORAY_CLASSIFY__CLASS_ENSEMBLE",
+            remedy="add --ensemble NAME or DIR, or set CRYORAY_RANK__ENSEMBLE",
         )
 
     from cryoray.inference.classes import Choice, rank

@@ -214,7 +214,7 @@ def rank(
     Args:
         optimiser: the ``run_itNNN_optimiser.star`` of a Class2D job.
         out: folder, made where it is missing; older files of these names are replaced.
-        settings: ``registry`` and ``classify`` are used; its ``class_ensemble``, if set, judges.
+        settings: ``registry``, ``rank`` and ``classify.ensemble`` are used.
         choice: how to select; None writes the scores alone.
         root: what the names of the ranked model, data and optimiser begin with.
         particles: name of the file of particles selected.
@@ -230,7 +230,7 @@ def rank(
         EnsembleError: there is none, or it judges particles.
     """
     files = class_selection.read_optimiser(optimiser)
-    chosen = settings.classify.class_ensemble or settings.classify.ensemble
+    chosen = settings.rank.ensemble or settings.classify.ensemble
     if chosen is None:
         raise EnsembleError("no ensemble is named", remedy="give --ensemble NAME or DIR")
     if choice and choice.relative and choice.min_score is None:

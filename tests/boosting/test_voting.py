@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cryoray.boosting.voting import disagree, error_bound, score, verdicts
+from cryoray.boosting.voting import disagree, error_bound, score, verdicts, with_class
 
 probabilities = hnp.arrays(
     np.float32, (3, 40), elements=st.floats(0, 1, width=32, allow_subnormal=False)
@@ -47,3 +47,19 @@ def test_no_review_where_the_band_is_empty():
 )
 def test_error_bound_is_schapires(error, bound):
     assert error_bound(error) == pytest.approx(bound)
+
+
+@pytest.mark.parametrize(
+    ("of_class", "becomes"),
+    [
+        ("keep", ["keep", "keep", "discard"]),
+        ("review", ["review", "review", "discard"]),
+        ("discard", ["discard", "discard", "discard"]),
+        ("", ["keep", "review", "discard"]),
+    ],
+)
+def test_a_particle_is_kept_only_with_its_class_and_not_against_itself(
+    of_class: str, becomes: list[str]
+) -> None:
+    own = np.array(["keep", "review", "discard"], object)
+    assert with_class(own, np.full(3, of_class, object)).tolist() == becomes

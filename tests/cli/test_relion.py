@@ -194,7 +194,7 @@ def test_class_ranker_takes_the_call_of_the_original(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     write_class_job(tmp_path)
-    monkeypatch.setenv("CRYORAY_CLASSIFY__CLASS_ENSEMBLE", str(class_ensemble))
+    monkeypatch.setenv("CRYORAY_RANK__ENSEMBLE", str(class_ensemble))
     assert run(class_ranker.main, *AS_RELION) == (0, {"RELION_JOB_EXIT_SUCCESS"})
     out = tmp_path / "Select/job003"
     assert len(parse(out / "particles.star")["particles"]) == sum(COUNTS)

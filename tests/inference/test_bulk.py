@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from cryoray.boosting.voting import with_class
 from cryoray.errors import EnsembleError, InputError, QuarantineError
 from cryoray.formats.source import open_source
 from cryoray.formats.star import parse
@@ -18,6 +19,7 @@ from cryoray.preparation.plan import plan
 from cryoray.preparation.prepare import prepare_range
 from cryoray.records import VERDICTS_SCHEMA, Event, Progress
 from cryoray.settings import ClassifySettings, RuntimeSettings, Settings
+from tests.classes import COUNTS, write_class_job
 from tests.examples import particles, save_ensemble, write_project, write_stack, write_star
 from tests.formats.files import write_cs_job
 
@@ -114,22 +116,56 @@ def test_a_folder_of_projects_gets_a_folder_each_and_replaces_older_verdicts(
 
 
 @pytest.mark.ray
-def test_classes_are_judged_by_an_ensemble_of_classes(
-    ray_cluster: RuntimeSettings, tmp_path: Path
+def test_classes_are_judged_by_an_ensemble_of_classes_and_selected_as_relion_does(
+    ray_cluster: RuntimeSettings, class_ensemble: Path, tmp_path: Path
 ) -> None:
-    ensemble = save_ensemble(tmp_path / "classes", kind="class2d")
-    folder = tmp_path / "Class2D/job002"
-    folder.mkdir(parents=True)
-    write_stack(folder / "run_it025_classes.mrcs", particles(6))
-    rows = [f"{i:06d}@Class2D/job002/run_it025_classes.mrcs 0.{i}" for i in range(1, 7)]
-    (folder / "run_it025_model.star").write_text(
-        "data_model_classes\n\nloop_\n_rlnReferenceImage #1\n_rlnClassDistribution #2\n"
-        + "\n".join(rows)
-        + "\n"
+    job = write_class_job(tmp_path)
+    chosen = ClassifySettings(ensemble=str(class_ensemble), score_column=True)
+    out = classify(job, tmp_path / "out", Settings(classify=chosen))
+    table = pq.read_table(out / "verdicts.parquet")
+    assert [name[:6] for name in table["image"].to_pylist()] == [
+        *("000001", "000002", "000004", "000005")
+    ]
+    kept = [v == "keep" for v in table["verdict"].to_pylist()]
+    kept.insert(2, False)  # the empty class
+    backup = parse(out / "backup_selection.star")[""].numbers("rlnSelected")
+    assert backup.tolist() == kept
+    averages = parse(out / "class_averages.star")[""]
+    assert averages.numbers("rlnParticleNr").tolist() == np.array(COUNTS)[kept].tolist()
+    scores = averages.numbers("rlnPredictedClassScore").astype(np.float32)
+    of_kept = [verdict == "keep" for verdict in table["verdict"].to_pylist()]
+    assert scores.tolist() == table["score"].to_numpy()[of_kept].tolist()
+    particles = parse(out / "particles.star")["particles"]
+    assert len(particles) == np.array(COUNTS)[kept].sum()
+
+
+@pytest.mark.ray
+def test_particles_and_their_classes_are_judged_together(
+    ray_cluster: RuntimeSettings, class_ensemble: Path, tiny_ensemble: Path, tmp_path: Path
+) -> None:
+    job = write_class_job(tmp_path)
+    alone = ClassifySettings(ensemble=str(tiny_ensemble))
+    both = alone.model_copy(update={"class_ensemble": str(class_ensemble), "score_column": True})
+    own, out = (
+        classify(job, tmp_path / name, Settings(classify=chosen))
+        for name, chosen in (("own", alone), ("both", both))
     )
-    settings = Settings(classify=ClassifySettings(ensemble=str(ensemble.path)))
-    table = pq.read_table(classify(folder, tmp_path / "out", settings) / "verdicts.parquet")
-    assert table["image"].to_pylist() == [row.split()[0] for row in rows]
+    before, after = (pq.read_table(folder / "verdicts.parquet") for folder in (own, out))
+    assert after.schema.names == [*VERDICTS_SCHEMA.names, "class_score"]
+    np.testing.assert_allclose(after["score"].to_numpy(), before["score"].to_numpy(), atol=1e-5)
+    classes = pq.read_table(out / "classes/verdicts.parquet")
+    place = [int(name[:6]) for name in classes["image"].to_pylist()]
+    of_class = dict(zip(place, classes["verdict"].to_pylist(), strict=True))
+    numbers = open_source(job).metadata["rlnClassNumber"].astype(int)
+    expected = with_class(
+        np.array(before["verdict"].to_pylist(), object),
+        np.array([of_class.get(number, "") for number in numbers], object),
+    )
+    assert after["verdict"].to_pylist() == expected.tolist()
+    kept = parse(out / "kept.star")["particles"]
+    assert len(kept) == (expected == "keep").sum()
+    assert kept.columns[-2:] == ("rlnCryorayScore", "rlnCryorayClassScore")
+    assert (out / "classes/backup_selection.star").is_file()
 
 
 @pytest.mark.ray

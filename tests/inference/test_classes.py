@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import starfile
 
 from cryoray.errors import EnsembleError, FormatError, QuarantineError, SettingsError
 from cryoray.formats.source import open_source
@@ -22,7 +24,7 @@ from cryoray.inference.classes import (
 )
 from cryoray.models.ensemble import Ensemble
 from cryoray.records import VERDICTS, VERDICTS_SCHEMA, Event
-from cryoray.settings import ClassifySettings, Settings
+from cryoray.settings import ClassifySettings, RankSettings, Settings
 from tests.classes import COUNTS, write_class_job
 
 SCORE = np.array([0.9, 0.2, 0.0, 0.6, 0.4], np.float32)
@@ -67,7 +69,7 @@ def test_classes_are_chosen_as_the_manual_says(
 
 @pytest.fixture
 def settings(class_ensemble: Path) -> Settings:
-    return Settings(classify=ClassifySettings(class_ensemble=str(class_ensemble)))
+    return Settings(rank=RankSettings(ensemble=str(class_ensemble)))
 
 
 def test_a_ranked_job_has_all_files_and_an_empty_class_scores_nothing(
@@ -222,3 +224,23 @@ def test_a_relion_5_job_is_ranked(real_data: Path, settings: Settings, tmp_path:
     assert len(particles) - smallest < 1000
     assert scores[selected].min() >= scores[~selected].max()
     assert len(parse(tmp_path / "rank_data.star")["particles"]) == 2374
+
+    # As facilities' automation reads them: an unnamed table of its own, tables by name, by another reader.
+    averages = starfile.read(tmp_path / "class_averages.star")
+    assert (
+        averages["rlnReferenceImage"].str[:6].astype(int).tolist()
+        == (np.flatnonzero(selected) + 1).tolist()
+    )
+    assert averages["rlnParticleNr"].sum() == len(particles)
+    assert set(averages) >= {
+        *("rlnReferenceImage", "rlnPredictedClassScore", "rlnClassDistribution"),
+        *("rlnAccuracyRotations", "rlnAccuracyTranslationsAngst", "rlnEstimatedResolution"),
+    }
+    assert len(starfile.read(tmp_path / "particles.star")["particles"]) == len(particles)
+    before, after = (
+        starfile.read(file) for file in (job / "run_it025_data.star", tmp_path / "rank_data.star")
+    )
+    for name in ("optics", "particles"):
+        pandas.testing.assert_frame_equal(before[name], after[name])
+    ranked = starfile.read(tmp_path / "rank_optimiser.star")
+    assert ranked["rlnModelStarFile"].endswith("/rank_model.star")
