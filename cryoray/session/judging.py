@@ -102,10 +102,15 @@ class Job:
 
     def place(self, path: Path) -> Path:
         """The folder of a unit's verdicts."""
-        if path.is_relative_to(self.root):
-            return self.folder / "verdicts" / path.relative_to(self.root)
-        name = hashlib.blake2b(str(path).encode(), digest_size=6).hexdigest()
-        return self.folder / "verdicts" / "elsewhere" / f"{name}-{path.name}"
+        return place(self.root, self.folder, path)
+
+
+def place(root: Path, folder: Path, path: Path) -> Path:
+    """The folder of the verdicts of what lies at ``path``, in the session's ``folder``."""
+    if path.is_relative_to(root):
+        return folder / "verdicts" / path.relative_to(root)
+    name = hashlib.blake2b(str(path).encode(), digest_size=6).hexdigest()
+    return folder / "verdicts" / "elsewhere" / f"{name}-{path.name}"
 
 
 def incomplete(path: Path, own: Path | None) -> str | None:

@@ -1,0 +1,118 @@
+"""Images of judged rows as PNG, made when somebody looks, and kept for a while."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from cryoray.errors import FormatError, InputError
+from cryoray.formats import mrc
+from cryoray.formats.rows import resolve
+from cryoray.preparation.prepare import prepare_images
+from cryoray.session.judging import place
+from cryoray.session.labels import image_place
+from cryoray.settings import PreparationSettings
+
+#: Sides that are made, px: a tile's, and a large one's.
+SIZES = (96, 240)
+#: Grey values run over so many standard deviations of the background to either side.
+_CONTRAST = 3.5
+_PICTURES, _TABLES, _AT_ONCE = 1000, 64, 2
+
+T = TypeVar("T")
+
+
+class Kept(Generic[T]):
+    """The latest few results."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._lock = most, threading.Lock()
+        self._made: OrderedDict[Hashable, T] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What was made for this key, or is made now."""
+        with self._lock:
+            if key in self._made:
+                self._made.move_to_end(key)
+                return self._made[key]
+        made = make()
+        with self._lock:
+            self._made[key] = made
+            while len(self._made) > self._most:
+                self._made.popitem(last=False)
+        return made
+
+
+class Pictures:
+    """Reads verdicts and images of stacks that the ledger knows.
+
+    Args:
+        readable: gives back a path that may be read, and raises `InputError` for every other.
+    """
+
+    def __init__(self, readable: Callable[[Path], Path]) -> None:
+        self._readable = readable
+        self._pictures: Kept[bytes] = Kept(_PICTURES)
+        self._tables: Kept[pa.Table] = Kept(_TABLES)
+        self._at_once = threading.Semaphore(_AT_ONCE)
+
+    def table(self, session: Any, stack: Any) -> pa.Table:
+        """`verdicts.parquet` of a stack.
+
+        Raises:
+            InputError: it is not there now.
+        """
+
+        def read() -> pa.Table:
+            folder = place(Path(session.root), Path(session.folder), Path(stack.path))
+            try:
+                return pq.read_table(folder / "verdicts.parquet")
+            except (OSError, pa.ArrowException) as error:
+                raise InputError("has no verdicts now", file=stack.path) from error
+
+        return self._tables.get((stack.id, stack.digest, stack.judged), read)
+
+    def png(self, session: Any, stack: Any, row: int, size: int) -> bytes:
+        """The image of a row, protein as it is in the file.
+
+        Raises:
+            InputError: there is no such row, or its image cannot be read now, or not by this service.
+        """
+        table = self.table(session, stack)
+        if not 0 <= row < len(table):
+            raise InputError(f"has no row {row + 1:,}", file=stack.path)
+        name = table["image"][row].as_py()
+        return self._pictures.get(
+            (stack.id, stack.digest, row, size), lambda: self._draw(Path(stack.path), name, size)
+        )
+
+    def _draw(self, path: Path, name: str, size: int) -> bytes:
+        named, number = image_place(name, str(path))
+        file = path if path.suffix == ".mrcs" else resolve([named], path.parent)[0]
+        with self._at_once:
+            stack = mrc.read_header(self._readable(file))
+            raw = mrc.read_frames(stack, np.array([number - 1]))
+            pixel = np.array([stack.pixel_size or np.nan], np.float32)
+            settings = PreparationSettings(box=size)
+            prepared, reasons = prepare_images(raw, pixel, False, settings)
+            if reasons:
+                raise FormatError(reasons[0], file=file, row=number)
+        return as_png(prepared[0])
+
+
+def as_png(image: np.ndarray) -> bytes:
+    """An image with zero mean and unit deviation of its background as a PNG of 64 greys."""
+    grey = np.clip(image / (2 * _CONTRAST) + 0.5, 0, 1)
+    coarse = np.round(grey * 63) * (255 / 63)
+    file = io.BytesIO()
+    Image.fromarray(coarse.astype(np.uint8)).save(file, "PNG", optimize=True)
+    return file.getvalue()

@@ -1,0 +1,265 @@
+"""What the session page shows, as plain numbers and rows: computed at most every two seconds."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from cryoray.errors import InputError
+from cryoray.records import VERDICTS
+from cryoray.session.ledger import FATES, Ledger
+from cryoray.session.page import charts
+from cryoray.session.page.pictures import Pictures
+
+_FRESH = 2.0
+#: Newest stacks that the gallery looks at, and tiles of each verdict.
+_STACKS, _TILES = 16, 12
+_QUEUE = 24
+_SILENT = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One image with what was said of it; verdict and score are None where they must stay hidden."""
+
+    stack: str
+    row: int
+    image: str
+    verdict: str | None
+    score: float | None
+    votes: tuple[tuple[str, float], ...]
+    reason: str | None
+    said: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """The part of the page that renews itself."""
+
+    state: str
+    counts: dict[str, int]
+    shares: dict[str, float]
+    stacks: dict[str, int]
+    micrographs: int
+    per_hour: int
+    time_chart: Markup
+    defocus_chart: Markup
+    ctf_chart: Markup
+    squares: Sequence[dict[str, Any]]
+    alarms: Sequence[dict[str, Any]]
+    aside: Sequence[Any]
+    last: float | None
+
+
+class Views:
+    """Asks the ledger and the verdict files.
+
+    Args:
+        ledger: of the sessions.
+        pictures: reads verdicts.
+    """
+
+    def __init__(self, ledger: Ledger, pictures: Pictures) -> None:
+        self._ledger, self._pictures = ledger, pictures
+        self._live: dict[str, tuple[float, Live]] = {}
+        self._lock = threading.Lock()
+
+    def live(self, session: Any) -> Live:
+        """The numbers and charts of a session."""
+        with self._lock:
+            made, live = self._live.get(session.name, (-1e18, None))
+            if live is None or time.monotonic() - made > _FRESH:
+                live = self._now(session)
+                self._live[session.name] = (time.monotonic(), live)
+            return live
+
+    def _now(self, session: Any) -> Live:
+        totals = self._ledger.totals(session.name)
+        judged = totals.get("particle/judged", {})
+        counts = {name: judged.get(name, 0) for name in FATES}
+        images = sum(counts[name] for name in FATES[:3])
+        rows = self._ledger.micrographs(session.name)
+        when = np.array([row.judged for row in rows], float)
+        kept = np.array([row.kept for row in rows], float)
+        each = np.array([row.kept + row.discarded + row.review for row in rows], float)
+        now = time.time()
+        recent = when > now - 600
+        alarms = [
+            {**row.data, "at": row.at}
+            for row in self._ledger.events(session.name, names=["drift.alarm"], latest=10)
+        ]
+        rates = kept[each > 0] / each[each > 0]
+        bins = charts.binned(when, kept, each, 60)
+        ticks = (
+            [(x, _clock(x)) for x in np.linspace(when.min(), when.max(), 4)] if len(rows) else []
+        )
+        return Live(
+            state="closed"
+            if session.state == "closed"
+            else "watching"
+            if now - session.seen < _SILENT
+            else "silent",
+            counts=counts,
+            shares={name: counts[name] / images if images else 0.0 for name in FATES[:3]},
+            stacks={
+                state: sum(one["stacks"] for name, one in totals.items() if name.endswith(state))
+                for state in ("judged", "pending", "aside", "vanished")
+            },
+            micrographs=len(rows),
+            per_hour=int(6 * each[recent].sum()) if len(rows) else 0,
+            time_chart=charts.over_time(
+                bins, charts.band(rates), [one["at"] for one in alarms], ticks
+            ),
+            defocus_chart=self._against(
+                rows, kept, each, "defocus", "Keep rate against defocus", "µm"
+            ),
+            ctf_chart=self._against(
+                rows, kept, each, "ctf_resolution", "Keep rate against CTF resolution", "Å"
+            ),
+            squares=_squares(rows),
+            alarms=alarms,
+            aside=self._ledger.stacks(session.name, "aside", newest=10),
+            last=float(when.max()) if len(rows) else None,
+        )
+
+    def _against(
+        self,
+        rows: Sequence[Any],
+        kept: np.ndarray,
+        each: np.ndarray,
+        name: str,
+        title: str,
+        unit: str,
+    ) -> Markup:
+        values = np.array(
+            [np.nan if (v := row._mapping[name]) is None else v for row in rows], float
+        )
+        return charts.against(charts.binned(values, kept, each, 12), title, unit)
+
+    def gallery(self, session: Any, kind: str = "particle") -> dict[str, list[Tile]]:
+        """The newest images of each verdict, but those that must stay blind."""
+        hidden = self._blind(session.name)
+        said = self._said(session.name)
+        tiles: dict[str, list[Tile]] = {verdict: [] for verdict in VERDICTS}
+        for stack in self._ledger.stacks(
+            session.name, "judged", kind=kind, newest=_STACKS if kind == "particle" else 1
+        ):
+            try:
+                table = self._pictures.table(session, stack)
+            except InputError:
+                continue
+            verdict = np.array(table["verdict"].to_pylist(), dtype="<U8")
+            most = 4 if kind == "particle" else 1000
+            for name, shown in tiles.items():
+                at = np.flatnonzero(verdict == name)
+                spread = (
+                    np.unique(np.linspace(0, len(at) - 1, most).round().astype(int))
+                    if len(at)
+                    else ()
+                )
+                for row in at[list(spread)].tolist() if len(at) else ():
+                    if (stack.id, row) not in hidden and len(shown) < (
+                        _TILES if kind == "particle" else 200
+                    ):
+                        shown.append(_tile(stack, table, row, said.get((stack.id, row))))
+        return tiles
+
+    def queue(self, session: Any) -> list[Tile]:
+        """The images whose label would teach most."""
+        tiles = []
+        for row in self._ledger.candidates(session.name, _QUEUE):
+            tile = self.tile(session, row.stack, row.row)
+            if tile is not None:
+                tiles.append(tile)
+        return tiles
+
+    def audit(self, session: Any) -> list[Tile]:
+        """The blind sample; a verdict is shown where the image was labelled."""
+        tiles = []
+        for row in self._ledger.audit_sample(session.name):
+            tile = self.tile(session, row.stack, row.row, blind=row.keep is None)
+            if tile is not None:
+                tiles.append(
+                    Tile(
+                        tile.stack,
+                        tile.row,
+                        tile.image if row.keep is not None else "",
+                        tile.verdict,
+                        tile.score,
+                        tile.votes,
+                        tile.reason,
+                        row.keep,
+                    )
+                )
+        return tiles
+
+    def tile(self, session: Any, key: str, row: int, *, blind: bool = False) -> Tile | None:
+        """One image, None where it is not there."""
+        stack = self._ledger.stack(key)
+        if stack is None or stack.session != session.name or stack.state != "judged":
+            return None
+        try:
+            table = self._pictures.table(session, stack)
+        except InputError:
+            return None
+        if not 0 <= row < len(table):
+            return None
+        if blind:
+            return Tile(key, row, "", None, None, (), None, None)
+        return _tile(stack, table, row, self._said(session.name).get((key, row)))
+
+    def hidden(self, session: str, key: str, row: int) -> bool:
+        """Whether an image is of the blind sample and has no label yet."""
+        return (key, row) in self._blind(session)
+
+    def _blind(self, session: str) -> set[tuple[str, int]]:
+        return {
+            (row.stack, row.row) for row in self._ledger.audit_sample(session) if row.keep is None
+        }
+
+    def _said(self, session: str) -> dict[tuple[str, int], bool]:
+        return {(row.stack, row.row): row.keep for row in self._ledger.overrides(session)}
+
+
+def _tile(stack: Any, table: Any, row: int, said: bool | None) -> Tile:
+    values = {name: table[name][row].as_py() for name in table.column_names}
+    votes = tuple((name, values[name]) for name in ("d1", "d2", "d3") if values[name] is not None)
+    return Tile(
+        stack=stack.id,
+        row=row,
+        image=values["image"],
+        verdict=values["verdict"],
+        score=values["score"],
+        votes=votes,
+        reason=values["reason"],
+        said=said,
+    )
+
+
+def _squares(rows: Sequence[Any]) -> list[dict[str, Any]]:
+    """Grid squares, the newest first."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row.square is None:
+            continue
+        one = found.setdefault(
+            row.square, {"square": row.square, "micrographs": 0, "kept": 0, "images": 0, "at": 0.0}
+        )
+        one["micrographs"] += 1
+        one["kept"] += row.kept
+        one["images"] += row.kept + row.discarded + row.review
+        one["at"] = max(one["at"], row.judged)
+    for one in found.values():
+        one["rate"] = one["kept"] / one["images"] if one["images"] else 0.0
+    return sorted(found.values(), key=lambda one: -one["at"])[:30]
+
+
+def _clock(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).astimezone().strftime("%d.%m. %H:%M")

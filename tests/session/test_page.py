@@ -1,0 +1,407 @@
+"""The session page over HTTP: who sees what, what a click does, and that nothing gets in or out."""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from html import escape
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from PIL import Image
+
+from cryoray.errors import InputError
+from cryoray.formats.selection import read_selection
+from cryoray.formats.source import open_source
+from cryoray.session.ledger import Ledger
+from cryoray.session.page import charts, router
+from cryoray.session.page.router import _own
+from cryoray.session.watcher import Watcher
+from cryoray.settings import WatchSettings
+from tests import examples
+from tests.session.service import running
+
+OPERATOR = "the operator's token"
+IMAGES = 40
+
+
+def served(ledger: Ledger, root: Path) -> FastAPI:
+    def readable(path: Path) -> Path:
+        if not path.resolve().is_relative_to(root.resolve()):
+            raise InputError("lies under none of the folders", file=path)
+        return path
+
+    app = FastAPI()
+    app.include_router(router(ledger, OPERATOR, readable))
+    return app
+
+
+class Site:
+    """A session that was judged, behind a real server."""
+
+    def __init__(self, root: Path, ledger: Ledger, url: str, token: str) -> None:
+        self.root, self.ledger, self.url, self.token = root, ledger, url, token
+        rows = ledger.stacks("s", "judged", kind="particle")
+        self.stack = rows[0]
+
+    def client(self, **settings: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=30, **settings)
+
+    @contextmanager
+    def browser(
+        self, token: str | None = None, who: str = "Ada <b>L</b>"
+    ) -> Iterator[httpx.Client]:
+        with self.client(follow_redirects=True, headers={"Accept": "text/html"}) as client:
+            client.post("/login", data={"token": token or self.token, "who": who})
+            yield client
+
+    def program(self, token: str | None = None) -> httpx.Client:
+        return self.client(headers={"Authorization": f"Bearer {token or self.token}"})
+
+
+@pytest.fixture
+def site(judged: Callable[..., Path], tmp_path: Path) -> Iterator[Site]:
+    """Afresh for each test: the ledger is written to."""
+    root = judged(tmp_path)
+    ledger = Ledger(root / "cryoray/ledger.sqlite")
+    token = (root / "cryoray/s/token").read_text().strip()
+    ledger.open_session("other", root=tmp_path / "elsewhere", folder=tmp_path / "elsewhere/cryoray")
+    server = uvicorn.Server(uvicorn.Config(served(ledger, root), port=0, log_level="critical"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.005)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield Site(root, ledger, f"http://127.0.0.1:{port}", token)
+    server.should_exit = True
+    thread.join()
+    ledger.close()
+
+
+@pytest.fixture(scope="session")
+def judged(tiny_ensemble: Path) -> Callable[..., Path]:
+    """Makes a session of two stacks, one with a name that nobody should give."""
+
+    def make(folder: Path, **settings: object) -> Path:
+        root = folder / "data"
+        root.mkdir()
+        for number, name in enumerate(("mic_1", "a<script>alert(1)<&script>")):
+            examples.write_stack(root / f"{name}.mrcs", examples.particles(IMAGES, seed=number))
+            rows = [
+                f"{i:06d}@{name}.mrcs {name}.mrc 1 {9000 + 90 * i} 9000 4"
+                for i in range(1, IMAGES + 1)
+            ]
+            examples.write_star(root / f"{name}_extract.star", rows)
+        given: dict[str, Any] = {
+            "poll": 0.05,
+            "settle": 0.05,
+            "rescan": 0.1,
+            "audit": 6,
+            **settings,
+        }
+        with running([root], {"tiny": tiny_ensemble}) as service:
+            watcher = Watcher(root, "s", WatchSettings(**given), service.client())
+            watcher.run(threading.Event(), once=True)
+            watcher.close()
+        return root
+
+    return make
+
+
+class Form(HTMLParser):
+    """All forms of a page: their fields by name."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.forms: list[dict[str, str]] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = {name: value or "" for name, value in attrs}
+        if tag == "form":
+            self.forms.append({"action": found["action"]})
+        elif tag == "input" and self.forms and "name" in found:
+            self.forms[-1][found["name"]] = found.get("value", "")
+
+
+def tiles(html: str) -> list[dict[str, str]]:
+    return [form for form in Form(html).forms if "stack" in form]
+
+
+def test_nobody_sees_anything_without_a_token(site: Site) -> None:
+    with site.client() as client:
+        for path in (
+            "/",
+            "/sessions/s",
+            "/sessions/s/live",
+            "/sessions/s/review",
+            "/v1/sessions/s",
+        ):
+            assert client.get(path).status_code == 401, path
+            assert client.get(path, headers={"Authorization": "Bearer x"}).status_code == 401
+        answer = client.get("/sessions/s", headers={"Accept": "text/html"})
+        assert (answer.status_code, answer.headers["Location"]) == (303, "/login?next=/sessions/s")
+        image = f"/sessions/s/image/{site.stack.id}/0.png"
+        assert client.get(image).status_code == 401
+        wrong = client.post("/login", data={"token": "wrong", "who": "Eve"})
+        assert (wrong.status_code, wrong.cookies) == (401, httpx.Cookies())
+
+
+def test_a_sessions_token_opens_that_session_and_the_operators_all(site: Site) -> None:
+    with site.program() as owner, site.program(OPERATOR) as operator:
+        assert [one["name"] for one in owner.get("/v1/sessions").json()] == ["s"]
+        assert {one["name"] for one in operator.get("/v1/sessions").json()} == {"s", "other"}
+        assert owner.get("/v1/sessions/other").status_code == 404
+        assert owner.get("/v1/sessions/none").status_code == 404
+        assert operator.get("/v1/sessions/other").status_code == 200
+        assert owner.get(f"/sessions/other/image/{site.stack.id}/0.png").status_code == 404
+        assert operator.get(f"/sessions/other/image/{site.stack.id}/0.png").status_code == 404
+        assert owner.get("/v1/sessions/s").json()["stacks"] == {"particle/judged": 2}
+
+
+def test_a_cookie_holds_no_token_cannot_be_made_up_and_ends_with_its_token(site: Site) -> None:
+    with site.browser() as browser:
+        cookie = browser.cookies["cryoray"]
+        assert site.token not in cookie
+        assert browser.get("/").url.path == "/sessions/s"
+        body, _, signature = cookie.rpartition(".")
+        for forged in (f"{body}x.{signature}", f"{body}.{signature[:-1]}0", ".", "x.y", body):
+            with site.client(cookies={"cryoray": forged}) as thief:
+                assert thief.get("/v1/sessions").status_code == 401
+        site.ledger.new_token("s")
+        assert browser.get("/sessions/s/live").url.path == "/login"
+
+
+def test_the_cookie_is_out_of_reach_of_scripts_and_of_other_sites(site: Site) -> None:
+    with site.client() as client:
+        answer = client.post("/login", data={"token": site.token, "who": "Ada"})
+        assert {"HttpOnly", "SameSite=strict", "Path=/"} <= set(
+            answer.headers["Set-Cookie"].split("; ")
+        )
+        for elsewhere in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+            given = {"token": site.token, "who": "Ada"}
+            assert client.post("/login", data=given, headers=elsewhere).status_code == 403
+
+
+def test_every_page_is_whole_light_and_lets_nothing_of_others_in(site: Site) -> None:
+    with site.browser() as browser:
+        shared = sum(len(browser.get(f"/static/page.{end}").content) for end in ("css", "js"))
+        for path in ("/sessions/s", "/sessions/s/review", "/sessions/s/audit", "/login"):
+            answer = browser.get(path)
+            assert answer.status_code == 200
+            assert len(answer.content) + shared < 200_000
+            assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+            assert answer.headers["Cache-Control"] == "no-store"
+            assert not re.search(r"(src|href)=\"(https?:)?//", answer.text)
+            assert not re.search(r"<[^>]+\s(style|on\w+)=", answer.text), "the policy forbids these"
+            assert "<script>alert" not in answer.text
+            assert "<b>L</b>" not in answer.text
+        assert "a&lt;script&gt;" in browser.get("/sessions/s").text
+    with site.program(OPERATOR) as operator:
+        assert 'href="/sessions/s"' in operator.get("/").text
+
+
+def test_a_click_overrides_a_verdict_and_is_kept_with_name_and_time(site: Site) -> None:
+    with site.browser() as browser:
+        page = browser.get("/sessions/s").text
+        form = next(one for one in tiles(page) if one["stack"] == site.stack.id)
+        browser.post(form["action"], data={**form, "say": "keep"})
+        (said,) = site.ledger.overrides("s")
+        assert (said.keep, said.who) == (True, "Ada <b>L</b>")
+        assert abs(said.at - time.time()) < 60
+        assert (
+            f"{said.stack}:{said.row}"
+            in site.ledger.events("s", names=["verdict.overridden"])[0].id
+        )
+
+        browser.post(form["action"], data={**form, "say": "discard"})
+        table = browser.get("/v1/sessions/s/overrides.csv")
+        assert table.headers["Content-Type"].startswith("text/csv")
+        file = site.root / "overrides.csv"
+        file.write_bytes(table.content)
+        source = open_source(Path(said.described_by))
+        assert (read_selection(file, source) == 0).sum() == 1
+
+        browser.post(form["action"], data={**form, "say": "none"})
+        assert not site.ledger.overrides("s")
+
+
+def test_what_a_page_of_another_site_sends_does_nothing(site: Site) -> None:
+    with site.browser() as browser:
+        form = tiles(browser.get("/sessions/s").text)[0]
+        say = {**form, "say": "keep"}
+        refused = [
+            browser.post(form["action"], data={**say, "csrf": ""}),
+            browser.post(form["action"], data={**say, "csrf": "0" * 64}),
+            browser.post(form["action"], data=say, headers={"Sec-Fetch-Site": "cross-site"}),
+            browser.post(form["action"], data=say, headers={"Origin": "https://evil.example"}),
+        ]
+        assert [one.status_code for one in refused] == [403] * 4
+        with site.browser(OPERATOR) as operator:
+            theirs = operator.post(form["action"], data=say)
+            assert theirs.status_code == 403, "each visitor's word is their own"
+    assert not site.ledger.overrides("s")
+
+
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        ({"stack": "x", "row": "0", "say": "keep"}, 404),
+        ({"row": "99999", "say": "keep"}, 404),
+        ({"row": "-1", "say": "keep"}, 422),
+        ({"row": "9" * 30, "say": "keep"}, 422),
+        ({"row": "0", "say": "maybe"}, 422),
+        ({"row": "0", "say": "keep", "who": "x" * 20_000}, 422),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_sentence(
+    site: Site, said: dict[str, str], status: int
+) -> None:
+    with site.program() as program:
+        answer = program.post("/v1/sessions/s/overrides", json={"stack": site.stack.id, **said})
+    assert answer.status_code == status
+    assert list(answer.json()) == ["error"]
+
+
+def test_a_program_says_who_speaks(site: Site) -> None:
+    hidden = {(row.stack, row.row) for row in site.ledger.audit_sample("s")}
+    row = next(row for row in range(IMAGES) if (site.stack.id, row) not in hidden)
+    with site.program() as program:
+        body = {"stack": site.stack.id, "row": row, "say": "discard", "who": "Grace"}
+        answer = program.post("/v1/sessions/s/overrides", json=body)
+    assert (answer.status_code, answer.json()["keep"]) == (200, False)
+    assert site.ledger.overrides("s")[0].who == "Grace"
+
+
+def test_the_blind_sample_is_labelled_before_its_verdicts_are_shown(site: Site) -> None:
+    sample = site.ledger.audit_sample("s")
+    assert len(sample) == 6
+    first = sample[0]
+    with site.browser() as browser:
+        everywhere = tiles(browser.get("/sessions/s").text) + tiles(
+            browser.get("/sessions/s/review").text
+        )
+        shown = {(form["stack"], int(form["row"])) for form in everywhere}
+        assert not shown & {(row.stack, row.row) for row in sample}
+        page = browser.get("/sessions/s/audit").text
+        assert 'class="score"' not in page
+        assert escape(first.image) not in page
+        form = next(
+            one
+            for one in tiles(page)
+            if (one["stack"], one["row"]) == (first.stack, str(first.row))
+        )
+        over = "/sessions/s/say"
+        assert browser.post(over, data={**form, "say": "keep"}).status_code == 403
+        browser.post(form["action"], data={**form, "say": "keep"})
+        browser.post(form["action"], data={**form, "say": "discard"})
+        page = browser.get("/sessions/s/audit").text
+        assert "1 of 6 labelled" in page
+        assert page.count('class="score"') == 1
+        assert escape(first.image) in page
+        lines = browser.get("/v1/sessions/s/audit.csv").text.splitlines()
+    assert len(lines) == 2
+    assert lines[1].split(",")[2] == "1", "the first label stands"
+
+
+def test_an_image_of_the_blind_sample_never_becomes_a_training_label(site: Site) -> None:
+    first = site.ledger.audit_sample("s")[0]
+    site.ledger.label_blind("s", first.stack, first.row, keep=True, who="Ada")
+    with site.browser() as browser:
+        csrf = tiles(browser.get("/sessions/s").text)[0]["csrf"]
+        said = {"stack": first.stack, "row": str(first.row), "csrf": csrf, "say": "keep"}
+        assert browser.post("/sessions/s/say", data=said).status_code == 200
+        assert len(browser.get("/v1/sessions/s/overrides.csv").text.splitlines()) == 2
+        assert browser.get("/v1/sessions/s/labels.csv").status_code == 403
+        browser.post("/sessions/s/trainable", data={"csrf": csrf, "trainable": "on"})
+        assert len(browser.get("/v1/sessions/s/labels.csv").text.splitlines()) == 1
+
+
+def test_only_its_owner_lends_a_session(site: Site) -> None:
+    def trainable() -> bool:
+        row = site.ledger.session("s")
+        assert row is not None
+        return bool(row.trainable)
+
+    assert not trainable()
+    with site.browser(OPERATOR) as operator:
+        csrf = tiles(operator.get("/sessions/s").text)[0]["csrf"]
+        lend = {"csrf": csrf, "trainable": "on"}
+        assert operator.post("/sessions/s/trainable", data=lend).status_code == 403
+    assert not trainable()
+    with site.browser() as owner:
+        csrf = tiles(owner.get("/sessions/s").text)[0]["csrf"]
+        owner.post("/sessions/s/trainable", data={"csrf": csrf, "trainable": "on"})
+        assert trainable()
+        owner.post("/sessions/s/trainable", data={"csrf": csrf, "trainable": "off"})
+    assert not trainable()
+
+
+def test_images_are_drawn_on_demand_and_only_from_where_they_may_be_read(
+    site: Site, tmp_path: Path
+) -> None:
+    path = f"/sessions/s/image/{site.stack.id}/0.png"
+    with site.program() as program:
+        answer = program.get(path)
+        assert answer.headers["Content-Type"] == "image/png"
+        image = np.asarray(Image.open(io.BytesIO(answer.content)), float)
+        assert image.shape == (96, 96)
+        assert image.std() > 10
+        assert program.get(path, params={"size": 240}).status_code == 200
+        assert program.get(path, params={"size": 20_000}).status_code == 422
+        assert program.get(f"/sessions/s/image/{site.stack.id}/4000.png").status_code == 422
+        assert program.get("/sessions/s/image/..%2f..%2fetc/0.png").status_code == 404
+        secret = examples.write_stack(tmp_path / "secret.mrcs", examples.particles(IMAGES))
+        stack = Path(site.stack.path)
+        stack.unlink()
+        stack.symlink_to(secret)
+        refused = program.get(path, params={"size": 240}, headers={"Cache-Control": "no-cache"})
+        assert refused.status_code in (200, 422)
+        again = program.get(f"/sessions/s/image/{site.stack.id}/1.png")
+        assert (again.status_code, list(again.json())) == (422, ["error"])
+
+
+def test_the_queue_is_sorted_by_what_a_label_teaches(site: Site) -> None:
+    worth = [row.teaches for row in site.ledger.candidates("s", 10)]
+    assert worth == sorted(worth, reverse=True)
+    assert len(worth) > 2
+    with site.browser() as browser:
+        shown = [
+            (form["stack"], int(form["row"]))
+            for form in tiles(browser.get("/sessions/s/review").text)
+        ]
+    assert shown == [(row.stack, row.row) for row in site.ledger.candidates("s", 24)]
+
+
+@pytest.mark.parametrize(
+    "path", ["//evil.example", "/\\evil.example", "https://evil.example", "", "/a\nb"]
+)
+def test_after_coming_in_one_stays_on_this_site(path: str) -> None:
+    assert _own(path) == "/"
+
+
+def test_bins_hold_every_image_once_and_the_band_is_of_the_sessions_own_past() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(1, 100, 500)
+    kept = rng.binomial(images, 0.6)
+    x = rng.normal(size=500)
+    x[:20] = np.nan
+    bins = charts.binned(x, kept, images, 12)
+    assert sum(one.images for one in bins) == images[20:].sum()
+    assert sum(one.rate * one.images for one in bins) == pytest.approx(kept[20:].sum())
+    limits = charts.band(kept / images)
+    assert limits is not None
+    assert limits.centre == pytest.approx(0.6, abs=0.02)
+    low, high = limits.limits(40)
+    assert 0.5 < low < 0.6 < high < 0.7
