@@ -47,7 +47,16 @@ from cryoray.serving.counts import Counts
 from cryoray.serving.lineup import Lineup, Served, attempt, sentence
 from cryoray.serving.replica import Judged
 from cryoray.serving.shadow import Comparison
-from cryoray.serving.sources import AbsentError, Catalogue, Chosen, OutsideError, TooMuchError
+from cryoray.serving.sources import (
+    AbsentError,
+    Catalogue,
+    Chosen,
+    OutsideError,
+    TooMuchError,
+    confine,
+)
+from cryoray.session.ledger import Ledger
+from cryoray.session.page import router as session_pages
 from cryoray.settings import ServeSettings
 
 _log = logging.getLogger("ray.serve.cryoray")
@@ -115,6 +124,7 @@ def create(
         raise SettingsError("a service needs a token", remedy="set CRYORAY_TOKEN")
     token = settings.token.encode()
     catalogue = Catalogue(settings.roots, settings.max_rows)
+    ledger = Ledger(settings.ledger) if settings.ledger else None
     comparison = Comparison(shadow, lineup, judging.beside, counts)
 
     async def keep_following() -> None:
@@ -139,7 +149,9 @@ def create(
     async def admit(
         request: Request, call_next: Callable[[Request], Awaitable[Response]]
     ) -> Response:
-        if not request.url.path.startswith("/v1"):
+        path = request.url.path
+        pages = ledger is not None and (path + "/").startswith("/v1/sessions/")
+        if pages or not path.startswith("/v1"):  # the pages have a door of their own
             return await call_next(request)
         response = await admitted(request, call_next)
         counts.requests.labels(str(response.status_code)).inc()
@@ -149,12 +161,19 @@ def create(
         request: Request, call_next: Callable[[Request], Awaitable[Response]]
     ) -> Response:
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not compare_digest(given.strip().encode(), token):
-            return _problem(
-                401,
-                "A bearer token is needed, the one of this service.",
-                {"WWW-Authenticate": "Bearer"},
-            )
+        given = given.strip() if scheme.lower() == "bearer" else ""
+        session = None
+        if not compare_digest(given.encode(), token):
+            # A session's token judges what lies in that session's folder, and sees nothing else.
+            if given and ledger is not None and request.url.path in (JUDGE, ENSEMBLES):
+                session = await asyncio.to_thread(ledger.scope, given)
+            if session is None:
+                return _problem(
+                    401,
+                    "A bearer token is needed, the one of this service.",
+                    {"WWW-Authenticate": "Bearer"},
+                )
+        request.state.session = session
         if counts.waiting >= settings.max_queued:
             return _problem(429, "The service is full; ask again later.", {"Retry-After": "1"})
         with counts.in_flight():
@@ -250,7 +269,8 @@ def create(
         kind_of_body = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if kind_of_body == "application/json":
             asked = _asked(await _body(request, _JSON_BYTES))
-            return await answer(catalogue, asked.source, asked.rows, asked.ensemble or ensemble)
+            where = await asyncio.to_thread(_within, catalogue, ledger, request.state.session)
+            return await answer(where, asked.source, asked.rows, asked.ensemble or ensemble)
         if kind_of_body == STACK_TYPE:
             async with AsyncExitStack() as keep:
                 stack = await keep.enter_async_context(
@@ -295,7 +315,19 @@ def create(
         comparison.see(by, judged, plan, keep)
         return Response(body, media_type="application/json")
 
+    if ledger is not None:
+        app.include_router(
+            session_pages(ledger, settings.token, lambda path: confine(path, settings.roots))
+        )
     return app
+
+
+def _within(catalogue: Catalogue, ledger: Ledger | None, session: str | None) -> Catalogue:
+    """What a token may have judged: everything, or what lies in its session's folder."""
+    found = ledger.session(session) if ledger is not None and session is not None else None
+    if found is None:
+        return catalogue
+    return Catalogue((confine(found.root, catalogue.roots),), catalogue.max_rows)
 
 
 class Ingress:

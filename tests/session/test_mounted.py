@@ -1,0 +1,78 @@
+"""The session page as the service mounts it: its own door, and what a session's token may have judged."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from cryoray.protocol.client import RefusedError
+from cryoray.session.watcher import Watcher
+from cryoray.settings import WatchSettings
+from tests import examples
+from tests.session.service import TOKEN, Service, running
+
+
+@pytest.fixture
+def service(tiny_ensemble: Path, tmp_path: Path) -> Iterator[Service]:
+    ledger = str(tmp_path / "mine/cryoray/ledger.sqlite")
+    with running([tmp_path], {"tiny": tiny_ensemble}, ledger=ledger) as made:
+        yield made
+
+
+@pytest.fixture
+def session(service: Service, tmp_path: Path) -> str:
+    """The token of a session that was judged."""
+    examples.write_stack(tmp_path / "mine/a.mrcs", examples.particles(12))
+    (tmp_path / "other").mkdir()
+    examples.write_stack(tmp_path / "other/b.mrcs", examples.particles(12))
+    settings = WatchSettings(poll=0.05, settle=0.05)
+    watcher = Watcher(tmp_path / "mine", "s", settings, service.client())
+    watcher.run(threading.Event(), once=True)
+    watcher.close()
+    return watcher.token_file.read_text().strip()
+
+
+def test_a_watcher_s_session_is_on_the_service_s_page(service: Service, session: str) -> None:
+    with httpx.Client(base_url=service.url, follow_redirects=True) as browser:
+        assert browser.get("/", headers={"Accept": "text/html"}).url.path == "/login"
+        browser.post("/login", data={"token": session, "who": "Ada"})
+        page = browser.get("/")
+        assert (page.status_code, page.url.path) == (200, "/sessions/s")
+        assert "12" in browser.get("/sessions/s/live").text
+        picture = (
+            browser.get(page.text.split('<img src="')[1].split('"')[0])
+            if "<img" in page.text
+            else None
+        )
+        assert picture is None or picture.headers["Content-Type"] == "image/png"
+    with httpx.Client(
+        base_url=service.url, headers={"Authorization": f"Bearer {TOKEN}"}
+    ) as operator:
+        assert operator.get("/v1/sessions").json()[0]["name"] == "s"
+
+
+def test_a_session_s_token_judges_its_own_folder_and_nothing_else(
+    service: Service, session: str, tmp_path: Path
+) -> None:
+    with service.client(session) as owner:
+        assert len(owner.judge(tmp_path / "mine/a.mrcs").verdicts) == 12
+        assert owner.ensembles().ensembles[0].name == "tiny"
+        (tmp_path / "mine/link.mrcs").symlink_to(tmp_path / "other/b.mrcs")
+        for path in ("other/b.mrcs", "mine/../other/b.mrcs", "mine/link.mrcs"):
+            with pytest.raises(RefusedError, match="none of the folders") as refused:
+                owner.judge(tmp_path / path)
+            assert refused.value.status == 403
+        with pytest.raises(RefusedError, match="token"):
+            owner.shadow()
+    with service.client("nobody's") as stranger, pytest.raises(RefusedError, match="token"):
+        stranger.judge(tmp_path / "mine/a.mrcs")
+
+
+def test_without_a_ledger_there_are_no_pages(tiny_ensemble: Path, tmp_path: Path) -> None:
+    with running([tmp_path], {"tiny": tiny_ensemble}) as service:
+        assert httpx.get(f"{service.url}/").status_code == 404
+        assert httpx.get(f"{service.url}/v1/sessions").status_code == 401
