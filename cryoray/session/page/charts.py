@@ -103,7 +103,7 @@ def over_time(
         f'<polyline class="line" points="{_points([(at(b.x), _y(b.rate)) for b in bins])}"/>'
     )
     last = f"Keep rate over time; now {100 * bins[-1].rate:.0f} %"
-    return _chart(last, parts, [(at(x), text) for x, text in ticks if low <= x <= high])
+    return _chart(last, parts, [(at(min(high, max(low, x))), text) for x, text in ticks])
 
 
 def against(bins: Sequence[Bin], title: str, unit: str) -> Markup:

@@ -188,6 +188,10 @@ def router(ledger: Ledger, operator: str, readable: Callable[[Path], Path]) -> A
         headers = {"Cache-Control": "private, max-age=600"}
         return Response((_HERE / name).read_bytes(), media_type=_STATIC[name], headers=headers)
 
+    @made.get("/favicon.ico", include_in_schema=False)
+    def icon() -> Response:
+        return Response(status_code=204)
+
     # --- pages
 
     @made.get("/", include_in_schema=False)
