@@ -15,10 +15,11 @@ _IDLE = ("in_movies", "in_mics", "in_coords", "in_3dref", "in_mask")
 _NAMES = {"kept.star": "particles.star"}
 
 _EPILOG = """\
-In RELION, choose External; External executable: cryoray-relion; Input particles: any STAR file of
-extracted particles; Params: label `ensemble` with an ensemble as its value. The job's folder then has
-particles.star (kept), discarded.star, review.star and quarantined.star, every row as it was, and
-verdicts.parquet; all but the quarantined ones are nodes of the pipeline.
+In RELION, choose External. External executable: cryoray-relion, with its folder where it is not on the
+PATH of RELION's jobs. Input particles: any STAR file of extracted particles. Params: label `ensemble` with
+an ensemble as its value. The job's folder then has particles.star (kept), discarded.star, review.star and
+quarantined.star, every row as it was, and verdicts.parquet; all but the quarantined are nodes of the
+pipeline.
 
 With `class_ensemble` and the run_itNNN_data.star of a Class2D job as Input particles, a particle is kept
 only if its class is kept and it is not itself discarded; classes/ has the selection of the classes.

@@ -13,12 +13,14 @@ import pyarrow as pa
 import pytest
 
 from cryoray.formats.class_selection import write_class_selection
+from cryoray.formats.mrc import read_frames, read_header
 from cryoray.formats.rows import Source
 from cryoray.formats.source import open_source
 from cryoray.formats.star import parse
 from cryoray.formats.verdicts import SIDES, write_verdicts
 from cryoray.models.ensemble import Judgement
 from cryoray.records import VERDICTS
+from tests.formats.files import write_cs_job
 from tests.system.programs import CLASS2D, Relion, private_environment
 
 pytestmark = pytest.mark.system
@@ -89,6 +91,25 @@ def test_relion_reads_what_is_written_of_a_bare_stack(
     same_values(star, through_relion(relion, star))
     relion(tmp_path, "relion_stack_create", "--i", star, "--o", "again")
     assert len(open_source(tmp_path / "again.mrcs")) == len(open_source(star))
+
+
+def test_relion_reads_cryosparcs_particles_and_takes_the_images_that_were_meant(
+    relion: Relion, tmp_path: Path
+) -> None:
+    source = open_source(write_cs_job(tmp_path / "project"))
+    write_verdicts(tmp_path / "out", source, *table_of(source), also_star=True)
+    for side in SIDES.values():
+        star = tmp_path / f"out/{side}.star"
+        if len(rows := parse(star)["particles"]):
+            same_values(star, through_relion(relion, star))
+            relion(tmp_path / "out", "relion_stack_create", "--i", star, "--o", f"{side}_stack")
+            # Every pixel of image i is i, counted from 0; RELION's names count from 1.
+            meant = [int(name.split("@")[0]) - 1 for name in rows.column("rlnImageName")]
+            made = read_header(tmp_path / f"out/{side}_stack.mrcs")
+            images = read_frames(made, np.arange(made.count))
+            assert images[:, 0, 0].tolist() == meant
+    sides = [parse(tmp_path / f"out/{side}.star")["particles"] for side in SIDES.values()]
+    assert sum(map(len, sides)) == len(source)
 
 
 def test_relion_reads_a_choice_of_its_own_classes(
