@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -85,6 +85,11 @@ class RowRange:
     def bytes(self) -> int:
         """Bytes that reading this range touches."""
         return len(self.frames) * self.stack.image_bytes
+
+    def __getitem__(self, some: slice) -> RowRange:
+        """Some of the rows."""
+        columns = ("frames", "rows", "pixel_size", "features")
+        return replace(self, **{name: getattr(self, name)[some] for name in columns})
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -78,9 +78,14 @@ class IngestSettings(Section):
     )
     preparation: PreparationSettings = PreparationSettings()
     dtype: Literal["float16", "float32"] = "float16"
-    range_mib: int = Field(64, ge=1, description="raw MiB that one task reads")
+    range_mib: int = Field(64, ge=1, description="raw MiB that one task reads, up to twice as many")
     images_per_file: int = Field(65536, ge=1, description="images in one images-*.mrcs")
     max_quarantined: Fraction = 0.01
+    add: bool = Field(False, description="keep the set, and ingest what it does not have yet")
+    alone_mib: int = Field(
+        4096, ge=0, description="raw MiB up to which no Ray is started; 0: always"
+    )
+    gpu: bool = Field(False, description="prepare on GPUs, shared by the workers of each")
 
 
 class SimulateSettings(Section):

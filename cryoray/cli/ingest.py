@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,6 +12,7 @@ from rich.table import Table
 from cryoray.cli import common
 
 if TYPE_CHECKING:
+    from cryoray.preparation.prepared import PreparedSet
     from cryoray.settings import Settings
 
 
@@ -49,11 +49,30 @@ def ingest(
         Literal["float16", "float32"] | None,
         typer.Option(help="Pixels on disk; float32 for RELION 3."),
     ] = None,
+    add: Annotated[
+        bool,
+        typer.Option("--add", help="Keep the set, and add what of the sources it does not have."),
+    ] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Prepare on GPUs.")] = False,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Show what would be read, and read nothing.")
+        bool,
+        typer.Option("--plan", help="Show what would be read, and how long it would take."),
     ] = False,
 ) -> None:
     """Prepare images and metadata of past projects, with their selections, for training."""
+    preparation = {
+        "box": box,
+        "diameter": diameter,
+        "contrast": contrast,
+        "features": common.names(features),
+    }
+    if add:
+        from cryoray.preparation.prepared import PreparedSet
+
+        there = PreparedSet.open(out)  # what is not said again is as in the set
+        kind, dtype = kind or there.kind, dtype or there.used["dtype"]
+        given = {name: value for name, value in preparation.items() if value is not None}
+        preparation = {**there.used["preparation"], **given}
     settings = common.settings(
         ctx,
         ingest={
@@ -61,16 +80,13 @@ def ingest(
             "group": group,
             "selection": selection,
             "dtype": dtype,
-            "preparation": {
-                "box": box,
-                "diameter": diameter,
-                "contrast": contrast,
-                "features": common.names(features),
-            },
+            "preparation": preparation,
+            "add": add or None,
+            "gpu": gpu or None,
         },
     )
     if plan:
-        _show_plan(sources, settings)
+        _show_plan(sources, out, settings)
         return
     from cryoray import ingest as verb
     from cryoray.preparation.prepared import PreparedSet
@@ -88,14 +104,27 @@ def ingest(
             "discarded": counts["discard"],
             "projects": [part["project"] for part in prepared.parts],
             "folder": made,
+            **_reasons(prepared),
         },
         Books(counts["rows"], counts["images"], counts["quarantined"]),
     )
 
 
-def _show_plan(paths: list[Path], settings: Settings) -> None:
-    """One row for each source: what would be read, and what would be quarantined and why."""
-    from cryoray.ingest import plan_sources
+def _reasons(prepared: PreparedSet) -> dict[str, int]:
+    """Why rows of the set were quarantined: how often each of the most frequent reasons."""
+    from cryoray.preparation.reader import by_reason
+
+    counted = by_reason(prepared.quarantine["reason"].to_pylist())
+    return {f"quarantined: {why}": count for why, count in list(counted.items())[:5]}
+
+
+def _show_plan(paths: list[Path], out: Path, settings: Settings) -> None:
+    """What would be read of each source, what would be quarantined and why; size and time of all."""
+    from cryoray.ingest import expected, plan_sources
+    from cryoray.ingest.telling import duration
+    from cryoray.preparation.plan import grouped
+    from cryoray.preparation.prepared import PreparedSet
+    from cryoray.preparation.reader import by_reason
     from cryoray.records import Books
 
     shown = Table(
@@ -103,19 +132,36 @@ def _show_plan(paths: list[Path], settings: Settings) -> None:
         title="Plan",
         title_justify="left",
     )
+    chosen = settings.ingest
+    parts = plan_sources(paths, chosen, base=PreparedSet.open(out) if chosen.add else None)
     rows = bad = 0
-    for part in plan_sources(paths, settings.ingest):
-        planned, lost = part.plan, Counter(reason for _, reason in part.plan.quarantined)
+    for part in parts:
+        planned, lost = part.plan, by_reason(reason for _, reason in part.plan.quarantined)
+        labels = part.labels[planned.wanted]
         counts = (
-            len(planned.source),
-            (part.labels == 1).sum(),
-            (part.labels == 0).sum(),
-            len(planned.source.stacks),
-            len(planned.ranges),
-            sum(each.bytes for each in planned.ranges) >> 20,
+            len(planned.wanted),
+            (labels == 1).sum(),
+            (labels == 0).sum(),
+            len({each.stack.path for each in planned.ranges}),
+            len(grouped(planned.ranges, chosen.range_mib)),
+            planned.bytes >> 20,
         )
-        reasons = "\n".join(f"{count:,}: {reason}" for reason, count in lost.most_common(3))
+        reasons = "\n".join(f"{count:,}: {reason}" for reason, count in list(lost.items())[:3])
         shown.add_row(part.project, *(f"{count:,}" for count in counts), escape(reasons) or "0")
-        rows, bad = rows + len(planned.source), bad + len(planned.quarantined)
+        rows, bad = rows + len(planned.wanted), bad + len(planned.quarantined)
     common.out.print(shown)
+    takes = expected(parts, chosen)
+    seconds = "–" if takes.seconds is None else duration(takes.seconds)
+    common.out.print(
+        common.table(
+            "Expected",
+            {
+                "files": takes.files,
+                "rows": takes.rows,
+                "to read, GB": takes.bytes / 1e9,
+                "images of the set, GB": takes.set_bytes / 1e9,
+                "time": f"{seconds} ({takes.how})",
+            },
+        )
+    )
     common.out.print(str(Books(rows, rows - bad, bad)))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from cryoray.errors import InputError
 
 #: First bytes of what is often found in place of the file that was meant, what it is, the way out.
 _IMPOSTORS = (
@@ -38,3 +41,48 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(out: Path, what: str, is_one: Callable[[Path], bool]) -> Iterator[Path]:
+    """A new folder ``OUT.partial`` that takes the place of ``out`` when the block ends well.
+
+    Args:
+        out: may be absent, empty, or an older folder of the same sort.
+        what: the sort, for the message.
+        is_one: whether a folder is of that sort.
+
+    Raises:
+        InputError: ``out`` is something else, which is not ours to replace.
+    """
+    check_replaceable(out, what, is_one)
+    partial, aside = (out.with_name(f"{out.name}.{end}") for end in ("partial", "old"))
+    for left_behind in (partial, aside):
+        shutil.rmtree(left_behind, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if out.exists():
+            out.rename(aside)
+        partial.rename(out)
+    finally:
+        for left_behind in (partial, aside):
+            shutil.rmtree(left_behind, ignore_errors=True)
+
+
+def check_replaceable(out: Path, what: str, is_one: Callable[[Path], bool]) -> None:
+    """Raise where `replacing_folder` would, before the work for it is done.
+
+    An older folder that stepped aside, where whoever replaced it was killed then, takes its place
+    again, or goes if its successor is there.
+
+    Raises:
+        InputError: ``out`` is something else, which is not ours to replace.
+    """
+    aside = out.with_name(f"{out.name}.old")
+    if aside.is_dir() and is_one(aside) and not out.exists():
+        aside.rename(out)
+    elif aside.is_dir() and out.is_dir() and is_one(out):
+        shutil.rmtree(aside)
+    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or is_one(out))):
+        raise InputError(f"exists and is no {what}", file=out, remedy="give --out another name")

@@ -365,18 +365,34 @@ class StackWriter:
             self._file.write(self._header())
 
     def _header(self) -> bytes:
-        header = np.zeros((), HEADER_DTYPE.newbyteorder("<"))
-        pixels = self.count * self.height * self.width
-        mean = self._sum / pixels
-        header["nx"], header["ny"], header["nz"] = self.width, self.height, self.count
-        header["mode"] = _MODES[self.dtype.newbyteorder("=")]
-        header["mx"], header["my"], header["mz"] = self.width, self.height, 1
-        header["cella"] = tuple(self.pixel_size * side for side in (self.width, self.height, 1))
-        header["cellb"] = (90.0, 90.0, 90.0)
-        header["mapc"], header["mapr"], header["maps"] = 1, 2, 3
-        header["dmin"], header["dmax"], header["dmean"] = self._low, self._high, mean
-        header["rms"] = math.sqrt(max(0.0, self._squares / pixels - mean * mean))
-        header["nversion"], header["map"], header["machst"] = 20141, b"MAP ", (0x44, 0x44, 0, 0)
-        header["nlabl"] = 1
-        header["label"][0] = b"cryoray"
-        return header.tobytes()
+        shape = (self.count, self.height, self.width)
+        grey = (self._low, self._high, self._sum, self._squares)
+        return stack_header(shape, self.dtype, self.pixel_size, *grey)
+
+
+def stack_header(
+    shape: tuple[int, int, int],
+    dtype: np.dtype,
+    pixel_size: float,
+    low: float,
+    high: float,
+    total: float,
+    squares: float,
+) -> bytes:
+    """The 1,024 bytes before the pixels of a stack: images, height and width, Å/px, sums of greys."""
+    header = np.zeros((), HEADER_DTYPE.newbyteorder("<"))
+    count, height, width = shape
+    pixels = count * height * width
+    mean = total / pixels
+    header["nx"], header["ny"], header["nz"] = width, height, count
+    header["mode"] = _MODES[dtype.newbyteorder("=")]
+    header["mx"], header["my"], header["mz"] = width, height, 1
+    header["cella"] = tuple(pixel_size * side for side in (width, height, 1))
+    header["cellb"] = (90.0, 90.0, 90.0)
+    header["mapc"], header["mapr"], header["maps"] = 1, 2, 3
+    header["dmin"], header["dmax"], header["dmean"] = low, high, mean
+    header["rms"] = math.sqrt(max(0.0, squares / pixels - mean * mean))
+    header["nversion"], header["map"], header["machst"] = 20141, b"MAP ", (0x44, 0x44, 0, 0)
+    header["nlabl"] = 1
+    header["label"][0] = b"cryoray"
+    return header.tobytes()

@@ -18,6 +18,7 @@ from cryoray import runtime
 from cryoray.errors import EnsembleError, InputError
 from cryoray.formats.class_selection import is_model
 from cryoray.formats.conversion import check_convertible
+from cryoray.formats.files import replacing_folder
 from cryoray.formats.relion import complaint
 from cryoray.formats.source import Source, find_sources, open_source
 from cryoray.formats.verdicts import write_verdicts
@@ -28,7 +29,6 @@ from cryoray.inference.classes import (
     write_classes,
     write_selection,
 )
-from cryoray.inference.folders import replacing_folder
 from cryoray.ingest.source import RowRangeDatasource, to_rows
 from cryoray.models.ensemble import Ensemble, Judgement
 from cryoray.models.registry import resolve

@@ -17,8 +17,7 @@ import torch
 from cryoray import runtime
 from cryoray.boosting.filtering import folds_of_groups
 from cryoray.errors import EnsembleError, InputError, InternalError, SelectionError, SettingsError
-from cryoray.formats.files import replacing
-from cryoray.inference.folders import replacing_folder
+from cryoray.formats.files import replacing, replacing_folder
 from cryoray.ingest.source import PreparedDatasource
 from cryoray.models.ensemble import Ensemble, training_record
 from cryoray.preparation.prepared import PreparedSet

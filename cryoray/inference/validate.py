@@ -16,10 +16,9 @@ import numpy as np
 import torch
 
 from cryoray.errors import InputError
-from cryoray.formats.files import replacing
+from cryoray.formats.files import replacing, replacing_folder
 from cryoray.formats.fsc_curve import read_curve
 from cryoray.formats.volume import read_volume, write_volume
-from cryoray.inference.folders import replacing_folder
 from cryoray.records import Event, OnEvent, OnProgress, Progress, ignore
 from cryoray.settings import ProofSettings, Settings
 from cryoray.validation import fsc, report

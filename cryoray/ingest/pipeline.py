@@ -1,33 +1,42 @@
-"""Sources to a prepared set: planned here, read and prepared by Ray's workers, merged here."""
+"""Sources to a prepared set: planned here, read and prepared by workers, merged here."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import ray.data
+import torch
 
-from cryoray import runtime
-from cryoray.errors import InputError, QuarantineError
+from cryoray.errors import InputError, SettingsError
 from cryoray.formats.selection import find_selection, read_selection
 from cryoray.formats.source import Source, find_sources, open_source
-from cryoray.ingest.source import RowRangeDatasource, to_rows
-from cryoray.preparation.plan import Plan, plan
+from cryoray.ingest.telling import Meter
+from cryoray.preparation.plan import plan
+from cryoray.preparation.prepare import prepare_range
 from cryoray.preparation.prepared import (
-    SHARDS,
     Part,
     PreparedSet,
     Shard,
-    partial_folder,
+    Work,
+    check_out,
+    divide,
+    prepare_shard,
+    shards_folder,
+    used_settings,
     write_set,
-    write_shard,
 )
-from cryoray.records import Event, OnEvent, OnProgress, Progress, RowRange, ignore
+from cryoray.preparation.reader import by_reason
+from cryoray.records import Event, OnEvent, OnProgress, ignore
 from cryoray.settings import IngestSettings, Settings
+
+#: Raw bytes read and prepared to learn how long all of them will take.
+_SAMPLE_BYTES = 64 << 20
 
 
 def ingest(
@@ -44,12 +53,20 @@ def ingest(
     else each has its folder's name). Labels come from ``settings.ingest.selection``, else from the
     selection beside each source, else there are none.
 
+    What was prepared is kept in ``OUT.shards`` until the set is complete: the same call after one that
+    was interrupted goes on where that stopped. With ``settings.ingest.add`` the set in ``out`` is kept
+    as it is, and images that it does not have yet become new parts.
+
+    A local source of up to ``settings.ingest.alone_mib`` is prepared in threads of this process, as
+    starting Ray takes longer than the work; the set is the same to the last bit.
+
     Args:
         sources: STAR files, stacks, or folders of those.
         out: the set's folder. An older set there is replaced when the new one is complete.
         settings: ``runtime`` and ``ingest`` are used.
-        on_progress: after each row range, and while the set is put together.
-        on_event: ``ingest.planned`` for each source, ``ingest.done`` with the books at the end.
+        on_progress: after each task, and while the set is put together.
+        on_event: ``ingest.planned`` for each source, ``ingest.resumed``, ``ingest.quarantined`` with
+            counts by reason, ``ingest.done`` with the books at the end.
 
     Returns:
         ``out``, absolute.
@@ -58,31 +75,40 @@ def ingest(
         InputError: nothing can be read, or ``out`` is something else than a prepared set.
         SelectionError: the labels make no sense.
         QuarantineError: too many rows could not be read; their list is written.
-        SettingsError: no Ray, or no such feature.
+        SettingsError: no Ray, no GPU, no such feature, or the set in ``out`` was made otherwise.
     """
-    runtime.connect(settings.runtime)
     out, chosen = Path(out).absolute(), settings.ingest
-    planned = plan_sources(sources, chosen, on_event=on_event)
-    partial = partial_folder(out)
-    try:
-        shards = _prepare(planned, partial / SHARDS, out.name, chosen, on_progress)
-        parts = [replace(part, shards=made) for part, made in zip(planned, shards, strict=True)]
-        books = write_set(out, partial, parts, chosen, on_progress=on_progress)
-    except QuarantineError:
-        raise  # the list of what was quarantined stays in the folder
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    made = PreparedSet.open(out)
+    check_out(out)
+    base = _base(out, chosen) if chosen.add else None
+    parts = plan_sources(sources, chosen, base=base, on_event=on_event)
+    if not parts:  # what an earlier call left behind when it was killed at its very end
+        shutil.rmtree(shards_folder(out), ignore_errors=True)
+        return out
+    work = divide(parts, out, chosen)
+    shards = [shard for each in work if (shard := each.done) is not None]
+    made = {shard.path for shard in shards}
+    todo = [each for each in work if str(each.path) not in made]
+    if shards:
+        on_event(Event("ingest.resumed", {"tasks": len(work), "done": len(shards)}))
+    meter = Meter(parts, work, shards, out.name, on_progress)
+    for shard in _prepared(todo, settings, out.name):
+        shards.append(shard)
+        meter.add(shard)
+    reasons = [why for part in parts for _, why in part.plan.quarantined]
+    reasons += [why for shard in shards for why in shard.reasons.values()]
+    if reasons:
+        on_event(Event("ingest.quarantined", {"rows": len(reasons), **by_reason(reasons)}))
+    books = write_set(out, parts, shards, chosen, base=base, on_progress=on_progress)
+    result = PreparedSet.open(out)
     on_event(
         Event(
             "ingest.done",
             {
                 "out": str(out),
-                "digest": made.digest,
+                "digest": result.digest,
                 "books": str(books),
                 **asdict(books),
-                **{name: made.counts[name] for name in ("keep", "discard", "unlabelled")},
+                **{name: result.counts[name] for name in ("keep", "discard", "unlabelled")},
             },
         )
     )
@@ -90,9 +116,20 @@ def ingest(
 
 
 def plan_sources(
-    sources: Sequence[Path], settings: IngestSettings, *, on_event: OnEvent = ignore
+    sources: Sequence[Path],
+    settings: IngestSettings,
+    *,
+    base: PreparedSet | None = None,
+    on_event: OnEvent = ignore,
 ) -> list[Part]:
-    """What would be ingested: every source found, its labels and its plan; no shards yet.
+    """What would be ingested: every source found, its labels and its plan.
+
+    Args:
+        sources: STAR files, stacks, or folders of those.
+        settings: of the ingestion.
+        base: a set; images that it has from the same source are left out, and a source without any
+            others too.
+        on_event: ``ingest.planned`` for each source.
 
     Raises:
         InputError: nothing is there, or something is there twice.
@@ -107,29 +144,121 @@ def plan_sources(
     opened = [open_source(path, settings.kind) for path in paths]
     parts = []
     for source, project in zip(opened, _projects(opened, settings), strict=True):
+        rows = None if base is None else _new_rows(source, base)
+        known = 0 if rows is None else len(source) - len(rows)
+        event = {"source": str(source.path), "project": project, "rows": len(source) - known}
+        if known:
+            event["already there"] = known
+        if rows is not None and not len(rows):
+            on_event(Event("ingest.planned", event))
+            continue
         selection = settings.selection or find_selection(source.path)
         labels = np.full(len(source), -1, np.int8)
         if selection is not None:
             labels = read_selection(selection, source)
-        planned = plan(source, settings.preparation, settings.range_mib)
-        parts.append(Part(planned, project, labels, selection, ()))
+        planned = plan(source, settings.preparation, settings.range_mib, rows=rows)
+        parts.append(Part(planned, project, labels, selection))
         on_event(
             Event(
                 "ingest.planned",
                 {
-                    "source": str(source.path),
-                    "project": project,
-                    "rows": len(source),
-                    "ranges": len(planned.ranges),
+                    **event,
+                    "stacks": len({part.stack.path for part in planned.ranges}),
+                    "bytes": planned.bytes,
                     "quarantined": len(planned.quarantined),
                     "contrast": "dark" if planned.invert else "bright",
                     "selection": selection and str(selection),
-                    "keep": int(np.count_nonzero(labels == 1)),
-                    "discard": int(np.count_nonzero(labels == 0)),
+                    "keep": int(np.count_nonzero(labels[planned.wanted] == 1)),
+                    "discard": int(np.count_nonzero(labels[planned.wanted] == 0)),
                 },
             )
         )
     return parts
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What an ingestion will take.
+
+    Attributes:
+        files: stacks to read.
+        rows: of the sources.
+        bytes: raw ones to read.
+        set_bytes: of the set's images.
+        seconds: of reading and preparing; None where nothing can be read.
+        how: the measurement behind ``seconds``, in words.
+    """
+
+    files: int
+    rows: int
+    bytes: int
+    set_bytes: int
+    seconds: float | None
+    how: str
+
+
+def expected(parts: Sequence[Part], settings: IngestSettings) -> Expected:
+    """Size and time of what was planned; the time from a few images, read and prepared now."""
+    ranges = [rows for part in parts for rows in part.plan.ranges]
+    raw = sum(rows.bytes for rows in ranges)
+    pixel = np.dtype(settings.dtype).itemsize
+    images = sum(len(rows.rows) for rows in ranges)
+    seconds, how = None, "nothing can be read"
+    if ranges:
+        some = ranges[len(ranges) // 2]
+        some = some[: max(1, _SAMPLE_BYTES // some.stack.image_bytes)]
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            prepare_range(some[:32], settings.preparation)  # what happens once does not count
+            began = time.perf_counter()
+            prepare_range(some, settings.preparation)
+            rate = some.bytes / (time.perf_counter() - began)
+        finally:
+            torch.set_num_threads(before)
+        seconds = raw / rate / _cores()
+        how = (
+            f"{some.stack.path.name}: {some.bytes / 1e6:,.0f} MB read and prepared by one core of this "
+            f"machine at {rate / 1e9:.2f} GB/s, taken {_cores()} times"
+        )
+    return Expected(
+        files=len({rows.stack.path for rows in ranges}),
+        rows=sum(len(part.plan.wanted) for part in parts),
+        bytes=raw,
+        set_bytes=images * settings.preparation.box**2 * pixel,
+        seconds=seconds,
+        how=how,
+    )
+
+
+def _base(out: Path, settings: IngestSettings) -> PreparedSet:
+    """The set that is added to.
+
+    Raises:
+        InputError: there is none.
+        SettingsError: it was made with other settings.
+    """
+    base = PreparedSet.open(out)
+    wanted, there = used_settings(settings), base.used
+    if base.kind != settings.kind:
+        raise SettingsError(
+            f"holds images of kind {base.kind}", file=out, remedy=f"give --kind {base.kind}"
+        )
+    flat = [{**used["preparation"], "dtype": used["dtype"]} for used in (wanted, there)]
+    for name, value in flat[1].items():
+        if flat[0][name] != value:
+            raise SettingsError(
+                f"was made with {name} {value}, and {flat[0][name]} is asked for",
+                file=out,
+                remedy="leave that option out, or make another set",
+            )
+    return base
+
+
+def _new_rows(source: Source, base: PreparedSet) -> np.ndarray:
+    """int64 [n]: the rows of a source whose images a set does not have from it yet."""
+    known = base.images_of(source.path)
+    return np.array([i for i, name in enumerate(source.images) if name not in known], np.int64)
 
 
 def _projects(sources: Sequence[Source], settings: IngestSettings) -> list[str]:
@@ -150,71 +279,46 @@ def _projects(sources: Sequence[Source], settings: IngestSettings) -> list[str]:
     ]
 
 
-def _prepare(
-    parts: Sequence[Part],
-    folder: Path,
-    name: str,
-    settings: IngestSettings,
-    on_progress: OnProgress,
-) -> list[list[Shard]]:
-    """Have every range read, prepared and written; what was written, by part."""
-    for i in range(len(parts)):
-        (folder / f"{i:04d}").mkdir()
-    shards: list[list[Shard]] = [[] for _ in parts]
-    total = sum(len(part.plan.source) for part in parts)
-    done = sum(len(part.plan.quarantined) for part in parts)
-    on_progress(Progress("prepare", done, total))
-    for part, shard in _shards([part.plan for part in parts], folder, name, settings):
-        shards[part].append(shard)
-        done += shard.images + shard.quarantined
-        on_progress(Progress("prepare", done, total))
-    return shards
-
-
-def _shards(
-    plans: Sequence[Plan], folder: Path, name: str, settings: IngestSettings
-) -> Iterator[tuple[int, Shard]]:
-    """Run one Ray data set over the ranges of all parts: (part, shard) as they are written."""
-    starts = np.cumsum([0, *(len(each.source) for each in plans)])[:-1]
-    ranges: list[RowRange] = [
-        replace(rows, rows=rows.rows + start)
-        for each, start in zip(plans, starts.tolist(), strict=True)
-        for rows in each.ranges
-    ]
-    if not ranges:
+def _prepared(work: Sequence[Work], settings: Settings, name: str) -> Iterator[Shard]:
+    """Have all work done: the shards as they come, in any order."""
+    if not work:
         return
-    datasource = RowRangeDatasource(ranges, settings.preparation)
-    dataset = ray.data.read_datasource(datasource, override_num_blocks=len(datasource))
-    written = dataset.map_batches(
-        _write,
-        batch_size=None,
-        batch_format="numpy",
-        fn_kwargs={"folder": folder, "starts": starts, "dtype": settings.dtype},
-    )
-    written.set_name(f"ingest {name}")
-    for batch in written.iter_batches(batch_size=None, batch_format="numpy"):
-        for i, part in enumerate(batch["part"].tolist()):
-            yield (
-                part,
-                Shard(str(batch["path"][i]), int(batch["images"][i]), int(batch["quarantined"][i])),
-            )
+    if _alone(work, settings):
+        yield from _in_threads(work, settings.ingest)
+        return
+    from cryoray import runtime
+    from cryoray.ingest.source import shards_by_ray
+
+    runtime.connect(settings.runtime)
+    yield from shards_by_ray(work, settings.ingest, name)
 
 
-def _write(
-    batch: dict[str, np.ndarray], folder: Path, starts: np.ndarray, dtype: Any
-) -> dict[str, np.ndarray]:
-    """Write a block where it was made; only the shards' names and sizes travel on."""
-    # A block is a range, unless Ray chose to join small ones; then it may even span parts.
-    which = np.searchsorted(starts, batch["row"], side="right") - 1
-    parts = np.unique(which).tolist()
-    shards = []
-    for part in parts:
-        some = {name: column[which == part] for name, column in batch.items()}
-        some["row"] = some["row"] - starts[part]
-        shards.append(write_shard(folder / f"{part:04d}", to_rows(some), dtype))
-    return {
-        "part": np.array(parts),
-        "path": np.array([shard.path for shard in shards], object),
-        "images": np.array([shard.images for shard in shards]),
-        "quarantined": np.array([shard.quarantined for shard in shards]),
-    }
+def _alone(work: Sequence[Work], settings: Settings) -> bool:
+    """Whether this process does it: it would be done before Ray's workers have started."""
+    if settings.runtime.address or os.environ.get("RAY_ADDRESS"):
+        return False
+    return sum(each.bytes for each in work) <= settings.ingest.alone_mib << 20
+
+
+def _in_threads(work: Sequence[Work], settings: IngestSettings) -> Iterator[Shard]:
+    """Each core takes one task after the other; numpy, torch and the reading let go of Python's lock."""
+    if settings.gpu and not torch.cuda.is_available():
+        raise SettingsError("a GPU is asked for, and torch finds none", remedy="leave out --gpu")
+    device = "cuda" if settings.gpu else "cpu"
+    before = torch.get_num_threads()
+    # One thread for each sum, as in a worker of Ray: the order of adding is part of the result.
+    with ThreadPoolExecutor(_cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            doing = [pool.submit(prepare_shard, each, settings, device) for each in work]
+            for done in as_completed(doing):
+                yield done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(before)
+
+
+def _cores() -> int:
+    """Of this machine, as far as this process may use them."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

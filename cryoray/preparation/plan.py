@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from cryoray.errors import FormatError
-from cryoray.formats.mrc import absence
+from cryoray.formats.mrc import absence, read_frames
 from cryoray.formats.source import Source
 from cryoray.preparation.features import chosen_features, source_features
-from cryoray.preparation.prepare import prepare_range, window_sides
+from cryoray.preparation.prepare import prepare_images, window_sides
 from cryoray.preparation.reader import Headers, reason
 from cryoray.records import RowRange, Stack
 from cryoray.settings import PreparationSettings
@@ -20,6 +23,8 @@ from cryoray.settings import PreparationSettings
 _LOOKED_AT, _SURE = 200, 4.0
 #: The particle's middle, in which its sign shows (fraction of the box).
 _MIDDLE = 0.2
+#: Stacks looked into at once: across a network each is late, and many together are not later.
+_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,7 +33,9 @@ class Plan:
 
     Attributes:
         source: all of it.
-        ranges: the rows that can be read, as far as headers tell, each in one range.
+        wanted: int64 [n], the 0-based rows planned for, ascending.
+        ranges: the rows that can be read, as far as headers tell, each in one range; those of a stack
+            one after the other.
         quarantined: (0-based row, reason) of the others.
         features: names of the ranges' feature columns.
         pixel_size: float32 [n] of all rows, Å/px: the source's, else the stack's, else NaN.
@@ -37,6 +44,7 @@ class Plan:
     """
 
     source: Source
+    wanted: np.ndarray
     ranges: tuple[RowRange, ...]
     quarantined: tuple[tuple[int, str], ...]
     features: tuple[str, ...]
@@ -49,6 +57,11 @@ class Plan:
         """How many rows are planned for, quarantined ones included."""
         return sum(len(part.rows) for part in self.ranges) + len(self.quarantined)
 
+    @property
+    def bytes(self) -> int:
+        """Raw bytes that will be read."""
+        return sum(part.bytes for part in self.ranges)
+
 
 def plan(
     source: Source,
@@ -58,15 +71,17 @@ def plan(
     rows: np.ndarray | None = None,
     invert: bool | None = None,
 ) -> Plan:
-    """Divide a source's rows into ranges of one stack each, of at most ``range_mib`` raw MiB.
+    """Divide a source's rows into ranges of one stack each, of ``range_mib`` to twice as many raw MiB.
 
-    Headers of the stacks that are needed are read, and up to 200 images where ``settings.contrast``
-    is ``auto``. What becomes of a row does not depend on which others are asked for.
+    A smaller stack is one range; `grouped` puts those together. Headers of the stacks that are needed
+    are read, side by side, and up to 200 images where ``settings.contrast`` is ``auto``. What becomes
+    of a row does not depend on which others are asked for. Beyond the headers, the time is that of
+    one sort of the rows.
 
     Args:
         source: what to read.
         settings: how it will be prepared.
-        range_mib: raw MiB in a range.
+        range_mib: raw MiB in a range, at least, where the stack has them.
         rows: int64, 0-based, the rows wanted; None for all.
         invert: whether protein is dark, where a caller knows it from an earlier plan.
 
@@ -75,58 +90,73 @@ def plan(
     """
     headers = Headers(source.stacks)
     wanted = np.arange(len(source)) if rows is None else np.unique(np.asarray(rows, np.int64))
-    asked = set(wanted.tolist())
     reasons = _repeated(source, wanted)
-    reasons |= {row: why for row, why in source.problems.items() if row in asked}
+    if source.problems:
+        asked = np.zeros(len(source), bool)
+        asked[wanted] = True
+        reasons |= {row: why for row, why in source.problems.items() if asked[row]}
+    usable = np.zeros(len(source), bool)
+    usable[wanted] = True
+    usable[list(reasons)] = False
+    reasons |= dict.fromkeys(np.flatnonzero(usable & (source.stack < 0)).tolist(), "names no image")
+    usable &= source.stack >= 0
+    # From here on the rows are by stack, and in each by place: read in order, whatever the source's.
+    here = np.flatnonzero(usable)
+    here = here[np.lexsort((source.frame[here], source.stack[here]))]
+    needed = np.unique(source.stack[here]).tolist()
+    headers.read(needed)
+    count, height, width = (np.zeros(len(source.stacks), np.int64) for _ in range(3))
+    in_header = np.full(len(source.stacks), np.nan, np.float32)
+    for index in needed:
+        stack = headers[index]
+        if isinstance(stack, Stack):
+            count[index], height[index], width[index] = stack.count, stack.height, stack.width
+            in_header[index] = np.nan if stack.pixel_size is None else stack.pixel_size
+    inside = (source.frame[here] >= 0) & (source.frame[here] < count[source.stack[here]])
+    reasons |= _unreadable(source, here[~inside], headers)
+    here = here[inside]
     pixel_size = source.pixel_size.astype(np.float32, copy=True)
+    of = source.stack[here]
+    pixel_size[here] = np.where(np.isfinite(pixel_size[here]), pixel_size[here], in_header[of])
     prepared_pixel_size = np.full(len(source), np.nan, np.float32)
-    found: list[tuple[Stack, np.ndarray]] = []
-    left = wanted[~np.isin(wanted, list(reasons))]
-    for index in np.unique(source.stack[left]).tolist():
-        here = left[source.stack[left] == index]
-        stack = headers[index] if index >= 0 else "names no image"
-        if isinstance(stack, str):
-            reasons |= dict.fromkeys(here.tolist(), stack)
-            continue
-        inside = (source.frame[here] >= 0) & (source.frame[here] < stack.count)
-        reasons |= {row: _outside(stack, int(source.frame[row])) for row in here[~inside].tolist()}
-        here = here[inside]
-        if stack.pixel_size is not None:
-            pixel_size[here] = np.where(
-                np.isfinite(pixel_size[here]), pixel_size[here], stack.pixel_size
-            )
-        sides = window_sides((stack.height, stack.width), pixel_size[here], settings)
-        prepared_pixel_size[here] = pixel_size[here] * sides / settings.box
-        found.append((stack, here[np.argsort(source.frame[here], kind="stable")]))
+    sides = window_sides((height[of], width[of]), pixel_size[here], settings)
+    prepared_pixel_size[here] = pixel_size[here] * sides / settings.box
     if invert is None:
-        invert = protein_is_dark(source, settings)
+        invert = protein_is_dark(source, settings, headers)
     names = settings.features
+    table = source_features(
+        source,
+        names,
+        rows=here,
+        prepared_pixel_size=prepared_pixel_size[here],
+        diameter=settings.diameter,
+        invert=invert,
+    )
+    frames, sizes = source.frame[here], pixel_size[here]
     ranges: list[RowRange] = []
-    for stack, here in found:
-        table = source_features(
-            source,
-            names,
-            rows=here,
-            prepared_pixel_size=prepared_pixel_size[here],
-            diameter=settings.diameter,
-            invert=invert,
-        )
-        size = max(1, (range_mib << 20) // stack.image_bytes)
-        for start in range(0, len(here), size):
-            some = here[start : start + size]
+    for start, end in pairwise([0, *(np.flatnonzero(np.diff(of)) + 1).tolist(), len(here)]):
+        if start == end:
+            continue
+        stack = headers[int(of[start])]
+        assert isinstance(stack, Stack)
+        # A compressed stack is unpacked from its beginning by whoever reads any of it.
+        most = 1 if stack.compression else (end - start) * stack.image_bytes // (range_mib << 20)
+        parts = max(1, most)
+        for first, last in pairwise(np.linspace(start, end, parts + 1).astype(int).tolist()):
             ranges.append(
                 RowRange(
                     index=len(ranges),
                     stack=stack,
-                    frames=source.frame[some],
-                    rows=some,
-                    pixel_size=pixel_size[some],
-                    features=table[start : start + size],
+                    frames=frames[first:last],
+                    rows=here[first:last],
+                    pixel_size=sizes[first:last],
+                    features=table[first:last],
                     invert=invert,
                 )
             )
     return Plan(
         source=source,
+        wanted=wanted,
         ranges=tuple(ranges),
         quarantined=tuple(sorted(reasons.items())),
         features=tuple(feature.name for feature in chosen_features(source.kind, names)),
@@ -136,7 +166,22 @@ def plan(
     )
 
 
-def protein_is_dark(source: Source, settings: PreparationSettings) -> bool:
+def grouped(ranges: Sequence[RowRange], range_mib: int) -> list[list[RowRange]]:
+    """Neighbouring ranges put together to ``range_mib`` to twice as many raw MiB: one task's work."""
+    groups: list[list[RowRange]] = []
+    filled, enough = 0, range_mib << 20
+    for part in ranges:
+        if not groups or filled >= enough or filled + part.bytes > 2 * enough:
+            groups.append([])
+            filled = 0
+        groups[-1].append(part)
+        filled += part.bytes
+    return groups
+
+
+def protein_is_dark(
+    source: Source, settings: PreparationSettings, headers: Headers | None = None
+) -> bool:
     """Whether pixels must change sign to make protein bright.
 
     For ``contrast="auto"`` up to 200 images spread evenly over the source are prepared as they are,
@@ -146,35 +191,46 @@ def protein_is_dark(source: Source, settings: PreparationSettings) -> bool:
     if settings.contrast != "auto":
         return settings.contrast == "dark"
     usable = np.flatnonzero((source.stack >= 0) & (source.frame >= 0))
-    spread = np.unique(np.linspace(0, len(usable) - 1, _LOOKED_AT).round().astype(np.int64))
-    headers, middles = Headers(source.stacks), []
-    for index in np.unique(source.stack[usable[spread]]).tolist() if len(usable) else ():
-        stack = headers[index]
-        if isinstance(stack, str):
-            continue
-        here = usable[spread][source.stack[usable[spread]] == index]
-        here = here[source.frame[here] < stack.count]
-        pixel_size = source.pixel_size[here]
-        if stack.pixel_size is not None:
-            pixel_size = np.where(np.isfinite(pixel_size), pixel_size, stack.pixel_size)
-        order = np.argsort(source.frame[here], kind="stable")
-        looked_at = RowRange(
-            index=0,
-            stack=stack,
-            frames=source.frame[here][order],
-            rows=here[order],
-            pixel_size=pixel_size[order].astype(np.float32),
-            features=np.empty((len(here), 0), np.float32),
-        )
-        # A small box is a low-pass filter.
-        images = prepare_range(looked_at, settings.model_copy(update={"box": 32})).images
-        middles.append(images[:, _disc()].mean(1))
+    if not len(usable):
+        return False
+    spread = usable[np.unique(np.linspace(0, len(usable) - 1, _LOOKED_AT).round().astype(np.int64))]
+    spread = spread[np.lexsort((source.frame[spread], source.stack[spread]))]
+    headers = headers or Headers(source.stacks)
+    cuts = np.flatnonzero(np.diff(source.stack[spread])) + 1
+    of_stack = np.split(spread, cuts.tolist())
+    headers.read(source.stack[rows[0]] for rows in of_stack)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        read = list(pool.map(lambda rows: _look(source, rows, headers), of_stack))
+    # A small box is a low-pass filter.
+    small, middles = settings.model_copy(update={"box": 32}), []
+    for shape in {images.shape[1:] for images, _ in read if len(images)}:
+        alike = [(images, size) for images, size in read if images.shape[1:] == shape]
+        raw, size = (np.concatenate(column) for column in zip(*alike, strict=True))
+        prepared, bad = prepare_images(raw, size, False, small)
+        good = np.setdiff1d(np.arange(len(raw)), list(bad))
+        middles.append(prepared[good][:, _disc()].mean(1))
     middle = np.concatenate([np.empty(0, np.float32), *middles])
     if len(middle) < 2:
         return False
     median = float(np.median(middle))
     error = 1.858 * float(np.median(np.abs(middle - median))) / np.sqrt(len(middle))
     return bool(median < -_SURE * max(error, 1e-6))
+
+
+def _look(source: Source, rows: np.ndarray, headers: Headers) -> tuple[np.ndarray, np.ndarray]:
+    """Images [n, H, W] of some rows of one stack and their Å/px; none where they cannot be read."""
+    stack = headers[int(source.stack[rows[0]])]
+    nothing = np.empty((0, 0, 0), np.float32), np.empty(0, np.float32)
+    if isinstance(stack, str):
+        return nothing
+    rows = rows[source.frame[rows] < stack.count]
+    size = source.pixel_size[rows]
+    if stack.pixel_size is not None:
+        size = np.where(np.isfinite(size), size, stack.pixel_size)
+    try:
+        return read_frames(stack, source.frame[rows]), size.astype(np.float32)
+    except FormatError:
+        return nothing
 
 
 def _disc() -> np.ndarray:
@@ -184,17 +240,39 @@ def _disc() -> np.ndarray:
 
 def _repeated(source: Source, wanted: np.ndarray) -> dict[int, str]:
     """The rows wanted that name an image which an earlier row names: judged once, counted once."""
-    named = np.flatnonzero((source.stack >= 0) & (source.frame >= 0))
-    keys = source.stack[named].astype(np.int64) << 40 | source.frame[named]
-    _, first, which = np.unique(keys, return_index=True, return_inverse=True)
-    earlier = np.arange(len(source))
-    earlier[named] = named[first[which]]
-    again = wanted[earlier[wanted] < wanted]
-    return {row: f"is the same image as row {earlier[row] + 1:,}" for row in again.tolist()}
+    concerned = np.zeros(len(source.stacks) + 1, bool)  # the last stands for -1, no stack
+    concerned[source.stack[wanted]] = True
+    concerned[-1] = False
+    rows = np.flatnonzero(concerned[source.stack] & (source.frame >= 0))
+    keys = source.stack[rows].astype(np.int64) << 40 | source.frame[rows]
+    order = np.argsort(keys, kind="stable")
+    rows, keys = rows[order], keys[order]
+    new = np.append(True, keys[1:] != keys[:-1])[: len(rows)]
+    again = rows[~new]
+    earlier = rows[new][np.cumsum(new) - 1][~new]
+    asked = np.zeros(len(source), bool)
+    asked[wanted] = True
+    return {
+        row: f"is the same image as row {first + 1:,}"
+        for row, first in zip(
+            again[asked[again]].tolist(), earlier[asked[again]].tolist(), strict=True
+        )
+    }
 
 
-def _outside(stack: Stack, frame: int) -> str:
-    try:
-        return f"image {frame + 1:,} is not there: {absence(stack)}"
-    except FormatError as error:
-        return reason(error)
+def _unreadable(source: Source, rows: np.ndarray, headers: Headers) -> dict[int, str]:
+    """Why these rows cannot be read: their stack cannot, or has no such image."""
+    reasons: dict[int, str] = {}
+    missing: dict[int, str] = {}
+    for row, index in zip(rows.tolist(), source.stack[rows].tolist(), strict=True):
+        stack = headers[index]
+        if isinstance(stack, str):
+            reasons[row] = stack
+            continue
+        if index not in missing:
+            try:
+                missing[index] = absence(stack)
+            except FormatError as error:
+                missing[index] = reason(error)
+        reasons[row] = f"image {source.frame[row] + 1:,} is not there: {missing[index]}"
+    return reasons

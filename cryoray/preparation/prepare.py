@@ -2,36 +2,62 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
+from cryoray.errors import FormatError
 from cryoray.imaging.normalize import clip, normalize_background
 from cryoray.imaging.rescale import fourier_rescale
 from cryoray.imaging.window import window
-from cryoray.preparation.reader import defects, read_range
+from cryoray.preparation.reader import defects, read_blocks, reason
 from cryoray.records import PreparedRows, RowRange
 from cryoray.settings import PreparationSettings
 
-#: Images worked on together: their intermediate results stay in a core's cache. Always as many, as
-#: a matrix product of another size may add up in another order: so a row comes out the same to the
-#: last bit, whatever rows are beside it.
-_CHUNK = 32
+#: Images worked on together: on a CPU their intermediate results stay in a core's cache, a GPU wants
+#: more. Always as many, as a matrix product of another size may add up in another order: so a row
+#: comes out the same to the last bit, whatever rows are beside it.
+_CHUNK, _CHUNK_GPU = 32, 512
+#: Bytes (as float32) read before the arithmetic begins: a range is never held whole, so that memory
+#: does not follow its size, and what was read is still in a cache.
+_BLOCK = 8 << 20
 #: The background begins here (fraction of the box), or a fifth beyond the particle's edge.
 _RING, _MARGIN = 0.45, 1.2
 
 
-def prepare_range(rows: RowRange, settings: PreparationSettings) -> PreparedRows:
-    """Read and prepare a row range; what cannot be read comes back as quarantined, with a reason."""
-    raw = read_range(rows)
-    if isinstance(raw, str):
+def prepare_range(
+    rows: RowRange, settings: PreparationSettings, device: str = "cpu"
+) -> PreparedRows:
+    """Read and prepare a row range; what cannot be read comes back as quarantined, with a reason.
+
+    Args:
+        rows: what to read. Where its stack cannot be read, or changed, all of it is quarantined.
+        settings: of the preparation.
+        device: of torch, for the arithmetic. On another sort of device the last bits differ.
+    """
+    step = _chunk(device) * max(
+        1, _BLOCK // (_chunk(device) * 4 * rows.stack.height * rows.stack.width)
+    )
+    images = np.empty((len(rows.rows), settings.box, settings.box), np.float32)
+    reasons: dict[int, str] = {}
+    start = 0
+    try:
+        for raw in read_blocks(rows, step):
+            some = slice(start, start + len(raw))
+            _, bad = prepare_images(
+                raw, rows.pixel_size[some], rows.invert, settings, device, out=images[some]
+            )
+            reasons |= {start + i: why for i, why in bad.items()}
+            start += len(raw)
+    except FormatError as error:
         return PreparedRows(
             rows=np.empty(0, np.int64),
-            images=np.empty((0, settings.box, settings.box), np.float32),
+            images=images[:0],
             features=rows.features[:0],
-            quarantined=tuple((row, raw) for row in rows.rows.tolist()),
+            quarantined=tuple((row, reason(error)) for row in rows.rows.tolist()),
         )
-    images, reasons = prepare_images(raw, rows.pixel_size, rows.invert, settings)
-    good = np.setdiff1d(np.arange(len(raw)), list(reasons))
+    good = np.setdiff1d(np.arange(len(images)), list(reasons))
     return PreparedRows(
         rows=rows.rows[good],
         images=images[good] if reasons else images,
@@ -44,7 +70,13 @@ def prepare_range(rows: RowRange, settings: PreparationSettings) -> PreparedRows
 
 
 def prepare_images(
-    images: np.ndarray, pixel_size: np.ndarray, invert: bool, settings: PreparationSettings
+    images: np.ndarray,
+    pixel_size: np.ndarray,
+    invert: bool,
+    settings: PreparationSettings,
+    device: str = "cpu",
+    *,
+    out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Window, rescale, make protein bright, normalise by the background, clip.
 
@@ -53,33 +85,51 @@ def prepare_images(
         pixel_size: float32 [n], Å/px, NaN where unknown: such an image is rescaled by its box.
         invert: whether protein is dark.
         settings: box, diameter, window and clip are used.
+        device: of torch, for the arithmetic.
+        out: float32 [n, box, box] to write to; None for new memory.
 
     Returns:
         float32 [n, box, box], and the reason for each image that is none (its pixels are zero).
     """
     reasons = defects(images)
-    prepared = np.zeros((len(images), settings.box, settings.box), np.float32)
+    prepared = (
+        np.empty((len(images), settings.box, settings.box), np.float32) if out is None else out
+    )
+    prepared[list(reasons)] = 0
     good = np.setdiff1d(np.arange(len(images)), list(reasons))
     sides = window_sides(images.shape[1:], pixel_size, settings)
     rings = _ring(sides, pixel_size, settings)
     for side, ring in sorted(set(zip(sides[good].tolist(), rings[good].tolist(), strict=True))):
         alike = good[(sides[good] == side) & (rings[good] == ring)]
-        for some in np.split(alike, range(_CHUNK, len(alike), _CHUNK)):
-            chunk = torch.zeros((_CHUNK, *images.shape[1:]))
-            chunk[: len(some)] = torch.from_numpy(images[some])
+        for some in np.split(alike, range(_chunk(device), len(alike), _chunk(device))):
+            chunk = torch.from_numpy(_together(images, some, _chunk(device))).to(device)
             chunk = fourier_rescale(window(chunk, side), settings.box)
             chunk = normalize_background(-chunk if invert else chunk, ring)
-            prepared[some] = clip(chunk, settings.clip)[: len(some)].numpy()
+            prepared[some] = clip(chunk, settings.clip)[: len(some)].cpu().numpy()
     return prepared, reasons
 
 
+def _chunk(device: str) -> int:
+    return _CHUNK if device == "cpu" else _CHUNK_GPU
+
+
+def _together(images: np.ndarray, some: np.ndarray, size: int) -> np.ndarray:
+    """Some of the images and zeros, ``size`` together; without a copy where they lie together."""
+    first, last = int(some[0]), int(some[-1])
+    if last - first + 1 == len(some) == size and images.flags.writeable:
+        return images[first : last + 1]
+    together = np.zeros((size, *images.shape[1:]), np.float32)
+    together[: len(some)] = images[some]
+    return together
+
+
 def window_sides(
-    shape: tuple[int, ...], pixel_size: np.ndarray, settings: PreparationSettings
+    shape: tuple[Any, ...], pixel_size: np.ndarray, settings: PreparationSettings
 ) -> np.ndarray:
     """int64 [n], px: the even side of each image's window; the largest square where that is smaller.
 
     Args:
-        shape: (H, W) of the images, px.
+        shape: (H, W) of the images, px; int or int64 [n] each.
         pixel_size: float32 [n], Å/px, NaN where unknown.
         settings: diameter and window are used.
     """
@@ -88,7 +138,7 @@ def window_sides(
         with np.errstate(divide="ignore"):
             wanted = settings.window * settings.diameter / np.asarray(pixel_size, np.float64)
     even = 2 * np.round(np.nan_to_num(wanted, nan=np.inf, posinf=np.inf) / 2)
-    return np.clip(even, 8, min(shape)).astype(np.int64)
+    return np.clip(even, 8, np.minimum(*shape)).astype(np.int64)
 
 
 def _ring(sides: np.ndarray, pixel_size: np.ndarray, settings: PreparationSettings) -> np.ndarray:

@@ -5,38 +5,46 @@
     quarantine.parquet    what could not be prepared, and why
     set.json              parts, settings, digests, counts
 
-Workers write shards, one per row range and named after its first row; `write_set` merges them. So the
-bytes of a set depend on sources and settings alone, not on who did what when.
+Workers write shards beside it, in ``OUT.shards``, each named after all that its content depends on:
+what is there already need not be done again. `write_set` merges them. So the bytes of a set depend on
+sources and settings alone, not on who did what when, nor on how often it was interrupted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 from pydantic import ValidationError
 
-from cryoray.errors import FormatError, InputError, InternalError
-from cryoray.formats.files import replacing
-from cryoray.formats.mrc import StackWriter, read_frames, read_header
+from cryoray.errors import FormatError, InputError, InternalError, QuarantineError
+from cryoray.formats.files import check_replaceable, replacing, replacing_folder
+from cryoray.formats.mrc import read_frames, read_header, stack_header
 from cryoray.preparation.features import chosen_features
-from cryoray.preparation.plan import Plan
+from cryoray.preparation.plan import Plan, grouped
+from cryoray.preparation.prepare import prepare_range
+from cryoray.preparation.reader import by_reason
 from cryoray.records import (
     QUARANTINE_SCHEMA,
     Books,
     Kind,
     OnProgress,
-    PreparedRows,
     Progress,
+    RowRange,
     ignore,
     particles_schema,
 )
@@ -44,11 +52,21 @@ from cryoray.settings import IngestSettings, PreparationSettings
 
 FORMAT = 1
 _SET, _TABLE, _QUARANTINE = "set.json", "particles.parquet", "quarantine.parquet"
-#: Where workers write, in the folder in which a set is built.
-SHARDS = "shards"
 _REMEDY = "make one with `cryoray ingest`"
-#: Images merged at a time.
-_CHUNK = 4096
+_HEADER_BYTES = 1024
+#: Images looked at together when a shard is summed up: they stay in a core's cache.
+_TOGETHER = 64
+#: What a shard knows of each image besides its pixels: for the set's digest and its stacks' headers.
+_ROW = np.dtype(
+    [
+        ("row", "<i8"),
+        ("digest", "u1", 32),
+        ("low", "<f4"),
+        ("high", "<f4"),
+        ("sum", "<f8"),
+        ("squares", "<f8"),
+    ]
+)
 
 
 class PreparedSet:
@@ -62,12 +80,14 @@ class PreparedSet:
         digest: over settings and parts; equal digests mean equal images, labels and features.
         n: number of images.
         parts: of `set.json`, as they stand there.
+        used: the settings of `set.json`: the preparation's, and dtype.
     """
 
     def __init__(self, path: Path, description: dict[str, Any]) -> None:
         self.path = path
         self.kind: Kind = description["kind"]
-        self.settings = PreparationSettings(**description["settings"]["preparation"])
+        self.used: dict[str, Any] = description["settings"]
+        self.settings = PreparationSettings(**self.used["preparation"])
         self.features = tuple(feature["name"] for feature in description["features"])
         self.digest = str(description["digest"])
         self.parts: list[dict[str, Any]] = description["parts"]
@@ -124,6 +144,19 @@ class PreparedSet:
         return table
 
     @cached_property
+    def quarantine(self) -> pa.Table:
+        """`quarantine.parquet`, one row for each that was not prepared (`records.QUARANTINE_SCHEMA`).
+
+        Raises:
+            FormatError: it is missing or damaged.
+        """
+        file = self.path / _QUARANTINE
+        try:
+            return pq.read_table(file)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise FormatError("cannot be read", file=file, remedy="ingest again") from error
+
+    @cached_property
     def _stacks(self) -> tuple[np.ndarray, list[Any]]:
         files = [file for part in self.parts for file in part["files"]]
         stacks = [read_header(self.path / file["name"]) for file in files]
@@ -160,6 +193,17 @@ class PreparedSet:
         column = self.table["label"].cast(pa.int8()).fill_null(-1)
         return column.to_numpy().astype(np.int8)
 
+    def images_of(self, source: Path) -> set[str]:
+        """Names of the images that came from a source, those that were quarantined included."""
+        listed = self.quarantine.filter(pc.equal(self.quarantine["file"], str(source)))
+        names, start = set(listed["image"].to_pylist()), 0
+        for part in self.parts:
+            count = part["counts"]["images"]
+            if part["source"] == str(source):
+                names.update(self.table["image"].slice(start, count).to_pylist())
+            start += count
+        return names
+
     def groups(self, level: Literal["project", "micrograph"]) -> np.ndarray:
         """What belongs together, str objects [n]: the project, or ``project/micrograph``."""
         project = self.table["project"].to_numpy()
@@ -180,32 +224,21 @@ class PreparedSet:
         return matrix
 
 
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """What a worker says of the row range that it wrote: where, and how many rows went which way."""
-
-    path: str
-    images: int
-    quarantined: int
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
     """One source on its way into a set.
 
     Attributes:
-        plan: what was to be read.
+        plan: what is to be read.
         project: name of the group.
         labels: int8 [n] by source row: 1 keep, 0 discard, -1 no label.
         selection: the file that the labels came from.
-        shards: what came of the plan's ranges.
     """
 
     plan: Plan
     project: str
     labels: np.ndarray
     selection: Path | None
-    shards: Sequence[Shard]
 
     def content(self, rows: np.ndarray, features: np.ndarray, quarantine: pa.Table) -> bytes:
         """All that a set keeps of its ``rows`` besides pixels, for its digest."""
@@ -217,113 +250,255 @@ class Part:
         return json.dumps([texts, listed]).encode() + b"".join(x.tobytes() for x in numbers)
 
 
-def write_shard(folder: Path, rows: PreparedRows, dtype: Literal["float16", "float32"]) -> Shard:
-    """Write what came of one row range; doing it again replaces it with the same."""
-    reasons = dict(rows.quarantined)
-    first = min([*rows.rows[:1].tolist(), *list(reasons)[:1]])
-    path = folder / f"{first:012d}.npz"
-    if len(rows.rows):
-        with replacing(path.with_suffix(".npy")) as temporary, temporary.open("wb") as file:
-            np.save(file, rows.images.astype(dtype))
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(
-            file,
-            rows=rows.rows,
-            features=rows.features,
-            bad=np.array(list(reasons), np.int64),
-            reasons=np.array(list(reasons.values()), np.str_),
-        )
-    return Shard(str(path), len(rows.rows), len(reasons))
+@dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """What one task does: the ranges that it reads and prepares, and the shard that it makes of them.
+
+    Attributes:
+        part: index of the part that the rows belong to.
+        path: of the shard, without a suffix: ``.npy`` is added for images, ``.rows.npy`` for the rest,
+            which is written last, ``.json`` for reasons, where any row was quarantined.
+        ranges: without features, which the plan keeps.
+    """
+
+    part: int
+    path: Path
+    ranges: tuple[RowRange, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Raw bytes to read."""
+        return sum(rows.bytes for rows in self.ranges)
+
+    @property
+    def done(self) -> Shard | None:
+        """The shard, where somebody made it already."""
+        try:
+            good = np.load(_rows_file(self.path), mmap_mode="r")
+        except (OSError, ValueError):
+            return None
+        return Shard(self.part, str(self.path), len(good), self._rows - len(good), self.bytes)
+
+    @property
+    def _rows(self) -> int:
+        return sum(len(rows.rows) for rows in self.ranges)
 
 
-def partial_folder(out: Path) -> Path:
-    """A new folder beside ``out``, to build the set in; workers write to its ``shards``.
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """What a worker says of its work: which part, where, how many rows went which way, bytes read."""
+
+    part: int
+    path: str
+    images: int
+    quarantined: int
+    bytes: int
+
+    @property
+    def reasons(self) -> dict[int, str]:
+        """Why rows of the source, 0-based, were quarantined."""
+        if not self.quarantined:
+            return {}
+        return dict(json.loads(Path(self.path).with_suffix(".json").read_text()))
+
+
+def shards_folder(out: Path) -> Path:
+    """Where the shards of a set on its way to ``out`` are kept until it is complete."""
+    return out.with_name(f"{out.name}.shards")
+
+
+def divide(parts: Sequence[Part], out: Path, settings: IngestSettings) -> list[Work]:
+    """The work on some parts, in tasks of `settings.range_mib` to twice as many raw MiB."""
+    folder, dtype = shards_folder(out), settings.dtype
+    # What the shard's bytes depend on, and nothing else: features and labels are added by the merge.
+    preparation = settings.preparation.model_dump(mode="json", exclude={"features", "contrast"})
+    common = json.dumps([FORMAT, preparation, dtype], sort_keys=True).encode()
+    work = []
+    for number, part in enumerate(parts):
+        for group in grouped(part.plan.ranges, settings.range_mib):
+            key = hashlib.sha256(common)
+            for rows in group:
+                stack = rows.stack
+                file = (str(stack.path), stack.size, stack.mtime_ns, stack.dtype, stack.offset)
+                key.update(json.dumps([*file, stack.height, stack.width, rows.invert]).encode())
+                for numbers in (rows.frames, rows.rows, rows.pixel_size):
+                    key.update(np.ascontiguousarray(numbers).data)
+            name = f"{number:04d}-{int(group[0].rows[0]):09d}-{key.hexdigest()[:24]}"
+            bare = (
+                replace(rows, features=np.empty((len(rows.rows), 0), np.float32)) for rows in group
+            )
+            work.append(Work(number, folder / name, tuple(bare)))
+    return work
+
+
+def prepare_shard(work: Work, settings: IngestSettings, device: str = "cpu") -> Shard:
+    """Read, prepare and write the rows of one task; doing it again replaces them with the same."""
+    made = [prepare_range(rows, settings.preparation, device) for rows in work.ranges]
+    reasons = dict(bad for rows in made for bad in rows.quarantined)
+    rows = np.concatenate([rows.rows for rows in made])
+    # Half precision by torch: by numpy it takes as long as a tenth of the preparation.
+    precision = torch.float16 if settings.dtype == "float16" else torch.float32
+    images = np.concatenate([torch.from_numpy(rows.images).to(precision).numpy() for rows in made])
+    written = np.zeros(len(rows), _ROW)
+    written["row"] = rows
+    for start in range(0, len(images), _TOGETHER):
+        here, some = written[start : start + _TOGETHER], images[start : start + _TOGETHER]
+        here["digest"] = [list(hashlib.sha256(image.data).digest()) for image in some]
+        pixels = torch.from_numpy(some.reshape(len(some), -1)).float().numpy()
+        here["low"], here["high"], here["sum"] = pixels.min(1), pixels.max(1), pixels.sum(1)
+        here["squares"] = np.einsum("ij,ij->i", pixels, pixels)
+    work.path.parent.mkdir(parents=True, exist_ok=True)
+    if reasons:
+        with replacing(work.path.with_suffix(".json")) as temporary:
+            temporary.write_text(json.dumps(list(reasons.items())))
+    for path, array in ((work.path.with_suffix(".npy"), images), (_rows_file(work.path), written)):
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.save(file, array)
+    raw = sum(rows.bytes for rows in work.ranges)
+    return Shard(work.part, str(work.path), len(rows), len(reasons), raw)
+
+
+def _rows_file(shard: Path) -> Path:
+    return shard.with_suffix(".rows.npy")
+
+
+def check_out(out: Path) -> None:
+    """Raise where no set can be written to ``out``.
 
     Raises:
-        InputError: ``out`` exists and is neither empty nor a prepared set.
+        InputError: it exists and is neither empty nor a prepared set.
     """
-    out = Path(out).absolute()
-    if out.exists() and not (out / _SET).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(
-            "exists and is no prepared set", file=out, remedy="give --out another name"
-        )
-    partial = out.with_name(f"{out.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    (partial / SHARDS).mkdir(parents=True)
-    return partial
+    check_replaceable(out, "prepared set", _is_set)
+
+
+def _is_set(folder: Path) -> bool:
+    return (folder / _SET).is_file()
 
 
 def write_set(
     out: Path,
-    partial: Path,
     parts: Sequence[Part],
+    shards: Sequence[Shard],
     settings: IngestSettings,
     *,
+    base: PreparedSet | None = None,
     on_progress: OnProgress = ignore,
 ) -> Books:
-    """Merge shards into a set in ``partial`` and rename it to ``out``, in place of an older set.
+    """Merge shards into a set that takes the place of an older one in ``out``; the shards go.
+
+    Args:
+        out: the set's folder.
+        parts: what is to be in it.
+        shards: of all of the parts' work, in any order.
+        settings: the preparation's, dtype, images_per_file and max_quarantined are used.
+        base: a set whose parts come first, their files as they are.
+        on_progress: while images are written.
+
+    Returns:
+        The books of the parts, without those of ``base``.
 
     Raises:
+        InputError: ``out`` is something else than a prepared set.
         InternalError: rows of a plan are in no shard.
-        QuarantineError: too many rows were quarantined; their list is in ``partial``.
+        QuarantineError: too many rows were quarantined, or all of a part; their list is written, and
+            the shards stay.
     """
-    try:
-        books = _merge(partial, parts, settings, on_progress)
-    finally:
-        shutil.rmtree(partial / SHARDS)
-    _put_in_place(partial, Path(out).absolute())
+    out = Path(out).absolute()
+    collected = [
+        _collect(part, [shard for shard in shards if shard.part == number])
+        for number, part in enumerate(parts)
+    ]
+    quarantine = pa.concat_tables(rows.quarantine for rows in collected)
+    books = _audit(out, parts, collected, quarantine, settings)
+    with replacing_folder(out, "prepared set", _is_set) as partial:
+        described: list[dict[str, Any]] = []
+        tables: list[pa.Table] = []
+        if base is not None:
+            _keep(base, partial)
+            described += base.parts
+            tables.append(base.table)
+            quarantine = pa.concat_tables([base.quarantine, quarantine])
+        done, files = 0, sum(len(part["files"]) for part in described)
+        for part, rows in zip(parts, collected, strict=True):
+            stacks = _Stacks(partial, files, part, rows, settings)
+            for written in stacks.write():
+                done += written
+                on_progress(Progress("merge", done, books.rows_out, "images"))
+            files += len(stacks.files)
+            described.append(_describe(part, rows, stacks))
+            tables.append(_particles(part, rows, settings))
+        _write_table(partial / _QUARANTINE, quarantine)
+        _write_table(partial / _TABLE, pa.concat_tables(tables))
+        with replacing(partial / _SET) as temporary:
+            temporary.write_text(json.dumps(_description(parts, described, settings), indent=1))
+    shutil.rmtree(shards_folder(out), ignore_errors=True)
     return books
 
 
-def _merge(
-    partial: Path, parts: Sequence[Part], settings: IngestSettings, on_progress: OnProgress
+def _audit(
+    out: Path,
+    parts: Sequence[Part],
+    collected: Sequence[_Collected],
+    quarantine: pa.Table,
+    settings: IngestSettings,
 ) -> Books:
-    collected = [_collect(part) for part in parts]
-    quarantine = pa.concat_tables(rows.quarantine for rows in collected)
-    _write_table(partial / _QUARANTINE, quarantine)
+    """The books of some parts, and the list of quarantined rows where there are too many."""
     books = Books(
-        rows_in=sum(len(part.plan.source) for part in parts),
+        rows_in=sum(len(part.plan.wanted) for part in parts),
         rows_out=sum(len(rows.row) for rows in collected),
         quarantined=len(quarantine),
-    ).check(max_quarantined=settings.max_quarantined, listed_in=partial / _QUARANTINE)
-    described: list[dict[str, Any]] = []
-    files = done = 0
+    )
+    listed = shards_folder(out) / _QUARANTINE
+    if books.quarantined:
+        _write_table(listed, quarantine)
+    books.check(max_quarantined=settings.max_quarantined, listed_in=listed)
     for part, rows in zip(parts, collected, strict=True):
-        digest = hashlib.sha256()
-        written: list[dict[str, Any]] = []
-        for start in range(0, len(rows.row), settings.images_per_file):
-            some = slice(start, start + settings.images_per_file)
-            with _stack(partial, files + len(written), part, rows.row[some], settings) as writer:
-                for images in rows.images(some):
-                    writer.append(images)
-                    digest.update(images.data)
-                    done += len(images)
-                    on_progress(Progress("merge", done, books.rows_out, "images"))
-            written.append({"name": writer.path.name, "images": writer.count})
-        files += len(written)
-        digest.update(part.content(rows.row, rows.features, rows.quarantine))
-        described.append(
-            {
-                "project": part.project,
-                "source": str(part.plan.source.path),
-                "selection": part.selection and str(part.selection),
-                "digest": digest.hexdigest(),
-                "contrast": "dark" if part.plan.invert else "bright",
-                "counts": _counts(part, rows),
-                "files": written,
-            }
-        )
-    tables = [_particles(part, rows, settings) for part, rows in zip(parts, collected, strict=True)]
-    _write_table(partial / _TABLE, pa.concat_tables(tables))
+        if len(rows.quarantine) and not len(rows.row):
+            why = next(iter(by_reason(rows.quarantine["reason"].to_pylist())))
+            raise QuarantineError(
+                f"none of its {len(rows.quarantine):,} rows could be read ({why})",
+                file=part.plan.source.path,
+                remedy=f"look at the reasons in {listed}, mend the source or leave it out",
+            )
+    return books
+
+
+def _keep(base: PreparedSet, partial: Path) -> None:
+    """The stacks of a set under the same names in another folder: the same files, where that can be."""
+    for part in base.parts:
+        for file in part["files"]:
+            there, here = base.path / file["name"], partial / file["name"]
+            try:
+                os.link(there, here)
+            except OSError:  # not every file system has links
+                shutil.copy2(there, here)
+
+
+def _describe(part: Part, rows: _Collected, stacks: _Stacks) -> dict[str, Any]:
+    """A part as `set.json` has it."""
+    digest = hashlib.sha256(rows.written["digest"].tobytes())
+    digest.update(part.content(rows.row, rows.features, rows.quarantine))
+    return {
+        "project": part.project,
+        "source": str(part.plan.source.path),
+        "selection": part.selection and str(part.selection),
+        "digest": digest.hexdigest(),
+        "contrast": "dark" if part.plan.invert else "bright",
+        "counts": _counts(part, rows),
+        "files": stacks.files,
+    }
+
+
+def _description(
+    parts: Sequence[Part], described: list[dict[str, Any]], settings: IngestSettings
+) -> dict[str, Any]:
     kind = parts[0].plan.source.kind
-    used = settings.model_dump(mode="json", include={"preparation", "dtype"})
-    digests = [part["digest"] for part in described]
+    used = used_settings(settings)
     counted = [part["counts"] for part in described]
-    description = {
+    return {
         "format": FORMAT,
         "kind": kind,
-        "digest": _digest([FORMAT, kind, used, digests]),
+        "digest": _digest([FORMAT, kind, used, [part["digest"] for part in described]]),
         "settings": used,
         "features": [
             {
@@ -337,18 +512,11 @@ def _merge(
         "counts": {name: sum(counts[name] for counts in counted) for name in counted[0]},
         "parts": described,
     }
-    with replacing(partial / _SET) as temporary:
-        temporary.write_text(json.dumps(description, indent=1))
-    return books
 
 
-def _stack(
-    folder: Path, index: int, part: Part, rows: np.ndarray, settings: IngestSettings
-) -> StackWriter:
-    pixel_size = part.plan.prepared_pixel_size[rows]
-    known = pixel_size[np.isfinite(pixel_size)].astype(np.float64)
-    box, mean = settings.preparation.box, float(known.mean()) if len(known) else None
-    return StackWriter(folder / f"images-{index:05d}.mrcs", box, box, settings.dtype, mean)
+def used_settings(settings: IngestSettings) -> dict[str, Any]:
+    """The settings that decide what is in a set, as `set.json` has them."""
+    return settings.model_dump(mode="json", include={"preparation", "dtype"})
 
 
 def _digest(content: object) -> str:
@@ -358,7 +526,7 @@ def _digest(content: object) -> str:
 def _counts(part: Part, rows: _Collected) -> dict[str, int]:
     labels = part.labels[rows.row]
     return {
-        "rows": len(part.plan.source),
+        "rows": len(part.plan.wanted),
         "images": len(rows.row),
         "quarantined": len(rows.quarantine),
         "keep": int(np.count_nonzero(labels == 1)),
@@ -369,63 +537,112 @@ def _counts(part: Part, rows: _Collected) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Collected:
-    """A part's rows in the order of its source, and where each lies.
+    """A part's rows in the order of its source.
 
     Attributes:
-        row: int64 [n], source rows, ascending.
-        shard: int64 [n], index into ``paths``.
-        place: int64 [n], position in that shard.
+        written: _ROW [n], by source row, ascending.
         features: float32 [n, F].
         paths: of the shards.
         quarantine: in QUARANTINE_SCHEMA.
     """
 
-    row: np.ndarray
-    shard: np.ndarray
-    place: np.ndarray
+    written: np.ndarray
     features: np.ndarray
     paths: list[Path]
     quarantine: pa.Table
 
-    def images(self, some: slice) -> Iterator[np.ndarray]:
-        """Images [<= 4096, box, box] as the shards have them, in order."""
-        rows = np.arange(len(self.row))[some]
-        for chunk in np.split(rows, range(_CHUNK, len(rows), _CHUNK)):
-            shards, at = np.unique(self.shard[chunk], return_inverse=True)
-            stacks = [np.load(self.paths[i].with_suffix(".npy"), mmap_mode="r") for i in shards]
-            merged = np.empty((len(chunk), *stacks[0].shape[1:]), stacks[0].dtype)
-            for i, stack in enumerate(stacks):
-                merged[at == i] = stack[self.place[chunk[at == i]]]
-            yield merged
+    @property
+    def row(self) -> np.ndarray:
+        """int64 [n], source rows, ascending."""
+        return self.written["row"]
 
 
-def _collect(part: Part) -> _Collected:
-    source, plan = part.plan.source, part.plan
-    paths = [Path(shard.path) for shard in sorted(part.shards, key=lambda shard: shard.path)]
-    loaded = [_load(path) for path in paths]
-    row = np.concatenate([np.empty(0, np.int64), *(shard["rows"] for shard in loaded)])
-    order = np.argsort(row, kind="stable")
+def _collect(part: Part, shards: Sequence[Shard]) -> _Collected:
+    plan = part.plan
+    shards = sorted(shards, key=lambda shard: shard.path)
+    paths = [Path(shard.path) for shard in shards]
+    written = np.concatenate([np.empty(0, _ROW), *(np.load(_rows_file(path)) for path in paths)])
+    written = written[np.argsort(written["row"], kind="stable")]
     bad = dict(plan.quarantined)
-    for shard in loaded:
-        bad |= zip(shard["bad"].tolist(), shard["reasons"].tolist(), strict=True)
-    everything = np.sort(np.concatenate([row, np.array(sorted(bad), np.int64)]))
-    if not np.array_equal(everything, np.arange(len(source))):
-        raise InternalError(f"rows of {source.path} are in no shard, or in two")
-    sizes = [len(shard["rows"]) for shard in loaded]
-    features = [np.empty((0, len(plan.features)), np.float32), *(s["features"] for s in loaded)]
-    return _Collected(
-        row=row[order],
-        shard=np.repeat(np.arange(len(paths)), sizes)[order],
-        place=np.concatenate([np.empty(0, np.int64), *(np.arange(size) for size in sizes)])[order],
-        features=np.concatenate(features)[order],
-        paths=paths,
-        quarantine=_quarantine_table(plan, bad),
-    )
+    for shard in shards:
+        bad |= shard.reasons
+    everything = np.sort(np.append(written["row"], np.array(sorted(bad), np.int64)))
+    if not np.array_equal(everything, plan.wanted):
+        raise InternalError(f"rows of {plan.source.path} are in no shard, or in two")
+    features = np.full((len(plan.source), len(plan.features)), np.nan, np.float32)
+    for rows in plan.ranges:
+        features[rows.rows] = rows.features
+    return _Collected(written, features[written["row"]], paths, _quarantine_table(plan, bad))
 
 
-def _load(shard: Path) -> dict[str, np.ndarray]:
-    with np.load(shard) as arrays:
-        return dict(arrays)
+class _Stacks:
+    """A part's images on their way from the shards to the set's stacks.
+
+    Every shard is read once, and what lies together in a stack is written together, several shards
+    at a time: so it takes no memory worth the name, also where the source is in random order.
+
+    Attributes:
+        files: name and number of images of each stack.
+    """
+
+    def __init__(
+        self, folder: Path, first: int, part: Part, rows: _Collected, settings: IngestSettings
+    ) -> None:
+        self._rows, self._per_file = rows, settings.images_per_file
+        self._dtype = np.dtype(settings.dtype).newbyteorder("<")
+        self._box = settings.preparation.box
+        pixel_size = part.plan.prepared_pixel_size[rows.row]
+        self._paths: list[Path] = []
+        self.files: list[dict[str, Any]] = []
+        self._headers: list[bytes] = []
+        for start in range(0, len(rows.row), self._per_file):
+            some = slice(start, start + self._per_file)
+            known = pixel_size[some][np.isfinite(pixel_size[some])].astype(np.float64)
+            here = rows.written[some]
+            self._paths.append(folder / f"images-{first + len(self.files):05d}.mrcs")
+            self.files.append({"name": self._paths[-1].name, "images": len(here)})
+            self._headers.append(
+                stack_header(
+                    (len(here), self._box, self._box),
+                    self._dtype,
+                    float(known.mean()) if len(known) else 0.0,
+                    float(here["low"].min()),
+                    float(here["high"].max()),
+                    float(here["sum"].sum()),
+                    float(here["squares"].sum()),
+                )
+            )
+
+    def write(self) -> Iterator[int]:
+        """Write all, and say after each shard how many images it held."""
+        with ExitStack() as stay:
+            opened = [stay.enter_context(path.open("wb", buffering=0)) for path in self._paths]
+            for file, header in zip(opened, self._headers, strict=True):
+                file.write(header)
+            numbers = [file.fileno() for file in opened]
+            pool = stay.enter_context(ThreadPoolExecutor(min(4, os.cpu_count() or 1)))
+            yield from pool.map(lambda shard: self._scatter(shard, numbers), self._rows.paths)
+
+    def _scatter(self, shard: Path, files: Sequence[int]) -> int:
+        rows = np.load(_rows_file(shard))["row"]
+        images = np.load(shard.with_suffix(".npy"))
+        places = np.searchsorted(self._rows.row, rows)
+        order = np.argsort(places, kind="stable")
+        places = places[order]
+        if (np.diff(order) != 1).any():
+            images = images[order]
+        size = images[:1].nbytes
+        # A run ends where the next image's place is not the next, or in the next file.
+        ends = np.flatnonzero((np.diff(places) != 1) | (places[1:] % self._per_file == 0)) + 1
+        for run in np.split(np.arange(len(places)), ends):
+            if len(run):
+                file, place = divmod(int(places[run[0]]), self._per_file)
+                pixels = images[run[0] : run[-1] + 1].view(np.uint8).reshape(-1).data
+                at = _HEADER_BYTES + place * size
+                while pixels:
+                    written = os.pwrite(files[file], pixels, at)
+                    pixels, at = pixels[written:], at + written
+        return len(rows)
 
 
 def _quarantine_table(plan: Plan, reasons: dict[int, str]) -> pa.Table:
@@ -461,15 +678,3 @@ def _particles(part: Part, rows: _Collected, settings: IngestSettings) -> pa.Tab
 def _write_table(path: Path, table: pa.Table) -> None:
     with replacing(path) as temporary:
         pq.write_table(table, temporary)
-
-
-def _put_in_place(partial: Path, out: Path) -> None:
-    """Rename; an older set steps aside first, so that ``out`` is never half of each."""
-    aside = out.with_name(f"{out.name}.old")
-    if aside.exists():
-        shutil.rmtree(aside)
-    if out.exists():
-        out.rename(aside)
-    partial.rename(out)
-    if aside.exists():
-        shutil.rmtree(aside)

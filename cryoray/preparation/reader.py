@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +19,11 @@ from cryoray.records import RowRange, Stack
 
 #: Grey values beyond this overflow when they are squared in float32; no detector has such.
 _LARGEST = 1e15
+#: Headers asked for at once: a file system across a network answers each late, and many together.
+_AT_ONCE = 32
+#: What a reason says of this one row rather than of its sort: where it lies, how many of what.
+_WHERE = re.compile(r"^.*?\.(?:mrcs?|st|star|cs)(?:, (?:image|row) [\d,]+)?: |^image [\d,]+ ")
+_ONES_OWN = re.compile(r"\S+\.mrcs?\b|(?<![\w.])-?(?:\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?|inf)(?!\w)")
 
 
 class Headers:
@@ -30,25 +42,58 @@ class Headers:
                 self._known[index] = reason(error)
         return self._known[index]
 
+    def read(self, indices: Iterable[int]) -> None:
+        """Read these headers side by side, so that asking for one later costs nothing."""
+        missing = [index for index in indices if index not in self._known]
+        if len(missing) > 1:
+            with ThreadPoolExecutor(min(_AT_ONCE, len(missing))) as pool:
+                list(pool.map(self.__getitem__, missing))
 
-def read_range(rows: RowRange) -> np.ndarray | str:
-    """float32 [n, H, W], or the reason why none of these rows can be read."""
-    try:
-        return read_frames(rows.stack, rows.frames)
-    except FormatError as error:
-        return reason(error)
+
+def read_blocks(rows: RowRange, size: int) -> Iterator[np.ndarray]:
+    """The images of a range, float32 [<= size, H, W], block after block.
+
+    Before a block is returned the system is asked to fetch the next one, so that a disk or network
+    works while the caller does.
+
+    Raises:
+        FormatError: the stack cannot be read, or changed since it was planned or while it was read.
+    """
+    stack, cuts = rows.stack, [*range(0, len(rows.frames), size), len(rows.frames)]
+    with ExitStack() as stay:
+        ahead = None
+        with suppress(OSError):  # reading says better what is wrong
+            ahead = stay.enter_context(stack.path.open("rb", buffering=0))
+        for start, end in pairwise(cuts):
+            following = rows.frames[end : end + size]
+            if ahead is not None and len(following):
+                _fetch(ahead.fileno(), stack, following)
+            yield read_frames(stack, rows.frames[start:end])
+    read_frames(stack, rows.frames[:0])  # for its look at size and time, after the last pixel
+
+
+def _fetch(file: int, stack: Stack, frames: np.ndarray) -> None:
+    """Ask for the span of some ascending frames, unless most of it is not wanted."""
+    first, count = int(frames[0]), int(frames[-1] - frames[0]) + 1
+    if count <= 2 * len(frames) and not stack.compression and hasattr(os, "posix_fadvise"):
+        with suppress(OSError):  # it is advice; some file systems take none
+            os.posix_fadvise(
+                file,
+                stack.offset + first * stack.image_bytes,
+                count * stack.image_bytes,
+                os.POSIX_FADV_WILLNEED,
+            )
 
 
 def defects(images: np.ndarray) -> dict[int, str]:
     """Which of the images [n, H, W] are no images, and why."""
-    # Of a sum with NaN or infinity in it nothing finite remains; only then is a second look needed.
-    with np.errstate(invalid="ignore", over="ignore"):
-        suspect = ~np.isfinite(images.sum((1, 2), dtype=np.float64))
+    flat = images.reshape(len(images), -1)
+    with np.errstate(invalid="ignore"):  # the extremes of an image with a NaN are NaN
+        lowest, highest = flat.min(1), flat.max(1)
     found: dict[int, str] = {}
-    for i in np.flatnonzero(suspect).tolist():
+    for i in np.flatnonzero(~np.isfinite(lowest) | ~np.isfinite(highest)).tolist():
         bad = int(np.count_nonzero(~np.isfinite(images[i])))
         found[i] = f"{bad:,} of {images[i].size:,} pixels are NaN or infinite"
-    lowest, highest = images.min((1, 2)), images.max((1, 2))
     for i in np.flatnonzero(np.maximum(highest, -lowest) > _LARGEST).tolist():
         found.setdefault(i, f"pixels run from {lowest[i]:g} to {highest[i]:g}")
     for i in np.flatnonzero(lowest == highest).tolist():
@@ -59,3 +104,9 @@ def defects(images: np.ndarray) -> dict[int, str]:
 def reason(error: FormatError) -> str:
     """The error's sentence as an entry of a list."""
     return str(error).removesuffix(".")
+
+
+def by_reason(reasons: Iterable[str]) -> dict[str, int]:
+    """How many rows have each sort of reason, most first: without file, image and numbers."""
+    sorts = Counter(_ONES_OWN.sub("…", _WHERE.sub("", why)) for why in reasons)
+    return dict(sorts.most_common())

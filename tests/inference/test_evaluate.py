@@ -17,15 +17,7 @@ from cryoray.inference.evaluate import check_same_look, cross_validate, evaluate
 from cryoray.models.ensemble import Calibration, Ensemble, Manifest
 from cryoray.models.networks import NetworkConfig, build
 from cryoray.preparation.plan import plan
-from cryoray.preparation.prepare import prepare_range
-from cryoray.preparation.prepared import (
-    SHARDS,
-    Part,
-    PreparedSet,
-    partial_folder,
-    write_set,
-    write_shard,
-)
+from cryoray.preparation.prepared import Part, PreparedSet, divide, prepare_shard, write_set
 from cryoray.records import Event, OnEvent, OnProgress, Progress
 from cryoray.settings import IngestSettings, PreparationSettings, RuntimeSettings, Settings
 from cryoray.validation import accuracy
@@ -63,7 +55,6 @@ def make_set(
     """Noise in which labels take turns; what is judged does not matter here, how it is counted does."""
     settings = IngestSettings(preparation=preparation)
     n = micrographs * each
-    partial = partial_folder(out)
     parts = []
     for number, project in enumerate(projects):
         folder = out.parent / f"source-{out.name}" / project
@@ -76,13 +67,9 @@ def make_set(
         ]
         (folder / "particles.star").write_text(STAR + "\n".join(rows) + "\n")
         planned = plan(open_source(folder / "particles.star"), preparation, 64)
-        shards = partial / SHARDS / project
-        shards.mkdir()
-        made = [
-            write_shard(shards, prepare_range(r, preparation), "float32") for r in planned.ranges
-        ]
-        parts.append(Part(planned, project, np.resize(labels, n).astype(np.int8), None, made))
-    write_set(out, partial, parts, settings)
+        parts.append(Part(planned, project, np.resize(labels, n).astype(np.int8), None))
+    shards = [prepare_shard(work, settings) for work in divide(parts, out, settings)]
+    write_set(out, parts, shards, settings)
     return PreparedSet.open(out)
 
 

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cryoray.formats.mrc import absence, read_header
 from cryoray.formats.source import open_source
-from cryoray.preparation.plan import plan, protein_is_dark
+from cryoray.preparation import plan as planning
+from cryoray.preparation import reader
+from cryoray.preparation.features import source_features
+from cryoray.preparation.plan import grouped, plan, protein_is_dark
 from cryoray.settings import PreparationSettings
 from tests.preparation.sources import particles, write_source
 
 SETTINGS = PreparationSettings(box=32, contrast="bright")
+#: A source's columns with an entry for each row.
+_ROWS = ("images", "stack", "frame", "micrograph", "pixel_size")
 
 
 def test_every_row_is_in_one_range_in_the_order_of_its_stack(tmp_path: Path) -> None:
     source = write_source(tmp_path, [particles(300, 64), particles(200, 64)])
     planned = plan(source, SETTINGS, range_mib=1)
-    assert len(planned.ranges) == 9  # 64 images of 16 KiB are a MiB
-    assert all(part.bytes <= 1 << 20 for part in planned.ranges)
-    assert [part.index for part in planned.ranges] == list(range(9))
+    assert len(planned.ranges) == 7  # 64 images of 16 KiB are a MiB
+    assert all(1 << 20 <= part.bytes < 2 << 20 for part in planned.ranges)
+    assert [part.index for part in planned.ranges] == list(range(7))
     rows = np.concatenate([part.rows for part in planned.ranges])
     assert sorted(rows.tolist()) == list(range(500))
     for part in planned.ranges:
@@ -92,6 +99,108 @@ def test_the_stack_s_pixel_size_stands_in_for_a_missing_one(tmp_path: Path) -> N
     header = plan(write_source(tmp_path, [particles(3)], pixel_size="nan"), settings, 64)
     assert header.pixel_size.tolist() == [3.0] * 3
     assert header.ranges[0].pixel_size.tolist() == [3.0] * 3
+
+
+def test_a_shuffled_source_is_still_read_stack_by_stack_and_in_order(tmp_path: Path) -> None:
+    source = write_source(tmp_path, [particles(70), particles(50), particles(60)])
+    order = np.random.default_rng(0).permutation(len(source))
+    shuffled = replace(
+        source,
+        **{name: getattr(source, name)[order] for name in _ROWS},
+        metadata={name: values[order] for name, values in source.metadata.items()},
+    )
+    planned = plan(shuffled, SETTINGS, 64)
+    assert [part.stack.path.name for part in planned.ranges] == ["a.mrcs", "b.mrcs", "c.mrcs"]
+    straight = {source.images[row]: x for p in plan(source, SETTINGS, 64).ranges
+                for row, x in zip(p.rows.tolist(), p.features, strict=True)}  # fmt: skip
+    for part in planned.ranges:
+        assert part.frames.tolist() == list(range(part.stack.count))
+        for row, features in zip(part.rows.tolist(), part.features, strict=True):
+            np.testing.assert_array_equal(features, straight[shuffled.images[row]])
+
+
+def test_small_stacks_are_put_together_and_no_task_is_beyond_twice_the_size(tmp_path: Path) -> None:
+    source = write_source(tmp_path, [particles(n, 64) for n in (30, 20, 40, 90, 5, 130)])
+    groups = grouped(plan(source, SETTINGS, range_mib=1).ranges, range_mib=1)
+    parts = [[(part.stack.path.name, len(part.rows)) for part in group] for group in groups]
+    assert parts == [
+        [("a.mrcs", 30), ("b.mrcs", 20), ("c.mrcs", 40)],
+        [("d.mrcs", 90)],
+        [("e.mrcs", 5), ("f.mrcs", 65)],
+        [("f.mrcs", 65)],
+    ]
+    assert grouped([], 1) == []
+
+
+class Counted(np.ndarray):
+    """An array that adds up how many of its elements are looked at."""
+
+    looked_at = 0
+
+    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):  # type: ignore[no-untyped-def]
+        Counted.looked_at += sum(getattr(x, "size", 1) for x in inputs)
+        plain = [x.view(np.ndarray) if isinstance(x, Counted) else x for x in inputs]
+        given = {} if out is None else {"out": tuple(np.asarray(x) for x in out)}
+        made = getattr(ufunc, method)(*plain, **given, **options)
+        return made.view(Counted) if isinstance(made, np.ndarray) else made
+
+    def __getitem__(self, key):  # type: ignore[no-untyped-def]
+        made = self.view(np.ndarray)[key]
+        Counted.looked_at += getattr(made, "size", 1) if isinstance(key, np.ndarray) else 1
+        return made.view(Counted) if isinstance(made, np.ndarray) else made
+
+
+def test_the_work_of_planning_grows_with_the_rows_and_not_with_rows_times_stacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+    monkeypatch.setattr(reader, "read_header", lambda p: (opened.append(p), read_header(p))[1])
+    asked: list[int] = []
+    monkeypatch.setattr(
+        planning,
+        "source_features",
+        lambda *a, rows, **k: (asked.append(len(rows)), source_features(*a, rows=rows, **k))[1],
+    )
+    work = []
+    for stacks in (25, 100):
+        source = write_source(tmp_path / str(stacks), [particles(4)])
+        n = 4 * stacks
+        paths = []
+        for i in range(stacks):
+            paths.append(tmp_path / str(stacks) / f"{i}.mrcs")
+            paths[-1].hardlink_to(source.stacks[0])
+        order = np.random.default_rng(0).permutation(n)
+        many = replace(
+            source,
+            images=np.array([f"{i}" for i in range(n)], object),
+            stacks=tuple(paths),
+            stack=(order // 4).astype(np.int32).view(Counted),
+            frame=(order % 4).view(Counted),
+            micrograph=np.full(n, "", object),
+            pixel_size=np.full(n, 2.0, np.float32).view(Counted),
+            metadata={},
+        )
+        Counted.looked_at = 0
+        planned = plan(many, SETTINGS, 64)
+        work.append(Counted.looked_at)
+        assert len(planned.ranges) == stacks
+        assert sorted(opened) == sorted(paths)
+        assert asked == [n]
+        opened.clear()
+        asked.clear()
+    assert work[1] / work[0] == pytest.approx(4, rel=0.1)
+
+
+def test_why_a_truncated_stack_lacks_images_is_looked_up_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_source(tmp_path, [particles(50)])
+    stack = source.stacks[0]
+    stack.write_bytes(stack.read_bytes()[: 1024 + 6400])
+    looked: list[object] = []
+    monkeypatch.setattr(planning, "absence", lambda s: (looked.append(s), absence(s))[1])
+    assert len(plan(source, SETTINGS, 64).quarantined) == 49
+    assert len(looked) == 1
 
 
 @pytest.mark.parametrize("sign", [1, -1])

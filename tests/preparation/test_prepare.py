@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cryoray.preparation import prepare
 from cryoray.preparation.plan import plan
 from cryoray.preparation.prepare import prepare_images, prepare_range, window_sides
+from cryoray.preparation.reader import by_reason, defects
 from cryoray.settings import PreparationSettings
 from tests.preparation.sources import particles, write_source
 
@@ -89,6 +91,71 @@ def test_a_stack_that_changes_after_planning_quarantines_the_whole_range(
     assert len(prepared.images) == len(prepared.rows) == len(prepared.features) == 0
     assert [row for row, _ in prepared.quarantined] == list(range(5))
     assert "a.mrcs: changed" in prepared.quarantined[0][1]
+
+
+def test_a_stack_that_grows_while_it_is_read_quarantines_the_whole_range(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its images may be another program's half-written ones: none of them is believed."""
+    source = write_source(tmp_path, [particles(100)])
+    (only,) = plan(source, SETTINGS, 64).ranges
+    monkeypatch.setattr(prepare, "_BLOCK", 1)  # a block of 32 images
+    seen = []
+
+    def grow(images: np.ndarray) -> dict[int, str]:
+        seen.append(len(images))
+        if len(seen) == 4:  # after the last read
+            with source.stacks[0].open("ab") as file:
+                file.write(bytes(6400))
+        return defects(images)
+
+    monkeypatch.setattr(prepare, "defects", grow)
+    prepared = prepare_range(only, SETTINGS)
+    assert seen == [32, 32, 32, 4]
+    assert len(prepared.rows) == 0
+    assert len(prepared.quarantined) == 100
+    assert "a.mrcs: changed while it was being read" in prepared.quarantined[0][1]
+
+
+def test_a_range_comes_out_the_same_in_blocks_and_on_a_device_named_by_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = particles(100)
+    images[40] = 3
+    source = write_source(tmp_path, [images])
+    (only,) = plan(source, SETTINGS, 64).ranges
+    whole = prepare_range(only, SETTINGS)
+    monkeypatch.setattr(prepare, "_BLOCK", 1)
+    blocks = prepare_range(only, SETTINGS)
+    np.testing.assert_array_equal(whole.images, blocks.images)
+    assert whole.quarantined == blocks.quarantined == ((40, "a.mrcs, image 41: all pixels are 3"),)
+    device = prepare_range(only, SETTINGS, device="cpu:0")  # takes the way of a GPU
+    np.testing.assert_allclose(device.images, whole.images, atol=1e-4)
+
+
+def test_reasons_are_counted_by_their_sort() -> None:
+    counted = by_reason(
+        [
+            "a.mrcs, image 5: 4,096 of 4,096 pixels are NaN or infinite",
+            "b c.mrcs, image 1,005: 2 of 4,096 pixels are NaN or infinite",
+            "/data/Extract/job012/gone.mrcs: there is no such stack",
+            "/data/Extract/job012/gone2.mrcs: there is no such stack",
+            "/data/x.mrcs: cannot be read: Permission denied",
+            "image 9 is not there: a.mrcs holds 3 images",
+            "is the same image as row 1,234",
+            "is the same image as row 2",
+            "is the same image as row 3",
+            "x.mrcs, image 2: all pixels are -1.5e+09",
+        ]
+    )
+    assert counted == {
+        "is the same image as row …": 3,
+        "… of … pixels are NaN or infinite": 2,
+        "there is no such stack": 2,
+        "cannot be read: Permission denied": 1,
+        "is not there: … holds … images": 1,
+        "all pixels are …": 1,
+    }
 
 
 def test_reasons_of_a_range_name_the_source_s_row_and_the_stack_s_image(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mrcfile
 import numpy as np
@@ -16,12 +17,12 @@ from cryoray.formats.mrc import read_header
 from cryoray.preparation.plan import plan
 from cryoray.preparation.prepare import prepare_range
 from cryoray.preparation.prepared import (
-    SHARDS,
     Part,
     PreparedSet,
-    partial_folder,
+    check_out,
+    divide,
+    prepare_shard,
     write_set,
-    write_shard,
 )
 from cryoray.records import QUARANTINE_SCHEMA, Books, particles_schema
 from cryoray.settings import IngestSettings, PreparationSettings
@@ -30,35 +31,32 @@ from tests.preparation.sources import particles, write_source
 SETTINGS = IngestSettings(preparation=PreparationSettings(box=32, diameter=60), images_per_file=40)
 
 
-def part(
-    folder: Path, shards: Path, settings: IngestSettings, n: int = 30, range_mib: int = 64
-) -> Part:
-    """A part of 2n + 1 rows: one a copy of another, two of NaN, those in shards."""
+def part(folder: Path, settings: IngestSettings = SETTINGS, n: int = 30) -> Part:
+    """A part of 2n + 1 rows: one a copy of another, two of NaN."""
     bad = particles(n, 64, seed=2)
     bad[4], bad[n - 1] = np.nan, np.nan
     again = ("000002@a.mrcs mic_a.mrc 1 1 1 4",)
     source = write_source(folder, [particles(n, 64), bad], extra=again)
-    planned = plan(source, settings.preparation, range_mib)
-    shards.mkdir(parents=True, exist_ok=True)
-    made = [
-        write_shard(shards, prepare_range(rows, settings.preparation), settings.dtype)
-        for rows in planned.ranges
-    ]
     labels = np.where(np.arange(len(source)) % 3 == 2, -1, np.arange(len(source)) % 3)
-    return Part(planned, folder.name, labels.astype(np.int8), None, made)
+    planned = plan(source, settings.preparation, settings.range_mib)
+    return Part(planned, folder.name, labels.astype(np.int8), None)
+
+
+def merge(out: Path, parts: list[Part], settings: IngestSettings = SETTINGS) -> Books:
+    """The parts' work done, last things first, and put together."""
+    work = divide(parts, out, settings)
+    return write_set(out, parts, [prepare_shard(w, settings) for w in reversed(work)], settings)
 
 
 def make(
-    tmp_path: Path, name: str = "set", settings: IngestSettings = SETTINGS, **options: int
+    tmp_path: Path, name: str = "set", settings: IngestSettings = SETTINGS, n: int = 30
 ) -> tuple[PreparedSet, Books]:
-    out = tmp_path / name
-    partial = partial_folder(out)
-    parts = [
-        part(tmp_path / project, partial / SHARDS / project, settings, **options)
-        for project in ("one", "two")
-    ]
-    books = write_set(out, partial, parts, settings)
-    return PreparedSet.open(out), books
+    books = merge(
+        tmp_path / name,
+        [part(tmp_path / project, settings, n) for project in ("one", "two")],
+        settings,
+    )
+    return PreparedSet.open(tmp_path / name), books
 
 
 def test_a_set_is_in_the_order_of_its_sources_and_its_files_are_valid(tmp_path: Path) -> None:
@@ -114,12 +112,70 @@ def test_what_was_quarantined_is_listed_by_the_source_s_own_rows(tmp_path: Path)
 def test_the_digest_follows_content_and_settings_and_nothing_else(tmp_path: Path) -> None:
     made, _ = make(tmp_path)
     finer = SETTINGS.model_copy(update={"images_per_file": 7, "range_mib": 1})
-    assert make(tmp_path, "again", finer, range_mib=1)[0].digest == made.digest
+    again, _ = make(tmp_path, "again", finer, n=100)
+    assert again.digest == make(tmp_path, "coarse", n=100)[0].digest != made.digest
+    np.testing.assert_array_equal(
+        again.images(np.arange(again.n)),
+        PreparedSet.open(tmp_path / "coarse").images(np.arange(again.n)),
+    )
+    assert make(tmp_path, "same")[0].digest == made.digest
     clipped = PreparationSettings(box=32, diameter=60, clip=5)
     for changed in ({"dtype": "float32"}, {"preparation": clipped}):
         other = IngestSettings(**{**SETTINGS.model_dump(), **changed})
         assert make(tmp_path, "other", other)[0].digest != made.digest
     assert make(tmp_path, "fewer", n=29)[0].digest != made.digest
+
+
+def test_a_shard_is_named_after_all_that_its_bytes_depend_on(tmp_path: Path) -> None:
+    def names(settings: IngestSettings = SETTINGS, **changes: Any) -> list[str]:
+        ranges = tuple(replace(rows, **changes) for rows in whole.plan.ranges)
+        changed = replace(whole, plan=replace(whole.plan, ranges=ranges))
+        return [work.path.name for work in divide([changed], tmp_path / "set", settings)]
+
+    whole = part(tmp_path / "one")
+    rows = whole.plan.ranges[0]
+    others = [
+        names(SETTINGS.model_copy(update={"dtype": "float32"})),
+        names(SETTINGS.model_copy(update={"preparation": PreparationSettings(box=64)})),
+        names(invert=True),
+        names(stack=replace(rows.stack, mtime_ns=1)),
+        names(stack=replace(rows.stack, size=1)),
+        names(stack=replace(rows.stack, path=tmp_path / "x.mrcs")),
+        names(frames=rows.frames + 1),
+        names(pixel_size=rows.pixel_size + 1),
+    ]
+    assert names() == names(SETTINGS.model_copy(update={"max_quarantined": 0.5}))
+    assert all(other != names() for other in others)
+
+
+def test_shards_hold_no_more_than_they_say_and_are_found_again(tmp_path: Path) -> None:
+    parts = [part(tmp_path / "one")]
+    (work,) = divide(parts, tmp_path / "set", SETTINGS)
+    assert work.done is None
+    made = prepare_shard(work, SETTINGS)
+    assert work.done == made
+    assert (made.images, made.quarantined, made.bytes) == (58, 2, 60 * 64 * 64 * 4)
+    work.path.with_suffix(".rows.npy").write_bytes(b"cut short")
+    assert work.done is None
+
+
+def test_a_set_in_random_order_is_that_of_its_source(tmp_path: Path) -> None:
+    """Stacks are read in order, images of three of them lie scattered over four files."""
+    source = write_source(
+        tmp_path / "x", [particles(50), particles(40, seed=1), particles(30, seed=2)]
+    )
+    order = np.random.default_rng(0).permutation(len(source))
+    columns = {
+        name: getattr(source, name)[order] for name in ("images", "stack", "frame", "micrograph")
+    }
+    shuffled = replace(source, **columns, metadata={})
+    sets = []
+    for name, each in (("straight", replace(source, metadata={})), ("shuffled", shuffled)):
+        planned = plan(each, SETTINGS.preparation, 64)
+        merge(tmp_path / name, [Part(planned, "x", np.full(120, -1, np.int8), None)])
+        sets.append(PreparedSet.open(tmp_path / name))
+    assert sets[1].table["image"].to_pylist() == source.images[order].tolist()
+    np.testing.assert_array_equal(sets[1].images(np.arange(120)), sets[0].images(order))
 
 
 def test_features_come_back_by_name_with_what_is_missing_missing(tmp_path: Path) -> None:
@@ -139,34 +195,61 @@ def test_features_come_back_by_name_with_what_is_missing_missing(tmp_path: Path)
 
 
 def test_too_many_bad_rows_leave_their_list_and_no_set(tmp_path: Path) -> None:
-    out = tmp_path / "set"
     older, _ = make(tmp_path)
-    partial = partial_folder(out)
     bad = np.full((150, 32, 32), np.nan, np.float32)
     planned = plan(write_source(tmp_path / "x", [bad]), SETTINGS.preparation, 64)
-    shard = write_shard(
-        partial / SHARDS, prepare_range(planned.ranges[0], SETTINGS.preparation), "float16"
-    )
-    labels = np.full(150, -1, np.int8)
     with pytest.raises(QuarantineError, match="150 of 150 rows") as raised:
-        write_set(out, partial, [Part(planned, "x", labels, None, [shard])], SETTINGS)
+        merge(tmp_path / "set", [Part(planned, "x", np.full(150, -1, np.int8), None)])
     assert len(pq.read_table(raised.value.file)) == 150
-    assert sorted(file.name for file in partial.iterdir()) == ["quarantine.parquet"]
-    assert PreparedSet.open(out).digest == older.digest
+    assert raised.value.file == tmp_path / "set.shards" / "quarantine.parquet"
+    assert PreparedSet.open(tmp_path / "set").digest == older.digest
+
+
+def test_a_source_of_which_nothing_came_through_is_no_success(tmp_path: Path) -> None:
+    """Few rows, and beside many good ones: by the bound alone a wrong path would pass."""
+    good = part(tmp_path / "one")
+    source = write_source(tmp_path / "gone", [particles(20)])
+    source.stacks[0].unlink()
+    planned = plan(source, SETTINGS.preparation, 64)
+    gone = Part(planned, "gone", np.full(20, -1, np.int8), None)
+    with pytest.raises(
+        QuarantineError, match=r"none of its 20 rows .*there is no such stack"
+    ) as raised:
+        merge(tmp_path / "set", [good, gone])
+    assert raised.value.file == source.path
+    assert not (tmp_path / "set").exists()
 
 
 def test_a_lost_shard_is_our_own_fault(tmp_path: Path) -> None:
-    partial = partial_folder(tmp_path / "set")
-    whole = part(tmp_path / "one", partial / SHARDS, SETTINGS)
+    whole = part(tmp_path / "one")
     with pytest.raises(InternalError, match="in no shard"):
-        write_set(tmp_path / "set", partial, [replace(whole, shards=whole.shards[:1])], SETTINGS)
+        write_set(tmp_path / "set", [whole], [], SETTINGS)
+
+
+def test_a_part_is_added_without_touching_those_that_are_there(tmp_path: Path) -> None:
+    together, _ = make(tmp_path, "together")
+    one, two = part(tmp_path / "one"), part(tmp_path / "two")
+    out = tmp_path / "set"
+    merge(out, [one])
+    before = {path.name: path.stat() for path in out.glob("images-*")}
+    work = divide([two], out, SETTINGS)
+    shards = [prepare_shard(each, SETTINGS) for each in work]
+    books = write_set(out, [two], shards, SETTINGS, base=PreparedSet.open(out))
+    assert str(books) == "61 rows in = 58 out + 3 quarantined"
+    made = PreparedSet.open(out)
+    for name, was in before.items():
+        now = (out / name).stat()
+        assert (now.st_ino, now.st_mtime_ns) == (was.st_ino, was.st_mtime_ns)
+    assert made.digest == together.digest
+    for file in sorted(together.path.iterdir()):
+        assert (out / file.name).read_bytes() == file.read_bytes()
 
 
 def test_another_folder_is_never_overwritten_and_an_older_set_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("…")
     with pytest.raises(InputError, match="mine: exists and is no prepared set; give --out"):
-        partial_folder(tmp_path / "mine")
+        check_out(tmp_path / "mine")
     first, _ = make(tmp_path)
     second, _ = make(tmp_path, n=20)
     assert (first.n, second.n) == (116, 76)

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cryoray.preparation.plan import plan
-from cryoray.preparation.prepare import prepare_range
-from cryoray.preparation.prepared import SHARDS, Part, partial_folder, write_set, write_shard
+from cryoray.preparation.prepared import Part, divide, prepare_shard, write_set
 from cryoray.settings import IngestSettings, PreparationSettings
 from tests.preparation.sources import write_source
 
@@ -29,13 +28,9 @@ def write_labelled_set(
         stacks[i % 3][i // 3] = noise + 2 * _BLOB * particle
     source = write_source(folder / f"{project}-source", stacks)
     settings = IngestSettings(preparation=PreparationSettings(box=BOX))
-    planned = plan(source, settings.preparation, 64)
-    out = folder / project
-    partial = partial_folder(out)
-    shards = [
-        write_shard(partial / SHARDS, prepare_range(rows, settings.preparation), settings.dtype)
-        for rows in planned.ranges
-    ]
     labels = keep.astype(np.int8) if labelled else np.full(3 * n, -1, np.int8)
-    write_set(out, partial, [Part(planned, project, labels, None, shards)], settings)
+    parts = [Part(plan(source, settings.preparation, 64), project, labels, None)]
+    out = folder / project
+    shards = [prepare_shard(work, settings) for work in divide(parts, out, settings)]
+    write_set(out, parts, shards, settings)
     return out
