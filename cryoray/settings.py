@@ -119,9 +119,13 @@ class AugmentSettings(Section):
     )
     contrast: float = Field(0.15, ge=0, le=1, description="standard deviation of log contrast")
     filter: float = Field(0.2, ge=0, le=2, description="strength of smooth random Fourier filters")
-    noise: float = Field(
-        0.15, ge=0, le=2, description="largest additive noise, background deviations"
+    rings: float = Field(
+        0.15, ge=0, le=1, description="greatest depth of the rings of a CTF-like filter"
     )
+    noise: float = Field(
+        0.15, ge=0, le=2, description="largest additive noise, white to 1/f, background deviations"
+    )
+    mask: Fraction = Field(0.05, description="of the images, those masked by a circle")
 
 
 class FitSettings(Section):

@@ -23,6 +23,10 @@ _FIELD = 1024
 #: noise, and a network that never sees untouched noise takes it for a sign of something.
 _EXACT = 0.35
 _WAVES = 4
+#: Rings of a CTF-like filter between the origin and Nyquist, at least and at most.
+_RINGS = (1.0, 6.0)
+#: A mask's radius, in half boxes, at least and at most, and the width of its edge.
+_RADII, _EDGE = (0.7, 1.0), 0.1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,6 +39,8 @@ class AugmentParameters:
         waves: float32 [n, 4], log gain of the Fourier filter, a cosine series over the radius.
         noise: float32 [n], standard deviation of the noise added.
         field: int64 [n, 3], which piece of which field of noise: colour, top, left.
+        rings: float32 [n, 2], depth and number of the rings in which a CTF-like filter weakens.
+        mask: float32 [n], radius of a circular mask in half boxes; infinite where there is none.
     """
 
     motion: torch.Tensor
@@ -42,6 +48,8 @@ class AugmentParameters:
     waves: torch.Tensor
     noise: torch.Tensor
     field: torch.Tensor
+    rings: torch.Tensor
+    mask: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.contrast)
@@ -77,20 +85,30 @@ def draw(
     falling = settings.filter / torch.arange(1, _WAVES + 1)
     origin = torch.randint(_FIELD - box, (n, 2), generator=generator)
     colour = torch.randint(len(_COLOURS), (n, 1), generator=generator)
+    contrast, waves = torch.exp(settings.contrast * normal(n)), falling * normal(n, _WAVES)
+    noise = settings.noise * uniform(n)
+    rings = torch.stack(
+        [settings.rings * uniform(n), torch.lerp(*map(torch.tensor, _RINGS), uniform(n))], 1
+    )
+    masked = uniform(n) < settings.mask
+    radius = torch.lerp(*map(torch.tensor, _RADII), uniform(n))
     return AugmentParameters(
         motion=torch.cat([motion, shift[:, :, None]], 2),
-        contrast=torch.exp(settings.contrast * normal(n)),
-        waves=falling * normal(n, _WAVES),
-        noise=settings.noise * uniform(n),
+        contrast=contrast,
+        waves=waves,
+        noise=noise,
         field=torch.cat([colour, origin], 1),
+        rings=rings,
+        mask=torch.where(masked, radius, math.inf),
     )
 
 
 def augment(images: torch.Tensor, parameters: AugmentParameters) -> torch.Tensor:
-    """Images moved in one bicubic interpolation, then filtered, scaled and made noisier.
+    """Images moved in one bicubic interpolation, then filtered, scaled, made noisier and masked.
 
     What comes in over an edge is the image reflected there: zeros would be a background without
-    noise, which only training images have.
+    noise, which only training images have. A mask hides what is outside a circle behind zeros, the
+    background's mean, as RELION and cryoSPARC mask images; it is the last thing done.
 
     Args:
         images: float32 [n, box, box], normalised; on any device.
@@ -111,26 +129,38 @@ def augment(images: torch.Tensor, parameters: AugmentParameters) -> torch.Tensor
         padding_mode="reflection",
         align_corners=False,
     )[:, 0]
-    gain = (parameters.waves @ _cosines(box)).exp_().mul_(parameters.contrast[:, None])
+    cosines, square = _fourier(box, device)
+    gain = (parameters.waves.to(device) @ cosines).exp_()
+    if bool(parameters.rings[:, 0].any()):
+        depth, number = parameters.rings.to(device).T[:, :, None]
+        gain *= 1 - depth * torch.sin(math.pi * number * square).square_()
+    gain *= parameters.contrast.to(device)[:, None]
     spectrum = torch.fft.rfft2(moved)
-    torch.view_as_real(spectrum).mul_(gain.to(device).reshape(n, box, -1, 1))
+    torch.view_as_real(spectrum).mul_(gain.reshape(n, box, -1, 1))
     made = torch.fft.irfft2(spectrum, s=(box, box))
-    pieces = _noise()
+    pieces = _noise(device)
     noise = torch.stack(
         [pieces[c, y : y + box, x : x + box] for c, y, x in parameters.field.tolist()]
     )
-    return made.addcmul_(noise.to(device), parameters.noise.to(device)[:, None, None])
+    made.addcmul_(noise, parameters.noise.to(device)[:, None, None])
+    masked = torch.isfinite(parameters.mask).nonzero()[:, 0]
+    if len(masked):
+        radius = parameters.mask[masked].to(device)[:, None, None]
+        inside = (radius + _EDGE / 2 - torch.hypot(axis[:, None], axis)) / _EDGE
+        made[masked.to(device)] *= (1 - torch.cos(math.pi * inside.clamp_(0, 1))) / 2
+    return made
 
 
 @lru_cache(maxsize=8)
-def _cosines(box: int) -> torch.Tensor:
-    """float32 [waves, box * (box//2 + 1)]: cos(k pi r / Nyquist), k from 1, flat as an rfft2."""
+def _fourier(box: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """float32 [waves, box * (box//2 + 1)], cos(k pi r / Nyquist), k from 1; and (r / Nyquist)²."""
     radius = torch.hypot(torch.fft.fftfreq(box)[:, None], torch.fft.rfftfreq(box)).flatten()
-    return torch.cos(math.tau * torch.arange(1, _WAVES + 1)[:, None] * radius)
+    cosines = torch.cos(math.tau * torch.arange(1, _WAVES + 1)[:, None] * radius)
+    return cosines.to(device), (2 * radius).square().to(device)
 
 
-@lru_cache(maxsize=1)
-def _noise() -> torch.Tensor:
+@lru_cache(maxsize=4)
+def _noise(device: torch.device) -> torch.Tensor:
     """float32 [colours, 1024, 1024] of unit variance, always the same.
 
     Cutting a piece out is far cheaper than drawing one, and a million places are enough not to be
@@ -144,4 +174,4 @@ def _noise() -> torch.Tensor:
     frequency = frequency.clamp(min=1 / 32)
     fall = torch.stack([frequency**-power for power in _COLOURS])
     coloured = torch.fft.irfft2(torch.fft.rfft2(white) * fall, s=(_FIELD, _FIELD))
-    return coloured / coloured.std((1, 2), keepdim=True)
+    return (coloured / coloured.std((1, 2), keepdim=True)).to(device)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from cryoray.imaging.augment import _noise as augment_noise
 from cryoray.imaging.augment import augment, draw
 from cryoray.imaging.rescale import fourier_rescale
 from cryoray.settings import AugmentSettings
 
-STILL = AugmentSettings(rotate=False, shift=0, magnify=0, contrast=0, filter=0, noise=0)
+STILL = AugmentSettings(
+    rotate=False, shift=0, magnify=0, contrast=0, filter=0, rings=0, noise=0, mask=0
+)
 
 
 def generator(seed: int = 5) -> torch.Generator:
@@ -60,7 +63,7 @@ def test_turning_and_mirroring_move_an_image_and_change_nothing_else() -> None:
 
 def test_a_third_of_the_images_move_without_interpolation() -> None:
     images = torch.randn(400, 32, 32, generator=generator(2))
-    moves = AugmentSettings(contrast=0, filter=0, noise=0)
+    moves = AugmentSettings(contrast=0, filter=0, rings=0, noise=0, mask=0)
     moved = augment(images, draw(400, generator(), moves, 32))
     # Whole-pixel moves keep the very values, interpolation makes new ones.
     kept = torch.stack(
@@ -99,3 +102,44 @@ def test_the_filter_is_radial_and_leaves_the_mean_by_its_gain_alone() -> None:
     turned = torch.flip(spread.transpose(1, 2), (1,)).roll(1, 1)  # a quarter turn about pixel 32
     torch.testing.assert_close(spread, turned, atol=1e-4, rtol=0)
     torch.testing.assert_close(spread.sum((1, 2)), parameters.waves.sum(1).exp(), atol=1e-3, rtol=0)
+
+
+def test_rings_weaken_as_a_ctf_does_and_leave_the_mean() -> None:
+    impulse = torch.zeros(64, 64, 64)
+    impulse[:, 32, 32] = 1
+    parameters = draw(64, generator(), STILL.model_copy(update={"rings": 1.0}), 64)
+    gain = torch.fft.rfft2(augment(impulse, parameters)).abs()
+    frequency = torch.fft.rfftfreq(64)
+    for along, (depth, number) in zip(gain[:, 0], parameters.rings.tolist(), strict=True):
+        expected = 1 - depth * torch.sin(torch.pi * number * (2 * frequency) ** 2) ** 2
+        torch.testing.assert_close(along, expected, atol=1e-3, rtol=0)
+    assert (gain[:, 0, 0] - 1).abs().max() < 1e-3
+    assert parameters.rings[:, 1].min() >= 1
+    assert parameters.rings[:, 1].max() <= 6
+
+
+def test_a_mask_hides_what_is_outside_a_circle_and_nothing_inside() -> None:
+    images = smooth(1).expand(200, 64, 64) + 2
+    parameters = draw(200, generator(), STILL.model_copy(update={"mask": 0.3}), 64)
+    masked = torch.isfinite(parameters.mask)
+    assert 40 < masked.sum() < 80
+    made = augment(images, parameters)
+    torch.testing.assert_close(made[~masked], images[~masked], atol=1e-3, rtol=0)
+    axis = (torch.arange(64) - 31.5) / 32
+    radius = torch.hypot(axis[:, None], axis)
+    for image, edge in zip(made[masked], parameters.mask[masked].tolist(), strict=True):
+        assert not image[radius > edge + 0.051].any()
+        inside = radius < edge - 0.051
+        torch.testing.assert_close(image[inside], images[0][inside], atol=1e-3, rtol=0)
+
+
+def test_noise_is_white_to_one_over_f() -> None:
+    field = augment_noise(torch.device("cpu"))
+    frequency = torch.fft.rfftfreq(1024)
+    amplitude = torch.fft.rfft2(field).abs()[:, 0]
+    low, high = (frequency > 0.05) & (frequency < 0.06), (frequency > 0.45) & (frequency < 0.5)
+    ratio = amplitude[:, low].mean(1) / amplitude[:, high].mean(1)
+    torch.testing.assert_close(
+        ratio, (0.475 / 0.055) ** torch.tensor([0.0, 0.5, 1.0]), rtol=0.25, atol=0
+    )
+    torch.testing.assert_close(field.std((1, 2)), torch.ones(3))
