@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -18,9 +17,10 @@ if TYPE_CHECKING:
     from cryoray.records import Kind
     from cryoray.settings import PreparationSettings
 
-#: Images side by side on a contact sheet, and the white pixels between kept, discarded, unlabelled.
+#: Images side by side on a contact sheet.
 _COLUMNS = 16
-_BAND = 6
+#: Bars of a histogram, from empty to full; how many there are, and the percentiles they reach to.
+_BARS, _BINS, _REACH = " ▁▂▃▄▅▆▇█", 24, (0.5, 99.5)
 
 
 def inspect(
@@ -39,7 +39,7 @@ def inspect(
         Literal["particle", "class2d"] | None, typer.Option(help="What a row of a source is.")
     ] = None,
 ) -> None:
-    """Show counts, labels, pixel sizes and metadata of a source or a prepared set."""
+    """Show counts, sizes, labels and what metadata tell of kept and discarded images."""
     if (path / "set.json").is_file():
         _inspect_set(path, sheet, images)
     else:
@@ -48,24 +48,32 @@ def inspect(
 
 def _inspect_set(path: Path, sheet: Path | None, images: int) -> None:
     from cryoray.preparation.prepared import PreparedSet
+    from cryoray.preparation.reader import by_reason
     from cryoray.records import Books
 
     prepared = PreparedSet.open(path)
-    common.out.print(_features(prepared.features, prepared.feature_matrix(prepared.features)))
+    labels = prepared.labels
+    _show_features(prepared.features, prepared.feature_matrix(prepared.features), labels)
     if sheet is not None:
-        _write_sheet(sheet, [prepared.images(rows) for rows in _samples(prepared.labels, images)])
+        parts = {title: prepared.images(rows) for title, rows in _samples(labels, images).items()}
+        _write_sheet(sheet, parts)
     counts = prepared.counts
+    reasons = by_reason(prepared.quarantine["reason"].to_pylist())
+    size = sum((path / file["name"]).stat().st_size for p in prepared.parts for file in p["files"])
     common.finish(
         f"Prepared set {path}",
         {
             "kind": prepared.kind,
             "images": prepared.n,
-            **_counts(prepared.labels),
+            **_counts(labels),
+            "parts": len(prepared.parts),
             "projects": sorted(set(prepared.groups("project"))),
             "micrographs": len(set(prepared.groups("micrograph"))),
             "pixel size, Å": _spread(prepared.table["pixel_size"].to_numpy()),
             "box, px": prepared.settings.box,
+            "size, MB": size / 1e6,
             "digest": prepared.digest,
+            **{f"quarantined: {why}": count for why, count in list(reasons.items())[:5]},
         },
         Books(counts["rows"], counts["images"], counts["quarantined"]),
     )
@@ -80,6 +88,7 @@ def _inspect_sources(
     from cryoray.formats.selection import find_selection, read_selection
     from cryoray.formats.source import find_sources, open_source
     from cryoray.preparation.plan import plan
+    from cryoray.preparation.reader import by_reason
     from cryoray.records import Books
 
     chosen = common.settings(ctx, ingest={"kind": kind}).ingest
@@ -90,19 +99,20 @@ def _inspect_sources(
             np.full(len(source), -1) if selection is None else read_selection(selection, source)
         )
         planned = plan(source, chosen.preparation, chosen.range_mib)
-        features = [
-            np.empty((0, len(planned.features))),
-            *(part.features for part in planned.ranges),
-        ]
-        common.out.print(_features(planned.features, np.concatenate(features)))
+        values = np.full((len(source), len(planned.features)), np.nan, np.float32)
+        for part in planned.ranges:
+            values[part.rows] = part.features
+        _show_features(planned.features, values, labels)
         if sheet is not None:
-            parts = [
-                look_at(source, rows, chosen.preparation)[1] for rows in _samples(labels, images)
-            ]
+            parts = {
+                title: look_at(source, rows, chosen.preparation)[1]
+                for title, rows in _samples(labels, images).items()
+            }
             _write_sheet(sheet, parts)
             sheet = None  # of the first source alone
         bad = len(planned.quarantined)
-        reasons = Counter(reason for _, reason in planned.quarantined).most_common(5)
+        reasons = by_reason(reason for _, reason in planned.quarantined)
+        stacks = {part.stack.path: part.stack for part in planned.ranges}.values()
         common.finish(
             f"Source {found}",
             {
@@ -112,11 +122,14 @@ def _inspect_sources(
                 **_counts(labels),
                 "selection": selection,
                 "stacks": len(source.stacks),
+                "box, px": sorted({f"{stack.width} × {stack.height}" for stack in stacks}),
+                "pixels": sorted({stack.dtype for stack in stacks}),
+                "size, MB": planned.bytes / 1e6,
                 "micrographs": len({name for name in source.micrograph if name}),
                 "pixel size, Å": _spread(planned.pixel_size),
                 "protein in it": "dark" if planned.invert else "bright",
                 **({"RELION would say": said} if (said := complaint(source)) else {}),
-                **{f"unusable: {reason}": count for reason, count in reasons},
+                **{f"unusable: {why}": count for why, count in list(reasons.items())[:5]},
             },
             Books(len(source), len(source) - bad, bad),
         )
@@ -166,45 +179,91 @@ def _spread(values: np.ndarray) -> str:
     return (low if low == high else f"{low} to {high}") + missing
 
 
-def _features(names: tuple[str, ...], values: np.ndarray) -> Table:
-    """Which metadata there are (as the network sees them: transformed, not yet standardised)."""
+def _show_features(names: tuple[str, ...], values: np.ndarray, labels: np.ndarray) -> None:
+    """Which metadata there are, and how they are spread among kept and discarded images.
+
+    Values are as the network sees them: transformed, not yet standardised.
+
+    Args:
+        names: of the columns of ``values``.
+        values: float32 [n, F], NaN where missing.
+        labels: int8 [n]: 1 keep, 0 discard, -1 no label.
+    """
     import numpy as np
 
-    made = Table("feature", "present", "lowest", "highest", title="Metadata", title_justify="left")
+    from cryoray.preparation.features import FEATURES
+
+    units = {f.name: f"{f.transform} {f.unit}".strip() for f in FEATURES}
+    groups = {"kept": labels == 1, "discarded": labels == 0}
+    if not all(some.any() for some in groups.values()):
+        groups = {"images": np.ones(len(labels), bool)}
+    made = Table(
+        *("feature", "unit", "present", "from", *groups, "to"),
+        title="Metadata",
+        title_justify="left",
+    )
+    missing, ranked = [], 0
     for name, column in zip(names, values.T, strict=True):
-        known = column[np.isfinite(column)]
-        share = f"{len(known) / max(len(column), 1):.0%}"
-        ends = (known.min(), known.max()) if len(known) else (np.nan, np.nan)
-        made.add_row(name, share, *(common.text(float(end)) for end in ends))
-    return made
+        known = np.isfinite(column)
+        if not known.any():
+            missing.append(name)
+        elif name.endswith(("_rank", "_z")):  # the same, said relative to the job
+            ranked += 1
+        else:
+            low, high = (float(end) for end in np.percentile(column[known], _REACH))
+            bars = [_histogram(column[known & some], low, high) for some in groups.values()]
+            share = f"{known.mean():.0%}"
+            made.add_row(name, units[name], share, common.text(low), *bars, common.text(high))
+    common.out.print(made)
+    if ranked:
+        common.out.print(f"and {ranked} of the same, as ranks and z-scores in their job")
+    if missing:
+        common.out.print(f"missing: {', '.join(missing)}")
 
 
-def _samples(labels: np.ndarray, count: int) -> list[np.ndarray]:
-    """Rows spread evenly over the kept, the discarded and the unlabelled ones."""
+def _histogram(values: np.ndarray, low: float, high: float) -> str:
+    """Bars as high as values are many, from ``low`` to ``high``; what lies beyond is in the last."""
     import numpy as np
 
-    found = (np.flatnonzero(labels == label) for label in (1, 0, -1))
-    return [
-        rows[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))]
-        for rows in found
-        if len(rows)
-    ]
+    if low == high:
+        return f"all {common.text(low)}" if len(values) else ""
+    counts, _ = np.histogram(values.clip(low, high), _BINS, (low, high))
+    steps = np.ceil(counts / max(counts.max(), 1) * (len(_BARS) - 1)).astype(int)
+    return "".join(_BARS[step] for step in steps)
 
 
-def _write_sheet(path: Path, parts: list[np.ndarray]) -> None:
-    """Write the images [n, box, box] of each part below one another, white between parts."""
+def _samples(labels: np.ndarray, count: int) -> dict[str, np.ndarray]:
+    """Rows spread evenly over the kept, the discarded and the unlabelled ones, under their titles."""
     import numpy as np
-    from matplotlib.image import imsave
 
-    bands: list[np.ndarray] = []
-    for images in (part for part in parts if len(part)):
+    samples = {}
+    for title, label in (("kept", 1), ("discarded", 0), ("without label", -1)):
+        rows = np.flatnonzero(labels == label)
+        if len(rows):
+            some = rows[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))]
+            samples[f"{title}: {len(some):,} of {len(rows):,}"] = some
+    return samples
+
+
+def _write_sheet(path: Path, parts: dict[str, np.ndarray]) -> None:
+    """Write the images [n, box, box] of each part below one another, each part under its title."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    parts = {title: images for title, images in parts.items() if len(images)}
+    if not parts:
+        return
+    heights = [-(-len(images) // _COLUMNS) for images in parts.values()]
+    figure = Figure(figsize=(_COLUMNS, sum(heights) + 0.4 * len(parts)), layout="constrained")
+    places = figure.subplots(len(parts), height_ratios=heights, squeeze=False)[:, 0]
+    for place, rows, (title, images) in zip(places, heights, parts.items(), strict=True):
         side = images.shape[-1]
-        rows = -(-len(images) // _COLUMNS)
-        filled = np.zeros((rows * _COLUMNS, side, side), np.float32)
-        low, high = np.percentile(images, (0.5, 99.5), axis=(1, 2), keepdims=True)
+        filled = np.ones((rows * _COLUMNS, side, side), np.float32)
+        low, high = np.percentile(images, _REACH, axis=(1, 2), keepdims=True)
         filled[: len(images)] = np.clip((images - low) / np.maximum(high - low, 1e-6), 0, 1)
         grid = filled.reshape(rows, _COLUMNS, side, side).swapaxes(1, 2).reshape(rows * side, -1)
-        bands += [grid, np.ones((_BAND, grid.shape[1]), np.float32)]
-    if bands:
-        imsave(path, np.concatenate(bands[:-1]), cmap="gray", vmin=0, vmax=1)
-        common.out.print(f"contact sheet: {path}")
+        place.imshow(grid, cmap="gray", vmin=0, vmax=1)
+        place.set_title(title, loc="left")
+        place.set_axis_off()
+    figure.savefig(path, dpi=72)
+    common.out.print(f"contact sheet: {path}")
