@@ -92,8 +92,8 @@ def _settings(workers: int | None) -> Settings:
     """Of an ingestion by so many of Ray's workers, or by none."""
     alone = 1 << 20 if workers is None else 0
     return Settings(
-        runtime={"cpus": workers, "gpus": 0, "dashboard": False, "object_store_mib": 256},  # type: ignore[arg-type]
-        ingest={"preparation": _PREPARATION, "alone_mib": alone},  # type: ignore[arg-type]
+        runtime={"cpus": workers, "gpus": 0, "dashboard": False, "object_store_mib": 256},
+        ingest={"preparation": _PREPARATION, "alone_mib": alone},
     )
 
 

@@ -73,6 +73,9 @@ def draw(
     def uniform(*shape: int) -> torch.Tensor:
         return torch.rand(shape, generator=generator)
 
+    def between(low: float, high: float) -> torch.Tensor:
+        return low + (high - low) * uniform(n)
+
     exact = uniform(n) < _EXACT
     angle, quarter, mirror = uniform(n) * math.tau, uniform(n).mul(4).floor(), uniform(n) < 0.5
     angle = torch.where(exact, quarter * (math.tau / 4), angle) * settings.rotate
@@ -87,11 +90,8 @@ def draw(
     colour = torch.randint(len(_COLOURS), (n, 1), generator=generator)
     contrast, waves = torch.exp(settings.contrast * normal(n)), falling * normal(n, _WAVES)
     noise = settings.noise * uniform(n)
-    rings = torch.stack(
-        [settings.rings * uniform(n), torch.lerp(*map(torch.tensor, _RINGS), uniform(n))], 1
-    )
-    masked = uniform(n) < settings.mask
-    radius = torch.lerp(*map(torch.tensor, _RADII), uniform(n))
+    rings = torch.stack([settings.rings * uniform(n), between(*_RINGS)], 1)
+    masked, radius = uniform(n) < settings.mask, between(*_RADII)
     return AugmentParameters(
         motion=torch.cat([motion, shift[:, :, None]], 2),
         contrast=contrast,
