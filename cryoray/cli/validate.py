@@ -52,6 +52,54 @@ def fsc(
         common.err.print(f"[yellow]{warning}.[/]", soft_wrap=True)
 
 
+def reconstruct(
+    ctx: typer.Context,
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="Particles of a 3D refinement, with half-sets.")
+    ],
+    verdicts: Annotated[
+        Path, typer.Argument(metavar="VERDICTS", help="Folder of verdicts about these images.")
+    ],
+    out: Out,
+    mask: Annotated[
+        str, typer.Option(metavar="MASK|auto|none", help="Soft mask, one made here, or none.")
+    ] = "auto",
+    symmetry: Annotated[
+        str | None, typer.Option(metavar="GROUP", help="Cn, Dn, T, O or I, as RELION has it.")
+    ] = None,
+    truth: Annotated[
+        Path | None, typer.Option(metavar="MAP", help="True map of simulated particles.")
+    ] = None,
+) -> None:
+    """Maps of the kept, of all, of the discarded and of random subsets, and their FSC."""
+    settings = common.settings(ctx, proof={"symmetry": symmetry})
+    from cryoray.inference.validate import validate_reconstruct
+
+    with common.Show() as show:
+        numbers = validate_reconstruct(
+            source,
+            verdicts,
+            out,
+            settings,
+            mask=None if mask == "none" else mask,
+            truth=truth,
+            on_progress=show.progress,
+            on_event=show.event,
+        )
+    rows = {
+        f"{name}, {found['particles']:,} particles, Å": found["resolution"]["0.143"]["interpolated"]
+        for name, found in numbers["sets"].items()
+    }
+    fates = {"used": numbers["used"], "left out": numbers["left_out"]}
+    common.finish(
+        "Resolution at 0.143", {**rows, "folder": out}, common.balance(numbers["rows"], fates)
+    )
+    if numbers["more_anisotropic"]:
+        common.err.print(
+            "[yellow]The kept make a more anisotropic map than all: views may have been lost.[/]"
+        )
+
+
 def _resolutions(numbers: dict[str, Any]) -> dict[str, object]:
     """Rows for the terminal."""
     rows: dict[str, object] = {}

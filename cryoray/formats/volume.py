@@ -41,4 +41,5 @@ def write_volume(path: Path, volume: np.ndarray, pixel_size: float) -> Path:
         mrcfile.new(temporary, np.ascontiguousarray(volume, np.float32)) as file,
     ):
         file.voxel_size = pixel_size
+        file.header.label[0] = "cryoray"  # in place of the date: the same map is the same file
     return Path(path)

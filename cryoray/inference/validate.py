@@ -7,21 +7,31 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
+import ray
 import torch
 
+from cryoray import runtime
 from cryoray.errors import InputError
 from cryoray.formats.files import replacing, replacing_folder
 from cryoray.formats.fsc_curve import read_curve
+from cryoray.formats.source import Source, open_source
 from cryoray.formats.volume import read_volume, write_volume
+<<<<<<< HEAD
+=======
+from cryoray.inference.folders import replacing_folder
+from cryoray.inference.reconstruct import Particles, accumulate, invert, particles_of, total
+>>>>>>> 443c818 (Prove what verdicts do to the map: half-maps of the kept, all, discarded and random subsets, on Ray)
 from cryoray.records import Event, OnEvent, OnProgress, Progress, ignore
 from cryoray.settings import ProofSettings, Settings
 from cryoray.validation import fsc, report
+from cryoray.validation.reconstruct import b_factor, symmetry_operators
 
 METRICS, REPORT = "metrics.json", "report.html"
 
@@ -101,6 +111,420 @@ def validate_fsc(
     on_progress(_step(steps, 4))
     on_event(Event("validation.done", {"out": str(out), **_told(numbers)}))
     return numbers
+
+
+#: Parts of a set, each as large as all before it together, for resolution against number of particles.
+_LEVELS = 5
+
+#: Below this many particles in a half-set there is no map to speak of.
+_FEWEST = 10
+
+
+def validate_reconstruct(
+    source: Path,
+    verdicts: Path,
+    out: Path,
+    settings: Settings,
+    *,
+    mask: str | None = "auto",
+    truth: Path | None = None,
+    on_progress: OnProgress = ignore,
+    on_event: OnEvent = ignore,
+) -> dict[str, Any]:
+    """Half-maps of the kept, of all, of the discarded and of random subsets as large as the kept.
+
+    Half-sets are the source's own ``rlnRandomSubset``: drawn anew, halves that were refined together would
+    agree about their common noise.
+
+    Args:
+        source: particles of a 3D refinement.
+        verdicts: folder of verdicts, or its ``verdicts.parquet``, about the same images by name.
+        out: folder of numbers, page, figures and half-maps; appears when all is done.
+        settings: ``runtime`` and ``proof`` are used.
+        mask: file, ``auto`` (made from the map of all) or None; the same for all sets.
+        truth: the true map of simulated particles; None: ``truth.mrc`` beside the source, where it is.
+        on_progress: told as maps are made.
+        on_event: ``validation.done``.
+
+    Returns:
+        what ``metrics.json`` holds.
+
+    Raises:
+        InputError: the source has no poses or half-sets, or the verdicts are about other images.
+        SettingsError: no Ray, or no such symmetry.
+    """
+    chosen = settings.proof
+    operators = symmetry_operators(chosen.symmetry)
+    opened = open_source(Path(source))
+    particles = particles_of(opened)
+    if not (particles.half > 0).any():
+        raise InputError(
+            "has no half-sets (rlnRandomSubset), and halves drawn now would agree about noise that the"
+            " refinement fitted to both",
+            file=opened.path,
+            remedy="give the particles of a gold-standard refinement",
+        )
+    verdict = verdicts_of(Path(verdicts), opened)[particles.row]
+    judged = np.flatnonzero((verdict != "") & (particles.half > 0))
+    particles, verdict = particles[judged], verdict[judged]
+    kept = verdict == "keep"
+    for name, rows in (("kept", kept), ("all", np.ones(len(kept), bool))):
+        if min((particles.half[rows] == half).sum() for half in (1, 2)) < _FEWEST:
+            raise InputError(f"too few particles are {name} in one of the half-sets", file=verdicts)
+    with replacing_folder(Path(out).absolute(), "folder of a validation", is_validation) as partial:
+        runtime.connect(settings.runtime)
+        maps = _Maps(particles, operators, chosen, on_progress)
+        rng = np.random.default_rng(chosen.seed)
+        sides = {"kept": kept, "discarded": verdict == "discard", "review": verdict == "review"}
+        steps = maps.levels({name: rows for name, rows in sides.items() if rows.any()}, rng)
+        sets = {name: found[-1] for name, found in steps.items()}
+        for number in range(chosen.random_subsets):
+            sets[f"random {number + 1}"] = maps.of(_as_many(kept, particles.half, rng))
+        pixel_size = particles.poses.pixel_size
+        whole = sets["all"]
+        weights, masked_by = _mask(mask, whole.halves, pixel_size, chosen, partial)
+        true_map = _true_map(truth, opened.path, particles.box)
+        proofs = {
+            name: _Proof.of(found, pixel_size, weights, true_map, chosen)
+            for name, found in sets.items()
+        }
+        reslog = {
+            name: [_Proof.of(found, pixel_size, weights, None, chosen) for found in series]
+            for name, series in steps.items()
+            if name in ("kept", "all")
+        }
+        for name in ("kept", "all"):
+            for number, half in enumerate(sets[name].halves, 1):
+                write_volume(partial / f"{name}_half{number}.mrc", half.numpy(), pixel_size)
+        numbers = _reconstruct_numbers(proofs, reslog)
+        numbers |= {
+            "mask": masked_by,
+            "rows": len(opened),
+            "used": len(particles),
+            "left_out": len(opened) - len(particles),
+            "symmetry": chosen.symmetry,
+        }
+        report.render(
+            partial / REPORT,
+            "What the verdicts did to the map",
+            [
+                *_reconstruct_sections(numbers, proofs, reslog, opened.path, Path(verdicts), out),
+                report.provenance_section(
+                    command(),
+                    [chosen],
+                    {"source": digest(opened.path), "verdicts": digest(_table(Path(verdicts)))},
+                ),
+            ],
+            pictures=True,
+        )
+        write_json(partial / METRICS, numbers)
+    on_event(
+        Event(
+            "validation.done",
+            {
+                "out": str(out),
+                **{name: proof.resolution for name, proof in proofs.items()},
+                "used": len(particles),
+                "left_out": numbers["left_out"],
+            },
+        )
+    )
+    return numbers
+
+
+def verdicts_of(path: Path, source: Source) -> np.ndarray:
+    """Str objects [n]: the verdict about each row of a source, '' where there is none.
+
+    Raises:
+        InputError: there are no verdicts, or none about these images.
+    """
+    file = _table(path)
+    if not file.is_file():
+        raise InputError("there are no verdicts", file=path, remedy="give a folder of `classify`")
+    table = pq.read_table(file, columns=["image", "verdict"])
+    known = dict(zip(table["image"].to_pylist(), table["verdict"].to_pylist(), strict=True))
+    found = np.array([known.get(name, "") for name in source.images], object)
+    if not (found != "").any():
+        raise InputError(
+            f"says nothing of the images of {source.path}",
+            file=file,
+            remedy="judge these particles, or give those that were judged",
+        )
+    return found
+
+
+def _table(path: Path) -> Path:
+    return path / "verdicts.parquet" if path.is_dir() else path
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Set:
+    """Two half-maps and the particles in them."""
+
+    halves: tuple[torch.Tensor, torch.Tensor]
+    particles: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Proof:
+    """What can be said about a set's map."""
+
+    particles: int
+    curves: fsc.HalfMapFsc
+    views: fsc.Directional
+    truth: np.ndarray | None = None
+
+    @classmethod
+    def of(
+        cls,
+        found: _Set,
+        pixel_size: float,
+        mask: torch.Tensor | None,
+        truth: torch.Tensor | None,
+        chosen: ProofSettings,
+    ) -> _Proof:
+        curves = fsc.half_map_fsc(
+            *found.halves, pixel_size, mask, draws=chosen.random_phases, seed=chosen.seed
+        )
+        weight = torch.ones(()) if mask is None else mask
+        first, second = (half * weight for half in found.halves)
+        views = fsc.directional_fsc(first, second, pixel_size)
+        against = None if truth is None else fsc.correlation((first + second) / 2, truth * weight)
+        return cls(found.particles, curves, views, against)
+
+    @property
+    def resolution(self) -> float | None:
+        return self.curves.resolution().interpolated
+
+    @property
+    def true_resolution(self) -> float | None:
+        if self.truth is None:
+            return None
+        return fsc.resolution(self.curves.frequency, self.truth, 0.5).interpolated
+
+
+class _Maps:
+    """Half-maps of sets of particles, made on Ray."""
+
+    def __init__(
+        self,
+        particles: Particles,
+        operators: np.ndarray,
+        chosen: ProofSettings,
+        on_progress: OnProgress,
+    ) -> None:
+        self._particles, self._operators, self._chosen = particles, operators, chosen
+        self._told, self._done = on_progress, 0
+        self._total = 2 * chosen.random_subsets
+
+    def of(self, rows: np.ndarray) -> _Set:
+        """The half-maps of the rows where ``rows`` (bool [n]) holds."""
+        sums = [self._sums(rows & (self._particles.half == half)) for half in (1, 2)]
+        return self._maps(sums, int(rows.sum()))
+
+    def levels(
+        self, sides: Mapping[str, np.ndarray], rng: np.random.Generator
+    ) -> dict[str, list[_Set]]:
+        """Maps of ever more of each side and of all sides together, the last of everything.
+
+        Sums only grow, so that each particle is inserted once.
+        """
+        self._total += 2 * (2 * _LEVELS + len(sides) - 1)
+        level = {name: _levels(rows, self._particles.half, rng) for name, rows in sides.items()}
+        sums: dict[str, list[Any]] = {name: [None, None] for name in sides}
+        found: dict[str, list[_Set]] = {name: [] for name in (*sides, "all")}
+        for number in range(_LEVELS):
+            for name, of in level.items():
+                for half in (1, 2):
+                    more = self._sums((of == number) & (self._particles.half == half))
+                    sums[name][half - 1] = total([sums[name][half - 1], more])
+                last = number == _LEVELS - 1
+                if all(sums[name]) and (name == "kept" or last):
+                    found[name].append(
+                        self._maps(sums[name], int(((of >= 0) & (of <= number)).sum()))
+                    )
+            both = [total([sums[name][half] for name in sides]) for half in (0, 1)]
+            count = sum(int(((of >= 0) & (of <= number)).sum()) for of in level.values())
+            found["all"].append(self._maps(both, count))
+        return {name: series for name, series in found.items() if series}
+
+    def _sums(self, rows: np.ndarray) -> Any:
+        return accumulate(self._particles[np.flatnonzero(rows)], self._chosen.particles)
+
+    def _maps(self, sums: Sequence[Any], particles: int) -> _Set:
+        box = self._particles.box
+        first, second = ray.get([invert(one, box, self._operators) for one in sums])
+        self._done += 2
+        self._told(Progress("maps", self._done, self._total, "maps"))
+        return _Set((torch.from_numpy(first.copy()), torch.from_numpy(second.copy())), particles)
+
+
+def _levels(rows: np.ndarray, half: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """int8 [n]: the level at which each row comes in, a sixteenth, an eighth, … all; -1 outside ``rows``."""
+    level = np.full(len(rows), -1, np.int8)
+    for number in (1, 2):
+        mine = rng.permutation(np.flatnonzero(rows & (half == number)))
+        for i in reversed(range(_LEVELS)):
+            level[mine[: -(-len(mine) // 2 ** (_LEVELS - 1 - i))]] = i
+    return level
+
+
+def _as_many(rows: np.ndarray, half: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """As many random rows of each half as ``rows`` has there: bool [n]."""
+    drawn = np.zeros(len(rows), bool)
+    for number in (1, 2):
+        mine = np.flatnonzero(half == number)
+        drawn[rng.choice(mine, int((rows & (half == number)).sum()), replace=False)] = True
+    return drawn
+
+
+def _true_map(truth: Path | None, source: Path, box: int) -> torch.Tensor | None:
+    path = truth or source.parent / "truth.mrc"
+    if truth is None and not path.is_file():
+        return None
+    volume, _ = read_volume(path)
+    if len(volume) != box:
+        raise InputError(f"has {len(volume)}³ voxels where the particles have {box} px", file=path)
+    return torch.from_numpy(volume)
+
+
+def _reconstruct_numbers(
+    proofs: Mapping[str, _Proof], reslog: Mapping[str, Sequence[_Proof]]
+) -> dict[str, Any]:
+    numbers: dict[str, Any] = {"sets": {}, "reslog": {}}
+    for name, proof in proofs.items():
+        numbers["sets"][name] = {
+            "particles": proof.particles,
+            **fsc_numbers(proof.curves),
+            "directional": directional_numbers(proof.views),
+        }
+        if proof.truth is not None:
+            numbers["sets"][name]["fsc_true"] = proof.truth.tolist()
+            numbers["sets"][name]["resolution_true_0.5"] = proof.true_resolution
+    for name, series in reslog.items():
+        count = np.array([proof.particles for proof in series], float)
+        limit = np.array([proof.resolution or np.nan for proof in series])
+        numbers["reslog"][name] = {
+            "particles": count.tolist(),
+            "resolution": limit.tolist(),
+            "b_factor": b_factor(count, limit),
+        }
+    random = _random(proofs)
+    numbers["random_spread"] = {
+        "resolution": _range([proof.resolution for proof in random]),
+        "area_ratio": _range([proof.views.area_ratio for proof in random]),
+        "resolution_true_0.5": _range([proof.true_resolution for proof in random]),
+    }
+    least = numbers["random_spread"]["area_ratio"]
+    whole, kept = (proofs[name].views.area_ratio for name in ("all", "kept"))
+    numbers["more_anisotropic"] = bool(kept < whole and (least is None or kept < least["min"]))
+    return numbers
+
+
+def _random(proofs: Mapping[str, _Proof]) -> list[_Proof]:
+    return [proof for name, proof in proofs.items() if name.startswith("random ")]
+
+
+def _range(values: Sequence[float | None]) -> dict[str, float] | None:
+    known = np.array([value for value in values if value is not None], float)
+    if not len(known):
+        return None
+    std = float(known.std(ddof=1)) if len(known) > 1 else 0.0
+    return {
+        "mean": float(known.mean()),
+        "std": std,
+        "min": float(known.min()),
+        "max": float(known.max()),
+    }
+
+
+def _reconstruct_sections(
+    numbers: Mapping[str, Any],
+    proofs: Mapping[str, _Proof],
+    reslog: Mapping[str, Sequence[_Proof]],
+    source: Path,
+    verdicts: Path,
+    out: Path,
+) -> list[report.Section]:
+    kept, whole, random = proofs["kept"], proofs["all"], _random(proofs)
+    frequency = kept.curves.frequency
+    looks = {"kept": ("keep", "-"), "all": ("ink", "-"), "discarded": ("discard", "-")}
+    looks["review"] = ("review", "-")
+
+    def lines(of: Callable[[_Proof], np.ndarray]) -> list[report.Line]:
+        drawn = [
+            report.Line(name, frequency, of(proofs[name]), colour, style)
+            for name, (colour, style) in looks.items()
+            if name in proofs
+        ]
+        if random:
+            curves = np.stack([of(proof) for proof in random])
+            band = np.stack([curves.min(0), curves.max(0)])
+            drawn.append(
+                report.Line("random, as many", frequency, curves.mean(0), "d1", (0, (5, 1.6)), band)
+            )
+        return drawn
+
+    sections = [
+        report.summary_section(
+            "The same poses and half-sets, the same mask; only the choice of particles differs.",
+            {
+                "particles": f"{source}: {numbers['rows']:,} rows, of which {numbers['left_out']:,} were"
+                " left out (not judged, in no half-set, without a pose, or unreadable)",
+                "verdicts": verdicts,
+                "symmetry": numbers["symmetry"],
+            },
+            {"folder": out, "half-maps": "kept_half1.mrc …", "figures": "figures/ (SVG, PNG, CSV)"},
+            {
+                f"kept ({kept.particles:,})": report.angstrom(kept.resolution),
+                f"all ({whole.particles:,})": report.angstrom(whole.resolution),
+            },
+        ),
+        report.sets_section(
+            lines(lambda proof: proof.curves.best),
+            [_set_row(name, proof) for name, proof in proofs.items()],
+        ),
+    ]
+    if kept.truth is not None:
+        sections.append(report.truth_section(lines(lambda proof: np.asarray(proof.truth))))
+    sections.append(
+        report.reslog_section(
+            [
+                report.Line(
+                    f"{name}: B = {found['b_factor']:.0f} Å²" if found["b_factor"] else name,
+                    np.array(found["particles"]),
+                    1 / np.array(found["resolution"]) ** 2,
+                    looks[name][0],
+                )
+                for name, found in numbers["reslog"].items()
+            ]
+        )
+    )
+    warning = (
+        "The kept particles make a map that is more anisotropic than that of all, and than any random"
+        " subset as large: views may have been lost."
+        if numbers["more_anisotropic"]
+        else ""
+    )
+    views = {name: proofs[name].views for name in ("kept", "all")}
+    sections.append(report.directions_section(views, frequency, warning))
+    doubts = [f"{name}: {said}." for name in proofs for said in proofs[name].curves.warnings]
+    if doubts:
+        sections.append(report.Section("Distrust", [], " ".join(doubts[:6])))
+    return sections
+
+
+def _set_row(name: str, proof: _Proof) -> tuple[str, ...]:
+    at = {threshold: proof.curves.resolution(threshold) for threshold in fsc.THRESHOLDS}
+    return (
+        name,
+        f"{proof.particles:,}",
+        report.angstrom(at[0.143].last_shell),
+        report.angstrom(at[0.143].interpolated),
+        report.angstrom(at[0.5].interpolated),
+        report.angstrom(proof.true_resolution),
+        f"{proof.views.area_ratio:.3f}",
+    )
 
 
 def is_validation(folder: Path) -> bool:
@@ -276,7 +700,7 @@ def _plain(value: Any) -> Any:
 def command() -> str:
     """What was typed, as it can be typed again."""
     program = Path(sys.argv[0]).name
-    return shlex.join([program if program != "__main__.py" else "cryoray", *sys.argv[1:]])
+    return shlex.join(["cryoray" if program.endswith(".py") else program, *sys.argv[1:]])
 
 
 def digest(path: Path) -> str:

@@ -15,6 +15,7 @@ import torch
 from cryoray.errors import InputError, SettingsError
 from cryoray.formats.files import replacing
 from cryoray.formats.mrc import StackWriter
+from cryoray.formats.volume import write_volume
 from cryoray.records import Event, OnEvent, OnProgress, Progress, ignore
 from cryoray.settings import Settings, SimulateSettings
 from cryoray.simulation import junk, microscope
@@ -22,6 +23,7 @@ from cryoray.simulation.junk import PARTICLE, Scene, Stage
 from cryoray.simulation.microscope import Exposure, Optics, Projector
 from cryoray.simulation.phantom import (
     Structure,
+    blurred_density,
     damaged,
     families,
     random_structure,
@@ -53,6 +55,7 @@ _FIGURE_OF_MERIT = {
     "drift": 0.25,
 }
 _FIGURE_SPREAD = 0.07
+_POSE = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,9 +80,9 @@ def simulate(
     """Simulate projects, each of another protein, with a person's selection and the truth.
 
     Each project is a RELION project folder: ``particles.star``, its stacks (float32, protein
-    bright, normalised as RELION does), ``labels.csv`` (the person's), ``truth.csv``.
-    ``collection.json`` says what each project is of, and is written last. A folder that the same
-    settings have already filled is left as it is.
+    bright, normalised as RELION does), ``labels.csv`` (the person's), ``truth.csv`` and the true map
+    ``truth.mrc``. ``collection.json`` says what each project is of, and is written last. A folder that
+    the same settings have already filled is left as it is.
 
     Args:
         out: folder to write into; made where it is missing.
@@ -289,7 +292,7 @@ def _write_project(
                         project, exposure, scenes[some], angles[some], missing[some], rng
                     ).numpy()
                 )
-        rows += _particles(stack, m, project, exposure, kinds, places, rng)
+        rows += _particles(stack, m, project, exposure, scenes, angles, places, rng)
         truth += _truth(stack, scenes, angles)
         ambiguity += [scene.ambiguity for scene in scenes]
         told(len(rows))
@@ -303,6 +306,8 @@ def _write_project(
     ]
     _write_csv(folder / "labels.csv", labels)
     _write_csv(folder / "truth.csv", truth)
+    true_map = blurred_density(project.structure, chosen.box, project.optics.pixel_size)
+    write_volume(folder / "truth.mrc", true_map, project.optics.pixel_size)
     return {
         "folder": project.folder,
         "structure": project.structure.name,
@@ -393,17 +398,22 @@ def _particles(
     micrograph: int,
     project: _Project,
     exposure: Exposure,
-    kinds: np.ndarray,
+    scenes: Sequence[Scene],
+    angles: np.ndarray,
     places: np.ndarray,
     rng: np.random.Generator,
 ) -> list[dict[str, object]]:
-    """Rows of ``particles.star``: what the picker and the CTF program said."""
+    """Rows of ``particles.star``: what the picker and the CTF program said, and true poses.
+
+    Where no particle was picked, the angles mean nothing: a refinement gives junk some, too.
+    """
     optics = project.optics
     resolution = max(
         2.2 * optics.pixel_size, 4.5 / exposure.contrast * float(np.exp(rng.normal(0, 0.2)))
     )
     correlation = float(np.clip(rng.normal(0.12, 0.03) * exposure.contrast, 0.01, None))
-    figures = rng.normal([_FIGURE_OF_MERIT[kind] for kind in kinds], _FIGURE_SPREAD)
+    figures = rng.normal([_FIGURE_OF_MERIT[scene.kind] for scene in scenes], _FIGURE_SPREAD)
+    origins = [-scene.places[0] * optics.pixel_size if scene.picked else (0, 0) for scene in scenes]
     return [
         {
             "rlnCoordinateX": f"{x:.2f}",
@@ -418,8 +428,12 @@ def _particles(
             "rlnDefocusV": f"{exposure.defocus_v:.3f}",
             "rlnDefocusAngle": f"{exposure.defocus_angle:.4f}",
             "rlnPhaseShift": f"{0:.3f}",
+            **dict(zip(_POSE, map("{:.4f}".format, (*angle, *origin)), strict=True)),
+            "rlnRandomSubset": 1 + index % 2,
         }
-        for index, ((x, y), figure) in enumerate(zip(places, figures, strict=True), 1)
+        for index, ((x, y), figure, angle, origin) in enumerate(
+            zip(places, figures, angles, origins, strict=True), 1
+        )
     ]
 
 

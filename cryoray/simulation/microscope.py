@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch_ctf import calculate_ctf_2d
 
+from cryoray.imaging.pose import rotations
 from cryoray.simulation.phantom import Structure, density
 
 #: Å: how large debris is, and how long the waves in the ice's thickness.
@@ -130,19 +131,6 @@ def motion_blur(side: int, motion: torch.Tensor) -> torch.Tensor:
     """What steady motion over ``motion`` [n, 2] (x, y in px) leaves: float32 [n, side, side // 2 + 1]."""
     y, x = frequencies(side)
     return torch.sinc(x * motion[:, 0, None, None] + y * motion[:, 1, None, None])
-
-
-def rotations(angles: np.ndarray) -> np.ndarray:
-    """RELION's Euler matrices (``Euler_angles2matrix``) of rot, tilt, psi in degrees: [n, 3] to [n, 3, 3]."""
-    (ca, cb, cg), (sa, sb, sg) = np.cos(np.radians(angles.T)), np.sin(np.radians(angles.T))
-    return np.stack(
-        [
-            np.stack([cg * cb * ca - sg * sa, cg * cb * sa + sg * ca, -cg * sb], -1),
-            np.stack([-sg * cb * ca - cg * sa, -sg * cb * sa + cg * ca, sg * sb], -1),
-            np.stack([sb * ca, sb * sa, cb], -1),
-        ],
-        -2,
-    )
 
 
 def random_angles(rng: np.random.Generator, n: int) -> np.ndarray:

@@ -371,6 +371,13 @@ def density(structure: Structure, side: int, pixel_size: float) -> np.ndarray:
     return grid.reshape(side, side, side).astype(np.float32)
 
 
+def blurred_density(structure: Structure, side: int, pixel_size: float) -> np.ndarray:
+    """`density` with the Gaussians' blur: the map that particles of the structure are images of."""
+    transform = np.fft.rfftn(density(structure, side, pixel_size))
+    blurred = ndimage.fourier_gaussian(transform, structure.blur / pixel_size, n=side)
+    return np.fft.irfftn(blurred, s=(side,) * 3, axes=(0, 1, 2)).astype(np.float32)
+
+
 def _centred(
     name: str,
     points: np.ndarray,

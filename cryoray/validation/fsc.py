@@ -181,17 +181,17 @@ def resolution(frequency: np.ndarray, fsc: np.ndarray, threshold: float) -> Reso
         fsc: float [s].
         threshold: 0.143 between half-maps, 0.5 against a true map.
     """
-    below = np.flatnonzero(fsc < threshold)
+    # Shell 0 is the mean, which reconstructions leave out.
+    below = np.flatnonzero(fsc[1:] < threshold) + 1
     if not len(below):
         return Resolution(1 / frequency[-1], 1 / frequency[-1], nyquist=True)
     first = int(below[0])
-    if first == 0:
+    if first == 1:
         return Resolution(None, None)
     before, after = fsc[first - 1], fsc[first]
     part = (before - threshold) / (before - after)
     crossing = frequency[first - 1] + part * (frequency[first] - frequency[first - 1])
-    last = 1 / frequency[first - 1] if frequency[first - 1] > 0 else None
-    return Resolution(last, 1 / crossing if crossing > 0 else None)
+    return Resolution(float(1 / frequency[first - 1]), float(1 / crossing))
 
 
 def half_map_fsc(
@@ -220,7 +220,7 @@ def half_map_fsc(
     unmasked = transformed_correlation(spectra[0], spectra[1], shape)
     if mask is None:
         return HalfMapFsc(frequency, unmasked)
-    masked = correlation(half1 * mask, half2 * mask)
+    masked = _meaning_origin(correlation(half1 * mask, half2 * mask))
     low = np.flatnonzero(unmasked[1:] < RANDOMISE_BELOW) + 1
     if not len(low):
         said = f"the unmasked FSC never falls below {RANDOMISE_BELOW}, so that masking is not corrected for"
@@ -234,9 +234,17 @@ def half_map_fsc(
         ],
         axis=0,
     )
+    noise = _meaning_origin(noise)
     corrected = correct(masked, noise, start)
     found = HalfMapFsc(frequency, unmasked, masked, noise, corrected, 1 / frequency[start])
     return replace(found, warnings=tuple(_doubts(found)))
+
+
+def _meaning_origin(curve: np.ndarray) -> np.ndarray:
+    """A curve whose shell 0, the mean, is 1 where it is not above 0, as in RELION."""
+    if curve[0] <= 0:
+        curve[0] = 1.0
+    return curve
 
 
 def correct(masked: np.ndarray, phase_randomised: np.ndarray, start: int) -> np.ndarray:

@@ -8,15 +8,22 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import ray
 from PIL import Image
 from typer.testing import CliRunner
 
+from cryoray import runtime
 from cryoray.cli.main import app
 from cryoray.errors import InputError
-from cryoray.formats.volume import write_volume
-from cryoray.inference.validate import validate_fsc
-from cryoray.settings import Settings
+from cryoray.formats.source import open_source
+from cryoray.formats.verdicts import write_verdicts
+from cryoray.formats.volume import read_volume, write_volume
+from cryoray.inference.reconstruct import accumulate, particles_of, summed
+from cryoray.inference.validate import validate_fsc, validate_reconstruct
+from cryoray.settings import ProofSettings, RuntimeSettings, Settings, SimulateSettings
+from cryoray.simulation import simulate
 from tests.validation.maps import PIXEL, half_maps, phantom
 
 XML = "<fsc>" + "".join(
@@ -88,3 +95,85 @@ def test_maps_that_do_not_belong_together_are_refused(
     with pytest.raises(InputError, match="no mask"):
         validate_fsc(*halves, tmp_path / "out", Settings(), mask=str(halves[0]))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def day(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A simulated project, and verdicts that are its truth but for a few mistakes and two reviews."""
+    out = tmp_path_factory.mktemp("day")
+    chosen = SimulateSettings(projects=1, images=240, box=32, snr=0.5, junk=0.4, seed=2)
+    folder = simulate(out, Settings(simulate=chosen))[0]
+    source = open_source(folder / "particles.star")
+    with (folder / "truth.csv").open() as file:
+        keep = np.array([line["keep"] == "1" for line in csv.DictReader(file)])
+    verdict = np.where(keep, "keep", "discard").astype(object)
+    verdict[:2] = "review"
+    nothing = pa.array([None] * len(keep), pa.float32())
+    table = pa.table(
+        {
+            "image": pa.array(source.images, pa.string()),
+            "score": pa.array(keep.astype(np.float32)),
+            "verdict": verdict.tolist(),
+            **dict.fromkeys(("d1", "d2", "d3"), nothing),
+            "reason": pa.array([None] * len(keep), pa.string()),
+            "row": np.arange(len(keep)),
+        }
+    )
+    write_verdicts(folder / "verdicts", source, table.slice(0, 236), [(236, "unreadable")])
+    return folder
+
+
+@pytest.mark.ray
+def test_maps_of_the_choices_and_what_they_prove(
+    day: Path, tmp_path: Path, ray_cluster: RuntimeSettings
+) -> None:
+    out = tmp_path / "proof"
+    settings = Settings(runtime=ray_cluster, proof=ProofSettings(random_subsets=2))
+    numbers = validate_reconstruct(day, day / "verdicts", out, settings, mask=None)
+    assert (numbers["used"], numbers["left_out"]) == (236, 4)
+    sets = numbers["sets"]
+    assert list(sets) == ["kept", "discarded", "review", "all", "random 1", "random 2"]
+    parts = sum(sets[name]["particles"] for name in ("kept", "discarded", "review"))
+    assert parts == sets["all"]["particles"] == 236
+    assert sets["random 1"]["particles"] == sets["kept"]["particles"]
+    # junk has no map: what was kept agrees far better, and so with the truth
+    mean = {name: np.mean(found["fsc"]["unmasked"][1:8]) for name, found in sets.items()}
+    assert mean["kept"] > mean["all"] > mean["discarded"]
+    assert (
+        np.mean(sets["kept"]["fsc_true"][1:8]) > np.mean(sets["discarded"]["fsc_true"][1:8]) + 0.2
+    )
+    assert numbers["reslog"]["kept"]["particles"][-1] == sets["kept"]["particles"]
+    assert np.all(np.diff(numbers["reslog"]["all"]["particles"]) > 0)
+    half, _ = read_volume(out / "kept_half1.mrc")
+    assert half.shape == (32, 32, 32)
+    page = (out / "report.html").read_text()
+    for said in ("resembling a reference", "Against the truth", "Went in", "236", "random"):
+        assert said in page
+
+
+@pytest.mark.ray
+def test_a_tree_of_tasks_adds_up_what_one_task_does(
+    day: Path, ray_cluster: RuntimeSettings
+) -> None:
+    particles = particles_of(open_source(day / "particles.star"))[np.arange(40)]
+    runtime.connect(ray_cluster)
+    together = accumulate(particles, per_task=7)
+    assert together is not None
+    alone = summed(particles)
+    assert ray.get(together) == pytest.approx(alone, abs=1e-4 * float(np.abs(alone).max()))
+    assert accumulate(particles[np.arange(0)]) is None
+
+
+def test_half_sets_are_never_drawn_anew(day: Path, tmp_path: Path) -> None:
+    text = (day / "particles.star").read_text().replace("_rlnRandomSubset", "_rlnSomethingElse")
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "Extract").symlink_to(day / "Extract")
+    (project / "particles.star").write_text(text)
+    with pytest.raises(InputError, match=r"no half-sets \(rlnRandomSubset\).*refinement"):
+        validate_reconstruct(project, day / "verdicts", tmp_path / "out", Settings())
+    (project / "particles.star").write_text(text.replace("_rlnAngleRot", "_rlnWhatever"))
+    with pytest.raises(InputError, match="no poses"):
+        validate_reconstruct(project, day / "verdicts", tmp_path / "out", Settings())
+    with pytest.raises(InputError, match="no verdicts"):
+        validate_reconstruct(day, tmp_path / "nowhere", tmp_path / "out", Settings())

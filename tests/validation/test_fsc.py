@@ -69,15 +69,15 @@ def test_the_curve_is_snr_over_snr_plus_one() -> None:
     [
         ([1, 1, 0.9, 0.143 - 0.1, 0.9], 2, 2 + (0.9 - 0.143) / (0.9 - 0.043)),
         ([1, 0.5, 0.143, 0.1, 0], 2, 2),
-        ([1, 0.1, 0.1, 0.1, 0.1], None, (1 - 0.143) / 0.9),
+        ([-1, 0.9, 0.1, 0.1, 0.1], 1, 1 + (0.9 - 0.143) / 0.8),
     ],
 )
 def test_resolution_is_of_the_last_shell_and_of_the_crossing(
-    curve: list[float], last: int | None, crossing: float
+    curve: list[float], last: int, crossing: float
 ) -> None:
     frequency = np.arange(5) / 100
     found = fsc.resolution(frequency, np.array(curve, float), 0.143)
-    assert found.last_shell == (None if last is None else pytest.approx(100 / last))
+    assert found.last_shell == pytest.approx(100 / last)
     assert found.interpolated == pytest.approx(100 / crossing)
     assert not found.nyquist
 

@@ -30,11 +30,14 @@ from cryoray.validation.report.sections import (
     gallery_section,
     percent,
     provenance_section,
+    reslog_section,
     result_section,
     roc_section,
     scores_section,
+    sets_section,
     summary_section,
     table_section,
+    truth_section,
     views_section,
 )
 
@@ -57,11 +60,14 @@ __all__ = [
     "percent",
     "provenance_section",
     "render",
+    "reslog_section",
     "result_section",
     "roc_section",
     "scores_section",
+    "sets_section",
     "summary_section",
     "table_section",
+    "truth_section",
     "views_section",
 ]
 

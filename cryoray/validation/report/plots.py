@@ -402,7 +402,7 @@ def shells(
     axes.axhline(0, color=_COLOUR["muted"], lw=0.7)
     for threshold in thresholds:
         axes.axhline(threshold, color=_COLOUR["muted"], lw=0.8, ls=(0, (2, 2)))
-        axes.text(end, threshold + 0.012, f"{threshold:g}", ha="right", color=_COLOUR["muted"])
+        axes.text(0.005 * end, threshold + 0.012, f"{threshold:g}", color=_COLOUR["muted"])
     for line in lines:
         if line.band is not None:
             axes.fill_between(line.x, *line.band, color=_COLOUR[line.colour], alpha=0.2, lw=0)

@@ -430,6 +430,60 @@ def fsc_section(
     return Section("Fourier shell correlation", [figure, Table(heads, tuple(rows), caption)], lead)
 
 
+def sets_section(lines: Sequence[plots.Line], rows: Sequence[tuple[str, ...]]) -> Section:
+    """FSC of the maps of several sets of particles, one curve each, and a row of numbers for each."""
+    figure = Figure(
+        plots.shells(lines, "sets"),
+        "FSC of the maps of the kept, of all, of the discarded and of random subsets",
+        "FSC between half-maps, corrected for the mask where there is one. Random subsets are as large as"
+        " the kept; their band is from the worst to the best.",
+        wide=True,
+    )
+    heads = (
+        "particles in the map",
+        "how many",
+        "0.143, last shell",
+        "0.143, crossing",
+        "0.5, crossing",
+        "true map, 0.5",
+        "area ratio",
+    )
+    caption = (
+        "Resolutions. A choice that helps has the kept at least as good as all; one that is no better than"
+        " chance has them as good as random subsets. Area ratio: see Directions."
+    )
+    lead = (
+        "Half-maps of particles that were chosen for resembling a reference can agree about that reference:"
+        " the choice sees both halves. So a gain here is a gain only if it is also one against something"
+        " that the choice did not know."
+    )
+    return Section("Maps of the choices", [figure, Table(heads, tuple(rows), caption)], lead)
+
+
+def truth_section(lines: Sequence[plots.Line]) -> Section:
+    """FSC against the true map, which only simulated particles have."""
+    figure = Figure(
+        plots.shells(lines, "truth", thresholds=(0.5,), label="FSC with the true map"),
+        "FSC with the true map of the kept, of all, of the discarded and of random subsets",
+        "At 0.5, since the true map has no noise. What half-maps share without its being true, such as a"
+        " bias of the choice, is no gain here.",
+        wide=True,
+    )
+    return Section("Against the truth", [figure])
+
+
+def reslog_section(lines: Sequence[plots.Line]) -> Section:
+    """Resolution against number of particles, as squared spatial frequency against its logarithm."""
+    svg = plots.against(lines, "reslog", "particles", "1/resolution², 1/Å²", logarithmic=True)
+    figure = Figure(
+        svg,
+        "Squared resolution against number of particles",
+        "From a sixteenth of the particles to all (ResLog; Stagg et al. 2014). The slope is 2/B (Rosenthal"
+        " and Henderson 2003): a lower B reaches a resolution with fewer particles.",
+    )
+    return Section("Resolution and number of particles", [figure])
+
+
 def directions_section(
     views: Mapping[str, Directional], frequency: np.ndarray, lead: str = ""
 ) -> Section:
