@@ -23,11 +23,7 @@ from cryoray.formats.files import replacing, replacing_folder
 from cryoray.formats.fsc_curve import read_curve
 from cryoray.formats.source import Source, open_source
 from cryoray.formats.volume import read_volume, write_volume
-<<<<<<< HEAD
-=======
-from cryoray.inference.folders import replacing_folder
 from cryoray.inference.reconstruct import Particles, accumulate, invert, particles_of, total
->>>>>>> 443c818 (Prove what verdicts do to the map: half-maps of the kept, all, discarded and random subsets, on Ray)
 from cryoray.records import Event, OnEvent, OnProgress, Progress, ignore
 from cryoray.settings import ProofSettings, Settings
 from cryoray.validation import fsc, report
