@@ -62,6 +62,9 @@ def examine(settings: Settings) -> Iterator[Finding]:
         ("temporary files", Path(tempfile.gettempdir())),
     ):
         yield _writable(name, folder)
+    for ledger in (settings.serve.ledger, settings.watch.ledger):
+        if ledger is not None:
+            yield _ledger(ledger)
     from cryoray.protocol.token import token_file
 
     ray = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
@@ -137,6 +140,44 @@ def _writable(name: str, folder: Path) -> Finding:
         return Finding(
             name, f"{folder}: {error.strerror}", "bad", f"make {there} writable or choose another"
         )
+
+
+#: File systems of networks, on which another machine's locks are not seen for certain.
+_NETWORKS = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "fuse.sshfs")
+
+
+def _ledger(given: str) -> Finding:
+    """A ledger in a file serves one machine; whether it can be opened at all."""
+    from cryoray.errors import SettingsError
+    from cryoray.session.ledger import Ledger
+
+    name = "ledger of sessions"
+    try:
+        ledger = Ledger(given)
+        ledger.check_host()
+    except SettingsError as error:
+        return Finding(name, error.what, "bad", error.remedy or "")
+    shown, file = ledger.url.render_as_string(), ledger.url.database or ""
+    kind = _file_system(Path(file)) if ledger.is_sqlite else ""
+    ledger.close()
+    if kind.startswith(_NETWORKS):
+        return Finding(
+            name,
+            f"{shown} is on {kind}",
+            "warning",
+            "page and watcher must be on one machine, or use postgresql://…",
+        )
+    return Finding(name, shown)
+
+
+def _file_system(path: Path) -> str:
+    """The kind of file system that a path is on, '' where the system does not say."""
+    try:
+        mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    except OSError:
+        return ""
+    above = [fields for fields in mounts if path.resolve().is_relative_to(fields[1])]
+    return max(above, key=lambda fields: len(fields[1]))[2] if above else ""
 
 
 def _token(name: str, file: Path) -> Finding:

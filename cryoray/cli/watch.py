@@ -70,7 +70,7 @@ def watch(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     where = places(folder, session, settings.watch)
-    with _service(settings, where, ensemble) as client:
+    with service_of(settings, where, ensemble) as client:
         watcher = Watcher(folder, session, settings.watch, client, on_event=_say)
         try:
             _say_where(watcher.token_file, client)
@@ -91,7 +91,9 @@ def _say_where(token_file: Path, client: Client) -> None:
 
 
 @contextmanager
-def _service(settings: Settings, where: Places, ensembles: list[str] | None) -> Iterator[Client]:
+def service_of(
+    settings: Settings, where: Places, ensembles: list[str] | None = None
+) -> Iterator[Client]:
     """A client of the service that was named, or of one that runs here while the block lasts."""
     from cryoray.protocol.client import Client
 

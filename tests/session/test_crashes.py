@@ -20,7 +20,7 @@ from cryoray.session.ledger import FATES, Ledger
 from tests import examples
 from tests.session.service import TOKEN, running
 
-STACKS, IMAGES = 24, 12
+STACKS, IMAGES = 15, 12
 
 
 def start(root: Path, url: str, ledger: str, *words: str) -> subprocess.Popen[bytes]:
@@ -59,14 +59,14 @@ def test_every_row_is_judged_once_however_often_the_watcher_is_killed(
     rng = random.Random(seed)
     written = 0
     with running([root], {"tiny": tiny_ensemble}) as service:
-        for _ in range(8):
+        for _ in range(5):
             for _ in range(3):
                 write(root, written, written)
                 written += 1
             if written == 12:  # one that was judged long ago is rewritten
                 write(root, 0, 99)
             process = start(root, service.url, url)
-            time.sleep(rng.uniform(0.9, 2.2))
+            time.sleep(rng.uniform(0.9, 2.0))
             process.send_signal(signal.SIGKILL)
             process.communicate()
             assert process.returncode == -signal.SIGKILL

@@ -1,0 +1,324 @@
+"""How soon after a stack has settled its verdicts are on disk, how much a session can take, what faults cost.
+
+The whole chain runs as people run it: ``cryoray serve`` and ``cryoray watch --service`` in processes of
+their own, with an ensemble of untrained networks of the default shape, which take as long as trained ones.
+A microscope that writes 256 px stacks of 280 images in float16 stands before it. The seconds of each part
+are ``CRYORAY_BENCH_SECONDS`` (40 by default; an hour of microscope wants 1,200, the soak 1,800).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow.parquet as pq
+
+from benchmarks.common import Row, main, result
+from cryoray.formats.mrc import StackWriter
+from cryoray.formats.star import parse
+from cryoray.models.ensemble import Calibration, Ensemble, Manifest
+from cryoray.models.networks import DEFAULT_MEMBERS, build
+from cryoray.session.ledger import FATES, Ledger
+from cryoray.settings import PreparationSettings
+
+SECONDS = float(os.environ.get("CRYORAY_BENCH_SECONDS", "40"))
+RATE, IMAGES, BOX = 140.0, 280, 256
+SETTLE, POLL = 2.0, 0.5
+#: Images an hour of a microscope gives, as the goal counts them, and how much faster it is replayed.
+HOUR, FASTER = 500_000, 3
+FAULT_EVERY = min(60.0, SECONDS / 4)
+TOKEN = "benchmark"
+_MARK = f"cryoray-benchmark-{os.getpid()}"
+
+
+def measure() -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="cryoray-session-") as name:
+        work = Path(name)
+        ensemble = _ensemble(work / "ensemble")
+        masters = [_images(work / f"master-{seed}.mrcs", seed) for seed in range(4)]
+        with _service(work, ensemble) as url:
+            rows = [
+                _arriving(work / "arriving", masters, url),
+                _backlog(work / "backlog", masters, url),
+                _soak(work / "soak", masters, url),
+            ]
+    return result(
+        "From files settled to verdicts on disk: how soon, how fast, and through faults?",
+        rows,
+        ratios=(),
+        notes=[
+            f"Stacks of {IMAGES} images, {BOX} px, float16, with a STAR file each; settle time {SETTLE:g} s,"
+            f" looked at every {POLL:g} s; {SECONDS:g} s for each part. Seconds are counted from the moment"
+            " at which the later of both files had not changed for the settle time.",
+            f"Goals: the 99th percentile under 5 s at {RATE:g} images a second on two cores;"
+            f" {HOUR * FASTER / 3600:,.0f} images a second, which is {FASTER} times an hour of {HOUR:,};"
+            " through faults nothing lost and nothing twice.",
+            "In the backlog and in the soak, stacks are links to four files, which the page cache holds.",
+            f"Faults: every {FAULT_EVERY:g} s, in turn, the watcher and a judge of the service are killed"
+            " (SIGKILL); the watcher is started again after a second, the judge by Ray.",
+        ],
+    )
+
+
+def _arriving(root: Path, masters: list[Path], url: str) -> Row:
+    """Stacks appear at the rate of a fast microscope."""
+    root.mkdir()
+    stacks = max(4, int(SECONDS * RATE / IMAGES))
+    with _watcher(root, url) as watcher:
+        time.sleep(3.0)  # it has started
+        begun = time.monotonic()
+        for number in range(stacks):
+            time.sleep(max(0.0, begun + number * IMAGES / RATE - time.monotonic()))
+            _write(root, number, masters[number % len(masters)], copy=True)
+        _until(root, stacks, 120.0)
+        memory = _memory(watcher.pid)
+    delays = _delays(root)
+    return _row("arriving", root, RATE, delays, memory, 0)
+
+
+def _backlog(root: Path, masters: list[Path], url: str) -> Row:
+    """A session that is there already: as fast as it goes."""
+    root.mkdir()
+    stacks = max(6, int(SECONDS * HOUR * FASTER / 3600 / IMAGES))
+    for number in range(stacks):
+        _write(root, number, masters[number % len(masters)])
+    time.sleep(SETTLE)
+    with _watcher(root, url) as watcher:
+        done = _until(root, stacks, 8 * SECONDS + 60)
+        memory = _memory(watcher.pid)
+    times = sorted(record.stat().st_mtime for record in root.rglob("record.json"))
+    rate = (done - 1) * IMAGES / max(1e-9, times[-1] - times[0])
+    return _row("backlog", root, rate, [], memory, 0)
+
+
+def _soak(root: Path, masters: list[Path], url: str) -> Row:
+    """Half the rate, and a fault every so often."""
+    root.mkdir()
+    stacks, faults, memory = 0, 0, []
+    end = time.monotonic() + SECONDS
+    due = time.monotonic() + FAULT_EVERY
+    process = _start(root, url)
+    while time.monotonic() < end:
+        _write(root, stacks, masters[stacks % len(masters)])
+        stacks += 1
+        time.sleep(IMAGES / (RATE / 2))
+        memory.append(_memory(process.pid))
+        if time.monotonic() >= due:
+            if faults % 2 == 0:
+                process.kill()
+                process.wait()
+                time.sleep(1.0)
+                process = _start(root, url)
+            else:
+                _kill_a_judge()
+            faults, due = faults + 1, time.monotonic() + FAULT_EVERY
+    _until(root, stacks, 180.0)
+    _stop(process)
+    _check(root, stacks)
+    return _row("soak", root, RATE / 2, _delays(root), max(memory), faults)
+
+
+def _row(
+    what: str, root: Path, rate: float, delays: list[float], memory: float, faults: int
+) -> Row:
+    stacks = len(list(root.rglob("record.json")))
+    return {
+        "part": what,
+        "images": stacks * IMAGES,
+        "images/s": rate,
+        "p50 s": float(np.percentile(delays, 50)) if delays else None,
+        "p99 s": float(np.percentile(delays, 99)) if delays else None,
+        "worst s": max(delays) if delays else None,
+        "faults": faults,
+        "watcher MiB": memory,
+    }
+
+
+def _delays(root: Path) -> list[float]:
+    """Seconds from settled to verdicts on disk, of each stack."""
+    found = []
+    for record in root.rglob("record.json"):
+        stack = root / record.parent.name
+        star = stack.with_name(f"{stack.stem}_extract.star")
+        settled = max(star.stat().st_ctime, stack.stat().st_mtime) + SETTLE
+        found.append(record.stat().st_mtime - settled)
+    return found
+
+
+def _check(root: Path, stacks: int) -> None:
+    """Every row judged once: in the ledger, in the stacks' own files, and in the merged ones."""
+    ledger = Ledger(root / "cryoray/ledger.sqlite")
+    totals = ledger.totals("bench")["particle/judged"]
+    ledger.close()
+    if sum(totals[name] for name in FATES) != stacks * IMAGES:
+        raise RuntimeError(f"{totals} of {stacks * IMAGES} rows")
+    own: Counter[str] = Counter()
+    for file in root.rglob("verdicts.parquet"):
+        own.update(pq.read_table(file)["image"].to_pylist())
+    merged: Counter[str] = Counter()
+    for side in ("kept", "discarded", "review"):
+        table = parse(root / f"cryoray/bench/{side}.star")["particles"]
+        if len(table):
+            merged.update(table.column("rlnImageName").tolist())
+    if own != merged or set(own.values()) != {1} or len(own) != stacks * IMAGES:
+        raise RuntimeError(f"{len(own)} and {len(merged)} images of {stacks * IMAGES}")
+    lines = (root / "cryoray/bench/events.jsonl").read_text().splitlines()
+    ids = Counter(json.loads(line)["id"] for line in lines)
+    if set(ids.values()) != {1}:
+        raise RuntimeError("an event was told twice")
+
+
+def _until(root: Path, stacks: int, seconds: float) -> int:
+    """Wait until so many stacks have verdicts; how many have."""
+    end = time.monotonic() + seconds
+    while (done := sum(1 for _ in root.rglob("record.json"))) < stacks and time.monotonic() < end:
+        time.sleep(0.5)
+    if done < stacks:
+        raise RuntimeError(f"{done} of {stacks} stacks after {seconds:g} s")
+    return done
+
+
+def _ensemble(path: Path) -> Path:
+    features = ("defocus", "ctf_max_resolution", "prepared_pixel_size")
+    d1, d2, d3 = (build(c, len(features), seed) for seed, c in enumerate(DEFAULT_MEMBERS))
+    manifest = Manifest(
+        kind="particle",
+        members=DEFAULT_MEMBERS,
+        features=features,
+        preparation=PreparationSettings(),
+        calibration=(Calibration(slope=1.0, offset=0.0),) * 3,
+        threshold=0.5,
+        review=(0.45, 0.55),
+        operating_point={"level": "image", "bound": 0.03},
+        prevalence=0.5,
+        split_by="project",
+        training_groups=("none",),
+        calibration_groups=("none",),
+    )
+    Ensemble(manifest, (d1, d2, d3)).save(path, "# Untrained\n")
+    return path
+
+
+def _images(path: Path, seed: int) -> Path:
+    rng = np.random.default_rng(seed)
+    with StackWriter(path, BOX, BOX, "float16", 1.06) as stack:
+        for _ in range(IMAGES // 40):
+            stack.append(rng.normal(size=(40, BOX, BOX)).astype(np.float32))
+    return path
+
+
+def _write(root: Path, number: int, master: Path, *, copy: bool = False) -> None:
+    name = f"mic_{number:05d}"
+    columns = ("rlnImageName", "rlnMicrographName", "rlnOpticsGroup", "rlnDefocusU", "rlnDefocusV")
+    head = [f"_{column} #{at}" for at, column in enumerate(columns, 1)]
+    rows = [f"{i:06d}@{name}.mrcs {name}.mrc 1 12000 11800" for i in range(1, IMAGES + 1)]
+    text = ["", "data_images", "", "loop_", *head, *rows, ""]
+    (root / f"{name}_extract.star").write_text("\n".join(text))
+    if copy:
+        (root / f"{name}.mrcs").write_bytes(master.read_bytes())
+    else:
+        (root / f"{name}.mrcs").symlink_to(master)
+
+
+def _environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "CRYORAY_TOKEN": TOKEN, "CRYORAY_MARK": _MARK, **more}
+
+
+@contextmanager
+def _service(work: Path, ensemble: Path) -> Iterator[str]:
+    """``cryoray serve`` until the block ends."""
+    port = 8391
+    words = ["serve", "--ensemble", str(ensemble), "--root", str(work), "--port", str(port)]
+    environment = _environment(CRYORAY_RUNTIME__DASHBOARD="false")
+    with (work / "service.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cryoray.cli.main", *words],
+            env=environment,
+            stdout=log,
+            stderr=log,
+            cwd=work,
+        )
+        try:
+            until = time.monotonic() + 180
+            while not _healthy(port):
+                if process.poll() is not None or time.monotonic() > until:
+                    raise RuntimeError((work / "service.log").read_text()[-2000:])
+                time.sleep(0.5)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            _stop(process)
+
+
+def _healthy(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=10).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+@contextmanager
+def _watcher(root: Path, url: str) -> Iterator[subprocess.Popen[bytes]]:
+    process = _start(root, url)
+    try:
+        yield process
+    finally:
+        _stop(process)
+
+
+def _start(root: Path, url: str) -> subprocess.Popen[bytes]:
+    quick = {"CRYORAY_WATCH__SETTLE": f"{SETTLE}", "CRYORAY_WATCH__POLL": f"{POLL}"}
+    words = ["watch", str(root), "--session", "bench", "--service", url]
+    return subprocess.Popen(
+        [sys.executable, "-m", "cryoray.cli.main", *words],
+        env=_environment(**quick),
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(timeout=90)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _kill_a_judge() -> None:
+    """One that our own service started: it has our mark among its variables."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (folder / "cmdline").read_bytes()
+            mine = f"CRYORAY_MARK={_MARK}".encode() in (folder / "environ").read_bytes()
+        except OSError:
+            continue
+        if mine and b"ServeReplica" in title and b"judge" in title:
+            os.kill(int(folder.name), signal.SIGKILL)
+            return
+
+
+def _memory(pid: int) -> float:
+    """Resident MiB of a process."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0.0
+    line = next((one for one in status.splitlines() if one.startswith("VmRSS:")), "VmRSS: 0")
+    return int(line.split()[1]) / 1024
+
+
+if __name__ == "__main__":
+    main(measure)
