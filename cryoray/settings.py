@@ -205,6 +205,12 @@ class ProofSettings(Section):
     symmetry: str = Field("C1", description="point group: Cn, Dn, T, O or I, as RELION has it")
     random_subsets: int = Field(5, ge=0, description="random subsets as large as the kept")
     particles: int | None = Field(None, ge=2, description="particles per task; None: shared out")
+    class_particles: int = Field(
+        2000, ge=8, description="particles of a class that are averaged, at most"
+    )
+    diameter: float | None = Field(
+        None, gt=0, description="Å, of the mask of 2D classes; None: 0.8 box"
+    )
     seed: int = 0
 
 

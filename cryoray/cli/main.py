@@ -79,7 +79,7 @@ for verb in (
 
 _validate = typer.Typer(no_args_is_help=True)
 app.add_typer(_validate, name="validate", help=validate.__doc__)
-for proof in (validate.fsc, validate.reconstruct):
+for proof in (validate.fsc, validate.reconstruct, validate.similarity):
     _validate.command()(_guarded(proof))
 
 

@@ -100,6 +100,57 @@ def reconstruct(
         )
 
 
+def similarity(
+    ctx: typer.Context,
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="Particles of a 2D classification.")
+    ],
+    verdicts: Annotated[
+        Path, typer.Argument(metavar="VERDICTS", help="Folder of verdicts about these images.")
+    ],
+    out: Out,
+    selection: Annotated[
+        Path | None, typer.Option(metavar="FILE|DIR", help="What a person selected.")
+    ] = None,
+    map_: Annotated[
+        Path | None,
+        typer.Option(
+            "--map", metavar="MAP", help="Compare its projections with the averages, too."
+        ),
+    ] = None,
+    diameter: Annotated[
+        float | None, typer.Option(metavar="Å", help="Of the mask round the particle.")
+    ] = None,
+) -> None:
+    """Class averages of what we kept beside those of what a person kept."""
+    settings = common.settings(ctx, proof={"diameter": diameter})
+    from cryoray.inference.validate import validate_similarity
+
+    with common.Show() as show:
+        numbers = validate_similarity(
+            source,
+            verdicts,
+            out,
+            settings,
+            selection=selection,
+            volume=map_,
+            on_progress=show.progress,
+            on_event=show.event,
+        )
+    names = {"ours": "ours", "chance": "as many removed at random", "floor": "two halves"}
+    rows = {
+        f"{measure.upper()}, {said}, median": numbers[name][measure]["median"]
+        for measure in ("mse", "ssim", "frc")
+        for name, said in names.items()
+    }
+    fates = {"used": numbers["used"], "left out": numbers["left_out"]}
+    common.finish(
+        f"Likeness of {numbers['classes'] - numbers['classes_left_out']} classes",
+        {**rows, "folder": out},
+        common.balance(numbers["rows"], fates),
+    )
+
+
 def _resolutions(numbers: dict[str, Any]) -> dict[str, object]:
     """Rows for the terminal."""
     rows: dict[str, object] = {}

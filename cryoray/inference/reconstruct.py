@@ -65,21 +65,26 @@ class Particles:
         return self.stacks[0].height
 
 
-def particles_of(source: Source) -> Particles:
+def particles_of(source: Source, *, in_plane: bool = False) -> Particles:
     """The rows of a source that can be read, with poses and CTF from its metadata.
+
+    Args:
+        source: of particles.
+        in_plane: psi and origins are enough, as a 2D classification gives them, and the CTF may be absent.
 
     Raises:
         InputError: it has no poses, CTF or pixel size, or its images differ in size.
         FormatError: no stack of it can be read.
     """
     known, n = source.metadata, len(source)
-    missing = [name for name in _ANGLES if name not in known]
+    needed = _ANGLES[2:] if in_plane else _ANGLES
+    missing = [name for name in needed if name not in known]
     origins = next((names for names in _ORIGINS if all(name in known for name in names)), None)
     if missing or origins is None:
         raise InputError(
             f"has no poses ({', '.join(missing or _ORIGINS[0])})",
             file=source.path,
-            remedy="give the particles of a 3D refinement",
+            remedy=f"give the particles of a {'2D classification' if in_plane else '3D refinement'}",
         )
     headers: list[Stack | None] = []
     for path in source.stacks:
@@ -105,9 +110,9 @@ def particles_of(source: Source) -> Particles:
     unit = 1.0 if origins == _ORIGINS[0] else pixel_size
     premultiplied = known.get("rlnCtfDataAreCtfPremultiplied", np.zeros(n))
     poses = Poses(
-        np.stack([known[name] for name in _ANGLES], 1),
+        np.stack([known.get(name, np.zeros(n)) for name in _ANGLES], 1),
         np.stack([known[name] for name in origins], 1) * unit,
-        _ctf(source),
+        _ctf(source, optional=in_plane),
         pixel_size,
         premultiplied=bool(premultiplied[there][0] > 0),
     )
@@ -126,12 +131,14 @@ def particles_of(source: Source) -> Particles:
     )
 
 
-def _ctf(source: Source) -> np.ndarray:
+def _ctf(source: Source, *, optional: bool) -> np.ndarray | None:
     absent = [
         name
         for name, other in reconstruct.CTF_COLUMNS.items()
         if other is None and name not in source.metadata
     ]
+    if absent and optional:
+        return None
     if absent:
         raise InputError(
             f"has no {', '.join(absent)}, so the CTF cannot be corrected for",

@@ -8,7 +8,7 @@ import math
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,23 @@ import ray
 import torch
 
 from cryoray import runtime
-from cryoray.errors import InputError
+from cryoray.errors import InputError, SelectionError
 from cryoray.formats.files import replacing, replacing_folder
 from cryoray.formats.fsc_curve import read_curve
+from cryoray.formats.selection import find_selection, read_selection
 from cryoray.formats.source import Source, open_source
 from cryoray.formats.volume import read_volume, write_volume
-from cryoray.inference.reconstruct import Particles, accumulate, invert, particles_of, total
+from cryoray.inference.reconstruct import (
+    Particles,
+    accumulate,
+    invert,
+    particles_of,
+    read_images,
+    total,
+)
 from cryoray.records import Event, OnEvent, OnProgress, Progress, ignore
 from cryoray.settings import ProofSettings, Settings
-from cryoray.validation import fsc, report
+from cryoray.validation import fsc, report, similarity
 from cryoray.validation.reconstruct import b_factor, symmetry_operators
 
 METRICS, REPORT = "metrics.json", "report.html"
@@ -226,6 +234,203 @@ def validate_reconstruct(
         )
     )
     return numbers
+
+
+#: Classes whose pictures are shown, the worst.
+_SHOWN = 8
+
+#: Directions over half a sphere from which a map is compared with class averages.
+_VIEWS = 150
+
+
+def validate_similarity(
+    source: Path,
+    verdicts: Path,
+    out: Path,
+    settings: Settings,
+    *,
+    selection: Path | None = None,
+    volume: Path | None = None,
+    on_progress: OnProgress = ignore,
+    on_event: OnEvent = ignore,
+) -> dict[str, Any]:
+    """For each 2D class, the average of what we kept beside that of what a person kept.
+
+    Args:
+        source: particles of a 2D classification: classes, in-plane angles and origins.
+        verdicts: ours about the same images.
+        out: folder of numbers, page and figures; appears when all is done.
+        settings: ``runtime`` and ``proof`` are used.
+        selection: the person's; None: that beside the source.
+        volume: a map whose projections are compared with the class averages, too.
+        on_progress: told as classes are done.
+        on_event: ``validation.done``.
+
+    Returns:
+        what ``metrics.json`` holds.
+
+    Raises:
+        InputError: the source has no classes or poses, or nothing can be compared.
+        SelectionError: there is no selection of these particles.
+        SettingsError: no Ray.
+    """
+    chosen = settings.proof
+    opened = open_source(Path(source))
+    if "rlnClassNumber" not in opened.metadata:
+        raise InputError(
+            "has no classes (rlnClassNumber)",
+            file=opened.path,
+            remedy="give the particles of a 2D classification",
+        )
+    particles = particles_of(opened, in_plane=True)
+    found = Path(selection) if selection else find_selection(opened.path)
+    if found is None:
+        raise SelectionError(
+            "has no selection beside it", file=opened.path, remedy="give --selection"
+        )
+    label = read_selection(found, opened)[particles.row]
+    verdict = verdicts_of(Path(verdicts), opened)[particles.row]
+    both = np.flatnonzero((label >= 0) & (verdict != ""))
+    particles, person, ours = particles[both], label[both] == 1, verdict[both] == "keep"
+    classes = opened.metadata["rlnClassNumber"][particles.row].astype(np.int64)
+    numbers_of = np.unique(classes)
+    with replacing_folder(Path(out).absolute(), "folder of a validation", is_validation) as partial:
+        runtime.connect(settings.runtime)
+        views = None
+        if volume is not None:
+            read, _ = read_volume(volume)
+            if len(read) != particles.box:
+                raise InputError(
+                    f"has {len(read)}³ voxels for images of {particles.box} px", file=volume
+                )
+            views = ray.put(read)
+        waiting = []
+        for number in numbers_of.tolist():
+            rows = np.flatnonzero(classes == number)
+            rng = np.random.default_rng((chosen.seed, number))
+            rows = np.sort(rng.permutation(rows)[: chosen.class_particles])
+            waiting.append(
+                _of_class.remote(number, particles[rows], person[rows], ours[rows], chosen, views)
+            )
+        results = []
+        for done, one in enumerate(waiting, 1):
+            results.append(ray.get(one))
+            on_progress(Progress("classes", done, len(waiting), "classes"))
+        alike = [one for one, _ in results if one is not None]
+        if not alike:
+            raise InputError("in no class did both keep four particles or more", file=opened.path)
+        projected = {one.number: other for one, other in results if one and other}
+        numbers = _similarity_numbers(alike, projected) | {
+            "rows": len(opened),
+            "used": len(particles),
+            "left_out": len(opened) - len(particles),
+            "classes": len(numbers_of),
+            "classes_left_out": len(numbers_of) - len(alike),
+        }
+        report.render(
+            partial / REPORT,
+            "Do our class averages look like the person's?",
+            [
+                report.summary_section(
+                    "For each 2D class, the average of what we kept is compared with the average of what a"
+                    " person kept, aligned by the class's own poses, corrected for the CTF, low-passed to the"
+                    " class's resolution, inside the mask, at zero mean and unit variance.",
+                    {
+                        "particles": f"{opened.path}: {len(particles):,} with a label and a verdict",
+                        "selection": found,
+                        "verdicts": verdicts,
+                        "classes": f"{len(alike)} compared, {numbers['classes_left_out']} left out (fewer"
+                        " than four particles kept)",
+                    },
+                    {"folder": out, "numbers": METRICS, "figures": "figures/ (SVG, PNG, CSV)"},
+                    {
+                        "median MSE": f"{numbers['ours']['mse']['median']:.3f}",
+                        "at random": f"{numbers['chance']['mse']['median']:.3f}",
+                        "two halves": f"{numbers['floor']['mse']['median']:.3f}",
+                    },
+                ),
+                *report.similarity_sections(alike, projected, _SHOWN),
+                report.provenance_section(
+                    command(),
+                    [chosen],
+                    {"source": digest(opened.path), "verdicts": digest(_table(Path(verdicts)))},
+                ),
+            ],
+            pictures=True,
+        )
+        write_json(partial / METRICS, numbers)
+    on_event(
+        Event(
+            "validation.done",
+            {"out": str(out), **{name: numbers[name]["mse"]["median"] for name in _REFERENCES}},
+        )
+    )
+    return numbers
+
+
+_REFERENCES = ("ours", "chance", "floor")
+
+
+@ray.remote
+def _of_class(
+    number: int,
+    particles: Particles,
+    person: np.ndarray,
+    ours: np.ndarray,
+    chosen: ProofSettings,
+    volume: np.ndarray | None,
+) -> tuple[similarity.ClassLikeness | None, similarity.Likeness | None]:
+    torch.set_num_threads(1)
+    images, size = torch.from_numpy(read_images(particles)), particles.poses.pixel_size
+    radius = chosen.diameter / 2 / size if chosen.diameter else None
+    found = similarity.class_likeness(
+        number, images, particles.poses, person, ours, radius=radius, seed=chosen.seed
+    )
+    if found is None or volume is None:
+        return found, None
+    box = particles.box
+    mask = similarity.round_mask(box, radius or similarity.MASK_RADIUS * box / 2)
+    views = similarity.projections(torch.from_numpy(volume.copy()), fsc.half_sphere(_VIEWS))
+    mine = torch.from_numpy(found.images[0])
+    return found, similarity.best_projection(mine, views, mask, size, found.limit)[1]
+
+
+def _similarity_numbers(
+    alike: Sequence[similarity.ClassLikeness], projected: Mapping[int, similarity.Likeness]
+) -> dict[str, Any]:
+    columns = {
+        "ours": [one.likeness for one in alike],
+        "chance": [one.chance for one in alike],
+        "floor": [one.floor for one in alike],
+    }
+    if projected:
+        columns["projections"] = list(projected.values())
+    numbers: dict[str, Any] = {
+        name: {
+            of.name: _spread([getattr(one, of.name) for one in values])
+            for of in fields(similarity.Likeness)
+        }
+        for name, values in columns.items()
+    }
+    numbers["by_class"] = [
+        {
+            "class": one.number,
+            "person": one.person,
+            "ours": one.ours,
+            "shared": one.shared,
+            "resolution": one.limit,
+            **{name: asdict(getattr(one, name)) for name in ("likeness", "chance", "floor")},
+            **({"projection": asdict(projected[one.number])} if one.number in projected else {}),
+        }
+        for one in alike
+    ]
+    numbers["ssim_window"], numbers["ssim_data_range"] = similarity.WINDOW, similarity.DATA_RANGE
+    return numbers
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    low, median, high = np.quantile(values, (0.05, 0.5, 0.95)).tolist()
+    return {"median": median, "low": low, "high": high, "worst": float(np.max(values))}
 
 
 def verdicts_of(path: Path, source: Source) -> np.ndarray:

@@ -21,7 +21,11 @@ from cryoray.formats.source import open_source
 from cryoray.formats.verdicts import write_verdicts
 from cryoray.formats.volume import read_volume, write_volume
 from cryoray.inference.reconstruct import accumulate, particles_of, summed
-from cryoray.inference.validate import validate_fsc, validate_reconstruct
+from cryoray.inference.validate import (
+    validate_fsc,
+    validate_reconstruct,
+    validate_similarity,
+)
 from cryoray.settings import ProofSettings, RuntimeSettings, Settings, SimulateSettings
 from cryoray.simulation import simulate
 from tests.validation.maps import PIXEL, half_maps, phantom
@@ -177,3 +181,44 @@ def test_half_sets_are_never_drawn_anew(day: Path, tmp_path: Path) -> None:
         validate_reconstruct(project, day / "verdicts", tmp_path / "out", Settings())
     with pytest.raises(InputError, match="no verdicts"):
         validate_reconstruct(day, tmp_path / "nowhere", tmp_path / "out", Settings())
+
+
+@pytest.mark.ray
+def test_class_averages_stand_between_their_references(
+    day: Path, tmp_path: Path, ray_cluster: RuntimeSettings
+) -> None:
+    source = open_source(day / "particles.star")
+    tilt = source.metadata["rlnAngleTilt"]
+    project = tmp_path / "Class2D"
+    project.mkdir()
+    (project / "Extract").symlink_to(day / "Extract")
+    lines = (day / "particles.star").read_text().splitlines()
+    rows = iter(1 + (tilt > 90).astype(int))
+    head = "_rlnRandomSubset"
+    text = [
+        f"{line} {next(rows)}" if "@Extract" in line
+        else f"{line}\n_rlnClassNumber #{int(line.split('#')[1]) + 1}" if line.startswith(head)
+        else line
+        for line in lines
+    ]  # fmt: skip
+    (project / "run_data.star").write_text("\n".join(text) + "\n")
+    numbers = validate_similarity(
+        project / "run_data.star",
+        day / "verdicts",
+        tmp_path / "out",
+        Settings(runtime=ray_cluster),
+        selection=day / "labels.csv",
+        volume=day / "truth.mrc",
+    )
+    assert [one["class"] for one in numbers["by_class"]] == [1, 2]
+    assert sum(one["person"] for one in numbers["by_class"]) <= numbers["used"] == 236
+    # verdicts are nearly the person's labels, so much closer than two halves are to each other
+    assert numbers["ours"]["mse"]["median"] < numbers["floor"]["mse"]["median"]
+    assert numbers["ours"]["frc"]["median"] > 0.9
+    assert 0 < numbers["projections"]["mse"]["median"] < 2
+    page = (tmp_path / "out" / "report.html").read_text()
+    for said in ("Worst classes", "data range 6", "at random", "data:image/png"):
+        assert said in page
+    assert (tmp_path / "out" / "figures" / "similarity-mse.csv").is_file()
+    with pytest.raises(InputError, match="no classes"):
+        validate_similarity(day, day / "verdicts", tmp_path / "no", Settings(runtime=ray_cluster))

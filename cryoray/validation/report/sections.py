@@ -14,9 +14,10 @@ from markupsafe import Markup
 from pydantic import BaseModel
 
 from cryoray.records import MEMBERS
-from cryoray.validation import accuracy, fsc
+from cryoray.validation import accuracy, fsc, similarity
 from cryoray.validation.fsc import Directional, HalfMapFsc
 from cryoray.validation.report import plots, tiles
+from cryoray.validation.similarity import ClassLikeness, Likeness
 
 #: Bins of a view that a plot shows; the table in metrics.json has them all.
 MOST_BINS = 30
@@ -482,6 +483,80 @@ def reslog_section(lines: Sequence[plots.Line]) -> Section:
         " and Henderson 2003): a lower B reaches a resolution with fewer particles.",
     )
     return Section("Resolution and number of particles", [figure])
+
+
+def similarity_sections(
+    alike: Sequence[ClassLikeness], projected: Mapping[int, Likeness], shown: int
+) -> list[Section]:
+    """Distributions over classes, each number beside its two references, and the worst as pictures.
+
+    Args:
+        alike: one for each class.
+        projected: by class, of the average of the kept with the projection of the map that is most like it.
+        shown: how many of the worst.
+    """
+    kinds = (
+        ("ours and the person's", "likeness", "ink", "-"),
+        ("as many removed at random", "chance", "d1", (0, (5, 1.6))),
+        ("two halves of the person's", "floor", "discard", (0, (1.2, 1.4))),
+    )
+    titles = {
+        "mse": "squared difference (lower is more alike)",
+        "ssim": "SSIM (higher is more alike)",
+        "frc": "FRC up to the resolution (higher is more alike)",
+    }
+    blocks: list[Block] = []
+    rows = []
+    part = np.linspace(0, 1, len(alike)) if len(alike) > 1 else np.array([0.5])
+    for number, title in titles.items():
+        values = {
+            label: np.array([getattr(getattr(one, kind), number) for one in alike])
+            for label, kind, _, _ in kinds
+        }
+        lines = [
+            plots.Line(label, part, np.sort(values[label]), colour, style)
+            for label, _, colour, style in kinds
+        ]
+        if projected:
+            values["ours and the map's projection"] = np.array(
+                [getattr(one, number) for one in projected.values()]
+            )
+        svg = plots.against(lines, f"similarity-{number}", "fraction of classes", title)
+        alt = f"Distribution over classes of {title}"
+        blocks.append(Figure(svg, alt, f"{number.upper()} over {len(alike)} classes, sorted."))
+        for label, found in values.items():
+            low, median, high = np.quantile(found, (0.05, 0.5, 0.95))
+            rows.append(
+                (f"{number.upper()}, {label}", f"{median:.3f}", f"{low:.3f}", f"{high:.3f}")
+            )
+    caption = (
+        f"SSIM: uniform window of {similarity.WINDOW} px, data range {similarity.DATA_RANGE:g} (±3 standard"
+        " deviations), mean inside the mask. At random: the person's own, less as many random particles as"
+        " they kept and we did not. Two halves: of the person's own; each has half the particles, so a"
+        " selection that lost few lies well below its MSE."
+    )
+    blocks.append(Table(("", "median", "5 %", "95 %"), tuple(rows), caption))
+    worst = sorted(alike, key=lambda one: one.chance.mse - one.likeness.mse)[:shown]
+    strips = [
+        Strip(
+            f"Class {one.number}",
+            "discard" if one.likeness.mse > 2 * one.chance.mse else "review",
+            one.images,
+            np.array([one.likeness.mse, one.chance.mse]),
+            ["ours", "the person's"],
+            f"Ours ({one.ours:,} particles) and the person's ({one.person:,}), {one.shared:,} in common;"
+            " under them the MSE and what it is at random.",
+        )
+        for one in worst
+    ]
+    lead = (
+        "What we kept should look no less like the person's average than that average does with as many"
+        " particles removed at random. Where it does, the choice changes what the class shows."
+    )
+    return [
+        Section("Likeness of class averages", blocks, lead),
+        Section("Worst classes", strips, "Farthest beyond chance first."),
+    ]
 
 
 def directions_section(
