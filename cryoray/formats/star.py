@@ -151,7 +151,8 @@ class Block:
         """The fields of one row, as they stand."""
         if not self.is_loop:
             return [value.decode(errors="replace") for value in self._header.values]
-        return [field.decode(errors="replace") for field in _split(self.row_text(row).encode())]
+        text = self.row_text(row).encode(errors="surrogateescape")
+        return [field.decode(errors="replace") for field in _split(text)]
 
     def row_text(self, row: int) -> str:
         """One row of a loop, verbatim, without its line end."""

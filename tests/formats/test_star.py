@@ -209,6 +209,7 @@ def test_reading_what_is_not_there_or_changed_or_in_another_encoding(tmp_path: P
     path = written(tmp_path, "data_x\nloop_\n_a\nå.mrc\n".encode("latin-1"))
     with pytest.raises(FormatError, match="row 1: is not UTF-8 text"):
         parse(path)["x"].column("a")
+    assert parse(path)["x"].fields(0) == ["\ufffd.mrc"]
 
 
 @pytest.mark.real
