@@ -71,7 +71,7 @@ def result(
     rows: Sequence[Row],
     *,
     ratios: Sequence[str] = ("seconds",),
-    against: int = 0,
+    among: str | None = None,
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The answer of a benchmark, ready for JSON.
@@ -79,17 +79,19 @@ def result(
     Args:
         question: what was asked, in words.
         rows: one for each thing that was measured, all with the same keys; the first key names it.
-        ratios: keys of numbers beside which their ratio to that of one row is printed.
-        against: that row.
+        ratios: keys of numbers beside which their ratio to that of an earlier row is printed: the
+            first row of all, or the first with the same value of ``among``.
+        among: that key.
         notes: what a reader has to know beside the numbers.
     """
     compared = []
     for row in rows:
+        first = next(other for other in rows if among is None or other[among] == row[among])
         line: Row = {}
         for key, value in row.items():
             line[key] = value
             if key in ratios:
-                limit = rows[against].get(key)
+                limit = first[key]
                 line[f"{key} ×"] = value / limit if value is not None and limit else None
         compared.append(line)
     return {
@@ -129,7 +131,13 @@ def _text(value: object) -> str:
     if value is None:
         return "–"
     if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+        return (
+            f"{value:,.0f}"
+            if abs(value) >= 100
+            else f"{value:.2g}"
+            if abs(value) < 1
+            else f"{value:.3g}"
+        )
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

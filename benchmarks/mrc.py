@@ -102,21 +102,17 @@ def measure(repeats: int = REPEATS) -> dict[str, Any]:
                         if state == "cold":
                             forget(file)
                         costs[name].append(in_process(way, file, ranges)[0])
-                typicals = {name: typical(each) for name, each in costs.items()}
-                for name, cost in typicals.items():
-                    lines.append(
-                        {
-                            "what": f"{order}, {state}: {name}",
-                            "seconds": round(cost.seconds, 3),
-                            "MiB/s": round(size / cost.seconds),
-                            "to pread": round(cost.seconds / typicals[ways[0][0]].seconds, 2),
-                            "MiB": round(cost.mib),
-                        }
-                    )
+                for name, each in costs.items():
+                    cost = typical(each)
+                    line: Row = {"what": f"{order}, {state}", "by": name}
+                    line |= {"seconds": round(cost.seconds, 3), "CPU s": round(cost.cpu_seconds, 3)}
+                    line |= {"MiB/s": round(size / cost.seconds), "MiB": round(cost.mib)}
+                    lines.append(line)
     return result(
         f"{COUNT:,} float16 images of {SIDE} px ({COUNT * _IMAGE >> 20} MiB) to float32",
         lines,
-        ratios=(),
+        ratios=("seconds", "CPU s"),
+        among="what",
         notes=[f"the median of {repeats} runs, taken in turn, each in a fresh process"],
     )
 

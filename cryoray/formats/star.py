@@ -277,6 +277,8 @@ class Block:
     ) -> Iterator[tuple[pa.Table, np.ndarray]]:
         """Tables of consecutive rows, numbers as float64 or string, with their short rows."""
         names = list(dict.fromkeys((*strings, *numbers)))
+        if not names:
+            return
         if not self.is_loop:
             pairs = list(zip(self.columns, self.fields(0), strict=True)) if len(self) else []
             held = dict(reversed(pairs))  # of several with one name, the first

@@ -162,6 +162,11 @@ def test_a_column_named_twice_is_the_first_of_them(tmp_path: Path) -> None:
     assert file["y"].column("b").tolist() == ["5"]
 
 
+def test_no_columns_are_read_of_a_table_where_none_are_asked_for(tmp_path: Path) -> None:
+    read = parse(written(tmp_path, "data_x\nloop_\n_a\n_b\n1 2\n3 4\n"))["x"].read()
+    assert (read.strings, read.numbers, len(read.short)) == ({}, {}, 0)
+
+
 def test_a_second_loop_in_a_table_is_not_taken_for_rows(tmp_path: Path) -> None:
     file = parse(written(tmp_path, "data_x\nloop_\n_a\n1\n\nloop_\n_b\n2\ndata_y\n_c 3\n"))
     with pytest.raises(FormatError, match="has a second loop in its table data_x, which RELION"):
