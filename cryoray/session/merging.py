@@ -11,6 +11,7 @@ have but a name, do not take columns from the others: where a session has both, 
 
 from __future__ import annotations
 
+import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -45,6 +46,7 @@ class Part:
         bare: whether no STAR file described it.
         said: what people said of its images: keep, by the row of `verdicts.parquet`.
         rows: kept, discarded and review together.
+        digest: of what was judged: with it, what is in the folder changes.
     """
 
     folder: Path
@@ -52,6 +54,7 @@ class Part:
     bare: bool
     said: Mapping[int, bool]
     rows: int
+    digest: str
 
 
 @dataclass
@@ -85,82 +88,109 @@ class Optics:
         return "\n".join([f"{_VERSION}data_optics\n\nloop_", *lines, "\n"])
 
 
-def merge(out: Path, parts: Iterable[Part], *, root: Path) -> dict[str, int]:
-    """Write the merged sides.
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What is known of a part without its rows: its columns, and the optics groups that they name."""
+
+    columns: tuple[str, ...]
+    groups: frozenset[str]
+
+
+class Merger:
+    """Merges a session again and again, and remembers of each stack what takes time to find out.
 
     Args:
         out: the session's folder.
-        parts: its judged stacks.
         root: the watched folder.
-
-    Returns:
-        rows by verdict, of all files together.
-
-    Raises:
-        InternalError: rows are unaccounted for.
     """
-    given = list(parts)
-    described = [part for part in given if not part.bare]
-    bare = [part for part in given if part.bare]
-    total = dict.fromkeys(_VERDICTS, 0)
-    main, aside = (described, bare) if described else (bare, [])
-    for name, some in (("", main), ("-bare", aside)):
-        if not some and name:
+
+    def __init__(self, out: Path, root: Path) -> None:
+        self._out, self._root = out, root
+        self._shapes: dict[tuple[Path, str], _Shape] = {}
+
+    def merge(self, parts: Iterable[Part]) -> dict[str, int]:
+        """Write the merged sides of the judged stacks.
+
+        Returns:
+            rows by verdict, of all files together.
+
+        Raises:
+            InternalError: rows are unaccounted for.
+        """
+        given = list(parts)
+        known = ((part.folder, part.digest) for part in given)
+        self._shapes = {key: self._shapes[key] for key in known if key in self._shapes}
+        described = [part for part in given if not part.bare]
+        bare = [part for part in given if part.bare]
+        total = dict.fromkeys(_VERDICTS, 0)
+        main, aside = (described, bare) if described else (bare, [])
+        for name, some in (("", main), ("-bare", aside)):
+            if not some and name:
+                for verdict in _VERDICTS:
+                    (self._out / f"{SIDES[verdict]}{name}.star").unlink(missing_ok=True)
+                continue
+            counts = self._merge(name, some)
             for verdict in _VERDICTS:
-                (out / f"{SIDES[verdict]}{name}.star").unlink(missing_ok=True)
-            continue
-        counts = _merge(out, name, some, root)
-        for verdict in _VERDICTS:
-            total[verdict] += counts[verdict]
-    if sum(total.values()) != sum(part.rows for part in given):
-        raise InternalError(
-            f"{sum(part.rows for part in given):,} rows were judged, {sum(total.values()):,} merged"
-        )
-    return total
+                total[verdict] += counts[verdict]
+        judged = sum(part.rows for part in given)
+        if sum(total.values()) != judged:
+            raise InternalError(f"{judged:,} rows were judged, {sum(total.values()):,} merged")
+        return total
+
+    def _merge(self, suffix: str, parts: Sequence[Part]) -> dict[str, int]:
+        shapes = [self._shape(part) for part in parts]
+        columns, verbatim = _shared_columns([shape.columns for shape in shapes])
+        optics, groups = Optics(), _Groups(self._root)
+        counts = dict.fromkeys(_VERDICTS, 0)
+        with ExitStack() as stack:
+            bodies: dict[str, BinaryIO] = {}
+            for verdict in _VERDICTS:
+                # The optics table comes first and is known last: rows wait in a file of their own.
+                body = self._out / f".{SIDES[verdict]}{suffix}.star.rows"
+                stack.callback(body.unlink, missing_ok=True)
+                bodies[verdict] = stack.enter_context(body.open("wb+"))
+            for part, shape in zip(parts, shapes, strict=True):
+                numbers = groups.numbers(part, shape.groups, optics)
+                for verdict, rows in _sides(part, columns, numbers, verbatim):
+                    bodies[verdict].write(rows)
+                    counts[verdict] += rows.count(b"\n")
+            head = [f"_{name} #{number}" for number, name in enumerate(columns, 1)]
+            lines = [f"{_VERSION}data_particles\n\nloop_", *head, ""]
+            for verdict, rows_file in bodies.items():
+                rows_file.seek(0)
+                final = self._out / f"{SIDES[verdict]}{suffix}.star"
+                with replacing(final) as temporary, temporary.open("wb") as file:
+                    if optics.rows:
+                        file.write(optics.text().encode())
+                    file.write("\n".join(lines).encode())
+                    shutil.copyfileobj(rows_file, file, 1 << 20)
+                    file.write(b"\n")
+        return counts
+
+    def _shape(self, part: Part) -> _Shape:
+        key = (part.folder, part.digest)
+        if key not in self._shapes:
+            used: set[str] = set()
+            for verdict in _VERDICTS:
+                table = _table(part, verdict)
+                if _GROUP in table.columns:
+                    values = table.read(strings=[_GROUP]).strings[_GROUP]
+                    used |= set(values.unique().to_pylist())
+                elif len(table):
+                    used.add("1")
+            self._shapes[key] = _Shape(table.columns, frozenset(used))
+        return self._shapes[key]
 
 
-def _merge(out: Path, suffix: str, parts: Sequence[Part], root: Path) -> dict[str, int]:
-    columns, order = _shared_columns(parts)
-    optics, groups = Optics(), _Groups(root)
-    counts = dict.fromkeys(_VERDICTS, 0)
-    with ExitStack() as stack:
-        bodies: dict[str, BinaryIO] = {}
-        finals: dict[str, Path] = {}
-        for verdict in _VERDICTS:
-            final = out / f"{SIDES[verdict]}{suffix}.star"
-            # The optics table comes first and is known last: rows wait in a file of their own.
-            body = final.with_name(f".{final.name}.rows")
-            stack.callback(body.unlink, missing_ok=True)
-            bodies[verdict], finals[verdict] = stack.enter_context(body.open("wb+")), final
-        for part in parts:
-            numbers = groups.numbers(part, optics)
-            for verdict, rows in _sides(part, columns, numbers, order):
-                bodies[verdict].write(rows)
-                counts[verdict] += rows.count(b"\n")
-        head = [f"_{name} #{number}" for number, name in enumerate(columns, 1)]
-        for verdict, body_file in bodies.items():
-            body_file.seek(0)
-            with replacing(finals[verdict]) as temporary, temporary.open("wb") as file:
-                if optics.rows:
-                    file.write(optics.text().encode())
-                lines = [f"{_VERSION}data_particles\n\nloop_", *head, ""]
-                file.write("\n".join(lines).encode())
-                while piece := body_file.read(1 << 20):
-                    file.write(piece)
-                file.write(b"\n")
-    return counts
-
-
-def _shared_columns(parts: Sequence[Part]) -> tuple[list[str], dict[tuple[str, ...], bool]]:
+def _shared_columns(
+    orders: Iterable[tuple[str, ...]],
+) -> tuple[list[str], dict[tuple[str, ...], bool]]:
     """Columns that all have, in the order of the first; and which orders are just these."""
-    seen: dict[tuple[str, ...], bool] = {}
-    for part in parts:
-        seen[_table(part, "keep").columns] = False
-    orders = list(seen)
-    columns = [name for name in orders[0] if all(name in one for one in orders)] if orders else []
+    seen = list(dict.fromkeys(orders))
+    columns = [name for name in seen[0] if all(name in one for one in seen)] if seen else []
     if columns and _GROUP not in columns:
         columns.append(_GROUP)
-    return columns or [_IMAGE, _GROUP], {one: list(one) == columns for one in orders}
+    return columns or [_IMAGE, _GROUP], {one: list(one) == columns for one in seen}
 
 
 def _table(part: Part, verdict: str) -> Block:
@@ -231,26 +261,14 @@ class _Groups:
         self.root = root
         self._known: dict[Path, list[dict[str, str]]] = {}
 
-    def numbers(self, part: Part, optics: Optics) -> dict[str, int]:
+    def numbers(self, part: Part, used: frozenset[str], optics: Optics) -> dict[str, int]:
         """The new number of each optics group that a stack's rows name."""
         star = parse(part.folder / f"{SIDES['keep']}.star")
-        own = _groups_in(star.get("optics"))
-        found: dict[str, dict[str, str]] = {row.get(_GROUP, "1"): row for row in own}
-        used = self._used(part) - found.keys()
-        for number in sorted(used):
-            found[number] = self._elsewhere(part, number)
-        return {number: optics.number(row) for number, row in sorted(found.items())}
-
-    def _used(self, part: Part) -> set[str]:
-        used: set[str] = set()
-        for verdict in _VERDICTS:
-            table = _table(part, verdict)
-            if _GROUP in table.columns:
-                values = table.read(strings=[_GROUP]).strings[_GROUP]
-                used |= set(values.unique().to_pylist())
-            elif len(table):
-                used.add("1")
-        return used
+        own = {row.get(_GROUP, "1"): row for row in _groups_in(star.get("optics"))}
+        return {
+            number: optics.number(own[number] if number in own else self._elsewhere(part, number))
+            for number in sorted(used)
+        }
 
     def _elsewhere(self, part: Part, number: str) -> dict[str, str]:
         """A group that the stack's own STAR file names and does not describe."""

@@ -31,7 +31,7 @@ from cryoray.session.grid import Grid
 from cryoray.session.judging import Job, Unit, incomplete, judge, refuse
 from cryoray.session.labels import overrides_csv, training_csv
 from cryoray.session.ledger import Happened, Ledger, Outcome, Seen, stack_id
-from cryoray.session.merging import Part, merge
+from cryoray.session.merging import Merger, Part
 from cryoray.session.settling import Scanner
 from cryoray.settings import WatchSettings
 
@@ -127,6 +127,7 @@ class Watcher:
             ignore=settings.ignore,
             skip=(self.places.folder.parent, self.places.folder),
         )
+        self._merger = Merger(self.places.folder, self.places.root)
         self._units: dict[str, Unit] = {}
         self._pending: dict[str, float] = {}  # by id: not before
         self._waits: dict[str, float] = {}
@@ -474,10 +475,11 @@ class Watcher:
                 bare=row.path.endswith(".mrcs") and row.described_by is None,
                 said=said.get(row.id, {}),
                 rows=row.kept + row.discarded + row.review,
+                digest=f"{row.digest}:{row.judged}",
             )
             for row in self.ledger.stacks(self.session, "judged", kind="particle")
         ]
-        counts = merge(self.places.folder, parts, root=self.places.root)
+        counts = self._merger.merge(parts)
         self._export_labels()
         self.ledger.merged(self.session, now)
         data = {"folder": str(self.places.folder), **counts}

@@ -1,0 +1,166 @@
+"""Merged sides as an independent reader sees them: one optics table, every row once, what people said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import starfile
+
+from cryoray.errors import InternalError
+from cryoray.formats.source import open_source
+from cryoray.formats.verdicts import write_verdicts
+from cryoray.records import VERDICTS_SCHEMA
+from cryoray.session.merging import Merger, Part
+from tests import examples
+
+VERDICTS = ("keep", "discard", "review", "keep")
+
+
+def star(
+    path: Path, columns: Sequence[str], rows: Sequence[str], optics: Sequence[str] = ()
+) -> Path:
+    head = [f"_{name} #{at}" for at, name in enumerate(columns, 1)]
+    lines = ["data_particles", "", "loop_", *head, *rows, ""]
+    if optics:
+        names = ("rlnOpticsGroup", "rlnOpticsGroupName", "rlnImagePixelSize", "rlnVoltage")
+        table = [f"_{name} #{at}" for at, name in enumerate(names, 1)]
+        lines = ["data_optics", "", "loop_", *table, *optics, "", *lines]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def part(
+    root: Path,
+    name: str,
+    *,
+    columns: Sequence[str] = ("rlnImageName", "rlnOpticsGroup", "rlnDefocusU"),
+    values: Sequence[str] = ("1", "9000"),
+    optics: Sequence[str] = ("1 first 1.06 300",),
+    bare: bool = False,
+    said: dict[int, bool] | None = None,
+) -> Part:
+    """A stack of four images with one verdict of each sort, and one more keep."""
+    stack = examples.write_stack(root / f"{name}.mrcs", examples.particles(4, 16))
+    path = stack
+    if not bare:
+        rows = [" ".join([f"{i:06d}@{name}.mrcs", *values]) for i in range(1, 5)]
+        path = star(root / f"{name}_extract.star", columns, rows, optics)
+    source = open_source(path)
+    given: dict[str, Any] = {
+        "image": source.images,
+        "verdict": VERDICTS,
+        "d3": pa.nulls(4, pa.float32()),
+        "reason": pa.nulls(4, pa.string()),
+        **dict.fromkeys(("score", "d1", "d2"), np.ones(4, np.float32)),
+    }
+    table = pa.table(
+        {field: given[field] for field in VERDICTS_SCHEMA.names}, schema=VERDICTS_SCHEMA
+    )
+    folder = root / "verdicts" / f"{name}.mrcs"
+    write_verdicts(folder, source, table.append_column("row", pa.array(range(4))), [])
+    return Part(folder, stack, bare, said or {}, 4, "digest")
+
+
+def merged(root: Path, *parts: Part) -> dict[str, Any]:
+    counts = Merger(root, root).merge(parts)
+    assert sum(counts.values()) == 4 * len(parts)
+    assert not list(root.glob(".*")), "nothing is left behind"
+    return starfile.read(root / "kept.star", always_dict=True)
+
+
+def test_equal_optics_are_one_group_and_others_get_numbers_of_their_own(tmp_path: Path) -> None:
+    tables = merged(
+        tmp_path,
+        part(tmp_path, "a"),
+        part(tmp_path, "b"),
+        part(tmp_path, "c", optics=("1 first 0.85 300",)),
+        part(tmp_path, "d", optics=("1 other 9 200", "7 first 1.06 300"), values=("7", "9000")),
+    )
+    optics, particles = tables["optics"], tables["particles"]
+    assert optics["rlnOpticsGroup"].tolist() == [1, 2]
+    assert optics["rlnImagePixelSize"].tolist() == [1.06, 0.85]
+    assert optics["rlnOpticsGroupName"].nunique() == 2, "RELION takes equal names for one group"
+    by_stack = dict(
+        zip(particles["rlnImageName"].str[7:], particles["rlnOpticsGroup"], strict=True)
+    )
+    assert by_stack == {"a.mrcs": 1, "b.mrcs": 1, "c.mrcs": 2, "d.mrcs": 1}
+    assert len(particles) == 8
+
+
+def test_columns_that_not_all_have_are_left_out_and_the_rest_keeps_its_values(
+    tmp_path: Path,
+) -> None:
+    more = ("rlnImageName", "rlnOpticsGroup", "rlnDefocusU", "rlnDefocusAngle")
+    other = ("rlnDefocusU", "rlnOpticsGroup", "rlnImageName")
+    first = part(tmp_path, "a", columns=more, values=("1", "9000", "5"))
+    third = part(tmp_path, "c")
+    for side in ("kept", "discarded", "review"):  # the same rows in another order of columns
+        table = starfile.read(third.folder / f"{side}.star", always_dict=True)["particles"]
+        rows = [f"8000 1 {name}" for name in table["rlnImageName"]]
+        star(third.folder / f"{side}.star", other, rows, ("1 first 1.06 300",))
+    tables = merged(tmp_path, first, part(tmp_path, "b"), third)
+    assert list(tables["particles"].columns) == ["rlnImageName", "rlnOpticsGroup", "rlnDefocusU"]
+    values = zip(
+        tables["particles"]["rlnImageName"].str[7:], tables["particles"]["rlnDefocusU"], strict=True
+    )
+    assert set(values) == {("a.mrcs", 9000), ("b.mrcs", 9000), ("c.mrcs", 8000)}
+
+
+def test_bare_stacks_do_not_take_columns_from_the_others(tmp_path: Path) -> None:
+    tables = merged(tmp_path, part(tmp_path, "a"), part(tmp_path, "b", bare=True))
+    assert "rlnDefocusU" in tables["particles"].columns
+    assert len(tables["particles"]) == 2
+    bare = starfile.read(tmp_path / "kept-bare.star", always_dict=True)
+    assert len(bare["particles"]) == 2
+    alone = merged(tmp_path, part(tmp_path, "c", bare=True))
+    assert len(alone["particles"]) == 2
+    assert not (tmp_path / "kept-bare.star").exists()
+
+
+def test_what_people_said_goes_where_they_said(tmp_path: Path) -> None:
+    merged(tmp_path, part(tmp_path, "a", said={0: False, 2: True}), part(tmp_path, "b"))
+    sides = {
+        side: starfile.read(tmp_path / f"{side}.star", always_dict=True)["particles"][
+            "rlnImageName"
+        ].tolist()
+        for side in ("kept", "discarded", "review")
+    }
+    assert sorted(sides["kept"]) == [
+        "000001@b.mrcs", "000003@a.mrcs", "000004@a.mrcs", "000004@b.mrcs",
+    ]  # fmt: skip
+    assert sorted(sides["discarded"]) == ["000001@a.mrcs", "000002@a.mrcs", "000002@b.mrcs"]
+    assert sides["review"] == ["000003@b.mrcs"]
+
+
+def test_optics_that_extraction_leaves_out_are_found_in_the_project(tmp_path: Path) -> None:
+    job = tmp_path / "MotionCorr/job002"
+    job.mkdir(parents=True)
+    (job / "corrected_micrographs.star").write_text(
+        "data_optics\n\nloop_\n_rlnOpticsGroupName #1\n_rlnOpticsGroup #2\n_rlnVoltage #3\n"
+        "_rlnSphericalAberration #4\n_rlnMicrographPixelSize #5\nmine 1 300 2.7 0.8\n"
+    )
+    columns = ("rlnImageName", "rlnOpticsGroup", "rlnMicrographName")
+    stack = part(tmp_path, "a", columns=columns, values=("1", "MotionCorr/job002/a.mrc"), optics=())
+    (row,) = merged(tmp_path, stack)["optics"].to_dict("records")
+    assert (row["rlnVoltage"], row["rlnSphericalAberration"]) == (300, 2.7)
+    assert row["rlnImagePixelSize"] == pytest.approx(2.5), "of the stack, not of the micrograph"
+    assert (row["rlnImageSize"], "rlnMicrographPixelSize" in row) == (16, False)
+
+
+def test_rows_that_got_lost_are_noticed(tmp_path: Path) -> None:
+    stack = part(tmp_path, "a")
+    kept = stack.folder / "kept.star"
+    kept.write_text(kept.read_text().replace("000004@a.mrcs 1 9000\n", ""))
+    with pytest.raises(InternalError, match="4 rows were judged, 3 merged"):
+        Merger(tmp_path, tmp_path).merge([stack])
+
+
+def test_an_empty_session_has_empty_sides(tmp_path: Path) -> None:
+    assert merged(tmp_path) is not None
+    for side in ("kept", "discarded", "review"):
+        assert "_rlnImageName" in (tmp_path / f"{side}.star").read_text()
