@@ -26,7 +26,14 @@ def _absolute(value: object) -> object:
     return Path(value).expanduser().absolute() if isinstance(value, str | Path) else value
 
 
+def _place(value: object) -> object:
+    """A file by its absolute path; a URL as it is."""
+    given = isinstance(value, str | Path) and "://" not in str(value)
+    return str(_absolute(value)) if given else value
+
+
 AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
+FileOrUrl = Annotated[str, BeforeValidator(_place)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -237,7 +244,7 @@ class ServeSettings(Section):
     batch_wait: float = Field(0.02, ge=0, description="seconds a batch waits to be filled")
     max_rows: int = Field(100_000, ge=1, description="rows in one request")
     max_upload_mib: int = Field(512, ge=1)
-    ledger: str | None = Field(
+    ledger: FileOrUrl | None = Field(
         None, description="sessions to show: SQLite file or URL; None: no pages"
     )
     max_queued: int = Field(64, ge=1, description="requests in flight before 429")
@@ -255,7 +262,7 @@ class WatchSettings(Section):
     out: AbsolutePath | None = Field(
         None, description="folder of sessions; None: cryoray in the watched folder"
     )
-    ledger: str | None = Field(
+    ledger: FileOrUrl | None = Field(
         None, description="SQLite file or postgresql:// URL; None: ledger.sqlite in that folder"
     )
     service: str | None = Field(None, description="URL of a service; None: a local one is started")

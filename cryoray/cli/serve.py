@@ -28,6 +28,9 @@ def serve(
         list[Path] | None,
         typer.Option(metavar="DIR", help="Sources must lie under this; repeatable."),
     ] = None,
+    ledger: Annotated[
+        str | None, typer.Option(metavar="FILE|URL", help="Show the sessions of this ledger at /.")
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
 ) -> None:
@@ -38,6 +41,7 @@ def serve(
             "ensembles": ensemble or None,
             "shadow": shadow,
             "roots": root or None,
+            "ledger": ledger,
             "host": host,
             "port": port,
         },

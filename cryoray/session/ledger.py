@@ -57,6 +57,8 @@ _BUSY_MS = 30_000
 _BATCH = 500
 #: Draws kept beyond the blind sample, for images of it that are rewritten or vanish.
 _RESERVE = 4
+#: Seconds of silence after which another machine may take an SQLite file over.
+_GIVEN_UP = 600.0
 #: An operator's token reads everything; nothing else has this scope.
 OPERATOR = "*"
 
@@ -449,8 +451,10 @@ class Ledger:
         """
         if not self.is_sqlite:
             return
+        now = time.time()
         for row in self.sessions():
-            if row.state == "open" and row.host != socket.gethostname():
+            alive = row.state == "open" and now - row.seen < _GIVEN_UP
+            if alive and row.host != socket.gethostname():
                 raise SettingsError(
                     f"the ledger is an SQLite file, and the session {row.name!r} is written by {row.host}",
                     file=self.url.database,

@@ -44,6 +44,8 @@ _SIGN_OF_LIFE = 10.0
 #: Merging takes at most this share of the time.
 _MERGING_SHARE = 0.05
 _TAIL_BYTES = 1 << 16
+#: Micrographs of its past that a session is compared with after a restart.
+_REMEMBERED = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,8 @@ class Watcher:
             trainable=settings.trainable,
             audit_size=settings.audit,
         )
+        if token is None and not self.token_file.is_file():
+            token = self.ledger.new_token(session)  # whoever deletes the file wants another one
         if token is not None:
             self._keep_token(token)
         self.grid = Grid(settings.grid)
@@ -260,7 +264,7 @@ class Watcher:
             ensembles.baseline or row.baseline,
             run_length=self.settings.micrographs_between_false_alarms,
         )
-        for micrograph in self.ledger.micrographs(self.session):
+        for micrograph in self.ledger.micrographs(self.session)[-_REMEMBERED:]:
             self.drift.add(micrograph)
         self._dirty = True
         return True

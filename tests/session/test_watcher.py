@@ -518,6 +518,17 @@ def test_the_tokens_file_is_for_its_owner_alone(service: Service, root: Path) ->
     watcher.close()
 
 
+def test_who_deletes_the_tokens_file_gets_another_token(service: Service, root: Path) -> None:
+    watcher = Watcher(root, "s", WatchSettings(**QUICK), service.client())
+    old = watcher.token_file.read_text().strip()
+    watcher.token_file.unlink()
+    watcher.close()
+    watcher = Watcher(root, "s", WatchSettings(**QUICK), service.client())
+    new = watcher.token_file.read_text().strip()
+    assert (watcher.ledger.scope(old), watcher.ledger.scope(new)) == (None, "s")
+    watcher.close()
+
+
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "x" * 81])
 def test_a_session_must_be_a_name(service: Service, root: Path, name: str) -> None:
     with service.client() as client, pytest.raises(SettingsError, match="cannot be named"):

@@ -1,4 +1,4 @@
-"""What the session page shows, as plain numbers and rows: computed at most every two seconds."""
+"""What the session page shows, as plain numbers and rows: computed anew every few seconds at most."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from cryoray.session.ledger import FATES, Ledger
 from cryoray.session.page import charts
 from cryoray.session.page.pictures import Pictures
 
-_FRESH = 2.0
+#: Seconds for which numbers are fresh enough, and at least so many times what they took to make.
+_FRESH, _SHARE = 2.0, 20.0
 #: Newest stacks that the gallery looks at, and tiles of each verdict.
 _STACKS, _TILES = 16, 12
 _QUEUE = 24
@@ -74,10 +75,12 @@ class Views:
     def live(self, session: Any) -> Live:
         """The numbers and charts of a session."""
         with self._lock:
-            made, live = self._live.get(session.name, (-1e18, None))
-            if live is None or time.monotonic() - made > _FRESH:
+            due, live = self._live.get(session.name, (-1e18, None))
+            begun = time.monotonic()
+            if live is None or begun > due:
                 live = self._now(session)
-                self._live[session.name] = (time.monotonic(), live)
+                took = time.monotonic() - begun
+                self._live[session.name] = (begun + max(_FRESH, _SHARE * took), live)
             return live
 
     def _now(self, session: Any) -> Live:
