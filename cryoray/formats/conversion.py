@@ -147,9 +147,13 @@ def _optics(source: Source) -> tuple[bytes, np.ndarray]:
     values = np.stack([source.metadata[name] for name in present], axis=1)
     values = values.round(6)  # as it is written
     whole = np.isfinite(values).all(axis=1)
-    different, which = np.unique(values[whole], axis=0, return_inverse=True)
+    code = np.zeros(np.count_nonzero(whole), np.int64)  # column by column: rows at once take long
+    for column in values[whole].T:
+        steps = np.unique(column, return_inverse=True)[1]
+        code = np.unique(code * (steps.max(initial=0) + 1) + steps, return_inverse=True)[1]
+    different = values[whole][np.unique(code, return_index=True)[1]]
     group = np.ones(len(source), np.int64)
-    group[whole] = which.reshape(-1) + 1
+    group[whole] = code + 1
     table = dict(zip(present, different.T, strict=True))
     exposure = table.pop("rlnOpticsGroup", np.ones(len(different))) - 1
     tilted = any(np.any(table.get(name, 0)) for name in ("rlnBeamTiltX", "rlnBeamTiltY"))
