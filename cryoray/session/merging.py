@@ -79,13 +79,26 @@ class Optics:
         return len(self.rows)
 
     def text(self) -> str:
-        """The table."""
-        columns = [_GROUP, *dict.fromkeys(name for row in self.rows for name in row)]
+        """The table: a number that a group lacks is 0, and text that one lacks is left out of all."""
+        named = dict.fromkeys(name for row in self.rows for name in row)
+        columns = [_GROUP, *(name for name in named if self._can_be_filled(name))]
         lines = [f"_{name} #{number}" for number, name in enumerate(columns, 1)]
         for number, row in enumerate(self.rows, 1):
             values = {_GROUP: str(number), **row}
             lines.append(" ".join(_quoted(values.get(name, "0")) for name in columns))
         return "\n".join([f"{_VERSION}data_optics\n\nloop_", *lines, "\n"])
+
+    def _can_be_filled(self, name: str) -> bool:
+        there = [row[name] for row in self.rows if name in row]
+        return len(there) == len(self.rows) or all(map(_is_number, there))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,17 @@ def test_equal_optics_are_one_group_and_others_get_numbers_of_their_own(tmp_path
     assert len(particles) == 8
 
 
+def test_text_that_one_group_lacks_is_no_files_name(tmp_path: Path) -> None:
+    first, second = part(tmp_path, "a"), part(tmp_path, "b", optics=("1 first 0.85 300",))
+    for side in ("kept", "discarded", "review"):
+        file = first.folder / f"{side}.star"
+        text = file.read_text().replace("_rlnVoltage #4", "_rlnVoltage #4\n_rlnMtfFileName #5")
+        file.write_text(text.replace("1.06 300", "1.06 300 mtf.star"))
+    optics = merged(tmp_path, first, second)["optics"]
+    assert "rlnMtfFileName" not in optics.columns
+    assert optics["rlnVoltage"].tolist() == [300, 300]
+
+
 def test_columns_that_not_all_have_are_left_out_and_the_rest_keeps_its_values(
     tmp_path: Path,
 ) -> None:
