@@ -48,7 +48,7 @@ def connect(settings: RuntimeSettings) -> None:
         raise SettingsError(
             f"{what}: {str(error).strip().rstrip('.')}", remedy="see the settings under [runtime]"
         ) from error
-    quiet()
+    data_context()
 
 
 def _start(settings: RuntimeSettings) -> str | None:
@@ -121,10 +121,12 @@ def dashboard() -> str | None:
     return _dashboard if ray.is_initialized() else None
 
 
-def quiet() -> None:
-    """Keep Ray Data off the terminal, and make it fail loudly where it would fall back silently.
+def data_context() -> None:
+    """All that cryoray asks of Ray Data otherwise than by default, and why.
 
-    Its log file in the session's folder still gets everything.
+    What is said to the terminal is said by the verbs; Ray's log file in the session's folder still
+    gets everything. How much a task reads is the plan's business (`preparation.plan.grouped`), and the
+    number of tasks the datasource's, so Ray's sizes of blocks never come into play.
     """
     from ray.data import DataContext
 
@@ -133,6 +135,10 @@ def quiet() -> None:
     context.print_on_execution_start = False
     # Ragged images would otherwise travel as pickled Python objects, slowly and without a word.
     context.enable_fallback_to_arrow_object_ext_type = False
+    # Rows are put in order by their numbers: a worker need not wait for one that is slower.
+    context.execution_options.preserve_order = False
+    # A block that may be lost is rows that vanish: what cannot be read is quarantined by the reader.
+    context.max_errored_blocks = 0
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.CRITICAL)

@@ -12,6 +12,7 @@ from prefect.cache_policies import NO_CACHE
 
 from cryoray import ingest as verb
 from cryoray.preparation.prepared import PreparedSet
+from cryoray.preparation.reader import by_reason
 from cryoray.settings import load
 from flows.telling import Telling, key
 
@@ -41,9 +42,15 @@ def prepare(sources: list[Path], out: Path, overrides: dict[str, Any]) -> Path:
 
 @task(cache_policy=NO_CACHE, task_run_name="tabulate {prepared}")
 def tabulate(prepared: Path) -> None:
-    """Keep images, kept and discarded by project as a table artifact."""
+    """Keep images, kept and discarded by project as a table artifact; and why rows are not in it."""
     create_table_artifact(
         contents(prepared), key=key(f"set-{prepared.name}"), description=str(prepared)
+    )
+    reasons = by_reason(PreparedSet.open(prepared).quarantine["reason"].to_pylist())
+    create_table_artifact(
+        [{"quarantined": count, "reason": why} for why, count in reasons.items()],
+        key=key(f"quarantine-{prepared.name}"),
+        description=f"rows that are not in {prepared}",
     )
 
 

@@ -52,10 +52,10 @@ class Telling:
         percent = 100.0 * now.done / now.total if now.total else 0.0
         known, told = self._artifacts.get(now.stage, (None, 0.0))
         if known is None:
-            made = cast("UUID", create_progress_artifact(percent, key(now.stage), now.stage))
+            made = cast("UUID", create_progress_artifact(percent, key(now.stage), said(now)))
             self._artifacts[now.stage] = (made, time.monotonic())
         elif percent >= 100.0 or time.monotonic() - told >= _EVERY:
-            update_progress_artifact(known, percent)
+            update_progress_artifact(known, percent, said(now))
             self._artifacts[now.stage] = (known, time.monotonic())
 
     def event(self, happened: Event) -> None:
@@ -66,6 +66,12 @@ class Telling:
             resource={"prefect.resource.id": f"cryoray.{self._subject}"},
             payload=dict(happened.data),
         )
+
+
+def said(now: Progress) -> str:
+    """The stage, how much of it is done, and what else its verb says of it, as GB/s and time left."""
+    total = "" if now.total is None else f" of {now.total:,}"
+    return f"{now.stage}: {now.done:,}{total} {now.unit}" + (f"; {now.note}" if now.note else "")
 
 
 def key(text: str) -> str:

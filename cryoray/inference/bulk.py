@@ -125,7 +125,7 @@ def classify(
                 )
             )
         books: dict[str, Books] = {}
-        judged = _judged(plans, path, preparation, on_progress)
+        judged = _judged(plans, path, preparation, chosen.range_mib, on_progress)
         for i, (name, each, fate) in enumerate(zip(_names(sources), plans, judged, strict=True)):
             table, quarantined = fate
             columns = ["score"] if chosen.score_column else []
@@ -239,14 +239,18 @@ class _Judge:
 
 
 def _judged(
-    plans: Sequence[Plan], ensemble: Path, preparation: PreparationSettings, on_progress: OnProgress
+    plans: Sequence[Plan],
+    ensemble: Path,
+    preparation: PreparationSettings,
+    range_mib: int,
+    on_progress: OnProgress,
 ) -> Iterator[tuple[pa.Table, list[tuple[int, str]]]]:
     """For each plan the table that `write_verdicts` takes, and what was quarantined."""
     starts = np.cumsum([0, *(len(each.source) for each in plans)])
     total, done = int(starts[-1]), sum(len(each.quarantined) for each in plans)
     on_progress(Progress("judge", done, total))
     batches = [_NOTHING]
-    for batch in _batches(plans, starts, ensemble, preparation):
+    for batch in _batches(plans, starts, ensemble, preparation, range_mib):
         batches.append(batch)
         done += len(batch["row"])
         on_progress(Progress("judge", done, total))
@@ -257,7 +261,11 @@ def _judged(
 
 
 def _batches(
-    plans: Sequence[Plan], starts: np.ndarray, ensemble: Path, preparation: PreparationSettings
+    plans: Sequence[Plan],
+    starts: np.ndarray,
+    ensemble: Path,
+    preparation: PreparationSettings,
+    range_mib: int,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Run one Ray data set over the ranges of all plans; rows are numbered on from plan to plan."""
     ranges = [
@@ -267,7 +275,7 @@ def _batches(
     ]
     if not ranges:
         return
-    datasource = RowRangeDatasource(ranges, preparation)
+    datasource = RowRangeDatasource(ranges, preparation, range_mib)
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     # Reading costs as much as judging, and a pool that takes all CPUs would wait for ever.

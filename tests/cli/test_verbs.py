@@ -1,16 +1,18 @@
-"""The verbs that need Ray, from the command line: each ends with its summary and its books."""
+"""The long verbs, from the command line: each ends with its summary and its books."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from cryoray.cli import common
+from cryoray.cli import common, inspect
 from cryoray.cli.main import app
 from cryoray.models.ensemble import Ensemble
+from cryoray.preparation.prepared import PreparedSet
 from cryoray.settings import RuntimeSettings
 from flows.classify import counts
 from tests.examples import save_ensemble
@@ -42,7 +44,51 @@ def test_inspect_shows_a_source_and_its_images(past: Path, tmp_path: Path) -> No
     shown = run("inspect", past / "project-01", "--sheet", tmp_path / "sheet.png", "--images", "8")
     assert "30 rows in = 30 out + 0 quarantined" in shown
     assert "labels.csv" in shown
+    assert "48 × 48" in shown
+    assert "norm_correction" in shown.split("missing: ")[1].splitlines()[0]
     assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_histograms_are_of_kept_and_discarded_and_what_is_missing_is_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    labels = np.repeat([1, 0], 1000)
+    defocus = np.concatenate([np.linspace(1, 2, 1000), np.linspace(2, 3, 1000)])
+    values = np.stack([defocus, np.where(labels == 1, np.nan, 0.5), np.full(2000, np.nan)], 1)
+    inspect._show_features(("defocus", "pick_ncc", "phase_shift"), values, labels)
+    shown = capsys.readouterr().out
+    rows = [
+        [cell.strip() for cell in line.split("│")[1:-1]]
+        for line in shown.splitlines()
+        if line.startswith("│")
+    ]
+    assert rows == [
+        ["defocus", "µm", "100%", "1.01", "█" * 12 + "▁", "█" * 12, "2.99"],
+        ["pick_ncc", "", "50%", "0.5", "", "all 0.5", "0.5"],
+    ]
+    assert "missing: phase_shift" in shown
+
+
+def test_a_set_is_planned_made_and_added_to_in_the_way_it_was_made(
+    past: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "set"
+    planned = run("ingest", past / "project-01", "--out", out, "--plan")
+    assert "30 rows in = 30 out + 0 quarantined" in planned
+    assert "read and prepared by one core of this machine at" in planned
+    assert not out.exists()
+    run("ingest", past / "project-01", "--out", out, "--box", "32", "--features", "defocus")
+    more = run("ingest", past, "--out", out, "--add", "--plan")
+    assert "30 rows in = 30 out + 0 quarantined" in more
+    shown = run("ingest", past, "--out", out, "--add")
+    assert "60 rows in = 60 out + 0 quarantined" in shown
+    made = PreparedSet.open(out)
+    assert (made.settings.box, made.features, len(made.parts)) == (32, ("defocus",), 2)
+    refused = CliRunner().invoke(
+        app, ["ingest", str(past), "--out", str(out), "--add", "--box", "48"]
+    )
+    assert refused.exit_code == 2
+    assert "was made with box 32, and 48 is asked for" in refused.stderr
 
 
 @pytest.mark.ray

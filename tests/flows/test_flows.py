@@ -14,6 +14,7 @@ from cryoray.errors import InputError
 from cryoray.formats.mrc import read_frames, read_header
 from cryoray.formats.source import Source, open_source
 from cryoray.protocol.messages import JudgeAnswer, JudgedRow, QuarantinedRow
+from cryoray.records import Progress
 from flows import classify, evaluate, facility_day, telling
 from flows.day_report import judged, truth
 from flows.microscope import record
@@ -153,3 +154,13 @@ def test_only_plain_numbers_are_tabulated() -> None:
 )
 def test_keys_of_artifacts(text: str, made: str) -> None:
     assert telling.key(text) == made
+
+
+def test_an_artifact_says_what_the_terminal_says() -> None:
+    now = Progress(
+        "prepare", 4096, 81920, note="1.1 of 21.5 GB, 1.05 GB/s, 19 s left, 3 quarantined"
+    )
+    assert telling.said(now) == (
+        "prepare: 4,096 of 81,920 rows; 1.1 of 21.5 GB, 1.05 GB/s, 19 s left, 3 quarantined"
+    )
+    assert telling.said(Progress("judge", 7, None)) == "judge: 7 rows"
