@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -263,6 +264,7 @@ def _row(
     name: str, gib: int, warm: float | None, first: float | None = None, **more: Any
 ) -> dict[str, Any]:
     images = gib * PER_GIB * PER_STACK
+    print(f"{name}, {gib} GiB: {warm:.2f} s" if warm else name, file=sys.stderr, flush=True)
     return {
         "what": name,
         "GiB": gib,

@@ -31,14 +31,20 @@ from cryoray.settings import IngestSettings, PreparationSettings
 
 
 class _Tasks(Datasource):
-    """A list of things to do, neighbours together in one read task; each yields one block."""
+    """A list of things to do, neighbours together in one read task; each yields one block.
 
-    #: Tasks beyond this many are worth less than what starting each costs; things share one then.
-    MOST_TASKS = 2000
+    Args:
+        name: of the reading in Ray's dashboard.
+        things: to do.
+        do: makes a block of one.
+        most: tasks; more are worth less than what starting each costs, so things share one then.
+    """
 
-    def __init__(self, name: str, things: Sequence[Any], do: Callable[[Any], Block]) -> None:
+    def __init__(
+        self, name: str, things: Sequence[Any], do: Callable[[Any], Block], most: int = 2000
+    ) -> None:
         super().__init__()
-        self._name, self._things, self._do = name, tuple(things), do
+        self._name, self._things, self._do, self._most = name, tuple(things), do, most
 
     def __len__(self) -> int:
         """The number of read tasks to ask Ray for (``override_num_blocks``).
@@ -46,7 +52,7 @@ class _Tasks(Datasource):
         With fewer tasks than Ray wants by itself, it would cut the blocks into small pieces and not
         fuse what follows with the reading.
         """
-        return max(1, min(len(self._things), self.MOST_TASKS))
+        return max(1, min(len(self._things), self._most))
 
     def get_name(self) -> str:
         """The name of the reading in Ray's dashboard."""
@@ -124,10 +130,16 @@ class ShardDatasource(_Tasks):
     Args:
         work: what is to be done.
         settings: of the ingestion.
+        cores: of all workers.
     """
 
-    def __init__(self, work: Sequence[Work], settings: IngestSettings) -> None:
-        super().__init__("PrepareParticles", work, partial(_shard_block, settings))
+    #: Few enough that the driver, which may share the cores, has little to do; enough that no core
+    #: waits long for the last.
+    TASKS_PER_CORE = 16
+
+    def __init__(self, work: Sequence[Work], settings: IngestSettings, cores: float) -> None:
+        most = max(1, int(self.TASKS_PER_CORE * cores))
+        super().__init__("PrepareParticles", work, partial(_shard_block, settings), most)
 
     def _rows(self, thing: Work) -> int:
         return 1
@@ -220,7 +232,7 @@ def shards_by_ray(work: Sequence[Work], settings: IngestSettings, name: str) -> 
     gpus, cores = resources.get("GPU", 0.0), max(1.0, resources.get("CPU", 1.0))
     if settings.gpu and not gpus:
         raise SettingsError("a GPU is asked for, and Ray has none", remedy="leave out --gpu")
-    datasource = ShardDatasource(work, settings)
+    datasource = ShardDatasource(work, settings, cores)
     dataset = ray.data.read_datasource(
         datasource,
         override_num_blocks=len(datasource),
