@@ -19,6 +19,7 @@ from tests import examples
 STACKS, IMAGES = 6, 10
 
 
+@pytest.mark.slow  # Ray takes its time to replace what was lost
 @pytest.mark.ray
 def test_replicas_that_die_cost_a_session_nothing(
     ray_cluster: RuntimeSettings, tiny_ensemble: Path, tmp_path: Path
