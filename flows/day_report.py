@@ -14,14 +14,11 @@ import pyarrow.parquet as pq
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from cryoray.cli.inspect import look_at
 from cryoray.formats.source import Source, open_source
+from cryoray.inference.verdict_page import strips
 from cryoray.models.ensemble import Manifest
 from cryoray.settings import load
 from cryoray.validation import report
-
-#: Images in each strip of the gallery.
-_SHOWN = 24
 
 
 @task(cache_policy=NO_CACHE, task_run_name="report on {out}")
@@ -67,7 +64,7 @@ def write_report(
         report.confusion_section(good[told], live_score[told], manifest.threshold),
         *_by_kind(kind[table["row"].to_numpy()], live_score >= manifest.threshold),
         report.gallery_section(
-            list(_strips(source, table, manifest)),
+            strips(source, table, manifest.preparation),
             "The new collection",
             "As the networks saw it: windowed, rescaled, normalised.",
         ),
@@ -130,18 +127,3 @@ def _by_kind(kind: np.ndarray, kept: np.ndarray) -> Iterator[report.Section]:
             for name, count in zip(names.tolist(), counts.tolist(), strict=True)
         ]
         yield report.table_section("By kind", ("kind", "images", "kept"), rows)
-
-
-def _strips(source: Source, table: pa.Table, manifest: Manifest) -> Iterator[report.Strip]:
-    """Some kept, discarded and review images, spread evenly over the collection."""
-    verdict = np.array(table["verdict"].to_pylist())
-    rows, score = table["row"].to_numpy(), table["score"].to_numpy()
-    for tone, title in (("keep", "Kept"), ("discard", "Discarded"), ("review", "For review")):
-        those = np.flatnonzero(verdict == tone)
-        if len(those):
-            some = those[np.unique(np.linspace(0, len(those) - 1, _SHOWN).astype(int))]
-            found, images = look_at(source, rows[some], manifest.preparation)
-            place = np.searchsorted(rows, found)
-            yield report.Strip(
-                title, tone, images, score[place], source.images[found], f"{len(those):,} images"
-            )

@@ -13,9 +13,7 @@ from cryoray.cli import common
 if TYPE_CHECKING:
     import numpy as np
 
-    from cryoray.formats.source import Source
     from cryoray.records import Kind
-    from cryoray.settings import PreparationSettings
 
 #: Images side by side on a contact sheet.
 _COLUMNS = 16
@@ -87,6 +85,7 @@ def _inspect_sources(
     from cryoray.formats.relion import complaint
     from cryoray.formats.selection import find_selection, read_selection
     from cryoray.formats.source import find_sources, open_source
+    from cryoray.preparation.look import look_at
     from cryoray.preparation.plan import plan
     from cryoray.preparation.reader import by_reason
     from cryoray.records import Books
@@ -133,30 +132,6 @@ def _inspect_sources(
             },
             Books(len(source), len(source) - bad, bad),
         )
-
-
-def look_at(
-    source: Source, rows: np.ndarray, settings: PreparationSettings
-) -> tuple[np.ndarray, np.ndarray]:
-    """Some rows of a source as the network would see them.
-
-    Args:
-        source: where they are.
-        rows: int64, 0-based.
-        settings: how to prepare them.
-
-    Returns:
-        the rows that could be read, int64 [n] in another order, and float32 [n, box, box].
-    """
-    import numpy as np
-
-    from cryoray.preparation.plan import plan
-    from cryoray.preparation.prepare import prepare_range
-
-    seen = [prepare_range(part, settings) for part in plan(source, settings, 64, rows=rows).ranges]
-    if not seen:
-        return np.empty(0, np.int64), np.empty((0, settings.box, settings.box), np.float32)
-    return np.concatenate([one.rows for one in seen]), np.concatenate([one.images for one in seen])
 
 
 def _counts(labels: np.ndarray) -> dict[str, int]:

@@ -29,6 +29,7 @@ from cryoray.inference.classes import (
     write_classes,
     write_selection,
 )
+from cryoray.inference.verdict_page import write_page
 from cryoray.ingest.source import RowRangeDatasource, to_rows
 from cryoray.models.ensemble import Ensemble, Judgement
 from cryoray.models.registry import resolve
@@ -145,6 +146,8 @@ def classify(
                 said = ClassVerdicts.of(each.source, table, quarantined)
                 write_selection(partial / name, said, with_score=chosen.score_column)
             verdicts = table["verdict"].to_pylist()
+            seconds = time.monotonic() - began
+            write_page(partial / name, each.source, table, ensemble, books[name], chosen, seconds)
             on_event(
                 Event(
                     "classify.done",
@@ -154,7 +157,7 @@ def classify(
                         "books": str(books[name]),
                         **asdict(books[name]),
                         **{verdict: verdicts.count(verdict) for verdict in VERDICTS},
-                        "seconds": round(time.monotonic() - began, 1),
+                        "seconds": round(seconds, 1),
                     },
                 )
             )

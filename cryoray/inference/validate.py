@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -106,7 +104,7 @@ def validate_fsc(
                 report.fsc_section(curves, overlay, lead.strip()),
                 report.directions_section({"this map": views}, curves.frequency),
                 report.provenance_section(
-                    command(), [chosen], {path.name: digest(path) for path in (half1, half2)}
+                    report.command(), [chosen], {path.name: digest(path) for path in (half1, half2)}
                 ),
             ],
             pictures=True,
@@ -214,7 +212,7 @@ def validate_reconstruct(
             [
                 *_reconstruct_sections(numbers, proofs, reslog, opened.path, Path(verdicts), out),
                 report.provenance_section(
-                    command(),
+                    report.command(),
                     [chosen],
                     {"source": digest(opened.path), "verdicts": digest(_table(Path(verdicts)))},
                 ),
@@ -351,7 +349,7 @@ def validate_similarity(
                 ),
                 *report.similarity_sections(alike, projected, _SHOWN),
                 report.provenance_section(
-                    command(),
+                    report.command(),
                     [chosen],
                     {"source": digest(opened.path), "verdicts": digest(_table(Path(verdicts)))},
                 ),
@@ -896,12 +894,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def command() -> str:
-    """What was typed, as it can be typed again."""
-    program = Path(sys.argv[0]).name
-    return shlex.join(["cryoray" if program.endswith(".py") else program, *sys.argv[1:]])
 
 
 def digest(path: Path) -> str:

@@ -244,3 +244,17 @@ def test_a_cryosparc_job_is_judged_as_it_is_and_given_back_to_both_programs(
         star = parse(out / f"{side}.star")["particles"]
         assert [name[:6] for name in star.column("rlnImageName")] == [f"{i + 1:06d}" for i in rows]
         assert star.columns[-1] == "rlnCryorayScore"
+
+
+@pytest.mark.ray
+def test_a_page_stands_beside_the_verdicts(
+    project: Path, settings: Settings, tmp_path: Path, ray_cluster: RuntimeSettings
+) -> None:
+    out = classify(project, tmp_path / "out", settings)
+    page = (out / "report.html").read_text()
+    table = pq.read_table(out / "verdicts.parquet")
+    for verdict, name in (("keep", "kept"), ("discard", "discarded"), ("review", "for review")):
+        count = table["verdict"].to_pylist().count(verdict)
+        assert f"<dt>{name}</dt><dd>{count:,}</dd>" in page
+    assert page.count("data:image/png") >= 20
+    assert (out / "figures" / "scores.csv").is_file()

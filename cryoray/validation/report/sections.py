@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import platform
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -521,9 +524,11 @@ def similarity_sections(
             values["ours and the map's projection"] = np.array(
                 [getattr(one, number) for one in projected.values()]
             )
-        svg = plots.against(lines, f"similarity-{number}", "fraction of classes", title)
+        svg = plots.against(lines, f"similarity-{number}", "fraction of classes", number.upper())
         alt = f"Distribution over classes of {title}"
-        blocks.append(Figure(svg, alt, f"{number.upper()} over {len(alike)} classes, sorted."))
+        blocks.append(
+            Figure(svg, alt, f"{title[:1].upper()}{title[1:]} over {len(alike)} classes, sorted.")
+        )
         for label, found in values.items():
             low, median, high = np.quantile(found, (0.05, 0.5, 0.95))
             rows.append(
@@ -544,8 +549,8 @@ def similarity_sections(
             one.images,
             np.array([one.likeness.mse, one.chance.mse]),
             ["ours", "the person's"],
-            f"Ours ({one.ours:,} particles) and the person's ({one.person:,}), {one.shared:,} in common;"
-            " under them the MSE and what it is at random.",
+            f"Ours ({one.ours:,} particles) and the person's ({one.person:,}), {one.shared:,} in common:"
+            f" MSE {one.likeness.mse:.4f}, at random {one.chance.mse:.4f}.",
         )
         for one in worst
     ]
@@ -630,6 +635,12 @@ def table_section(
 ) -> Section:
     """Any table: the first column is text, the others are numbers."""
     return Section(title, [Table(tuple(columns), tuple(map(tuple, rows)), caption)], lead)
+
+
+def command() -> str:
+    """What was typed, as it can be typed again."""
+    program = Path(sys.argv[0]).name
+    return shlex.join(["cryoray" if program.endswith(".py") else program, *sys.argv[1:]])
 
 
 def provenance_section(

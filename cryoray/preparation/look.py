@@ -1,0 +1,29 @@
+"""Some images of a source, for people to look at."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cryoray.formats.source import Source
+from cryoray.preparation.plan import plan
+from cryoray.preparation.prepare import prepare_range
+from cryoray.settings import PreparationSettings
+
+
+def look_at(
+    source: Source, rows: np.ndarray, settings: PreparationSettings
+) -> tuple[np.ndarray, np.ndarray]:
+    """Some rows of a source as the network would see them.
+
+    Args:
+        source: where they are.
+        rows: int64, 0-based.
+        settings: how to prepare them.
+
+    Returns:
+        the rows that could be read, int64 [n] in another order, and float32 [n, box, box].
+    """
+    seen = [prepare_range(part, settings) for part in plan(source, settings, 64, rows=rows).ranges]
+    if not seen:
+        return np.empty(0, np.int64), np.empty((0, settings.box, settings.box), np.float32)
+    return np.concatenate([one.rows for one in seen]), np.concatenate([one.images for one in seen])

@@ -1,0 +1,103 @@
+"""Proof of what choices did, as a flow: to half-maps, to the map, to 2D class averages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+
+from cryoray.inference.validate import validate_fsc, validate_reconstruct, validate_similarity
+from cryoray.settings import load
+from flows.telling import Telling, key
+
+
+@flow(name="validate-fsc", flow_run_name="FSC of {half1}")
+def fsc(
+    half1: Path,
+    half2: Path,
+    out: Path,
+    mask: str | None = "auto",
+    published: Path | None = None,
+    overrides: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """FSC of two half-maps; the arguments are those of ``cryoray validate fsc``."""
+    return _proved(
+        partial(validate_fsc, half1, half2, mask=mask, published=published), out, overrides
+    )
+
+
+@flow(name="validate-reconstruct", flow_run_name="maps of {source}")
+def reconstruct(
+    source: Path,
+    verdicts: Path,
+    out: Path,
+    mask: str | None = "auto",
+    truth: Path | None = None,
+    overrides: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Maps of the choices; the arguments are those of ``cryoray validate reconstruct``."""
+    return _proved(
+        partial(validate_reconstruct, source, verdicts, mask=mask, truth=truth), out, overrides
+    )
+
+
+@flow(name="validate-similarity", flow_run_name="classes of {source}")
+def similarity(
+    source: Path,
+    verdicts: Path,
+    out: Path,
+    selection: Path | None = None,
+    volume: Path | None = None,
+    overrides: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Class averages compared; the arguments are those of ``cryoray validate similarity``."""
+    return _proved(
+        partial(validate_similarity, source, verdicts, selection=selection, volume=volume),
+        out,
+        overrides,
+    )
+
+
+def _proved(
+    verb: Callable[..., dict[str, Any]], out: Path, overrides: dict[str, Any] | None
+) -> dict[str, Any]:
+    numbers = prove(verb, out, overrides or {})
+    tabulate(numbers, out)
+    return numbers
+
+
+@task(cache_policy=NO_CACHE, task_run_name="prove {out}")
+def prove(
+    verb: Callable[..., dict[str, Any]], out: Path, overrides: dict[str, Any]
+) -> dict[str, Any]:
+    """Call one of ``cryoray.inference.validate``."""
+    with Telling("proof") as told:
+        return verb(
+            out=out, settings=load(**overrides), on_progress=told.progress, on_event=told.event
+        )
+
+
+@task(cache_policy=NO_CACHE, task_run_name="tabulate {out}")
+def tabulate(numbers: dict[str, Any], out: Path) -> None:
+    """Keep resolutions and likenesses as a table artifact."""
+    create_table_artifact(rows(numbers), key=key(f"proof-{out.name}"), description=str(out))
+
+
+def rows(numbers: dict[str, Any]) -> list[dict[str, Any]]:
+    """The few numbers of a proof that a person looks for, one row each."""
+    sets = numbers.get("sets", {"": numbers} if "resolution" in numbers else {})
+    found = [
+        {"what": f"{name} at {threshold}, Å".strip(), "value": limit["interpolated"]}
+        for name, one in sets.items()
+        for threshold, limit in one["resolution"].items()
+    ]
+    return found + [
+        {"what": f"{measure}, {name}, median", "value": spread["median"]}
+        for name in ("ours", "chance", "floor")
+        for measure, spread in numbers.get(name, {}).items()
+    ]

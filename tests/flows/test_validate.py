@@ -1,0 +1,35 @@
+"""The proof as a flow: the verb's numbers, kept as a table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from prefect.client.orchestration import get_client
+
+from cryoray.formats.volume import write_volume
+from flows import validate
+from tests.validation.maps import PIXEL, half_maps, phantom
+
+
+def test_fsc_as_a_flow_keeps_resolutions(tmp_path: Path, prefect: None) -> None:
+    first, second = (
+        write_volume(tmp_path / f"half{n}.mrc", half.numpy(), PIXEL)
+        for n, half in enumerate(half_maps(phantom(), 0.8), 1)
+    )
+    numbers = validate.fsc(first, second, tmp_path / "proof")
+    assert json.loads((tmp_path / "proof" / "metrics.json").read_text())["fsc"] == numbers["fsc"]
+    with get_client(sync_client=True) as client:
+        kept = [one for one in client.read_artifacts() if one.key == "proof-proof"]
+    assert json.loads(str(kept[0].data)) == validate.rows(numbers)
+
+
+def test_rows_are_the_numbers_that_a_person_looks_for() -> None:
+    limits = {"0.143": {"interpolated": 4.0}, "0.5": {"interpolated": 6.0}}
+    assert validate.rows({"sets": {"kept": {"resolution": limits}}}) == [
+        {"what": "kept at 0.143, Å", "value": 4.0},
+        {"what": "kept at 0.5, Å", "value": 6.0},
+    ]
+    assert validate.rows({"ours": {"mse": {"median": 0.1}}}) == [
+        {"what": "mse, ours, median", "value": 0.1}
+    ]
