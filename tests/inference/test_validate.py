@@ -11,16 +11,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from cryoray import runtime
 from cryoray.cli.main import app
 from cryoray.errors import InputError
+from cryoray.formats.mrc import read_frames, read_header
 from cryoray.formats.source import open_source
 from cryoray.formats.verdicts import write_verdicts
 from cryoray.formats.volume import read_volume, write_volume
-from cryoray.inference.reconstruct import accumulate, particles_of, summed
+from cryoray.inference.reconstruct import accumulate, particles_of, read_images, summed
 from cryoray.inference.validate import (
     validate_fsc,
     validate_reconstruct,
@@ -28,6 +30,7 @@ from cryoray.inference.validate import (
 )
 from cryoray.settings import ProofSettings, RuntimeSettings, Settings, SimulateSettings
 from cryoray.simulation import simulate
+from cryoray.validation import similarity
 from tests.validation.maps import PIXEL, half_maps, phantom
 
 XML = "<fsc>" + "".join(
@@ -222,3 +225,21 @@ def test_class_averages_stand_between_their_references(
     assert (tmp_path / "out" / "figures" / "similarity-mse.csv").is_file()
     with pytest.raises(InputError, match="no classes"):
         validate_similarity(day, day / "verdicts", tmp_path / "no", Settings(runtime=ray_cluster))
+
+
+@pytest.mark.real
+def test_averages_of_a_real_job_are_relions_own(real_data: Path) -> None:
+    job = real_data / "relion5-project" / "Class2D" / "job010"
+    source = open_source(job / "run_it025_data.star")
+    particles = particles_of(source, in_plane=True)
+    classes = source.metadata["rlnClassNumber"][particles.row].astype(int)
+    stack = read_header(job / "run_it025_classes.mrcs")
+    mask = similarity.round_mask(particles.box, 22)
+    for number in np.argsort(-np.bincount(classes))[:4]:
+        rows = np.flatnonzero(classes == number)
+        images = torch.from_numpy(read_images(particles[rows]))
+        ours = similarity.average(*similarity.align(images, particles.poses[rows]))
+        theirs = torch.from_numpy(read_frames(stack, np.array([number - 1])))[0]
+        found = similarity.compare(ours, theirs, mask, particles.poses.pixel_size, 20.0)
+        assert found.frc > 0.93
+        assert found.mse < 0.1
