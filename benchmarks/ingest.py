@@ -17,7 +17,9 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -107,10 +109,14 @@ def _reads(ranges: list[RowRange]) -> int:
     return sum(len(block) for rows in ranges for block in read_blocks(rows, 32))
 
 
+@lru_cache(maxsize=1)
+def _noise() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((32, RAW, RAW), np.float32)
+
+
 def _arithmetic(images: int) -> int:
-    raw = np.random.default_rng(0).standard_normal((32, RAW, RAW), np.float32)
     for _ in range(0, images, 32):
-        prepare_images(raw, np.full(32, PIXEL_SIZE, np.float32), False, _PREPARATION)
+        prepare_images(_noise(), np.full(32, PIXEL_SIZE, np.float32), False, _PREPARATION)
     return images
 
 
@@ -118,43 +124,45 @@ def _both(ranges: list[RowRange]) -> int:
     return sum(len(prepare_range(rows, _PREPARATION).rows) for rows in ranges)
 
 
-def limit(task: Callable[[Any], int], items: list[Any], rounds: int = 3) -> float:
+def limit(task: Callable[[Any], int], items: list[Any], rounds: int = 3) -> dict[str, float]:
     """Seconds that one warm process for each core take together; the median of some rounds."""
     with multiprocessing.get_context("spawn").Pool(_CORES, _one_thread) as pool:
         pool.map(_one_thread, range(4 * _CORES), 1)
         times = []
+        used = _cpu_seconds()
         for _ in range(rounds):
             began = time.perf_counter()
             pool.map(task, items, 1)
             times.append(time.perf_counter() - began)
-    return sorted(times)[rounds // 2]
+        used = _cpu_seconds() - used
+    return {"warm": median(times), "cpu": used / rounds}
 
 
-def ingested(star: Path, workers: int | None, rounds: int = 4) -> dict[str, Any]:
-    """Seconds of the first of some ingestions, and the median of the others; peak memory of the last.
+def ingested(star: Path, workers: int | None, rounds: int = 3) -> dict[str, Any]:
+    """Seconds of the first of some ingestions, and the median of the others; peak memory of one more.
 
     Runs in a process of its own.
     """
-    times: list[float] = []
-    peaks: dict[str, float] = {}
-    for turn in range(rounds):
-        out = star.with_name("set")
-        with watched() if turn == rounds - 1 else _unwatched() as seen:
-            began = time.perf_counter()
-            ingest([star], out, _settings(workers))
-            times.append(time.perf_counter() - began)
-        peaks |= seen
+    out, times = star.with_name("set"), []
+
+    def once() -> None:
+        began = time.perf_counter()
+        ingest([star], out, _settings(workers))
+        times.append(time.perf_counter() - began)
         shutil.rmtree(out)
+
+    once()
+    used = _cpu_seconds()
+    for _ in range(rounds - 1):
+        once()
+    used = _cpu_seconds() - used
+    with watched() as peaks:  # in a run that is not timed, as looking takes time too
+        once()
     if workers is not None:
         from cryoray import runtime
 
         runtime.disconnect()
-    return {"first": times[0], "warm": sorted(times[1:])[(rounds - 1) // 2], **peaks}
-
-
-@contextmanager
-def _unwatched() -> Iterator[dict[str, float]]:
-    yield {}
+    return {"first": times[0], "warm": median(times[1:rounds]), "cpu": used / (rounds - 1), **peaks}
 
 
 @contextmanager
@@ -166,8 +174,9 @@ def watched() -> Iterator[dict[str, float]]:
     def look() -> None:
         while not done.wait(_LOOK):
             peaks["driver MiB"] = max(peaks["driver MiB"], _unique(os.getpid()))
-            for pid in _workers():
-                peaks["worker MiB"] = max(peaks["worker MiB"], _unique(pid))
+            for pid, (name, _) in _family().items():
+                if name.startswith("ray::"):
+                    peaks["worker MiB"] = max(peaks["worker MiB"], _unique(pid))
 
     watcher = threading.Thread(target=look)
     watcher.start()
@@ -187,28 +196,35 @@ def _unique(pid: int) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
 
-def _workers() -> list[int]:
-    """Processes of Ray under this one that do a task now or did."""
-    parents, names = {}, {}
+def _family() -> dict[int, tuple[str, float]]:
+    """This process and all under it: name, and processor seconds so far."""
+    parents: dict[int, int] = {}
+    said: dict[int, tuple[str, float]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            name, rest = (folder / "stat").read_text().split("(", 1)[1].rsplit(")", 1)
+            rest = (folder / "stat").read_text().rsplit(")", 1)[1]
+            name = (folder / "cmdline").read_bytes().decode(errors="replace")
         except OSError:
             continue
-        parents[int(folder.name)], names[int(folder.name)] = int(rest.split()[1]), name
+        words = rest.split()
+        ticks = int(words[11]) + int(words[12])
+        parents[int(folder.name)] = int(words[1])
+        said[int(folder.name)] = (name, ticks / os.sysconf("SC_CLK_TCK"))
 
-    def below(pid: int) -> bool:
-        while pid in parents:
+    def mine(pid: int) -> bool:
+        while pid in parents and pid != os.getpid():
             pid = parents[pid]
-            if pid == os.getpid():
-                return True
-        return False
+        return pid == os.getpid()
 
-    return [pid for pid, name in names.items() if name.startswith("ray::") and below(pid)]
+    return {pid: known for pid, known in said.items() if mine(pid)}
 
 
-def relion(star: Path) -> tuple[float, int] | None:
-    """Seconds and images of `relion_image_handler`, one process for each core, each on its stacks."""
+def _cpu_seconds() -> float:
+    return sum(seconds for _, seconds in _family().values())
+
+
+def relion(star: Path) -> dict[str, float] | None:
+    """What `relion_image_handler` takes, one process for each core, each on its stacks."""
     program = shutil.which("relion_image_handler")
     if program is None:
         return None
@@ -221,22 +237,21 @@ def relion(star: Path) -> tuple[float, int] | None:
         words += ["--i", str(stack), "--o", str(out / stack.name)]
         return subprocess.run([program, *words], check=False, capture_output=True).returncode
 
-    began = time.perf_counter()
+    used, began = _ended(), time.perf_counter()
     with ThreadPoolExecutor(_CORES) as pool:
         failed = any(list(pool.map(rescale, stacks)))
-    seconds = time.perf_counter() - began
+    took = {"warm": time.perf_counter() - began, "cpu": _ended() - used}
     shutil.rmtree(out)
-    return None if failed else (seconds, len(stacks) * PER_STACK)
+    return None if failed else took
 
 
-def cryodrgn(star: Path) -> tuple[float, int] | None:
-    """Seconds and images of `cryodrgn downsample`, which uses all cores by itself."""
+def cryodrgn(star: Path) -> dict[str, float] | None:
+    """What `cryodrgn downsample` takes, which uses all cores by itself."""
     program = os.environ.get("CRYODRGN") or shutil.which("cryodrgn")
     if program is None:
         return None
     out = star.with_name("cryodrgn.mrcs")
-    stacks = len(list(star.parent.glob("mic_*.mrcs")))
-    began = time.perf_counter()
+    used, began = _ended(), time.perf_counter()
     done = subprocess.run(
         [
             program,
@@ -253,34 +268,40 @@ def cryodrgn(star: Path) -> tuple[float, int] | None:
         capture_output=True,
         text=True,
     )
-    seconds = time.perf_counter() - began
+    took = {"warm": time.perf_counter() - began, "cpu": _ended() - used}
     out.unlink(missing_ok=True)
     if done.returncode:
         print(f"cryodrgn ended with {done.returncode}: {done.stderr[-500:]}")
-    return None if done.returncode else (seconds, stacks * PER_STACK)
+    return None if done.returncode else took
 
 
-def _row(
-    name: str, gib: int, warm: float | None, first: float | None = None, **more: Any
-) -> dict[str, Any]:
-    images = gib * PER_GIB * PER_STACK
-    print(f"{name}, {gib} GiB: {warm:.2f} s" if warm else name, file=sys.stderr, flush=True)
+def _ended() -> float:
+    """Processor seconds of processes that this one started and that have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def _row(name: str, gib: int, said: dict[str, float]) -> dict[str, Any]:
+    images, seconds = gib * PER_GIB * PER_STACK, said["warm"]
+    print(f"{name}, {gib} GiB: {seconds:.2f} s", file=sys.stderr, flush=True)
     return {
         "what": name,
         "GiB": gib,
-        "first, s": first,
-        "seconds": warm,
-        "images/s": images / warm if warm else None,
-        "GB/s": images * RAW * RAW * 4 / warm / 1e9 if warm else None,
-        "driver MiB": more.get("driver MiB"),
-        "worker MiB": more.get("worker MiB"),
+        "first, s": said.get("first"),
+        "seconds": seconds,
+        "CPU s": said["cpu"],
+        "images/s": images / seconds,
+        "GB/s": images * RAW * RAW * 4 / seconds / 1e9,
+        "driver MiB": said.get("driver MiB"),
+        "worker MiB": said.get("worker MiB"),
     }
 
 
 def measure() -> dict[str, Any]:
     notes = [
         "GB/s and images/s are of raw images. `seconds` is the median of warm runs, `first` includes "
-        "starting Ray and its workers. Memory is the peak of the unique set size.",
+        "starting Ray and its workers; CPU s are those of all processes together. Memory is the peak "
+        "of the unique set size.",
         f"Input from the page cache; each program uses the {_CORES} cores unless the row says otherwise.",
     ]
     with tempfile.TemporaryDirectory() as folder:
@@ -295,28 +316,18 @@ def measure() -> dict[str, Any]:
             _row("  only the reads", 1, limit(_reads, groups)),
             _row("  only the arithmetic", 1, limit(_arithmetic, portions)),
         ]
-        for workers in (None, 1, 2, 4):
-            name = (
-                "cryoray ingest, no Ray" if workers is None else f"cryoray ingest, {workers} of Ray"
-            )
-            _, said = in_process(ingested, stars[1], workers)
-            rows.append(_row(name, 1, said.pop("warm"), **said))
-        for size in SIZES[1:]:
-            rows.append(_row("  limit", size, size * rows[0]["seconds"]))
-            for workers in (None, 2):
-                name = (
-                    "cryoray ingest, no Ray"
-                    if workers is None
-                    else f"cryoray ingest, {workers} of Ray"
-                )
-                _, said = in_process(ingested, stars[size], workers, 2)
-                rows.append(_row(name, size, said.pop("warm"), **said))
+        for size, workers in [(1, None), (1, 1), (1, 2), (1, 4)] + [
+            (size, workers) for size in SIZES[1:] for workers in (None, 2)
+        ]:
+            name = "no Ray" if workers is None else f"{workers} of Ray"
+            _, said = in_process(ingested, stars[size], workers, 3 if size == 1 else 2)
+            rows.append(_row(f"cryoray ingest, {name}", size, said))
         for name, peer in (("cryodrgn downsample", cryodrgn), ("relion_image_handler", relion)):
             took = peer(stars[1])
             if took is None:
                 notes.append(f"{name} is not here, or failed.")
             else:
-                rows.append(_row(f"peer: {name}", 1, took[0]))
+                rows.append(_row(f"peer: {name}", 1, took))
     answer = result(
         f"{RAW} px float32 images to a set of {BOX} px, by the limit, by cryoray, and by its peers",
         rows,
@@ -324,7 +335,7 @@ def measure() -> dict[str, Any]:
         notes=[*notes, *_findings(rows)],
     )
     for row in answer["rows"]:
-        row["of the limit"] = row["GB/s"] / rows[0]["GB/s"] if row["GB/s"] else None
+        row["of the limit"] = row["GB/s"] / rows[0]["GB/s"]
     return answer
 
 
