@@ -22,6 +22,9 @@ _CHUNK, _CHUNK_GPU = 32, 512
 #: Bytes (as float32) read before the arithmetic begins: a range is never held whole, so that memory
 #: does not follow its size, and what was read is still in a cache.
 _BLOCK = 8 << 20
+#: Greys of a rescaled image beyond which one of the original may overflow when squared, and the
+#: spread below which it may be constant, as a fraction of its greys.
+_LARGE, _FLAT = 1e12, 1e-4
 #: The background begins here (fraction of the box), or a fifth beyond the particle's edge.
 _RING, _MARGIN = 0.45, 1.2
 
@@ -91,22 +94,40 @@ def prepare_images(
     Returns:
         float32 [n, box, box], and the reason for each image that is none (its pixels are zero).
     """
-    reasons = defects(images)
-    prepared = (
-        np.empty((len(images), settings.box, settings.box), np.float32) if out is None else out
-    )
-    prepared[list(reasons)] = 0
-    good = np.setdiff1d(np.arange(len(images)), list(reasons))
+    reasons: dict[int, str] = {}
+    shape, box, most = (len(images), settings.box, settings.box), settings.box, _chunk(device)
+    prepared = np.empty(shape, np.float32) if out is None else out
     sides = window_sides(images.shape[1:], pixel_size, settings)
     rings = _ring(sides, pixel_size, settings)
-    for side, ring in sorted(set(zip(sides[good].tolist(), rings[good].tolist(), strict=True))):
-        alike = good[(sides[good] == side) & (rings[good] == ring)]
-        for some in np.split(alike, range(_chunk(device), len(alike), _chunk(device))):
-            chunk = torch.from_numpy(_together(images, some, _chunk(device))).to(device)
-            chunk = fourier_rescale(window(chunk, side), settings.box)
+    for side, ring in sorted(set(zip(sides.tolist(), rings.tolist(), strict=True))):
+        alike = np.flatnonzero((sides == side) & (rings == ring))
+        for some in np.split(alike, range(most, len(alike), most)):
+            raw = _together(images, some, most)
+            chunk = fourier_rescale(window(torch.from_numpy(raw).to(device), side), box)
+            suspect = np.arange(len(some))
+            if images.shape[1] == images.shape[2] == side:  # every pixel is in the chunk
+                suspect = np.flatnonzero(_suspect(chunk[: len(some)]))
+            if len(suspect):
+                bad = defects(raw[: len(some)] if len(suspect) == len(some) else raw[suspect])
+                reasons |= {int(some[suspect[i]]): why for i, why in bad.items()}
             chunk = normalize_background(-chunk if invert else chunk, ring)
             prepared[some] = clip(chunk, settings.clip)[: len(some)].cpu().numpy()
+    prepared[list(reasons)] = 0
     return prepared, reasons
+
+
+def _suspect(rescaled: torch.Tensor) -> np.ndarray:
+    """Which images may have defects, bool [n], from what all of their pixels were made into.
+
+    A pixel that is no number makes all of them none, and a constant image stays one but for
+    rounding; so only a suspect is looked at as it was read, which takes far longer.
+    """
+    pixels = rescaled.reshape(len(rescaled), -1).cpu().numpy()
+    with np.errstate(invalid="ignore", over="ignore"):
+        low, high = pixels.min(1), pixels.max(1)
+        largest = np.maximum(high, -low)
+        fine = (largest < _LARGE) & (high - low > _FLAT * largest)
+    return ~fine
 
 
 def _chunk(device: str) -> int:

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cryoray.preparation import prepare
+from cryoray.formats.mrc import read_frames
+from cryoray.preparation import prepare, reader
 from cryoray.preparation.plan import plan
 from cryoray.preparation.prepare import prepare_images, prepare_range, window_sides
 from cryoray.preparation.reader import by_reason, defects
+from cryoray.records import Stack
 from cryoray.settings import PreparationSettings
 from tests.preparation.sources import particles, write_source
 
@@ -46,6 +48,27 @@ def test_bad_images_get_a_reason_and_leave_the_others_alone() -> None:
     assert sorted(reasons) == [0, 2, 3, 4]
     np.testing.assert_array_equal(prepared[[1, 5]], clean[[1, 5]])
     assert not prepared[list(reasons)].any()
+
+
+@pytest.mark.parametrize("diameter", [None, 60])
+def test_no_defect_is_missed_for_being_small(diameter: float | None) -> None:
+    """Also of one pixel in a corner, of a constant far from zero, and where a window hides it."""
+    settings = PreparationSettings(box=32, diameter=diameter)
+    images = particles(40, 128)
+    images[3] = 1234.5
+    images[4] = 0
+    images[5, 0, 0] = np.nan
+    images[6, 127, 127] = -np.inf
+    images[7, 64, 64] = 2e15
+    images[8, 0, 127] = -2e15
+    images[9] = -3e30
+    images[10] += 1e6  # a strange offset is no defect
+    images[11, 127, 0] = 1e9
+    prepared, reasons = prepare_images(images, np.full(40, 1.0, np.float32), False, settings)
+    assert sorted(reasons) == [3, 4, 5, 6, 7, 8, 9]
+    assert reasons == defects(images)
+    assert not prepared[3:10].any()
+    assert np.isfinite(prepared).all()
 
 
 def test_dark_protein_is_made_bright() -> None:
@@ -102,16 +125,17 @@ def test_a_stack_that_grows_while_it_is_read_quarantines_the_whole_range(
     monkeypatch.setattr(prepare, "_BLOCK", 1)  # a block of 32 images
     seen = []
 
-    def grow(images: np.ndarray) -> dict[int, str]:
-        seen.append(len(images))
+    def grow(stack: Stack, frames: np.ndarray) -> np.ndarray:
+        seen.append(len(frames))
+        images = read_frames(stack, frames)
         if len(seen) == 4:  # after the last read
-            with source.stacks[0].open("ab") as file:
+            with stack.path.open("ab") as file:
                 file.write(bytes(6400))
-        return defects(images)
+        return images
 
-    monkeypatch.setattr(prepare, "defects", grow)
+    monkeypatch.setattr(reader, "read_frames", grow)
     prepared = prepare_range(only, SETTINGS)
-    assert seen == [32, 32, 32, 4]
+    assert seen == [32, 32, 32, 4, 0]
     assert len(prepared.rows) == 0
     assert len(prepared.quarantined) == 100
     assert "a.mrcs: changed while it was being read" in prepared.quarantined[0][1]
