@@ -238,8 +238,12 @@ class ServeSettings(Section):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     token: str | None = Field(None, repr=False, description="None: CRYORAY_TOKEN or its file")
-    judges: int = Field(1, ge=1, description="judge replicas")
-    preparers: int = Field(1, ge=1, description="preparer replicas")
+    judges: int | None = Field(
+        None, ge=1, description="judge replicas; None: one per GPU, else per core up to 8"
+    )
+    preparers: int | None = Field(
+        None, ge=1, description="preparer replicas; None: one per core up to 8"
+    )
     batch: int = Field(512, ge=1, description="images judged together, across requests")
     batch_wait: float = Field(0.02, ge=0, description="seconds a batch waits to be filled")
     max_rows: int = Field(100_000, ge=1, description="rows in one request")

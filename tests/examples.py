@@ -37,12 +37,12 @@ _rlnCtfMaxResolution #6
 """
 
 
-def save_ensemble(path: Path, kind: Kind = "particle", seed: int = 0) -> Ensemble:
+def save_ensemble(path: Path, kind: Kind = "particle", seed: int = 0, box: int = BOX) -> Ensemble:
     """An ensemble of untrained networks whose members disagree often: about half of the images."""
     networks = tuple(
         build(config, len(FEATURES), seed + i) for i, config in enumerate(DEFAULT_MEMBERS)
     )
-    images = torch.from_numpy(particles(64, BOX, seed=1))
+    images = torch.from_numpy(particles(64, box, seed=1))
     features = torch.tensor([[1.5, 1.5, 1.0]]).repeat(len(images), 1)
     said = [logits(network, images, features) for network in networks]
     slopes = [float(2 / of.std()) for of in said]
@@ -50,7 +50,7 @@ def save_ensemble(path: Path, kind: Kind = "particle", seed: int = 0) -> Ensembl
         kind=kind,
         members=DEFAULT_MEMBERS,
         features=FEATURES if kind == "particle" else CLASS_FEATURES,
-        preparation=PreparationSettings(box=BOX),
+        preparation=PreparationSettings(box=box),
         calibration=tuple(
             Calibration(slope=slope, offset=-slope * float(of.median()))
             for slope, of in zip(slopes, said, strict=True)

@@ -92,7 +92,8 @@ class Client:
             UnreachableError: nothing answers.
             CryorayError: the service failed, or stayed full for longer than ``patience``.
         """
-        request = JudgeRequest(source=str(Path(source).absolute()), rows=rows, ensemble=ensemble)
+        some = None if rows is None else (int(rows[0]), int(rows[1]))
+        request = JudgeRequest(source=str(Path(source).absolute()), rows=some, ensemble=ensemble)
         body = request.model_dump_json()
         return self._answer(
             lambda: self._http.post(

@@ -22,13 +22,18 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+#: Strict: true is no row.
+_First = Annotated[int, Field(strict=True, ge=0)]
+_End = Annotated[int, Field(strict=True, ge=1)]
+
+
 class JudgeRequest(Message):
     """Rows of a source that lies on a disk which the service sees."""
 
     source: Annotated[str, StringConstraints(min_length=1, max_length=4096)] = Field(
         description="path of a .star, .cs or .mrcs under one of the service's roots"
     )
-    rows: tuple[int, int] | None = Field(
+    rows: tuple[_First, _End] | None = Field(
         None, description="[first, end], 0-based, end excluded; null: all"
     )
     ensemble: str | None = Field(None, description="name of one of the service's; null: its first")

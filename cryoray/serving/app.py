@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,9 @@ NAME = "cryoray"
 #: After Ray Serve said that all replicas run; only its proxy has still to learn where they are.
 _START_SECONDS = 60.0
 
+#: Preparers, and judges without a GPU: one per core has them all busy; more than a few take memory.
+_PER_MACHINE = min(8, len(os.sched_getaffinity(0)))
+
 #: A replica that is lost or hangs is noticed and replaced within seconds.
 _WATCHED = {"health_check_period_s": 2.0, "health_check_timeout_s": 10.0}
 
@@ -63,7 +66,7 @@ def build(args: Arguments) -> ray_serve.Application:
     # Small shares of a CPU: they are for counting, and four logical ones must host everything.
     preparers = ray_serve.deployment(
         name="preparer",
-        num_replicas=settings.preparers,
+        num_replicas=settings.preparers or _PER_MACHINE,
         ray_actor_options={"num_cpus": 0.25},
         max_ongoing_requests=settings.max_queued,
         **_WATCHED,
@@ -71,7 +74,7 @@ def build(args: Arguments) -> ray_serve.Application:
     judges = {
         name: ray_serve.deployment(
             name=f"judge-{name}",
-            num_replicas=settings.judges,
+            num_replicas=_judges(settings),
             ray_actor_options={"num_cpus": 0.25, "num_gpus": _gpus(settings)},
             max_ongoing_requests=settings.batch,
             **_WATCHED,
@@ -90,6 +93,12 @@ def build(args: Arguments) -> ray_serve.Application:
     )(ray_serve.ingress()(Ingress)).bind(
         settings, ensembles, args.registry, preparers, judges, beside
     )
+
+
+def deployments(args: Arguments) -> tuple[str, ...]:
+    """Names of the deployments that `build` makes, for who configures them."""
+    judges = (f"judge-{Path(given).name}" for given in args.ensembles)
+    return ("ingress", "preparer", *judges, *(("shadow",) if args.shadow is not None else ()))
 
 
 def find_ensembles(args: Arguments) -> dict[str, Served]:
@@ -140,12 +149,18 @@ def _find(given: str, registry: Path) -> Served:
     return Served.of(Path(given).name, Ensemble.load(path), path)
 
 
+def _judges(settings: ServeSettings) -> int:
+    """Judges of each ensemble: a GPU feeds on one, and a core is one on its own."""
+    gpus = 0.0 if settings.gpus == 0 else ray.cluster_resources().get("GPU", 0.0)
+    return settings.judges or int(gpus) or _PER_MACHINE
+
+
 def _gpus(settings: ServeSettings) -> float:
     """GPUs of each judge; a share is a quarter of one or more, or they would crowd its memory."""
     if settings.gpus is not None:
         return settings.gpus
     there = ray.cluster_resources().get("GPU", 0.0)
-    share = there / (settings.judges * len(settings.ensembles))
+    share = there / (_judges(settings) * len(settings.ensembles))
     return min(1.0, share) if share >= 0.25 else 0.0
 
 
@@ -180,8 +195,14 @@ class Running:
         self.stop()
 
 
-def start(settings: Settings) -> Running:
+def start(
+    settings: Settings, build: Callable[[Arguments], ray_serve.Application] = build
+) -> Running:
     """Start the service and return when it answers.
+
+    Args:
+        settings: ``runtime``, ``registry`` and ``serve`` are used.
+        build: makes the application.
 
     Raises:
         SettingsError: no ensemble is named, the port is taken, or Ray cannot be had.

@@ -247,7 +247,10 @@ def create(
             "requestBody": {
                 "required": True,
                 "content": {
-                    "application/json": {"schema": JudgeRequest.model_json_schema()},
+                    "application/json": {
+                        "schema": JudgeRequest.model_json_schema(),
+                        "example": {"source": "particles.star", "rows": [0, 9]},
+                    },
                     STACK_TYPE: {"schema": {"type": "string", "format": "binary"}},
                 },
             }

@@ -205,6 +205,12 @@ def test_a_service_without_a_token_does_not_start(judging: InProcess, served: Se
         ({"source": "particles.star", "rows": [170, 176]}, 422, "has 175 rows"),
         ({"source": "particles.star", "rows": [3, 3]}, 422, "0 <= first < end"),
         ({"source": "particles.star", "rows": "all"}, 422, "rows"),
+        (
+            {"source": "particles.star", "rows": [False, True]},
+            422,
+            "rows.0: input should be a valid int",
+        ),
+        ({"source": "particles.star", "rows": [-1, 3]}, 422, "rows.0"),
         ({"source": "", "rows": [0, 1]}, 422, "source"),
         ({"rows": [0, 1]}, 422, "source: field required"),
         ({"source": "particles.star", "row": [0, 1]}, 422, "row"),

@@ -65,6 +65,8 @@ def running(
         token="a-token",
         batch=BATCH,
         poll=0.2,
+        judges=1,
+        preparers=1,
     )
     with start(Settings(registry=registry_root, serve=serving)) as running:
         yield running

@@ -1,0 +1,294 @@
+"""How much of what two cores can judge the service delivers, and how soon: at 1, 8 and 32 clients at once.
+
+The limit is read, preparation and forward pass of the same members in one process per core, with nothing
+between them. ``python -m benchmarks.serve``
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import multiprocessing
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import ray
+import torch
+from ray import serve as ray_serve
+
+from benchmarks.common import Row, main, result
+from cryoray import runtime
+from cryoray.boosting.voting import disagree, score, verdicts
+from cryoray.formats.source import open_source
+from cryoray.models.ensemble import Calibration, Ensemble, Judgement
+from cryoray.models.networks import logits
+from cryoray.preparation.plan import plan
+from cryoray.preparation.prepare import prepare_range
+from cryoray.protocol.messages import JUDGE
+from cryoray.records import MEMBERS
+from cryoray.serving.app import Arguments, build, find_ensembles, start
+from cryoray.serving.ingress import Ingress
+from cryoray.serving.lineup import Served
+from cryoray.serving.preparer import Prepared, Preparer
+from cryoray.serving.replica import Held, Judged
+from cryoray.serving.sources import slices
+from cryoray.settings import RuntimeSettings, ServeSettings, Settings
+from tests.examples import particles, save_ensemble, write_stack, write_star
+
+BOX, PER_STACK, STACKS = 256, 128, 12
+CLIENTS = (1, 8, 32)
+SECONDS = 20.0
+#: As among trained members: about one image in ten goes to d3.
+DISAGREE = 0.95
+
+
+def collection(folder: Path) -> Path:
+    """Micrographs of raw 256 px images with their metadata, as RELION's extraction writes them."""
+    rows = []
+    for stack in range(STACKS):
+        name = f"Extract/mic_{stack}.mrcs"
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_stack(folder / name, particles(PER_STACK, BOX, seed=stack))
+        rows += [
+            f"{frame + 1:06d}@{name} mic_{stack}.mrc 1 {9000 + 50 * frame} {8800 + 50 * frame} 4"
+            for frame in range(PER_STACK)
+        ]
+    return write_star(folder / "particles.star", rows)
+
+
+def ensemble_for(star: Path, path: Path) -> Path:
+    """Members of the size that ships, untrained, which disagree as often as trained ones do."""
+    made = save_ensemble(path, box=64)
+    source = open_source(star)
+    given = made.preparation.model_copy(update={"features": made.features})
+    part = prepare_range(plan(source, given, 64, rows=np.arange(PER_STACK)).ranges[0], given)
+    images, features = torch.from_numpy(part.images), torch.from_numpy(part.features)
+    calibration = []
+    for network in made.networks:
+        said = logits(network, images, features)
+        slope = float(2 / said.std())
+        calibration.append(Calibration(slope=slope, offset=-slope * float(said.quantile(DISAGREE))))
+    manifest = made.manifest.model_copy(update={"calibration": tuple(calibration)})
+    Ensemble(manifest, made.networks).save(path, "# Untrained\n")
+    return path
+
+
+def _limit(star: Path, path: Path, barrier: Any, answers: Any) -> None:
+    """One process of the limit: all it can do for some seconds, on one thread."""
+    torch.set_num_threads(1)
+    ensemble = Ensemble.load(path)
+    given = ensemble.preparation.model_copy(update={"features": ensemble.features})
+    ranges = list(slices(plan(open_source(star), given, 64).ranges, 512))
+
+    def judge(part: Any) -> int:
+        prepared = prepare_range(part, given)
+        said = ensemble.judge(prepared.images, prepared.features)
+        answers_of.append(float((~np.isnan(said.d3)).mean()))
+        return len(prepared.rows)
+
+    answers_of: list[float] = []
+    judge(ranges[0])
+    barrier.wait()
+    begun, images = time.perf_counter(), 0
+    for part in itertools.cycle(ranges):
+        images += judge(part)
+        if time.perf_counter() - begun >= SECONDS:
+            break
+    answers.put((images / (time.perf_counter() - begun), float(np.mean(answers_of))))
+
+
+def limit(star: Path, path: Path) -> tuple[float, float]:
+    """Images a second of one process per core, and the fraction that d3 was asked about."""
+    context = multiprocessing.get_context("spawn")
+    cores = len(os.sched_getaffinity(0))
+    barrier, answers = context.Barrier(cores), context.Queue()
+    processes = [
+        context.Process(target=_limit, args=(star, path, barrier, answers)) for _ in range(cores)
+    ]
+    for process in processes:
+        process.start()
+    rates = [answers.get(timeout=300) for _ in processes]
+    for process in processes:
+        process.join()
+    return sum(rate for rate, _ in rates), float(np.mean([asked for _, asked in rates]))
+
+
+def load(url: str, token: str, star: Path, clients: int) -> Row:
+    """What so many clients get that ask for one micrograph after the other."""
+    latencies: list[float] = []
+    stop = threading.Event()
+    turns = itertools.count()
+
+    def client(_: int) -> None:
+        with httpx.Client(base_url=url, timeout=300) as http:
+            while not stop.is_set():
+                first = next(turns) % STACKS * PER_STACK
+                body = {"source": str(star), "rows": [first, first + PER_STACK]}
+                begun = time.perf_counter()
+                answer = http.post(JUDGE, json=body, headers={"Authorization": f"Bearer {token}"})
+                latencies.append(time.perf_counter() - begun)
+                answer.raise_for_status()
+                assert answer.content.count(b'"row"') == PER_STACK
+
+    with ThreadPoolExecutor(clients) as pool:
+        working = pool.map(client, range(clients))
+        time.sleep(3.0)  # until all are under way
+        latencies.clear()
+        begun = time.perf_counter()
+        time.sleep(SECONDS)
+        done, seconds = list(latencies), time.perf_counter() - begun
+        stop.set()
+        list(working)
+    p50, p99 = np.percentile(done, [50, 99])
+    return {
+        "images/s": len(done) * PER_STACK / seconds,
+        "p50 s": float(p50),
+        "p99 s": float(p99),
+    }
+
+
+class Member:
+    """One member in a process of its own, for comparison."""
+
+    def __init__(self, served: Served, member: int) -> None:
+        self.held, self.served, self.member = Held(), served, member
+        self.held.load(served)
+        self._together.set_max_batch_size(512)
+
+    async def __call__(self, refs: list[ray.ObjectRef], rows: np.ndarray) -> np.ndarray:
+        """Probabilities of some rows of (images, features), which lie in the object store."""
+        images, features = await refs[0]
+        return await self._together((images[rows], features[rows]))
+
+    @ray_serve.batch(
+        max_batch_size=512,
+        batch_wait_timeout_s=0.02,
+        batch_size_fn=lambda parts: sum(len(i) for i, _ in parts),
+    )
+    async def _together(self, parts: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+        ensemble = await self.held.get(self.served)
+
+        def work() -> list[np.ndarray]:
+            images, features = (
+                torch.tensor(np.concatenate(one)) for one in zip(*parts, strict=True)
+            )
+            said = ensemble._probability(self.member, images, features)
+            return np.split(said, np.cumsum([len(part) for part, _ in parts])[:-1])
+
+        return await asyncio.to_thread(work)
+
+
+class Voter:
+    """Asks d1 and d2 at the same time, and d3 on their disagreements."""
+
+    def __init__(self, served: Served, *members: Any) -> None:
+        self.ensemble = Ensemble.load(served.path)
+        self.members = members
+
+    async def __call__(self, given: Prepared, served: Served) -> Judged:
+        """Judge a range, as `cryoray.serving.replica.Judge` does."""
+        part = given.rows
+        refs = [ray.put((part.images, part.features))]
+        rows = np.arange(len(part.rows))
+        first, second = (member.remote(refs, rows) for member in self.members[:2])
+        d1, d2 = await first, await second
+        asked = np.flatnonzero(disagree(d1, d2, self.ensemble.threshold))
+        d3 = np.full(len(rows), np.nan, np.float32)
+        if len(asked):
+            d3[asked] = await self.members[2].remote(refs, asked)
+        said = score(d1, d2, d3)
+        return Judged(
+            rows=part.rows,
+            judgement=Judgement(said, verdicts(said, self.ensemble.review), d1, d2, d3),
+            quarantined=part.quarantined,
+            prepare_seconds=given.seconds,
+        )
+
+    async def attend(self, served: Served, queued: int) -> str:
+        """Answer that all is well."""
+        return served.digest
+
+
+def build_apart(args: Arguments) -> ray_serve.Application:
+    """The application with one deployment per member and a voter, all else alike."""
+    ((name, served),) = find_ensembles(args).items()
+    share = {"ray_actor_options": {"num_cpus": 0.25}, "max_ongoing_requests": 512}
+    replicas = args.judges or len(os.sched_getaffinity(0))
+    members = [
+        ray_serve.deployment(name=member, num_replicas=replicas, **share)(Member).bind(served, at)
+        for at, member in enumerate(MEMBERS)
+    ]
+    voter = ray_serve.deployment(name="voter", **share)(Voter).bind(served, *members)
+    preparers = ray_serve.deployment(
+        name="preparer", num_replicas=args.preparers or len(os.sched_getaffinity(0)), **share
+    )(Preparer).bind()
+    settings = ServeSettings(**args.model_dump(exclude={"registry"}))
+    return ray_serve.deployment(
+        name="ingress", ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=80
+    )(ray_serve.ingress()(Ingress)).bind(
+        settings, {name: served}, args.registry, preparers, {name: voter}
+    )
+
+
+def service(
+    star: Path, path: Path, clients: Sequence[int], build: Callable[[Arguments], Any]
+) -> list[Row]:
+    """A row for each number of clients; one service for all of them."""
+    settings = Settings(
+        registry=star.parent / "registry",
+        runtime=RuntimeSettings(dashboard=False, gpus=0),
+        serve=ServeSettings(
+            ensembles=(str(path),), roots=(star.parent,), port=0, token="benchmark"
+        ),
+    )
+    with start(settings, build) as running:
+        return [{"clients": one, **load(running.url, running.token, star, one)} for one in clients]
+
+
+def measure() -> dict[str, Any]:
+    """Limit, service and the service with its members apart, one after the other."""
+    folder = Path(tempfile.mkdtemp(prefix="cryoray-bench-"))
+    load_before = os.getloadavg()[0]
+    try:
+        star = collection(folder)
+        path = ensemble_for(star, folder / "ensemble")
+        best, asked = limit(star, path)
+        rows = [
+            {
+                "what": "limit: one process per core",
+                "clients": None,
+                "images/s": best,
+                "p50 s": None,
+                "p99 s": None,
+            }
+        ]
+        together = service(star, path, CLIENTS, build)
+        rows += [{"what": "service, members together", **row} for row in together]
+        apart = service(star, path, CLIENTS[-1:], build_apart)
+        rows += [{"what": "service, one deployment per member", **row} for row in apart]
+        runtime.disconnect()
+    finally:
+        shutil.rmtree(folder)
+    return result(
+        f"Judging {PER_STACK} images of {BOX} px a request (one micrograph), prepared to 64 px",
+        rows,
+        ratios=("images/s",),
+        notes=[
+            f"d3 was asked about {100 * asked:.0f} % of the images.",
+            f"Load of the machine before: {load_before:.1f}.",
+            "Clients, HTTP and Ray run on the same cores.",
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main(measure)
