@@ -21,7 +21,7 @@ from cryoray.settings import RuntimeSettings, Settings, SimulateSettings
 from cryoray.simulation import simulate
 from cryoray.validation import fsc, reconstruct
 
-BOX, PARTICLES = 96, 6000
+BOX, PARTICLES = 96, 3000
 
 
 def measure() -> dict[str, Any]:

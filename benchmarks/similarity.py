@@ -55,30 +55,30 @@ def measure() -> dict[str, Any]:
             good = np.array([line["keep"] == "1" for line in csv.DictReader(file)])
         with (folder / "labels.csv").open() as file:
             person = np.array([line["selected"] == "1" for line in csv.DictReader(file)])
-    of_class = classes_of(particles.poses.angles)
-    whole = truly(particles, person, truth)
-    rows: list[Row] = []
-    for number, (lost, passed) in enumerate(QUALITIES):
-        rng = np.random.default_rng(number)
-        kept = np.where(good, rng.random(len(good)) >= lost, rng.random(len(good)) < passed)
-        alike = [
-            similarity.class_likeness(
-                c, images[mine], particles.poses[mine], person[mine], kept[mine]
+        of_class = classes_of(particles.poses.angles)
+        whole = truly(particles, person, truth)
+        rows: list[Row] = []
+        for number, (lost, passed) in enumerate(QUALITIES):
+            rng = np.random.default_rng(number)
+            kept = np.where(good, rng.random(len(good)) >= lost, rng.random(len(good)) < passed)
+            alike = [
+                similarity.class_likeness(
+                    c, images[mine], particles.poses[mine], person[mine], kept[mine]
+                )
+                for c in range(CLASSES)
+                for mine in [np.flatnonzero(of_class == c)]
+            ]
+            found = [one for one in alike if one is not None]
+            rows.append(
+                {
+                    "selection": f"{lost:.0%} of good lost, {passed:.0%} of bad kept",
+                    "MSE": float(np.mean([one.likeness.mse for one in found])),
+                    "MSE at random": float(np.mean([one.chance.mse for one in found])),
+                    "SSIM": float(np.mean([one.likeness.ssim for one in found])),
+                    "FRC": float(np.mean([one.likeness.frc for one in found])),
+                    "FSC with truth, less the person's": truly(particles, kept, truth) - whole,
+                }
             )
-            for c in range(CLASSES)
-            for mine in [np.flatnonzero(of_class == c)]
-        ]
-        found = [one for one in alike if one is not None]
-        rows.append(
-            {
-                "selection": f"{lost:.0%} of good lost, {passed:.0%} of bad kept",
-                "MSE": float(np.mean([one.likeness.mse for one in found])),
-                "MSE at random": float(np.mean([one.chance.mse for one in found])),
-                "SSIM": float(np.mean([one.likeness.ssim for one in found])),
-                "FRC": float(np.mean([one.likeness.frc for one in found])),
-                "FSC with truth, less the person's": truly(particles, kept, truth) - whole,
-            }
-        )
     change = np.array([row["FSC with truth, less the person's"] for row in rows])
     excess = np.array([row["MSE"] - row["MSE at random"] for row in rows])
     columns = {name: np.array([row[name] for row in rows]) for name in ("MSE", "SSIM", "FRC")}
