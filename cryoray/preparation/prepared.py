@@ -272,12 +272,16 @@ class Work:
 
     @property
     def done(self) -> Shard | None:
-        """The shard, where somebody made it already."""
+        """The shard, where somebody made it already, and nobody was killed while removing it."""
         try:
             good = np.load(_rows_file(self.path), mmap_mode="r")
+            images = np.load(self.path.with_suffix(".npy"), mmap_mode="r")
         except (OSError, ValueError):
             return None
-        return Shard(self.part, str(self.path), len(good), self._rows - len(good), self.bytes)
+        lost = self._rows - len(good)
+        if len(images) != len(good) or (lost and not self.path.with_suffix(".json").is_file()):
+            return None
+        return Shard(self.part, str(self.path), len(good), lost, self.bytes)
 
     @property
     def _rows(self) -> int:

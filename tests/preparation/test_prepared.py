@@ -155,6 +155,12 @@ def test_shards_hold_no_more_than_they_say_and_are_found_again(tmp_path: Path) -
     made = prepare_shard(work, SETTINGS)
     assert work.done == made
     assert (made.images, made.quarantined, made.bytes) == (58, 2, 60 * 64 * 64 * 4)
+    for left in (".npy", ".json", ".rows.npy"):  # of a folder of shards that was being removed
+        content = work.path.with_suffix(left).read_bytes()
+        work.path.with_suffix(left).unlink()
+        assert work.done is None
+        work.path.with_suffix(left).write_bytes(content)
+    assert work.done == made
     work.path.with_suffix(".rows.npy").write_bytes(b"cut short")
     assert work.done is None
 
