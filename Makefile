@@ -32,8 +32,8 @@ $(STAMP): pyproject.toml constraints.txt
 test: install ## run all tests
 	$(BIN)/python -m pytest
 
-test-fast: install ## run the tests that need no Ray
-	$(BIN)/python -m pytest -m "not ray and not slow and not system"
+test-fast: install ## run the tests that take milliseconds: no Ray, no other processes
+	$(BIN)/python -m pytest -m "not ray and not long and not slow and not system"
 
 test-slow: install ## run the tests that take minutes: ten thousand damaged files for each reader
 	$(BIN)/python -m pytest -m slow --timeout 1800

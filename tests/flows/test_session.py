@@ -11,6 +11,8 @@ from flows import session
 from tests import examples
 from tests.session.service import TOKEN, running
 
+pytestmark = pytest.mark.long
+
 
 def test_a_session_is_judged_and_told(
     tiny_ensemble: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from prefect.client.orchestration import get_client
 
 from cryoray.formats.volume import write_volume
 from flows import validate
 from tests.validation.maps import PIXEL, half_maps, phantom
+
+pytestmark = pytest.mark.long
 
 
 def test_fsc_as_a_flow_keeps_resolutions(tmp_path: Path, prefect: None) -> None:

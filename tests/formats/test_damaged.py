@@ -28,6 +28,8 @@ from cryoray.formats.star import parse
 from tests.conftest import REAL_DATA
 from tests.formats.files import write_particles, write_stack
 
+pytestmark = pytest.mark.long
+
 #: Bytes that a reader may hold beyond what it was given, whatever the file says of itself.
 _GREED = 8 << 20
 #: Of a real file, no more than this is damaged: what follows is more of the same.

@@ -33,6 +33,8 @@ from cryoray.simulation import simulate
 from cryoray.validation import similarity
 from tests.validation.maps import PIXEL, half_maps, phantom
 
+pytestmark = pytest.mark.long
+
 XML = "<fsc>" + "".join(
     f"<coordinate><x>{k / 160}</x><y>{max(0, 1 - k / 10)}</y></coordinate>" for k in range(16)
 )

@@ -105,6 +105,7 @@ def test_the_set_is_the_same_however_and_by_whom_the_work_is_done(
             assert (tmp_path / name / file.name).read_bytes() == file.read_bytes(), name
 
 
+@pytest.mark.long
 def test_a_small_source_starts_no_ray_and_leaves_torch_as_it_was(tmp_path: Path) -> None:
     write_source(tmp_path / "one", [particles(3)])
     words = "import sys, torch; from pathlib import Path; import cryoray.ingest as i"
@@ -187,6 +188,7 @@ def test_a_set_is_only_added_to_as_it_was_made(tmp_path: Path) -> None:
         ingest([two], tmp_path / "other", settings(add=True))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_ingestion_killed_at_any_moment_goes_on_where_it_stopped(
     tmp_path: Path, every: int

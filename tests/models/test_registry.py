@@ -122,6 +122,7 @@ def test_a_file_that_holds_no_digest_is_named(saved: list[Ensemble], root: Path)
         registry.resolve(NAME, root)
 
 
+@pytest.mark.long
 def test_many_who_promote_at_once_leave_a_history_that_ends_with_the_active_one(
     saved: list[Ensemble], root: Path
 ) -> None:
@@ -131,6 +132,7 @@ def test_many_who_promote_at_once_leave_a_history_that_ends_with_the_active_one(
     assert all(before != after for before, after in pairwise(digests(root)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("verb", ["promote", "rollback"])
 def test_a_crash_before_the_history_was_written_is_made_good(
     saved: list[Ensemble], root: Path, verb: str

@@ -18,6 +18,8 @@ from cryoray.serving.lineup import Served
 from tests.examples import save_ensemble
 from tests.serving.test_ingress import ALLOWED, InProcess, application, over_http
 
+pytestmark = pytest.mark.long
+
 NAME = "live"
 
 

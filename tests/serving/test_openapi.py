@@ -15,6 +15,8 @@ from cryoray.protocol.messages import ENSEMBLES, HEALTH, JUDGE, METRICS, SHADOW
 from cryoray.serving.lineup import Served
 from tests.serving.test_ingress import TOKEN, InProcess, application, over_http
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def service(tiny_ensemble: Path, project: Path) -> Iterator[httpx.Client]:

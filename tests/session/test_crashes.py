@@ -20,6 +20,8 @@ from cryoray.session.ledger import FATES, Ledger
 from tests import examples
 from tests.session.service import TOKEN, running
 
+pytestmark = pytest.mark.long
+
 STACKS, IMAGES = 15, 12
 
 

@@ -45,6 +45,7 @@ def session(
     return made
 
 
+@pytest.mark.long
 def test_false_alarms_are_as_rare_as_promised() -> None:
     alarms, micrographs = 0, 0
     for seed in range(20):

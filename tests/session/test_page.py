@@ -32,6 +32,8 @@ from cryoray.settings import WatchSettings
 from tests import examples
 from tests.session.service import running
 
+pytestmark = pytest.mark.long
+
 OPERATOR = "the operator's token"
 IMAGES = 40
 

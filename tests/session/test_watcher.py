@@ -28,6 +28,8 @@ from cryoray.settings import WatchSettings
 from tests import examples
 from tests.session.service import Service, running
 
+pytestmark = pytest.mark.long
+
 QUICK = {"poll": 0.05, "settle": 0.1, "rescan": 0.3, "merge_every": 0.0, "patience": 0.3}
 
 

@@ -13,6 +13,8 @@ from cryoray.simulation.phantom import blurred_density, random_structure
 from cryoray.validation import fsc, reconstruct
 from tests.validation.maps import PIXEL
 
+pytestmark = pytest.mark.long
+
 BOX = 32
 STRUCTURE = random_structure(np.random.default_rng(3), 60.0, "multi-domain")
 TRUTH = torch.from_numpy(blurred_density(STRUCTURE, BOX, PIXEL))
