@@ -39,9 +39,10 @@ _rlnCtfMaxResolution #6
 
 def save_ensemble(path: Path, kind: Kind = "particle", seed: int = 0, box: int = BOX) -> Ensemble:
     """An ensemble of untrained networks whose members disagree often: about half of the images."""
-    networks = tuple(
+    d1, d2, d3 = (
         build(config, len(FEATURES), seed + i) for i, config in enumerate(DEFAULT_MEMBERS)
     )
+    networks = (d1, d2, d3)
     images = torch.from_numpy(particles(64, box, seed=1))
     features = torch.tensor([[1.5, 1.5, 1.0]]).repeat(len(images), 1)
     said = [logits(network, images, features) for network in networks]
@@ -77,7 +78,8 @@ def particles(n: int, box: int = 40, seed: int = 0) -> np.ndarray:
 
 def write_stack(path: Path, images: np.ndarray) -> Path:
     """The images as a float32 stack at 2.5 Å/px."""
-    with StackWriter(path, *images.shape[1:], dtype="float32", pixel_size=2.5) as stack:
+    height, width = images.shape[1:]
+    with StackWriter(path, height, width, dtype="float32", pixel_size=2.5) as stack:
         stack.append(images)
     return path
 
