@@ -11,6 +11,7 @@ import itertools
 import multiprocessing
 import os
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -250,8 +251,12 @@ def service(
             ensembles=(str(path),), roots=(star.parent,), port=0, token="benchmark"
         ),
     )
+    rows = []
     with start(settings, build) as running:
-        return [{"clients": one, **load(running.url, running.token, star, one)} for one in clients]
+        for one in clients:
+            rows.append({"clients": one, **load(running.url, running.token, star, one)})
+            print(rows[-1], file=sys.stderr, flush=True)
+    return rows
 
 
 def measure() -> dict[str, Any]:
@@ -262,6 +267,7 @@ def measure() -> dict[str, Any]:
         star = collection(folder)
         path = ensemble_for(star, folder / "ensemble")
         best, asked = limit(star, path)
+        print(f"limit: {best:.0f} images a second", file=sys.stderr, flush=True)
         rows = [
             {
                 "what": "limit: one process per core",

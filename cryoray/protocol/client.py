@@ -53,7 +53,7 @@ class Client:
     Args:
         url: of the service.
         token: None looks it up (`protocol.token.find_token`).
-        timeout: seconds for one answer.
+        timeout: seconds for one answer; more than the service gives itself.
         patience: seconds after which a full service is given up.
     """
 
@@ -62,7 +62,7 @@ class Client:
         url: str = "http://127.0.0.1:8000",
         token: str | None = None,
         *,
-        timeout: float = 600.0,
+        timeout: float = 900.0,
         patience: float = 600.0,
     ) -> None:
         self.url = url.rstrip("/")

@@ -20,7 +20,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import ValidationError
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
@@ -65,8 +65,13 @@ _log = logging.getLogger("ray.serve.cryoray")
 _JSON_BYTES = 64 << 10
 _HEALTH_SECONDS = 3.0
 _ATTEMPT_SECONDS = 120.0
+_ATTEND_SECONDS = 10.0
 #: Seconds before a range is asked about again whose replica was lost; a new one takes some to start.
 _AGAIN_SECONDS = (0.1, 0.5, 2.0, 5.0)
+
+
+#: What a replica or a node that is gone looks like from here.
+_LOST = (RayActorError, NodeDiedError, ObjectLostError, RayServeException)
 
 
 class JudgesFailedError(CryorayError):
@@ -360,7 +365,7 @@ class Ingress:
         self._replicas: Tally[str] = Tally()
         self._slots = _Slots(4)
         self._shadow: str | None = None
-        served = dict(ensembles)
+        served = {name: one.now(root) for name, one in ensembles.items()}
         if shadow is not None:
             self._shadow = shadow[0].name
             served[self._shadow], self.judges[self._shadow] = shadow
@@ -417,7 +422,7 @@ class Ingress:
                 judged.cancel()
                 prepared.cancel()
                 raise
-            except (RayActorError, RayServeException) as error:
+            except _LOST as error:
                 self.counts.lost.inc()
                 if pause is None:
                     raise _failed(served, error) from error
@@ -452,7 +457,7 @@ class Ingress:
         told[""] = self.preparer.broadcast("attend", sum(queued.values()))
         for name, responses in told.items():
             results = await responses.results_async(
-                timeout_s=_ATTEMPT_SECONDS, return_exceptions=True
+                timeout_s=_ATTEND_SECONDS, return_exceptions=True
             )
             self._replicas[name] = sum(not isinstance(result, Exception) for result in results)
         # As many ranges under way as keep everyone busy; more would only fill the object store.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -64,6 +64,17 @@ class Served:
             ),
         )
 
+    def now(self, root: Path) -> Served:
+        """The one that is active under its name by now; itself where that cannot be had."""
+        if not self.path.is_relative_to(root / self.name):
+            return self
+        try:
+            path = registry.resolve(self.name, root)
+            found = Served.of(self.name, Ensemble.load(path), path)
+        except CryorayError:
+            return self
+        return found if found.kind == self.kind else self
+
 
 def attempt(name: str, path: Path) -> Served:
     """Load an ensemble and have it judge noise: what cannot do this is not let near a request.
@@ -110,7 +121,7 @@ class Lineup(Mapping[str, Served]):
         self._attempt, self._hold = attempt, hold
         self._before: dict[str, tuple[Served, float]] = {}
         self._refused: dict[str, str] = {}
-        self._misses: dict[str, int] = {}
+        self._misses: Counter[str] = Counter()
         self.events: deque[ServiceEvent] = deque(maxlen=_EVENTS_KEPT)
         self._number = 0
 
@@ -174,26 +185,33 @@ class Lineup(Mapping[str, Served]):
                     file=path,
                     remedy="promote it under another name",
                 )
-            await self._hold(new)
         except Exception as error:
             await self._roll_back(digest, now, error)
             return
+        if not await self._held(new, lambda error: self._roll_back(digest, now, error)):
+            return
         self._before[now.name] = (now, time.monotonic() + self._probation)
         self._now[now.name] = new
-        self._misses.pop(now.name, None)
         self._say("ensemble.promoted", new, instead_of=now.digest)
 
     async def _look_after(self, served: Served) -> None:
         """Roll back what the judges cannot hold, though nobody asks them anything."""
+        await self._held(served, lambda error: self.failed(served, error))
+
+    async def _held(
+        self, served: Served, give_up: Callable[[BaseException], Awaitable[object]]
+    ) -> bool:
+        """Whether the judges hold an ensemble; a judge that was lost is back within a few looks."""
         try:
             await self._hold(served)
         except Exception as error:
-            misses = self._misses[served.name] = self._misses.get(served.name, 0) + 1
-            # A judge that was lost is restarted within a few looks; damaged files stay so.
-            if isinstance(error, EnsembleError) or misses >= _MISSES:
-                await self.failed(served, error)
-        else:
-            self._misses.pop(served.name, None)
+            self._misses[served.digest] += 1
+            if isinstance(error, EnsembleError) or self._misses[served.digest] >= _MISSES:
+                del self._misses[served.digest]
+                await give_up(error)
+            return False
+        self._misses.pop(served.digest, None)
+        return True
 
     async def _roll_back(self, bad: str, good: Served, error: BaseException) -> None:
         reason = sentence(error)

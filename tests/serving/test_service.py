@@ -214,17 +214,24 @@ def test_the_shadow_agrees_with_itself(client: Client, project: Path) -> None:
     assert "cryoray_shadow_images_total" in client.metrics()
 
 
-@pytest.mark.ray
-def test_a_lost_judge_shows_in_health_and_costs_no_answer(client: Client, project: Path) -> None:
-    whole = client.judge(project, ensemble="tiny")
+def kill(deployment: str) -> None:
     (name,) = [
         one["name"]
         for one in ray.util.list_named_actors(all_namespaces=True)
-        if "judge-tiny" in one["name"]
+        if f"#{deployment}#" in one["name"]
     ]
+    ray.kill(ray.get_actor(name, "serve"))
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("deployment", ["judge-tiny", "preparer"])
+def test_a_lost_replica_shows_in_health_and_costs_no_answer(
+    client: Client, project: Path, deployment: str
+) -> None:
+    whole = client.judge(project, ensemble="tiny")
     with ThreadPoolExecutor(5) as pool:
         asked = [pool.submit(client.judge, project, ensemble="tiny") for _ in range(4)]
-        ray.kill(ray.get_actor(name, "serve"))
+        kill(deployment)
         until(lambda: not client.healthy(), seconds=5)
         asked.append(pool.submit(client.judge, project, ensemble="tiny"))
         for one in asked:
@@ -236,6 +243,20 @@ def test_a_lost_judge_shows_in_health_and_costs_no_answer(client: Client, projec
     for stage in ("plan", "wait", "prepare", "judge", "answer"):
         assert f'cryoray_stage_seconds_count{{stage="{stage}"}}' in stages
     assert "cryoray_batch_fill_count" in stages
+
+
+@pytest.mark.ray
+def test_a_restarted_ingress_answers_with_what_is_active(
+    client: Client, project: Path, registry_root: Path, running: Running
+) -> None:
+    new = save_ensemble(registry_root.parent / "newer", seed=17)
+    promote(new.path, registry_root, "live")
+    until(lambda: client.judge(project, (0, 3), ensemble="live").ensemble == new.digest)
+    kill("ingress")
+    until(lambda: not client.healthy(), seconds=5)
+    until(client.healthy)
+    assert client.judge(project, (0, 3), ensemble="live").ensemble == new.digest
+    assert new.digest != running.ensembles["live"]
 
 
 @pytest.mark.ray
