@@ -331,11 +331,11 @@ def test_what_takes_too_long_is_given_up_in_a_sentence(
     judging: InProcess, served: Served, project: Path
 ) -> None:
     body = {"source": str(project), "rows": [0, 5]}
-    with over_http(application(judging, served, roots=(project.parent,), timeout=0.3)) as c:
+    with over_http(application(judging, served, roots=(project.parent,), timeout=2.0)) as c:
         judging.gate.clear()
         late = c.post(JUDGE, json=body, headers=ALLOWED)
         assert late.status_code == 504
-        assert "longer than 0.3 seconds" in late.json()["error"]
+        assert "longer than 2" in late.json()["error"]
         judging.gate.set()
         assert c.post(JUDGE, json=body, headers=ALLOWED).status_code == 200
         assert "cryoray_requests_in_flight 0.0" in c.get("/metrics").text
