@@ -47,7 +47,7 @@ from tests.examples import particles, save_ensemble, write_stack, write_star
 
 BOX, PER_STACK, STACKS = 256, 128, 12
 CLIENTS = (1, 8, 32)
-SECONDS = 20.0
+SECONDS = 12.0
 #: As among trained members: about one image in ten goes to d3.
 DISAGREE = 0.95
 
@@ -266,31 +266,29 @@ def measure() -> dict[str, Any]:
     try:
         star = collection(folder)
         path = ensemble_for(star, folder / "ensemble")
-        best, asked = limit(star, path)
-        print(f"limit: {best:.0f} images a second", file=sys.stderr, flush=True)
-        rows = [
-            {
-                "what": "limit: one process per core",
-                "clients": None,
-                "images/s": best,
-                "p50 s": None,
-                "p99 s": None,
-            }
-        ]
+        limits = [limit(star, path)]
         together = service(star, path, CLIENTS, build)
-        rows += [{"what": "service, members together", **row} for row in together]
         apart = service(star, path, CLIENTS[-1:], build_apart)
-        rows += [{"what": "service, one deployment per member", **row} for row in apart]
         runtime.disconnect()
+        # Before and after, and the better one: somebody else's load must not make the service shine.
+        limits.append(limit(star, path))
+        best, asked = max(limits)
     finally:
         shutil.rmtree(folder)
+    nothing = {"clients": None, "p50 s": None, "p99 s": None}
+    rows: list[Row] = [
+        {"what": "limit: one process per core", "images/s": best, **nothing},
+        *({"what": "service, members together", **row} for row in together),
+        *({"what": "service, one deployment per member", **row} for row in apart),
+    ]
     return result(
         f"Judging {PER_STACK} images of {BOX} px a request (one micrograph), prepared to 64 px",
         rows,
         ratios=("images/s",),
         notes=[
             f"d3 was asked about {100 * asked:.0f} % of the images.",
-            f"Load of the machine before: {load_before:.1f}.",
+            f"The limit before and after: {limits[0][0]:.0f} and {limits[1][0]:.0f} images a second; "
+            f"the load of the machine before: {load_before:.1f}.",
             "Clients, HTTP and Ray run on the same cores.",
         ],
     )
