@@ -189,7 +189,9 @@ class EvaluateSettings(Section):
 class ClassifySettings(Section):
     """A source to verdicts."""
 
-    ensemble: str | None = Field(None, description="folder, or name in the registry")
+    ensemble: str | None = Field(
+        None, description="folder, or name in the registry; None: the default of the kind"
+    )
     class_ensemble: str | None = Field(
         None, description="judges the 2D classes of the particles as well; folder or name"
     )
@@ -225,14 +227,17 @@ class RankSettings(Section):
     """Classes ranked in place of `relion_class_ranker`."""
 
     ensemble: str | None = Field(
-        None, description="folder, or name in the registry; None: classify.ensemble"
+        None,
+        description="folder, or name in the registry; None: classify.ensemble, or class2d's default",
     )
 
 
 class ServeSettings(Section):
     """The service."""
 
-    ensembles: tuple[str, ...] = ()
+    ensembles: tuple[str, ...] = Field(
+        (), description="folders, or names in the registry; (): the default of each kind"
+    )
     shadow: str | None = Field(None, description="ensemble that judges beside them, unseen")
     roots: tuple[AbsolutePath, ...] = Field((), description="sources lie under these; (): here")
     host: str = "127.0.0.1"

@@ -62,14 +62,14 @@ def _parser() -> relion.Parser:
     parser = relion.Parser(
         prog="cryoray-class-ranker",
         description="Rank the 2D classes of a RELION job and select the good ones, in place of "
-        "relion_class_ranker: give the same options, and an ensemble.",
+        "relion_class_ranker: give the same options.",
         epilog=_DIFFERENCES,
     )
     add = parser.add_argument
     add("--opt", metavar="FILE", required=True, help="optimiser.star of the classification")
     add("--o", metavar="OUT", default="./", help="folder of the output (default: ./)")
     add("--ensemble", metavar="NAME|DIR", help="judge; else CRYORAY_RANK__ENSEMBLE or "
-        "CRYORAY_CLASSIFY__ENSEMBLE")  # fmt: skip
+        "CRYORAY_CLASSIFY__ENSEMBLE, else the registry's class2d, else the one that ships")  # fmt: skip
     add("--auto_select", action="store_true", help="select classes and their particles by score")
     add("--min_score", metavar="S", default="0.5",
         help="lowest score selected, or `ensemble` for its own threshold (default: 0.5)")  # fmt: skip
@@ -110,7 +110,6 @@ def _work(arguments: Sequence[str]) -> None:
     if idle := [option for option in idle if option not in _USUAL]:
         relion.say(f" Without effect, since RELION's own network is not used: {' '.join(idle)}")
 
-    from cryoray.errors import SettingsError
     from cryoray.settings import load
 
     try:
@@ -119,11 +118,6 @@ def _work(arguments: Sequence[str]) -> None:
         parser.error(f"--min_score is {given['min_score']!r}, neither a number nor `ensemble`")
     named = given["ensemble"]
     settings = load(rank={"ensemble": named} if named else {})
-    if not (settings.rank.ensemble or settings.classify.ensemble):
-        raise SettingsError(
-            "no ensemble is named, and none ships with cryoray yet",
-            remedy="add --ensemble NAME or DIR, or set CRYORAY_RANK__ENSEMBLE",
-        )
 
     from cryoray.inference.classes import Choice, rank
 

@@ -23,7 +23,11 @@ def classify(
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the verdicts.")],
     ensemble: Annotated[
-        str | None, typer.Option(metavar="NAME|DIR", help="Folder, or name in the registry.")
+        str | None,
+        typer.Option(
+            metavar="NAME|DIR",
+            help="Folder, or name in the registry; else the one of this kind that is promoted or ships.",
+        ),
     ] = None,
     class_ensemble: Annotated[
         str | None,

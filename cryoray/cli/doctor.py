@@ -20,6 +20,7 @@ from rich.table import Table
 from cryoray.cli import common
 
 if TYPE_CHECKING:
+    from cryoray.records import Kind
     from cryoray.settings import Settings
 
 _GIB = 2**30
@@ -62,6 +63,10 @@ def examine(settings: Settings) -> Iterator[Finding]:
         ("temporary files", Path(tempfile.gettempdir())),
     ):
         yield _writable(name, folder)
+    from cryoray.records import KINDS
+
+    for kind in KINDS:
+        yield _ensemble(kind, settings.registry)
     for ledger in (settings.serve.ledger, settings.watch.ledger):
         if ledger is not None:
             yield _ledger(ledger)
@@ -140,6 +145,27 @@ def _writable(name: str, folder: Path) -> Finding:
         return Finding(
             name, f"{folder}: {error.strerror}", "bad", f"make {there} writable or choose another"
         )
+
+
+def _ensemble(kind: Kind, registry: Path) -> Finding:
+    """Which ensemble judges a kind where none is named, and whether its files are whole."""
+    from cryoray.errors import EnsembleError
+
+    name = f"ensemble for {kind}"
+    try:
+        from cryoray.models.ensemble import Ensemble
+        from cryoray.models.registry import default, shipped
+    except (ImportError, OSError):
+        return Finding(name, "cannot be looked at", "bad", "see torch above")
+    try:
+        path = default(kind, registry)
+        if path is None:
+            return Finding(name, "none", "warning", "train one, and give --ensemble")
+        digest = Ensemble.load(path).digest[:12]
+    except EnsembleError as error:
+        return Finding(name, str(error), "bad", "install cryoray again, or promote another")
+    whose = "ships with cryoray" if path == shipped(kind) else "active in the registry"
+    return Finding(name, f"{digest}, {whose}")
 
 
 #: File systems of networks, on which another machine's locks are not seen for certain.

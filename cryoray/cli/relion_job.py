@@ -16,10 +16,10 @@ _NAMES = {"kept.star": "particles.star"}
 
 _EPILOG = """\
 In RELION, choose External. External executable: cryoray-relion, with its folder where it is not on the
-PATH of RELION's jobs. Input particles: any STAR file of extracted particles. Params: label `ensemble` with
-an ensemble as its value. The job's folder then has particles.star (kept), discarded.star, review.star and
-quarantined.star, every row as it was, and verdicts.parquet; all but the quarantined are nodes of the
-pipeline.
+PATH of RELION's jobs. Input particles: any STAR file of extracted particles. Params: none are needed; the
+label `ensemble` with an ensemble as its value has another judge than the one that ships. The job's folder
+then has particles.star (kept), discarded.star, review.star and quarantined.star, every row as it was, and
+verdicts.parquet; all but the quarantined are nodes of the pipeline.
 
 With `class_ensemble` and the run_itNNN_data.star of a Class2D job as Input particles, a particle is kept
 only if its class is kept and it is not itself discarded; classes/ has the selection of the classes.
@@ -40,7 +40,8 @@ def _parser() -> relion.Parser:
     add = parser.add_argument
     add("--o", metavar="External/jobNNN/", required=True, help="the job's folder")
     add("--in_parts", metavar="FILE.star", help="particles to judge")
-    add("--ensemble", metavar="NAME|DIR", help="judge; else CRYORAY_CLASSIFY__ENSEMBLE")
+    add("--ensemble", metavar="NAME|DIR", help="judge; else "
+        "CRYORAY_CLASSIFY__ENSEMBLE, else the registry's particle, else the one that ships")  # fmt: skip
     add("--class_ensemble", metavar="NAME|DIR", help="judge of the particles' 2D classes")
     add("--score_column", nargs="?", const="Yes", metavar="Yes|No",
         help="add _rlnCryorayScore to the particles")  # fmt: skip
@@ -60,7 +61,6 @@ def _work(arguments: Sequence[str]) -> None:
     if not given.in_parts or not given.in_parts.endswith(".star"):
         parser.error("no STAR file of particles is given: fill in Input particles (--in_parts)")
 
-    from cryoray.errors import SettingsError
     from cryoray.settings import load
 
     classify = {name: getattr(given, name) for name in ("ensemble", "class_ensemble")}
@@ -74,11 +74,6 @@ def _work(arguments: Sequence[str]) -> None:
         # A reader and a judge need one each, or they wait for each other for ever.
         sections["runtime"] = {"cpus": max(2, given.j)}
     settings = load(None, **sections)
-    if not settings.classify.ensemble:
-        raise SettingsError(
-            "no ensemble is named, and none ships with cryoray yet",
-            remedy="add the param ensemble (--ensemble NAME or DIR), or set CRYORAY_CLASSIFY__ENSEMBLE",
-        )
 
     from cryoray import inference
     from cryoray.records import VERDICTS, Event

@@ -18,7 +18,11 @@ def serve(
     ctx: typer.Context,
     ensemble: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME|DIR", help="Folder, or name in the registry; repeatable."),
+        typer.Option(
+            metavar="NAME|DIR",
+            help="Folder, or name in the registry; repeatable. Else those promoted as particle and"
+            " class2d, or those that ship.",
+        ),
     ] = None,
     shadow: Annotated[
         str | None,

@@ -15,7 +15,7 @@ import torch
 from ray.data import ActorPoolStrategy
 
 from cryoray import runtime
-from cryoray.errors import EnsembleError, InputError
+from cryoray.errors import InputError
 from cryoray.formats.class_selection import is_model
 from cryoray.formats.conversion import check_convertible
 from cryoray.formats.files import replacing_folder
@@ -77,7 +77,8 @@ def classify(
             own folder in ``out``.
         out: folder of the verdicts (contracts: Verdicts). Older ones there are replaced when the new
             ones are complete. Of the classes of a job there is also what RELION's Select job writes.
-        settings: ``runtime``, ``registry`` and ``classify`` are used.
+        settings: ``runtime``, ``registry`` and ``classify`` are used. Where no ensemble is named, the
+            default of the kind judges (`models.registry.default`).
         on_progress: as images are judged.
         on_event: ``classify.planned`` and ``classify.done`` for each source.
 
@@ -92,9 +93,10 @@ def classify(
     """
     began = time.monotonic()
     out, chosen = Path(out).absolute(), settings.classify
-    if chosen.ensemble is None:
-        raise EnsembleError("no ensemble is named", remedy="give --ensemble NAME or DIR")
-    path = resolve(chosen.ensemble, settings.registry)
+    source, kind, sources = Path(source).absolute(), chosen.kind, None
+    if chosen.ensemble is None and kind is None:
+        kind, sources = _of_any_kind(source)
+    path = resolve(chosen.ensemble, settings.registry, kind or "particle")
     ensemble = Ensemble.load(path)
     of_classes = None
     if chosen.class_ensemble is not None:
@@ -102,7 +104,7 @@ def classify(
         of_classes = Ensemble.load(resolve(chosen.class_ensemble, settings.registry))
     preparation = ensemble.preparation.model_copy(update={"features": ensemble.features})
     with replacing_folder(out, "folder of verdicts", _holds_verdicts) as partial:
-        sources = _opened(Path(source).absolute(), chosen.kind, ensemble)
+        sources = sources or _opened(source, kind, ensemble)
         classes = [judge_classes_of(each, of_classes) for each in sources] if of_classes else None
         for given in sources if chosen.also_star else ():
             if given.format == "cs":
@@ -181,6 +183,21 @@ def _opened(path: Path, kind: Kind | None, ensemble: Ensemble) -> list[Source]:
             if other != ensemble.kind and _is_of(path, other):
                 ensemble.check_kind(other, path)
         raise
+
+
+def _of_any_kind(path: Path) -> tuple[Kind, list[Source]]:
+    """What is judged where neither ensemble nor kind is named: particles, where there are any.
+
+    Raises:
+        InputError: there are no sources of any kind; it says why there are none of particles.
+    """
+    complaints = []
+    for kind in KINDS:
+        try:
+            return kind, [open_source(found, kind) for found in find_sources(path, kind)]
+        except InputError as error:
+            complaints.append(error)
+    raise complaints[0]
 
 
 def _is_of(path: Path, kind: Kind) -> bool:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 
 from cryoray.boosting.voting import with_class
-from cryoray.errors import EnsembleError, FormatError, SettingsError
+from cryoray.errors import FormatError, SettingsError
 from cryoray.formats import class_selection
 from cryoray.formats.class_selection import (
     class_numbers,
@@ -230,15 +230,13 @@ def rank(
         EnsembleError: there is none, or it judges particles.
     """
     files = class_selection.read_optimiser(optimiser)
-    chosen = settings.rank.ensemble or settings.classify.ensemble
-    if chosen is None:
-        raise EnsembleError("no ensemble is named", remedy="give --ensemble NAME or DIR")
     if choice and choice.relative and choice.min_score is None:
         raise SettingsError(
             "the ensemble's own threshold is not relative",
             remedy="give --min_score a number, or leave out --relative_thresholds",
         )
-    ensemble = Ensemble.load(resolve(chosen, settings.registry))
+    chosen = settings.rank.ensemble or settings.classify.ensemble
+    ensemble = Ensemble.load(resolve(chosen, settings.registry, "class2d"))
     said = judge_classes(open_source(files.model, "class2d"), ensemble)
     numbers = class_numbers(parse(files.data))
     counts = particle_counts(np.empty(0, np.int64) if numbers is None else numbers, len(said.score))

@@ -1,5 +1,9 @@
 """Ensembles by name: ``ROOT/NAME/DIGEST/…``, and ``ROOT/NAME/active``, which holds one digest.
 
+Where a name is not in the registry, it may be that of an ensemble that ships with cryoray: a kind,
+``particle`` or ``class2d``. So promoting an ensemble under a kind makes it the one that is used where none
+is named.
+
 ``ROOT/NAME/history.jsonl`` has one line for each time that another became active. Everything appears by
 rename, and whoever changes a name holds its lock, so that a service which reads `active` meanwhile finds a
 whole ensemble, old or new.
@@ -28,6 +32,12 @@ from cryoray.models.ensemble import MANIFEST, Ensemble
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
+#: The ensembles that ship with cryoray, each in a folder named as its kind.
+SHIPPED = Path(__file__).parents[1] / "ensembles"
+
+#: What is judged by an ensemble of another kind, where there is none of its own.
+_STAND_IN = {"class3d": "class2d"}
+
 
 class Change(BaseModel):
     """A line of `history.jsonl`: which ensemble became active when, instead of which, and why.
@@ -45,17 +55,56 @@ class Change(BaseModel):
     reason: str = ""
 
 
-def resolve(ensemble: str | Path, registry: Path) -> Path:
-    """The folder of an ensemble given as a folder, or by its name in the registry.
+def shipped(kind: str, root: Path = SHIPPED) -> Path | None:
+    """The folder of the ensemble of this kind that ships with cryoray; None where none does."""
+    return root / kind if kind and (root / kind / MANIFEST).is_file() else None
+
+
+def default(kind: str, registry: Path, root: Path = SHIPPED) -> Path | None:
+    """The folder of the ensemble that judges images of a kind where none is named.
+
+    It is the one that is active in the registry under the kind's name, else the one that ships in
+    ``root``; None where there is neither. 3D classes without either are for the judge of 2D classes.
 
     Raises:
-        EnsembleError: it is neither.
+        EnsembleError: the registry's file holds no digest.
     """
+    if digest := active(registry, kind):
+        return registry / kind / digest
+    if (found := shipped(kind, root)) is None and kind in _STAND_IN:
+        return default(_STAND_IN[kind], registry, root)
+    return found
+
+
+def resolve(
+    ensemble: str | Path | None, registry: Path, kind: str = "particle", root: Path = SHIPPED
+) -> Path:
+    """The folder of an ensemble given as a folder, by its name in the registry, or not at all.
+
+    Args:
+        ensemble: folder, or name in the registry or of one that ships; None: the default.
+        registry: its folder.
+        kind: whose default is taken.
+        root: of the ensembles that ship.
+
+    Raises:
+        EnsembleError: there is no such ensemble, or no default.
+    """
+    if ensemble is None:
+        if found := default(kind, registry, root):
+            return found
+        raise EnsembleError(
+            f"no ensemble is named, and there is none for {kind} images: {registry} has none of this name, "
+            "and none ships with this cryoray",
+            remedy="give --ensemble NAME or DIR, or `cryoray promote` one under that name",
+        )
     folder = Path(ensemble).expanduser().absolute()
     if (folder / MANIFEST).is_file():
         return folder
     if _NAME.fullmatch(str(ensemble)) and (digest := active(registry, str(ensemble))):
         return registry / str(ensemble) / digest
+    if _NAME.fullmatch(str(ensemble)) and (found := shipped(str(ensemble), root)):
+        return found
     raise EnsembleError(
         "there is no such ensemble, neither a folder with an ensemble.json nor a name in the registry",
         file=ensemble,

@@ -21,10 +21,10 @@ from ray.serve.schema import LoggingConfig
 from cryoray import runtime
 from cryoray.errors import CryorayError, SettingsError
 from cryoray.models.ensemble import Ensemble
-from cryoray.models.registry import resolve
+from cryoray.models.registry import default, resolve
 from cryoray.protocol.client import Client
 from cryoray.protocol.token import find_token
-from cryoray.records import Event, OnEvent, ignore
+from cryoray.records import KINDS, Event, OnEvent, ignore
 from cryoray.serving.ingress import Ingress
 from cryoray.serving.lineup import Served
 from cryoray.serving.preparer import Preparer
@@ -59,7 +59,8 @@ def build(args: Arguments) -> ray_serve.Application:
     ensembles = find_ensembles(args)
     shadow = find_shadow(args, ensembles)
     settings = ServeSettings(
-        **args.model_dump(exclude={"registry", "roots", "token"}),
+        **args.model_dump(exclude={"registry", "ensembles", "roots", "token"}),
+        ensembles=tuple(ensembles),
         roots=args.roots or (Path.cwd(),),
         token=find_token(args.token, create=True),
     )
@@ -104,13 +105,21 @@ def deployments(args: Arguments) -> tuple[str, ...]:
 def find_ensembles(args: Arguments) -> dict[str, Served]:
     """The ensembles to serve, by name: the one in the registry, or the folder's.
 
+    Where none is named these are the defaults, each under the name of its kind.
+
     Raises:
-        SettingsError: no ensemble is named, or two have the same name.
+        SettingsError: no ensemble is named and there is no default, or two have the same name.
         EnsembleError: an ensemble cannot be loaded.
     """
-    if not args.ensembles:
-        raise SettingsError("no ensemble is named", remedy="give --ensemble NAME or DIR")
     found: dict[str, Served] = {}
+    if not args.ensembles:
+        defaults = {kind: path for kind in KINDS if (path := default(kind, args.registry))}
+        if not defaults:
+            raise SettingsError(
+                "no ensemble is named, and none ships with this cryoray",
+                remedy="give --ensemble NAME or DIR",
+            )
+        return {kind: Served.of(kind, Ensemble.load(path), path) for kind, path in defaults.items()}
     for given in args.ensembles:
         name = Path(given).name
         if name in found:

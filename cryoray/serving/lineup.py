@@ -64,9 +64,14 @@ class Served:
             ),
         )
 
+    def follows(self, root: Path) -> bool:
+        """Whether what is promoted under its name takes its place: it is the registry's, or it ships."""
+        shipped = registry.shipped(self.name)
+        return self.path == shipped or self.path.is_relative_to(root / self.name)
+
     def now(self, root: Path) -> Served:
         """The one that is active under its name by now; itself where that cannot be had."""
-        if not self.path.is_relative_to(root / self.name):
+        if not self.follows(root):
             return self
         try:
             path = registry.resolve(self.name, root)
@@ -144,7 +149,7 @@ class Lineup(Mapping[str, Served]):
     async def follow(self) -> None:
         """Look once at what is active, take it up, and look after what is on probation."""
         for name, now in list(self._now.items()):
-            if not now.path.is_relative_to(self._root / name):
+            if not now.follows(self._root):
                 continue
             try:
                 digest = await asyncio.to_thread(registry.active, self._root, name)

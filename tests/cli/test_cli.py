@@ -15,6 +15,7 @@ from cryoray.cli import common, doctor
 from cryoray.cli.main import app
 from cryoray.errors import FormatError, InternalError
 from cryoray.models.ensemble import Ensemble
+from cryoray.models.registry import promote
 from cryoray.records import Event, Progress
 from cryoray.settings import load
 from tests.examples import save_ensemble
@@ -198,6 +199,17 @@ def test_doctor_names_a_remedy_for_what_it_does_not_like(
     assert found["token of the service"].state == "good"
     assert all(one.remedy for one in found.values() if one.state != "good")
     assert {"torch", "ray", "prefect", "cores", "memory", "/dev/shm", "GPU"} <= found.keys()
+
+
+def test_doctor_names_the_ensembles_that_judge_where_none_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_ensemble: Path
+) -> None:
+    monkeypatch.setenv("CRYORAY_REGISTRY", str(tmp_path))
+    digest = promote(tiny_ensemble, tmp_path, "particle").digest
+    found = doctor._ensemble("particle", tmp_path)
+    assert (found.state, found.found) == ("good", f"{digest[:12]}, active in the registry")
+    (tmp_path / "particle" / digest / "d1.safetensors").write_bytes(b"")
+    assert doctor._ensemble("particle", tmp_path).state == "bad"
 
 
 def test_doctor_exits_2_where_something_is_missing(

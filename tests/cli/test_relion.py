@@ -22,9 +22,11 @@ from cryoray.errors import FormatError
 from cryoray.formats.class_selection import read_optimiser
 from cryoray.formats.source import open_source
 from cryoray.formats.star import parse
-from cryoray.settings import RuntimeSettings
+from cryoray.inference.classes import rank
+from cryoray.models import registry
+from cryoray.records import Event
+from cryoray.settings import RuntimeSettings, load
 from tests.classes import COUNTS, write_class_job
-from tests.examples import write_project
 
 Run = Callable[..., tuple[int, set[str]]]
 
@@ -210,7 +212,6 @@ def test_class_ranker_takes_the_call_of_the_original(
     ("arguments", "says"),
     [
         (("--ensemble", "nowhere"), "there is no such ensemble"),
-        ((), "none ships with cryoray yet; add --ensemble"),
         (("--train",), "--train is not done here: it trains RELION's own network"),
         (("--min_score", "high"), "--min_score is 'high', neither a number nor `ensemble`"),
         (("--min_scoer", "0.5"), "unrecognized arguments: --min_scoer 0.5"),
@@ -225,6 +226,24 @@ def test_class_ranker_refuses_in_one_sentence(
     complaint = capsys.readouterr().err
     assert says in complaint
     assert complaint.count("\n") == 1
+
+
+def test_class_ranker_takes_what_is_promoted_for_2d_classes_where_no_ensemble_is_named(
+    run: Run, tmp_path: Path, class_ensemble: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_class_job(tmp_path)
+    monkeypatch.setenv("CRYORAY_REGISTRY", str(tmp_path / "registry"))
+    digest = registry.promote(class_ensemble, tmp_path / "registry", "class2d").digest
+    events: list[Event] = []
+    rank(
+        tmp_path / "Class2D/job002/run_it025_optimiser.star",
+        tmp_path / "Select/job004",
+        load(),
+        None,
+        on_event=events.append,
+    )
+    assert events[-1].data["ensemble"] == digest
+    assert run(class_ranker.main, *AS_RELION) == (0, {"RELION_JOB_EXIT_SUCCESS"})
 
 
 def test_options_of_relions_own_network_are_taken_and_said_to_be_idle(
@@ -305,12 +324,9 @@ def test_results_of_a_job_give_way_to_newer_ones(tmp_path: Path) -> None:
     assert (out / "particles.star").read_text() == "newer"
 
 
-def test_a_job_without_particles_or_ensemble_says_what_to_fill_in(
-    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_job_without_particles_says_what_to_fill_in(
+    run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    star = write_project(tmp_path, (3,))
     failed = (1, {"RELION_JOB_EXIT_FAILURE"})
     assert run(relion_job.main, "--o", "External/job001/", "--in_mics", "m.star") == failed
     assert "fill in Input particles (--in_parts)" in capsys.readouterr().err
-    assert run(relion_job.main, "--o", "External/job001/", "--in_parts", star) == failed
-    assert "add the param ensemble" in capsys.readouterr().err

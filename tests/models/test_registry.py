@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,6 +44,42 @@ def test_what_was_promoted_is_found_by_its_name(saved: list[Ensemble], root: Pat
     assert Ensemble.load(path).digest == registry.active(root, NAME) == saved[0].digest
     assert (path / "card.md").read_text() == "# Untrained\n"
     assert [line.reason for line in registry.history(root, NAME)] == ["better on ribosomes"]
+
+
+def test_an_ensemble_that_ships_judges_its_kind_until_another_is_promoted(
+    saved: list[Ensemble], root: Path, tmp_path: Path
+) -> None:
+    ships = tmp_path / "ships"
+    shutil.copytree(saved[0].path, ships / "particle")
+    assert registry.resolve(None, root, "particle", ships) == ships / "particle"
+    assert registry.resolve("particle", root, root=ships) == ships / "particle"
+    registry.promote(saved[1].path, root, "particle")
+    for named in (None, "particle"):
+        path = registry.resolve(named, root, "particle", ships)
+        assert path == root / "particle" / saved[1].digest
+    with pytest.raises(EnsembleError, match=r"none for class2d images: .*; give --ensemble"):
+        registry.resolve(None, root, "class2d", ships)
+    assert registry.shipped("..", ships) is None
+
+
+def test_3d_classes_are_for_the_judge_of_2d_classes_unless_they_have_their_own(
+    saved: list[Ensemble], root: Path
+) -> None:
+    registry.promote(saved[0].path, root, "class2d")
+    assert registry.resolve(None, root, "class3d") == root / "class2d" / saved[0].digest
+    registry.promote(saved[1].path, root, "class3d")
+    assert registry.resolve(None, root, "class3d") == root / "class3d" / saved[1].digest
+
+
+def test_what_ships_is_whole_and_of_the_kind_that_its_folder_names() -> None:
+    for path in registry.SHIPPED.glob("[a-z]*"):
+        assert Ensemble.load(path).kind == path.name
+        assert (path / "card.md").is_file()
+
+
+def test_what_ships_is_small() -> None:
+    size = sum(file.stat().st_size for file in registry.SHIPPED.rglob("*") if file.is_file())
+    assert size <= 15e6
 
 
 def test_rollback_undoes_promotions_one_by_one(saved: list[Ensemble], root: Path) -> None:

@@ -276,9 +276,23 @@ def test_serve_validates_what_build_is_given() -> None:
     assert build.__annotations__["args"] is Arguments
 
 
-def test_ensembles_are_needed_and_their_names_differ(tiny_ensemble: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="give --ensemble"):
-        find_ensembles(Arguments())
+def test_where_none_is_named_the_default_of_each_kind_is_served(
+    tiny_ensemble: Path, class_ensemble: Path, tmp_path: Path
+) -> None:
+    promote(tiny_ensemble, tmp_path, "particle")
+    promote(class_ensemble, tmp_path, "class2d")
+    found = find_ensembles(Arguments(registry=tmp_path))
+    assert {name: one.kind for name, one in found.items()} == {
+        k: k for k in ("particle", "class2d")
+    }
+    assert all(one.follows(tmp_path) for one in found.values())
+    (named,) = find_ensembles(
+        Arguments(registry=tmp_path, ensembles=(str(tiny_ensemble),))
+    ).values()
+    assert not named.follows(tmp_path)
+
+
+def test_the_names_of_ensembles_differ(tiny_ensemble: Path, tmp_path: Path) -> None:
     twin = save_ensemble(tmp_path / "tiny").path
     with pytest.raises(SettingsError, match="two ensembles are named 'tiny'"):
         find_ensembles(Arguments(ensembles=(str(tiny_ensemble), str(twin))))
