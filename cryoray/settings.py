@@ -303,6 +303,18 @@ class WatchSettings(Section):
     trainable: bool = Field(False, description="whether overrides may become training labels")
 
 
+class NightlySettings(Section):
+    """What people said in sessions, to a challenger of the ensemble that is served."""
+
+    judge_share: Fraction = Field(
+        0.3, description="of the sessions, those that judge ensembles and never train one"
+    )
+    least: int = Field(20, ge=1, description="good and bad images each, of those labelled blind")
+    confidence: Fraction = Field(0.95, description="with which a challenger must be better")
+    resamples: int = Field(2000, ge=100, description="of the bootstrap")
+    seed: int = 0
+
+
 class Settings(BaseSettings):
     """All sections, as a TOML file holds them."""
 
@@ -324,6 +336,7 @@ class Settings(BaseSettings):
     proof: ProofSettings = ProofSettings()
     serve: ServeSettings = ServeSettings()
     watch: WatchSettings = WatchSettings()
+    nightly: NightlySettings = NightlySettings()
 
     @classmethod
     def settings_customise_sources(

@@ -29,6 +29,7 @@ from cryoray.cli import common
 from cryoray.errors import InputError
 from cryoray.formats.selection import find_selection, read_selection
 from cryoray.formats.source import Source, find_sources, open_source
+from cryoray.formats.subset import write_star
 from cryoray.formats.verdicts import write_verdicts
 from cryoray.protocol.client import Client
 from cryoray.protocol.messages import JudgeAnswer
@@ -38,7 +39,7 @@ from cryoray.validation import accuracy
 from flows.day_report import judged, manifest_of, truth, write_report
 from flows.evaluate import evaluate, numbers
 from flows.ingest import ingest
-from flows.microscope import record, write_star
+from flows.microscope import record
 from flows.telling import Telling
 from flows.train import train
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from cryoray.formats.files import replacing
 from cryoray.formats.mrc import StackWriter, read_frames, read_header
-from cryoray.formats.relion import IMAGE_COLUMNS, image_table
 from cryoray.formats.rows import Source
-from cryoray.formats.star import parse
+from cryoray.formats.subset import write_star
 
 
 def record(source: Source, live: Path) -> Iterator[tuple[Path, np.ndarray]]:
@@ -43,35 +41,6 @@ def record(source: Source, live: Path) -> Iterator[tuple[Path, np.ndarray]]:
             for index, frame in zip(source.stack[rows], source.frame[rows], strict=True):
                 writer.append(read_frames(headers[index], np.array([frame])))
         yield stack, rows
-
-
-def write_star(path: Path, source: Source, rows: np.ndarray, names: Sequence[str]) -> None:
-    """Write some rows of a source under other image names, with its optics table.
-
-    Args:
-        path: the STAR file to write.
-        source: where the rows are; a bare stack's rows have names alone.
-        rows: int64 [k], 0-based.
-        names: of the images, ``000001@stack.mrcs``.
-    """
-    column = IMAGE_COLUMNS[source.kind]
-    with replacing(path) as partial, partial.open("wb") as file:
-        if not source.is_star:
-            lines = ["data_particles", "", "loop_", f"_{column} #1", *names, ""]
-            file.write("\n".join(lines).encode())
-            return
-        star = parse(source.path)
-        table = image_table(star, source.kind)
-        if "optics" in star:
-            star["optics"].copy(file)
-            file.write(b"\n")
-        table.copy_head(file)
-        place = table.columns.index(column)
-        for row, name in zip(rows.tolist(), names, strict=True):
-            fields = table.fields(row)
-            fields[place] = name
-            quoted = (f'"{field}"' if " " in field or not field else field for field in fields)
-            file.write(" ".join(quoted).encode() + b"\n")
 
 
 def _exposures(source: Source) -> Iterator[np.ndarray]:

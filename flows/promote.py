@@ -16,15 +16,18 @@ from flows.telling import Telling, key
 
 
 @flow(name="promote", flow_run_name="promote {ensemble} as {name}")
-def promote(ensemble: str | Path, name: str, overrides: dict[str, Any] | None = None) -> str:
+def promote(
+    ensemble: str | Path, name: str, overrides: dict[str, Any] | None = None, reason: str = ""
+) -> str:
     """Swap an ensemble in; running services follow within seconds. Returns its digest.
 
     Args:
         ensemble: folder, or another name in the registry.
         name: under which it is served.
         overrides: settings over those of file and environment (``registry``).
+        reason: for the history.
     """
-    return change(name, str(ensemble), overrides or {})
+    return change(name, str(ensemble), overrides or {}, reason)
 
 
 @flow(name="rollback", flow_run_name="roll {name} back")
@@ -34,14 +37,15 @@ def rollback(name: str, overrides: dict[str, Any] | None = None) -> str:
 
 
 @task(cache_policy=NO_CACHE, task_run_name="change what {name} is")
-def change(name: str, ensemble: str | None, overrides: dict[str, Any]) -> str:
+def change(name: str, ensemble: str | None, overrides: dict[str, Any], reason: str = "") -> str:
     """Promote, or roll back where no ensemble is given, and keep the history as an artifact."""
     root = load(**overrides).registry
     with Telling("ensemble") as told:
         if ensemble is None:
             made = registry.rollback(root, name)
         else:
-            made = registry.promote(registry.resolve(ensemble, root), root, name)
+            folder = registry.resolve(ensemble, root)
+            made = registry.promote(folder, root, name, reason=reason)
         assert made is not None
         told.event(Event("ensemble.promoted", {"name": name, **made.model_dump(mode="json")}))
     lines = [line.model_dump(mode="json") for line in registry.history(root, name)]

@@ -31,17 +31,25 @@ def overrides_csv(ledger: Ledger, session: str) -> str:
 
 def training_csv(ledger: Ledger, session: str) -> str:
     """The same without the images of the blind sample."""
+    return _table(_said(row) for row in training_rows(ledger, session))
+
+
+def training_rows(ledger: Ledger, session: str) -> list[Any]:
+    """Overrides of images that are not in the blind sample, as the ledger has them."""
     blind = {(row.stack, row.row) for row in ledger.audit_sample(session)}
-    rows = ledger.overrides(session)
-    return _table(_said(row) for row in rows if (row.stack, row.row) not in blind)
+    return [row for row in ledger.overrides(session) if (row.stack, row.row) not in blind]
+
+
+def audit_rows(ledger: Ledger, session: str) -> list[Any]:
+    """The labelled images of the blind sample, as the ledger has them."""
+    return [row for row in ledger.audit_sample(session) if row.keep is not None]
 
 
 def audit_csv(ledger: Ledger, session: str) -> str:
     """The labelled images of the blind sample."""
     return _table(
         (*image_place(row.image, row.path), int(row.keep), "", "", row.who, _when(row.at))
-        for row in ledger.audit_sample(session)
-        if row.keep is not None
+        for row in audit_rows(ledger, session)
     )
 
 

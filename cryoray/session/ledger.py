@@ -822,7 +822,7 @@ class Ledger:
     def overrides(self, session: str) -> Sequence[Row[Any]]:
         """What people said of images that are still what they were, with their stacks' paths."""
         wanted = (
-            sql.select(overrides, stacks.c.path, stacks.c.described_by)
+            sql.select(overrides, stacks.c.path, stacks.c.described_by, stacks.c.kind)
             .join(stacks, stacks.c.id == overrides.c.stack)
             .where(overrides.c.session == session, overrides.c.digest == stacks.c.digest)
             .where(stacks.c.state == "judged")
@@ -839,7 +839,7 @@ class Ledger:
         """
         row = self.session(session)
         wanted = (
-            sql.select(audit, stacks.c.path)
+            sql.select(audit, stacks.c.path, stacks.c.described_by, stacks.c.kind)
             .join(stacks, stacks.c.id == audit.c.stack)
             .where(audit.c.session == session, audit.c.digest == stacks.c.digest)
             .where(stacks.c.state == "judged")
