@@ -6,9 +6,10 @@ STAMP  := $(VENV)/.installed
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
             $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 OUT    ?= demo
+REAL   ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-fast test-slow test-system bench check demo clean
+.PHONY: help install test test-fast test-slow test-system bench check demo ensembles clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -53,6 +54,9 @@ check: install ## ruff, mypy (strict) and the floors
 
 demo: install ## run the main job: simulated, or on SOURCE=particles with human labels; into OUT=demo
 	$(BIN)/python -m flows.facility_day --out $(OUT) $(if $(SOURCE),--source $(SOURCE))
+
+ensembles: install ## make the ensembles that ship, into build/ensembles; KIND="class2d" for one (hours)
+	$(BIN)/python -m flows.ensembles $(KIND) --real $(REAL) --out build/ensembles
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) demo build benchmarks/results *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis
