@@ -195,7 +195,9 @@ class ClassifySettings(Section):
     class_ensemble: str | None = Field(
         None, description="judges the 2D classes of the particles as well; folder or name"
     )
-    kind: Kind | None = Field(None, description="None: the ensemble's")
+    kind: Kind | Literal["class3d"] | None = Field(
+        None, description="None: the ensemble's; class3d is judged with an ensemble of class2d"
+    )
     score_column: bool = Field(False, description="rlnCryorayScore in the STAR files written")
     also_star: bool = Field(False, description="of a .cs source, STAR files for RELION too")
     range_mib: int = Field(64, ge=1)

@@ -37,8 +37,10 @@ def classify(
         ),
     ] = None,
     kind: Annotated[
-        Literal["particle", "class2d"] | None,
-        typer.Option(help="What a row is; else the ensemble's kind."),
+        Literal["particle", "class2d", "class3d"] | None,
+        typer.Option(
+            help="What a row is; else the ensemble's kind. class3d: maps of a Class3D job."
+        ),
     ] = None,
     score_column: Annotated[
         bool | None, typer.Option("--score-column", help="Add rlnCryorayScore to STAR files.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,6 +13,9 @@ from cryoray.cli import relion
 _IDLE = ("in_movies", "in_mics", "in_coords", "in_3dref", "in_mask")
 #: Files of the verdicts and their names in the job: what RELION's users look for is particles.star.
 _NAMES = {"kept.star": "particles.star"}
+#: Files of particles kept, discarded and to be reviewed: judged themselves, or by their 3D classes.
+_SIDES = ("particles.star", "discarded.star", "review.star")
+_OF_CLASSES = ("particles.star", "particles_discarded.star", "particles_review.star")
 
 _EPILOG = """\
 In RELION, choose External. External executable: cryoray-relion, with its folder where it is not on the
@@ -23,6 +26,10 @@ verdicts.parquet; all but the quarantined are nodes of the pipeline.
 
 With `class_ensemble` and the run_itNNN_data.star of a Class2D job as Input particles, a particle is kept
 only if its class is kept and it is not itself discarded; classes/ has the selection of the classes.
+
+With `kind` class3d and the run_itNNN_data.star of a Class3D job as Input particles, an ensemble of 2D classes
+judges the maps of its classes: particles.star has the particles of those kept, particles_discarded.star and
+particles_review.star those of the others, report.html the ranking with pictures.
 """
 
 
@@ -43,6 +50,7 @@ def _parser() -> relion.Parser:
     add("--ensemble", metavar="NAME|DIR", help="judge; else "
         "CRYORAY_CLASSIFY__ENSEMBLE, else the registry's particle, else the one that ships")  # fmt: skip
     add("--class_ensemble", metavar="NAME|DIR", help="judge of the particles' 2D classes")
+    add("--kind", choices=("particle", "class3d"), help="what is judged (default: particle)")
     add("--score_column", nargs="?", const="Yes", metavar="Yes|No",
         help="add _rlnCryorayScore to the particles")  # fmt: skip
     add("--j", metavar="N", type=int, help="CPUs of a local Ray")
@@ -63,7 +71,8 @@ def _work(arguments: Sequence[str]) -> None:
 
     from cryoray.settings import load
 
-    classify = {name: getattr(given, name) for name in ("ensemble", "class_ensemble")}
+    names = ("ensemble", "class_ensemble", "kind")
+    classify = {name: getattr(given, name) for name in names}
     sections: dict[str, dict[str, Any]] = {
         "classify": {name: value for name, value in classify.items() if value}
     }
@@ -86,21 +95,25 @@ def _work(arguments: Sequence[str]) -> None:
             done.update(event.data)
 
     made = inference.classify(Path(given.in_parts), out / "cryoray", settings, on_event=told)
-    _move(made, out)
-    sides = zip(VERDICTS, ("particles.star", "discarded.star", "review.star"), strict=True)
-    nodes = [(file, "particles") for verdict, file in sides if done[verdict]]
+    volumes = given.kind == "class3d"
+    _move(made, out, {} if volumes else _NAMES)
+    files = _OF_CLASSES if volumes else _SIDES
+    counts = done["particles"] if volumes else done
+    sides = zip(VERDICTS, files, strict=True)
+    nodes = [(file, "particles") for verdict, file in sides if counts[verdict]]
     if (out / "classes").is_dir():
         nodes.append(("classes/class_averages.star", "classes"))
     relion.write_nodes(out, given.o, nodes)
     for verdict in VERDICTS:
-        relion.say(f" {verdict}: {done[verdict]:,}")
+        particles = f", {counts[verdict]:,} particles" if volumes else ""
+        relion.say(f" {verdict}: {done[verdict]:,}{particles}")
     relion.say(f" {done['books']}")
 
 
-def _move(made: Path, out: Path) -> None:
-    """Everything in ``made`` to ``out``, under the names that RELION's users look for."""
+def _move(made: Path, out: Path, names: Mapping[str, str] = _NAMES) -> None:
+    """Everything in ``made`` to ``out``, some of it under other names."""
     for path in sorted(made.iterdir()):
-        there = out / _NAMES.get(path.name, path.name)
+        there = out / names.get(path.name, path.name)
         if there.is_dir():
             shutil.rmtree(there)
         path.replace(there)

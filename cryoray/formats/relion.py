@@ -353,7 +353,7 @@ def _refuse_volumes(star: StarFile) -> None:
         raise FormatError(
             "describes 3D classes, which are maps and not images",
             file=star.path,
-            remedy="give the job's particles, its *_data.star",
+            remedy="give --kind class3d, or the job's particles, its *_data.star",
         )
 
 

@@ -30,6 +30,7 @@ from cryoray.inference.classes import (
     write_selection,
 )
 from cryoray.inference.verdict_page import write_page
+from cryoray.inference.volumes import classify_volumes
 from cryoray.ingest.source import RowRangeDatasource, to_rows
 from cryoray.models.ensemble import Ensemble, Judgement
 from cryoray.models.registry import resolve
@@ -74,7 +75,7 @@ def classify(
 
     Args:
         source: a STAR file, a stack, or a folder of those. Where it is several sources, each has its
-            own folder in ``out``.
+            own folder in ``out``. Of kind class3d, see `classify_volumes`.
         out: folder of the verdicts (contracts: Verdicts). Older ones there are replaced when the new
             ones are complete. Of the classes of a job there is also what RELION's Select job writes.
         settings: ``runtime``, ``registry`` and ``classify`` are used. Where no ensemble is named, the
@@ -91,9 +92,11 @@ def classify(
         QuarantineError: too many rows could not be read; verdicts and their list are written.
         SettingsError: no Ray.
     """
+    if settings.classify.kind == "class3d":
+        return classify_volumes(source, out, settings, on_progress=on_progress, on_event=on_event)
     began = time.monotonic()
     out, chosen = Path(out).absolute(), settings.classify
-    source, kind, sources = Path(source).absolute(), chosen.kind, None
+    source, kind, sources = Path(source).absolute(), settings.classify.kind, None
     if chosen.ensemble is None and kind is None:
         kind, sources = _of_any_kind(source)
     path = resolve(chosen.ensemble, settings.registry, kind or "particle")

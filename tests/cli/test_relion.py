@@ -27,6 +27,7 @@ from cryoray.models import registry
 from cryoray.records import Event
 from cryoray.settings import RuntimeSettings, load
 from tests.classes import COUNTS, write_class_job
+from tests.volumes import write_volume_job
 
 Run = Callable[..., tuple[int, set[str]]]
 
@@ -309,6 +310,25 @@ def test_a_job_judges_particles_and_their_classes(
     assert [s.as_py() for s in table["class_score"]] == [
         pytest.approx(scores[n - 1]) if n else None for n in numbers
     ]
+
+
+def test_a_job_judges_3d_classes_and_gives_their_particles(
+    run: Run, tmp_path: Path, class_ensemble: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_volume_job(tmp_path) / "run_it025_data.star"
+    name = data.relative_to(tmp_path)
+    arguments = ("--o", "External/job005/", "--in_parts", name, "--kind", "class3d")
+    code, _ = run(relion_job.main, *arguments, "--ensemble", class_ensemble)
+    assert code == 0, capsys.readouterr().err
+    out = tmp_path / "External/job005"
+    sides = ("particles", "particles_discarded", "particles_review", "particles_quarantined")
+    counts = {side: len(parse(out / f"{side}.star")["particles"]) for side in sides}
+    assert sum(counts.values()) == len(open_source(data))
+    nodes = parse(out / "RELION_OUTPUT_NODES.star")["output_nodes"]
+    assert nodes.column("rlnPipeLineNodeName").tolist() == [
+        f"External/job005/{side}.star" for side in sides[:3] if counts[side]
+    ]
+    assert (out / "report.html").is_file()
 
 
 def test_results_of_a_job_give_way_to_newer_ones(tmp_path: Path) -> None:

@@ -76,7 +76,9 @@ def test_an_optimiser_stands_for_the_data_and_the_model_that_it_names(tmp_path: 
 def test_a_model_of_3d_classes_is_no_source_of_images(tmp_path: Path) -> None:
     path = tmp_path / "run_it025_model.star"
     path.write_text("data_model_general\n_rlnReferenceDimensionality 3\n\n" + MODEL)
-    with pytest.raises(FormatError, match=r"describes 3D classes.*; give the job's particles"):
+    with pytest.raises(
+        FormatError, match=r"describes 3D classes.*; give --kind class3d, or the job's particles"
+    ):
         open_source(path, "class2d")
 
 

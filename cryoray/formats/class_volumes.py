@@ -1,0 +1,209 @@
+"""The classes of a 3D classification: maps, what the job's files say of each, and their particles.
+
+A job is RELION's Class3D job, or a folder of maps with a table ``classes.csv`` beside them: column
+``volume`` names a map, and ``particles``, ``resolution`` (Å), ``completeness``, ``rotations`` (°) and
+``translations`` (Å) say what is known of it.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from cryoray.errors import FormatError, InputError
+from cryoray.formats import relion
+from cryoray.formats.class_selection import class_numbers, model_of, particle_counts, particles_of
+from cryoray.formats.rows import Source, resolve
+from cryoray.formats.star import StarFile, as_objects, parse
+
+TABLE = "classes.csv"
+#: RELION's columns by what they are here. Of `metadata_label.h`; 3.0 has translations in pixels.
+_COLUMNS: Mapping[str, str] = {
+    "distribution": "rlnClassDistribution",
+    "resolution": "rlnEstimatedResolution",
+    "completeness": "rlnOverallFourierCompleteness",
+    "rotations": "rlnAccuracyRotations",
+    "translations": "rlnAccuracyTranslationsAngst",
+}
+#: What RELION writes for a number that it does not know.
+_UNKNOWN = (999.0, -999.0)
+
+
+@dataclass(frozen=True, eq=False)
+class VolumeClasses:
+    """The classes of a job; n is their number.
+
+    Attributes:
+        path: the ``*_model.star``, or the folder of maps.
+        images: str objects [n], the maps' names as the job has them.
+        volumes: absolute paths of the maps; they may be missing.
+        said: float64 [n] by name (``distribution``, ``resolution`` …), NaN where it is not known.
+        data: the particles that were classified; None where they are not there.
+        number: int64 [particles], the class of each, from 1; None without ``data``.
+        diameter: of the particles, Å; None where the job does not say.
+        pixel_size: of the maps, Å/px; None: their headers'.
+    """
+
+    path: Path
+    images: np.ndarray
+    volumes: tuple[Path, ...]
+    said: Mapping[str, np.ndarray] = field(default_factory=dict)
+    data: Path | None = None
+    number: np.ndarray | None = None
+    diameter: float | None = None
+    pixel_size: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def particles(self) -> np.ndarray:
+        """float64 [n]: particles of each class by hard assignment, NaN where nothing tells."""
+        if self.number is not None:
+            return particle_counts(self.number, len(self)).astype(np.float64)
+        return self.said.get("particles", np.full(len(self), np.nan))
+
+    @property
+    def share(self) -> np.ndarray:
+        """float64 [n]: of the particles, as counted, else as the job says; NaN where nothing tells."""
+        counted = self.particles
+        total = np.nansum(counted)
+        if total > 0:
+            return counted / total
+        return self.said.get("distribution", np.full(len(self), np.nan))
+
+    @property
+    def source(self) -> Source:
+        """The classes as rows of a source, which verdicts are written about."""
+        n = len(self)
+        return Source(
+            path=self.path,
+            kind="class2d",
+            images=self.images,
+            stacks=self.volumes,
+            stack=np.arange(n, dtype=np.int32),
+            frame=np.zeros(n, np.int64),
+            micrograph=np.full(n, "", object),
+            pixel_size=np.full(n, self.pixel_size or np.nan, np.float32),
+            format="star" if self.path.suffix == ".star" else "stack",
+        )
+
+
+def open_volumes(path: Path) -> VolumeClasses:
+    """The classes of a 3D classification.
+
+    Args:
+        path: the job's folder, its ``*_model.star``, ``*_data.star`` or ``*_optimiser.star``; or a folder
+            of maps.
+
+    Raises:
+        InputError: there are none.
+        FormatError: a file cannot be read, or the classes are 2D.
+    """
+    path = Path(path).absolute()
+    if path.is_dir():
+        models = [
+            file
+            for file in relion.stars_in(path, "class2d")
+            if file.name.endswith("_model.star") and "_half" not in file.name
+        ]
+        if not models:
+            return _of_folder(path)
+        if len(models) > 1:
+            raise InputError(
+                f"holds {len(models)} runs", file=path, remedy=f"give one, such as {models[0].name}"
+            )
+        return _of_model(models[0])
+    if not path.is_file():
+        raise InputError("there is no such file or folder", file=path)
+    if path.name.endswith("_optimiser.star"):
+        named = relion.read_optimiser(path).model
+        return _of_model(named if named.is_file() else path.with_name(named.name))
+    if path.name.endswith("_data.star"):
+        return _of_model(model_of(path))
+    return _of_model(path)
+
+
+def _of_model(path: Path) -> VolumeClasses:
+    star = parse(path)
+    classes = relion.image_table(star, "class2d")
+    dimension = _one(star, "model_general", "rlnReferenceDimensionality")
+    if dimension != 3:
+        raise FormatError(
+            "describes no 3D classes", file=path, remedy="give a Class3D job, or --kind class2d"
+        )
+    said = {}
+    for name, column in _COLUMNS.items():
+        if column in classes.columns:
+            values = classes.numbers(column).astype(np.float64)
+            good = np.isfinite(values) & ~np.isin(values, _UNKNOWN)
+            said[name] = np.where(good, values, np.nan)
+    images = as_objects(classes.read([relion.IMAGE_COLUMNS["class2d"]]).strings.popitem()[1])
+    data = particles_of(path)
+    optimiser = path.with_name(path.name.replace("_model.star", "_optimiser.star"))
+    general = parse(optimiser) if optimiser.is_file() else None
+    return VolumeClasses(
+        path=path,
+        images=images,
+        volumes=tuple(
+            resolve([str(name) for name in images], path.parent, relion.project(path.parent))
+        ),
+        said=said,
+        data=data,
+        number=class_numbers(parse(data)) if data else None,
+        diameter=_one(general, "optimiser_general", "rlnParticleDiameter") if general else None,
+        pixel_size=_one(star, "model_general", "rlnPixelSize"),
+    )
+
+
+def _one(star: StarFile, table: str, column: str) -> float | None:
+    """A positive number of a table with one row; None where there is none."""
+    block = star.get(table)
+    if block is None or column not in block.columns or not len(block):
+        return None
+    value = float(block.numbers(column)[0])
+    return value if np.isfinite(value) and value > 0 else None
+
+
+def _of_folder(folder: Path) -> VolumeClasses:
+    table = folder / TABLE
+    if not table.is_file():
+        maps = sorted(folder.glob("*.mrc"))
+        if not maps:
+            raise InputError(
+                "holds no 3D classes",
+                file=folder,
+                remedy=f"give a Class3D job, or a folder of maps (.mrc), with {TABLE} if more is known",
+            )
+        return VolumeClasses(
+            folder, np.array([file.name for file in maps], object), volumes=tuple(maps)
+        )
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or "volume" not in rows[0]:
+        raise FormatError(
+            "has no column volume", file=table, remedy="name the map of each class in it"
+        )
+    names = [*_COLUMNS, "particles"]
+    said = {
+        name: np.array([_number(row[name], table, line) for line, row in enumerate(rows, 2)])
+        for name in names
+        if name in rows[0]
+    }
+    images = np.array([row["volume"] for row in rows], object)
+    return VolumeClasses(
+        folder, images, tuple(folder / name for name in images.tolist()), said=said
+    )
+
+
+def _number(text: str | None, table: Path, line: int) -> float:
+    try:
+        return float(text) if text else float("nan")
+    except ValueError:
+        raise FormatError(
+            f"has {text!r} where a number should be", file=table, row=line, remedy="mend it"
+        ) from None

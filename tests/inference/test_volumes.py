@@ -1,0 +1,140 @@
+"""3D classes: which win, what is written of them and of their particles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from cryoray import inference
+from cryoray.errors import EnsembleError, FormatError, InputError
+from cryoray.formats.class_volumes import open_volumes
+from cryoray.formats.star import parse
+from cryoray.formats.volume import write_volume
+from cryoray.inference.volumes import TRAITS, judge_volumes
+from cryoray.models.ensemble import Calibration, Ensemble
+from cryoray.records import Event
+from cryoray.settings import ClassifySettings, Settings
+from tests.volumes import (
+    COUNTS,
+    GOOD,
+    NOISE,
+    PIXEL_SIZE,
+    STREAKY,
+    overfitted,
+    protein,
+    streaky,
+    write_volume_job,
+)
+
+
+@pytest.fixture(scope="module")
+def undecided(class_ensemble: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ensemble to whom all pictures look alike: what maps and job say decides."""
+    loaded = Ensemble.load(class_ensemble)
+    nothing = Calibration(slope=1e-9, offset=0.0)
+    manifest = loaded.manifest.model_copy(update={"calibration": (nothing,) * 3})
+    path = tmp_path_factory.mktemp("ensembles") / "undecided"
+    Ensemble(manifest, loaded.networks).save(path, "# Undecided\n")
+    return path
+
+
+def test_overfitted_and_streaky_classes_lose_whatever_resolution_they_claim(
+    undecided: Path, tmp_path: Path
+) -> None:
+    job = open_volumes(write_volume_job(tmp_path))
+    said = judge_volumes(job, Ensemble.load(undecided))
+    assert said.rows.tolist() == [GOOD, NOISE, STREAKY]
+    assert said.quarantined == ((3, "no particle belongs to it"),)
+    assert said.judgement.verdict.tolist() == ["keep", "discard", "discard"]
+    # The over-fitted one states the best resolution and accuracies of all.
+    assert np.argmin(said.traits["resolution"]) == NOISE
+    assert np.argmax(said.judgement.score) == GOOD
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_maps_alone_tell_good_from_bad(undecided: Path, tmp_path: Path, seed: int) -> None:
+    for name, volume in (
+        ("a", overfitted(seed=seed)),
+        ("b", streaky(seed=seed)),
+        ("c", protein(seed=seed)),
+    ):
+        write_volume(tmp_path / f"{name}.mrc", volume, PIXEL_SIZE)
+    said = judge_volumes(open_volumes(tmp_path), Ensemble.load(undecided))
+    assert np.argmax(said.judgement.score) == 2
+    assert said.judgement.verdict[0] == "discard"
+
+
+def test_a_jobs_classes_are_compared_with_each_other_alone() -> None:
+    for trait in TRAITS:
+        alike = trait.evidence(np.full(4, 0.3))
+        np.testing.assert_allclose(alike, 0, atol=1e-9)
+        assert trait.evidence(np.array([0.3])) == 0
+        better = trait.evidence(np.array([0.3, 0.3, np.nan, 0.9]))
+        assert better[2] == 0
+        assert (better[3] > better[0]) == (trait.step > 0)
+        assert np.abs(better).max() <= 2 * trait.weight
+
+
+def test_every_side_is_written_with_its_particles_and_a_page(
+    class_ensemble: Path, tmp_path: Path
+) -> None:
+    job = write_volume_job(tmp_path)
+    chosen = ClassifySettings(ensemble=str(class_ensemble), kind="class3d")
+    events: list[Event] = []
+    out = inference.classify(
+        job, tmp_path / "out", Settings(classify=chosen), on_event=events.append
+    )
+    table = pq.read_table(out / "verdicts.parquet")
+    assert table["image"].to_pylist()[0] == "Class3D/job004/run_it025_class001.mrc"
+    assert table["particles"].to_pylist() == list(COUNTS[:3])
+    counted = events[0].data["particles"]
+    assert isinstance(counted, dict)
+    assert sum(counted.values()) == sum(COUNTS)
+    number = parse(job / "run_it025_data.star")["particles"].numbers("rlnClassNumber")
+    for verdict, name in (
+        ("keep", "particles.star"),
+        ("discard", "particles_discarded.star"),
+        ("review", "particles_review.star"),
+    ):
+        classes = [i + 1 for i, v in enumerate(table["verdict"].to_pylist()) if v == verdict]
+        written = parse(out / name)["particles"]
+        assert len(written) == counted[verdict] == np.isin(number, classes).sum()
+    page = (out / "report.html").read_text()
+    assert page.count("<img") == 3 * 6
+    assert "12 particles, class distribution 52.0%, 18.0 Å" in page
+
+
+def test_maps_with_a_table_are_a_job_and_a_lost_one_is_quarantined(
+    undecided: Path, tmp_path: Path
+) -> None:
+    write_volume(tmp_path / "good.mrc", protein(), PIXEL_SIZE)
+    write_volume(tmp_path / "noise.mrc", overfitted(), PIXEL_SIZE)
+    (tmp_path / "classes.csv").write_text(
+        "volume,particles,resolution\ngood.mrc,500,12\nnoise.mrc,300,8\nlost.mrc,10,30\n"
+    )
+    chosen = ClassifySettings(ensemble=str(undecided), kind="class3d")
+    out = inference.classify(tmp_path, tmp_path / "out", Settings(classify=chosen))
+    assert pq.read_table(out / "verdicts.parquet")["verdict"].to_pylist() == ["keep", "discard"]
+    lost = pq.read_table(out / "quarantine.parquet")
+    assert lost["image"].to_pylist() == ["lost.mrc"]
+    assert not (out / "particles.star").exists()
+    (tmp_path / "classes.csv").write_text("volume,particles\ngood.mrc,many\n")
+    with pytest.raises(FormatError, match=r"classes.csv, row 2: has 'many' where a number"):
+        open_volumes(tmp_path)
+
+
+def test_what_is_no_3d_job_is_refused(tiny_ensemble: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no 3D classes"):
+        open_volumes(tmp_path)
+    job = write_volume_job(tmp_path)
+    with pytest.raises(EnsembleError, match="judges particle images"):
+        judge_volumes(open_volumes(job), Ensemble.load(tiny_ensemble))
+    for name in ("run_it025_optimiser.star", "run_it025_data.star", "run_it025_model.star"):
+        assert len(open_volumes(job / name)) == 4
+    model = job / "run_it025_model.star"
+    model.write_text(model.read_text().replace("Dimensionality 3", "Dimensionality 2"))
+    with pytest.raises(FormatError, match="describes no 3D classes"):
+        open_volumes(job)
