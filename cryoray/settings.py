@@ -99,6 +99,9 @@ class SimulateSettings(Section):
     """A small facility day with known truth."""
 
     projects: int = Field(3, ge=1, description="collections, each of another protein")
+    first: int = Field(
+        1, ge=1, description="number of the first; a number and a seed make a project"
+    )
     images: int = Field(1000, ge=10, description="images per collection")
     per_micrograph: int = Field(100, ge=1, description="images per micrograph")
     box: int = Field(128, ge=32, multiple_of=2, description="raw box, px")
@@ -133,6 +136,9 @@ class AugmentSettings(Section):
         0.15, ge=0, le=2, description="largest additive noise, white to 1/f, background deviations"
     )
     mask: Fraction = Field(0.05, description="of the images, those masked by a circle")
+    smooth: Fraction = Field(
+        0.0, description="of the images, those low-passed, as denoised ones are"
+    )
 
 
 class FitSettings(Section):

@@ -27,6 +27,11 @@ _WAVES = 4
 _RINGS = (1.0, 6.0)
 #: A mask's radius, in half boxes, at least and at most, and the width of its edge.
 _RADII, _EDGE = (0.7, 1.0), 0.1
+#: Where a low-pass filter halves the power, in fractions of Nyquist, and how steep it is: from a Gaussian
+#: to nearly a step. Denoised micrographs (Wiener filters, networks) and binned ones are like that.
+_PASSED, _STEEPNESS = (0.12, 0.9), (1.0, 2.5)
+#: Beyond this radius, in half boxes, is background, whose deviation stays the unit.
+_BACKGROUND = 0.9
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,6 +46,8 @@ class AugmentParameters:
         field: int64 [n, 3], which piece of which field of noise: colour, top, left.
         rings: float32 [n, 2], depth and number of the rings in which a CTF-like filter weakens.
         mask: float32 [n], radius of a circular mask in half boxes; infinite where there is none.
+        smooth: float32 [n, 2], frequency at which a low-pass filter halves the power, over Nyquist, and
+            its steepness; infinite where there is none.
     """
 
     motion: torch.Tensor
@@ -50,6 +57,7 @@ class AugmentParameters:
     field: torch.Tensor
     rings: torch.Tensor
     mask: torch.Tensor
+    smooth: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.contrast)
@@ -92,6 +100,8 @@ def draw(
     noise = settings.noise * uniform(n)
     rings = torch.stack([settings.rings * uniform(n), between(*_RINGS)], 1)
     masked, radius = uniform(n) < settings.mask, between(*_RADII)
+    smoothed, steepness = uniform(n) < settings.smooth, between(*_STEEPNESS)
+    passed = torch.exp(between(*map(math.log, _PASSED)))
     return AugmentParameters(
         motion=torch.cat([motion, shift[:, :, None]], 2),
         contrast=contrast,
@@ -100,11 +110,12 @@ def draw(
         field=torch.cat([colour, origin], 1),
         rings=rings,
         mask=torch.where(masked, radius, math.inf),
+        smooth=torch.stack([torch.where(smoothed, passed, math.inf), steepness], 1),
     )
 
 
 def augment(images: torch.Tensor, parameters: AugmentParameters) -> torch.Tensor:
-    """Images moved in one bicubic interpolation, then filtered, scaled, made noisier and masked.
+    """Images moved in one bicubic interpolation, then filtered, scaled, noisier, smoothed, masked.
 
     What comes in over an edge is the image reflected there: zeros would be a background without
     noise, which only training images have. A mask hides what is outside a circle behind zeros, the
@@ -143,12 +154,30 @@ def augment(images: torch.Tensor, parameters: AugmentParameters) -> torch.Tensor
         [pieces[c, y : y + box, x : x + box] for c, y, x in parameters.field.tolist()]
     )
     made.addcmul_(noise, parameters.noise.to(device)[:, None, None])
+    smoothed = torch.isfinite(parameters.smooth[:, 0]).nonzero()[:, 0]
+    if len(smoothed):
+        made[smoothed.to(device)] = _low_passed(
+            made[smoothed.to(device)], parameters.smooth[smoothed].to(device)
+        )
     masked = torch.isfinite(parameters.mask).nonzero()[:, 0]
     if len(masked):
         radius = parameters.mask[masked].to(device)[:, None, None]
         inside = (radius + _EDGE / 2 - torch.hypot(axis[:, None], axis)) / _EDGE
         made[masked.to(device)] *= (1 - torch.cos(math.pi * inside.clamp_(0, 1))) / 2
     return made
+
+
+def _low_passed(images: torch.Tensor, smooth: torch.Tensor) -> torch.Tensor:
+    """Images [n, box, box] low-passed and normalised by their background again."""
+    box = images.shape[-1]
+    square = _fourier(box, images.device)[1].reshape(1, box, -1)
+    passed, steepness = smooth[:, 0, None, None], smooth[:, 1, None, None]
+    gain = torch.exp2(-0.5 * (square / passed.square()) ** steepness)
+    soft = torch.fft.irfft2(torch.fft.rfft2(images) * gain, s=(box, box))
+    axis = (torch.arange(box, device=images.device) * 2 + 1) / box - 1
+    background = soft[:, torch.hypot(axis[:, None], axis) > _BACKGROUND]
+    mean, unit = background.mean(1), background.std(1).clamp(min=1e-3)
+    return (soft - mean[:, None, None]) / unit[:, None, None]
 
 
 @lru_cache(maxsize=8)

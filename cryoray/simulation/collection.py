@@ -32,7 +32,9 @@ from cryoray.simulation.phantom import (
 
 #: Å; and the box over the diameter, as people choose it.
 _DIAMETERS = (80.0, 300.0)
-_BOXES = (1.6, 2.0)
+_BOXES = (1.4, 2.6)
+#: Particles per square of the diameter: from alone to side by side.
+_CROWDING = (0.03, 0.3)
 #: A particle must fit its box with some background round it.
 _LARGEST = 0.85
 _BROKEN_FORMS = 4
@@ -100,12 +102,13 @@ def simulate(
         InputError: ``out`` holds another simulation.
     """
     chosen = settings.simulate
-    folders = [f"project-{number + 1:02d}" for number in range(chosen.projects)]
+    numbers = range(chosen.first - 1, chosen.first - 1 + chosen.projects)
+    folders = [f"project-{number + 1:02d}" for number in numbers]
     given = None if chosen.structure is None else read_structure(chosen.structure)
     if not _begin(out, folders, chosen):
         total, done, described = chosen.projects * chosen.images, 0, []
-        shapes = islice(families(chosen.seed % 2**64), chosen.projects)
-        for number, (folder, family) in enumerate(zip(folders, shapes, strict=True)):
+        shapes = islice(families(chosen.seed % 2**64), numbers.start, numbers.stop)
+        for number, folder, family in zip(numbers, folders, shapes, strict=True):
             rng = _generator(chosen, number)
             project = _plan(folder, given, family, chosen, rng)
 
@@ -177,7 +180,7 @@ def _plan(
         thickness=rng.uniform(1.0, 4.0),
         detector=rng.uniform(0.6, 0.95),
     )
-    stage = Stage(box, microscope.canvas_side(box), diameter, pixel_size, rng.uniform(0.06, 0.18))
+    stage = Stage(box, microscope.canvas_side(box), diameter, pixel_size, rng.uniform(*_CROWDING))
     micrographs = -(-chosen.images // chosen.per_micrograph)
     exposures = tuple(_exposure(rng) for _ in range(micrographs))
     kinds = np.array_split(_kinds(chosen, rng), np.arange(1, micrographs) * chosen.per_micrograph)

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 import ray.data
 import ray.train
@@ -28,6 +30,8 @@ from torch import nn
 
 from cryoray import runtime
 from cryoray.boosting.filtering import folds_of_groups
+from cryoray.boosting.operating_point import ask_third
+from cryoray.boosting.voting import score
 from cryoray.errors import InputError, InternalError
 from cryoray.formats.files import replacing
 from cryoray.ingest.source import PreparedDatasource
@@ -42,6 +46,8 @@ from cryoray.training.examples import Level, SetExamples, gather
 
 #: Losing a worker or a node costs the epoch in which it happened; this often, then the run gives up.
 _FAILURES = 8
+#: Beside `training.json`: what was said of each image by networks that had not seen its group.
+HELD_OUT = "held-out.parquet"
 
 
 def train(
@@ -166,8 +172,28 @@ def _write(
     )
     with replacing(folder / "training.json") as temporary:
         temporary.write_text(record(boosted, curves, examples.column("image")), encoding="utf-8")
+    _write_held_out(boosted, examples, folder / HELD_OUT)
     text = card(manifest, boosted, settings.train, [(s.path.name, s.digest) for s in examples.sets])
     return Ensemble(manifest, boosted.networks).save(folder, text)
+
+
+def _write_held_out(boosted: Boosted, examples: SetExamples, file: Path) -> None:
+    """What networks that had not seen an image's group said of it, for whoever wants to look closer."""
+    d1, d2, d3 = boosted.probabilities.T
+    third = ask_third(d1, d2, d3, boosted.point.threshold)
+    columns = {name: examples.column(name) for name in ("image", "project", "micrograph")}
+    table = pa.table(
+        columns
+        | {
+            "keep": examples.labels == 1,
+            "d1": d1,
+            "d2": d2,
+            "d3": pa.array(third, from_pandas=True),
+        }
+        | {"score": score(d1, d2, third), "suspected": boosted.suspects}
+    )
+    with replacing(file) as temporary:
+        pq.write_table(table, temporary)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

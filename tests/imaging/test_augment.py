@@ -133,6 +133,24 @@ def test_a_mask_hides_what_is_outside_a_circle_and_nothing_inside() -> None:
         torch.testing.assert_close(image[inside], images[0][inside], atol=1e-3, rtol=0)
 
 
+def test_smoothing_takes_fine_detail_away_and_leaves_the_background_its_unit() -> None:
+    images = torch.randn(200, 64, 64, generator=generator(2))
+    parameters = draw(200, generator(), STILL.model_copy(update={"smooth": 0.5}), 64)
+    smoothed = torch.isfinite(parameters.smooth[:, 0])
+    assert 70 < smoothed.sum() < 130
+    made = augment(images, parameters)
+    torch.testing.assert_close(made[~smoothed], images[~smoothed], atol=1e-3, rtol=0)
+    power = torch.fft.rfft2(made[smoothed]).abs().square()
+    passed = parameters.smooth[smoothed, 0]
+    frequency = 2 * torch.hypot(torch.fft.fftfreq(64)[:, None], torch.fft.rfftfreq(64))
+    for one, edge in zip(power, passed, strict=True):
+        fine, coarse = one[frequency > 1.5 * edge], one[frequency < 0.5 * edge]
+        assert fine.mean() < 0.35 * coarse.mean()
+    axis = (torch.arange(64) - 31.5) / 32
+    background = made[smoothed][:, torch.hypot(axis[:, None], axis) > 0.9]
+    torch.testing.assert_close(background.std(1), torch.ones(len(background)), atol=1e-3, rtol=0)
+
+
 def test_noise_is_white_to_one_over_f() -> None:
     field = augment_noise(torch.device("cpu"))
     frequency = torch.fft.rfftfreq(1024)

@@ -94,7 +94,7 @@ def test_each_project_is_a_source_with_a_selection_and_the_truth(
         assert (labels != keep).sum() == said["mislabelled"] == 5
         assert keep.sum() == said["keep"] == (true["kind"] == PARTICLE).sum()
         np.testing.assert_allclose(source.pixel_size, said["pixel_size"], rtol=1e-4)
-        assert 1.6 <= BOX * said["pixel_size"] / said["diameter"] <= 2.0
+        assert 1.4 <= BOX * said["pixel_size"] / said["diameter"] <= 2.6
         assert len(set(source.micrograph)) == 3
         assert np.isfinite(source.metadata["rlnDefocusU"]).all()
     assert book["projects"][0]["structure"] != book["projects"][1]["structure"]
@@ -238,3 +238,15 @@ def test_a_given_structure_is_simulated_and_a_too_large_one_refused(tmp_path: Pa
     assert book["projects"][0]["diameter"] == pytest.approx(130, rel=0.1)
     with pytest.raises(SettingsError, match="does not fit a box of 48 px"):
         simulate(tmp_path / "close", settings(structure=model, pixel_size=1.5))
+
+
+def test_a_project_is_the_same_wherever_one_begins_to_count(tmp_path: Path) -> None:
+    few = {"images": 12, "per_micrograph": 12, "box": 32, "seed": 3}
+    both = simulate(tmp_path / "both", Settings(simulate=SimulateSettings(projects=2, **few)))
+    one = simulate(
+        tmp_path / "one", Settings(simulate=SimulateSettings(projects=1, first=2, **few))
+    )
+    assert [folder.name for folder in one] == ["project-02"]
+    assert (one[0] / "particles.star").read_text() == (both[1] / "particles.star").read_text()
+    stack = "Extract/job001/micrograph_0001.mrcs"
+    assert (one[0] / stack).read_bytes() == (both[1] / stack).read_bytes()

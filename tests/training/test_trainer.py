@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -62,7 +63,14 @@ def test_an_ensemble_comes_out_with_its_record(
     assert ensemble.path is not None
     files = sorted(f.name for f in ensemble.path.iterdir())
     weights = [f"d{i}.safetensors" for i in (1, 2, 3)]
-    assert files == ["card.md", *weights, "ensemble.json", "training.json"]
+    assert files == ["card.md", *weights, "ensemble.json", "held-out.parquet", "training.json"]
+    said = pq.read_table(ensemble.path / "held-out.parquet")
+    labels = np.concatenate([PreparedSet.open(path).labels for path in sets])
+    assert said["keep"].to_numpy().tolist() == (labels[labels >= 0] == 1).tolist()
+    agreed = said["d3"].is_null().to_numpy()
+    assert said["score"].to_numpy()[agreed] == pytest.approx(
+        (said["d1"].to_numpy() + said["d2"].to_numpy())[agreed] / 2
+    )
     assert ensemble.manifest.training_groups == ("p0", "p1", "p2")
     curves = training_record(ensemble.path)["curves"]
     assert len(curves) == 3 * 3 * 2  # members, folds and the final fit, epochs
