@@ -97,7 +97,7 @@ def train(
         store=run / "rounds",
         on_event=on_event,
     )
-    ensemble = _write(boosted, fits.curves(), examples, level, settings, run)
+    ensemble = write_ensemble(boosted, fits.curves(), examples, level, settings, run)
     shutil.rmtree(run / "rounds")
     (run / "run.json").unlink()
     run.rename(out)
@@ -137,7 +137,7 @@ def _open_run(out: Path, examples: SetExamples, settings: Settings) -> Path:
     return run
 
 
-def _write(
+def write_ensemble(
     boosted: Boosted,
     curves: Sequence[Epoch],
     examples: SetExamples,
@@ -145,7 +145,7 @@ def _write(
     settings: Settings,
     folder: Path,
 ) -> Ensemble:
-    """Write the ensemble's files into ``folder``."""
+    """Write the files of an ensemble that was boosted on these examples into ``folder``, which exists."""
     groups = tuple(sorted(set(examples.groups(level))))
     first, *others = examples.sets
     same_diameter = all(s.settings.diameter == first.settings.diameter for s in others)

@@ -1,0 +1,278 @@
+"""The ensemble of 2D classes: simulated jobs and two human selections, in one training without Ray.
+
+There are few examples and the networks are small, so this process fits them itself. Cross-fitting
+judges every protein by networks that were not trained on it; what the card says of the human
+selections comes from those, at a threshold that the protein had no part in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from cryoray.boosting import operating_point
+from cryoray.boosting.filtering import folds_of_groups
+from cryoray.boosting.operating_point import ask_third
+from cryoray.boosting.voting import score
+from cryoray.cli.common import Show
+from cryoray.formats.files import replacing
+from cryoray.ingest import ingest
+from cryoray.models.ensemble import save_weights
+from cryoray.models.fit import Epoch, Examples, FitTask
+from cryoray.models.networks import Network, NetworkConfig
+from cryoray.models.rounds import Boosted, Levels, LocalFits, boost
+from cryoray.preparation.features import FEATURES
+from cryoray.records import Progress
+from cryoray.settings import Settings, load
+from cryoray.simulation.classes import simulate_classes
+from cryoray.training.examples import SetExamples, gather
+from cryoray.training.trainer import write_ensemble
+from cryoray.validation.accuracy import auroc, confusion
+
+#: Simulated proteins, and jobs of each: enough that most have a hundred classes worth keeping.
+PROJECTS, JOBS = 44, 5
+#: Three small networks: a class average is far less noisy than a particle.
+MEMBERS = (
+    NetworkConfig(width=8, blocks=(1, 1), activation="silu"),
+    NetworkConfig(width=8, blocks=(1, 1, 1), activation="gelu", stem=3),
+    NetworkConfig(width=8, blocks=(1, 1), activation="relu", stem=7, dilation=2),
+)
+#: Features of a class that do not need to be compared with others to travel between jobs.
+_ALONE = ("protein_area", "protein_outline", "scattered_signal", "edge_signal")
+#: Those that take the particles' file, which few classes come with.
+_WITH_PARTICLES = ("particle_number", "weighted_resolution", "relative_resolution")
+#: The human selections: the protein, and how the names of its stacks begin.
+HUMAN = {"beta-galactosidase": "Bgal_", "TcdA1": "TcdA1_"}
+#: How often each class that a person judged counts beside a simulated one.
+HUMAN_WEIGHT = 3
+_EPOCHS = 5
+
+
+def features() -> tuple[str, ...]:
+    """Names of what the networks are told of a class: its place among the others of its job."""
+    compared = [f.name for f in FEATURES if f.kinds == ("class2d",) and f.within]
+    left_out = tuple(f"{name}_" for name in _WITH_PARTICLES)
+    return (*_ALONE, *(name for name in compared if not name.startswith(left_out)))
+
+
+def settings_of(epochs: int = _EPOCHS, seed: int = 0) -> Settings:
+    """How classes are prepared and networks fitted."""
+    return load(
+        ingest={"kind": "class2d", "preparation": {"features": features()}},
+        train={"seed": seed, "fit": {"epochs": epochs, "metadata_dropout": 0.2}},
+    )
+
+
+def prepared_sets(work: Path, real: Path | None, show: Show) -> dict[str, list[Path]]:
+    """The prepared sets of simulated proteins, and of each protein with a human selection."""
+    folders = simulate_classes(work / "simulated", PROJECTS, JOBS, on_progress=show.progress)
+    sources: dict[str, Sequence[Path]] = {folder.name: [folder] for folder in folders}
+    human = real / "class-averages-human" if real else None
+    if human is not None and human.is_dir():
+        for protein, begins in HUMAN.items():
+            sources[protein] = sorted(human.glob(f"{begins}*_model.star"))
+    sets: dict[str, list[Path]] = {"simulated": []}
+    for name, paths in sources.items():
+        out = work / "sets" / name
+        if not (out / "set.json").is_file():
+            chosen = settings_of().ingest.model_copy(update={"group": name})
+            ingest(paths, out, settings_of().model_copy(update={"ingest": chosen}))
+        sets.setdefault(name if name in HUMAN else "simulated", []).append(out)
+    return sets
+
+
+def build(out: Path, work: Path, real: Path | None) -> Path:
+    """Simulate, prepare, train, measure and write the ensemble with its card.
+
+    Args:
+        out: folder of the ensemble; an older one there is replaced.
+        work: folder of what takes long; a build that was stopped goes on from it.
+        real: folder with ``class-averages-human``; None: simulated jobs alone are learned from.
+    """
+    settings = settings_of()
+    with Show() as show, one_thread():
+        sets = prepared_sets(work, real, show)
+        human = [path for protein in HUMAN for path in sets.get(protein, ())]
+        examples, level = gather([*sets["simulated"], *human * HUMAN_WEIGHT], settings.train)
+        levels: Levels = {
+            "project": examples.groups("project"),
+            "micrograph": examples.groups("micrograph"),
+        }
+        boosted, curves = boosted_of(
+            examples, levels, settings, show, store=work / "fits" / _digest(examples, settings)
+        )
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    write_ensemble(boosted, curves, examples, level, settings, out)
+    rows = {name: unseen(boosted, examples, name, settings) for name in HUMAN if human}
+    rows["simulated proteins"] = measured(
+        boosted,
+        examples,
+        ~np.isin(examples.groups("project"), list(HUMAN)),
+        boosted.point.threshold,
+    )
+    text = (out / "card.md").read_text(encoding="utf-8")
+    with replacing(out / "card.md") as temporary:
+        temporary.write_text(card(rows, len(sets["simulated"])) + text, encoding="utf-8")
+    return out
+
+
+def _digest(examples: SetExamples, settings: Settings) -> str:
+    """What names a training: its examples and how they are learned from."""
+    meant = [*(s.digest for s in examples.sets), settings.train.model_dump_json(), repr(MEMBERS)]
+    return hashlib.sha256("\n".join(meant).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread while this lasts: small images gain nothing from several."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def boosted_of(
+    examples: Examples,
+    levels: Levels,
+    settings: Settings,
+    show: Show,
+    *,
+    store: Path | None = None,
+) -> tuple[Boosted, list[Epoch]]:
+    """Three rounds over the examples, folds over proteins, as many fits at a time as there are cores.
+
+    Args:
+        examples: all of them labelled.
+        levels: group ids of the examples, as `models.rounds.boost` takes them.
+        settings: of the training.
+        show: what tells of progress.
+        store: where each network is kept once it is fitted, of this training alone; None: nowhere.
+
+    Returns:
+        what three rounds gave, and the curves of what was fitted just now.
+    """
+    fits = LocalFits(
+        examples,
+        settings.train.fit,
+        on_epoch=lambda epoch: show.progress(
+            Progress("train", epoch.epoch, settings.train.fit.epochs, "epochs", epoch.task)
+        ),
+    )
+
+    def fit(task: FitTask) -> Network:
+        kept = None if store is None else store / f"{task.name}.safetensors"
+        if kept is not None and kept.is_file():
+            network = Network(task.network, examples.features.shape[1])
+            network.load_state_dict(load_file(kept))
+            return network
+        (network,) = fits([task])
+        if kept is not None:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            save_weights(kept, network.state_dict())
+        return network
+
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, settings.train.folds + 1)) as pool:
+        boosted = boost(
+            examples,
+            levels,
+            folds_of_groups(levels["project"], settings.train.folds, settings.train.seed),
+            settings.train,
+            fit_all=lambda tasks: list(pool.map(fit, tasks)),
+            held_out=fits.held_out,
+            members=MEMBERS,
+            on_event=show.event,
+        )
+    return boosted, sorted(fits.curves, key=lambda epoch: (epoch.task, epoch.epoch))
+
+
+def unseen(
+    boosted: Boosted, examples: SetExamples, protein: str, settings: Settings
+) -> Mapping[str, Any]:
+    """Numbers on one protein by the networks that never saw it, at a threshold of all others."""
+    groups = examples.groups("project")
+    mine = groups == protein
+    p = boosted.probabilities
+    keep = examples.labels == 1
+    others: Levels = {"project": groups[~mine], "micrograph": examples.groups("micrograph")[~mine]}
+    chosen = operating_point.choose(
+        score(*p[~mine].T), keep[~mine], others, **settings.train.operating_point.model_dump()
+    )
+    return measured(boosted, examples, mine, chosen.threshold)
+
+
+def measured(
+    boosted: Boosted, examples: SetExamples, rows: np.ndarray, threshold: float
+) -> Mapping[str, Any]:
+    """Accuracy, false-negative rate and AUROC of held-out predictions for some rows, each once."""
+    names = np.char.add(
+        examples.groups("project")[rows].astype(str), examples.column("image")[rows].astype(str)
+    )
+    _, first = np.unique(names, return_index=True)
+    rows = np.flatnonzero(rows)[first]
+    d1, d2, d3 = boosted.probabilities[rows].T
+    keep = examples.labels[rows] == 1
+    counts = confusion(keep, score(d1, d2, ask_third(d1, d2, d3, threshold)), threshold)
+    return {
+        "n": len(rows),
+        "keep": int(keep.sum()),
+        "accuracy": (counts.kept + counts.removed) / counts.n,
+        "false_negative_rate": counts.lost / max(1, int(keep.sum())),
+        "auroc": auroc(keep, score(d1, d2, d3)),
+        "threshold": threshold,
+    }
+
+
+def card(rows: Mapping[str, Mapping[str, Any]], simulated: int) -> str:
+    """What stands before the card that every training writes: on what its numbers rest."""
+    real = [name for name in rows if name in HUMAN]
+    rests = {
+        name: "one real protein, by networks and a threshold that it had no part in"
+        if name in HUMAN
+        else "no real protein; at the ensemble's threshold, by networks that did not see the protein"
+        for name in rows
+    }
+    lines = [
+        "# 2D classes: what its numbers rest on",
+        "",
+        f"**Real proteins: {len(real)}** ({', '.join(real) or 'none'}), with the selections of one group of "
+        f"people. Simulated ones: {simulated}. Each real number below rests on one protein.",
+        "",
+        "| held out | classes | kept by people | AUROC | accuracy | good lost | threshold | rests on |",
+        "|---|---|---|---|---|---|---|---|",
+        *(
+            f"| {name} | {row['n']:,} | {row['keep']:,} | {row['auroc']:.3f} | {row['accuracy']:.3f} "
+            f"| {row['false_negative_rate']:.1%} | {row['threshold']:.3f} | {rests[name]} |"
+            for name, row in rows.items()
+        ),
+        "",
+        "Folds are over proteins. The networks that judged a held-out protein never saw it; which of the "
+        "other images d2 and d3 drew more often does go back to networks that did "
+        "(`python -m benchmarks.class2d` trains without it altogether).",
+        "",
+        "Learned from: simulated jobs (`cryoray.simulation.classes`, of random proteins; no structure of a "
+        "real one is used)"
+        + (
+            "; 300 cryoSPARC classes of beta-galactosidase (EMPIAR-10017) and TcdA1, chosen by people, from "
+            "the published screenshots of airis4d/CASSPER, 8-bit greys, which come without a licence file. "
+            f"Each of these counts {HUMAN_WEIGHT} times."
+            if real
+            else "."
+        ),
+        "",
+        "Known weaknesses: no membrane protein, filament or nucleic acid alone among the real data; people "
+        "differ in which views they keep, and two sets of labels cannot show how much; a job of fewer than "
+        "five classes has no ranks, so that images alone are judged.",
+        "",
+    ]
+    return "\n".join(lines) + "\n"
