@@ -190,6 +190,13 @@ class EvaluateSettings(Section):
         None, ge=2, description="folds over groups, trained anew each"
     )
     repeats: int = Field(1, ge=1, description="cross-validations with other seeds")
+    ablate: bool = Field(
+        False, description="what image and metadata are worth; trained anew in a cross-validation"
+    )
+    shuffles: int = Field(5, ge=2, description="of each metadata column, for its importance")
+    ablate_images: int = Field(
+        20_000, ge=100, description="images that are looked at for it, at most"
+    )
 
 
 class ClassifySettings(Section):

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -15,12 +15,15 @@ import ray
 import torch
 
 from cryoray import runtime
+from cryoray.boosting import prevalence
 from cryoray.boosting.filtering import folds_of_groups
 from cryoray.errors import EnsembleError, InputError, InternalError, SelectionError, SettingsError
 from cryoray.formats.files import replacing, replacing_folder
+from cryoray.inference import ablation
 from cryoray.ingest.source import PreparedDatasource
 from cryoray.models.ensemble import Ensemble, training_record
 from cryoray.preparation.prepared import PreparedSet
+from cryoray.preparation.views import views
 from cryoray.records import MEMBERS, Event, OnEvent, OnProgress, Progress, ignore
 from cryoray.settings import Settings
 from cryoray.validation import accuracy, report
@@ -36,6 +39,9 @@ METRICS, PREDICTIONS, REPORT = "metrics.json", "predictions.parquet", "report.ht
 
 #: Of which cross-validation an unfinished folder is.
 RUN = "run.json"
+
+#: Folder of a cross-validation's ensembles that were trained without metadata.
+WITHOUT = "without-metadata"
 
 #: Numbers of a fold that are tabulated, and how.
 _OF_A_FOLD = ("threshold", "accuracy", "false_negative_rate", "false_positive_rate", "auroc", "ece")
@@ -79,7 +85,8 @@ def evaluate(
         on_event: told what was left out, and the numbers.
 
     Returns:
-        what `metrics.json` holds.
+        what `metrics.json` holds: the contract's numbers, ``bound_held`` and ``prevalence``, and
+        ``ablation`` where ``settings.evaluate.ablate``.
 
     Raises:
         EnsembleError: the set holds images of another kind or look, or no group that is new.
@@ -100,13 +107,19 @@ def evaluate(
         )
     rows = np.flatnonzero(new & labelled)
     _both_kinds(examples, rows)
+    if settings.evaluate.ablate:
+        _has_metadata(judge.features, judge.path)
     left_out = {"seen": int((~new).sum()), "unlabelled": int((new & ~labelled).sum())}
     on_event(Event("evaluation.started", {"images": len(rows), **_left_out(left_out)}))
     with replacing_folder(Path(out).absolute(), "evaluation", _is_evaluation) as partial:
         runtime.connect(settings.runtime)
         predictions = _judged(judge, examples, rows, on_progress)
-        numbers = _measure(examples, predictions, judge.manifest.split_by)
+        numbers = _measure(examples, predictions, judge.manifest.split_by, on_event)
         numbers["left_out"] = examples.n - len(rows)
+        numbers["bound_held"] = _held(examples, predictions, judge.manifest.split_by, _bound(judge))
+        numbers["prevalence"] = _prevalence(judge, predictions)
+        if settings.evaluate.ablate:
+            numbers["ablation"] = _ablation(judge, examples, rows, settings)
         _write(partial, predictions, numbers)
         record: Mapping[str, Any] = training_record(Path(ensemble))
         lead = (
@@ -125,7 +138,11 @@ def evaluate(
                     _came_out(numbers),
                     _headline(numbers),
                 ),
-                report.result_section(numbers, _promise(judge)),
+                report.result_section(
+                    numbers, f"{_promise(judge)} {_share(numbers['prevalence'])}"
+                ),
+                _kept_promise(numbers),
+                *_ablated(numbers),
                 *_shown(examples, predictions, numbers, _bound(judge), judge),
                 *_training(record),
                 report.provenance_section(
@@ -169,7 +186,9 @@ def cross_validate(
 
     Returns:
         what `metrics.json` holds: the contract's numbers over all images (over all repeats, where
-        there are several), ``folds`` with each fold's own, and their ``spread_over_folds``.
+        there are several), ``bound_held``, ``folds`` with each fold's own, their ``spread_over_folds``,
+        and, where ``settings.evaluate.ablate``, ``ablation``: each fold is then also trained without
+        metadata, and without images.
 
     Raises:
         SelectionError: labels are missing or of one kind only.
@@ -184,6 +203,11 @@ def cross_validate(
     level = _level(examples, settings)
     groups = examples.groups(level)[labelled]
     _enough_groups(examples, groups, level, folds)
+    ablate = settings.evaluate.ablate
+    if ablate:
+        _has_metadata(
+            examples.features if settings.train.features is None else settings.train.features
+        )
     out = Path(out).absolute()
     if out.exists():
         raise InputError("exists already", file=out, remedy="give --out another name")
@@ -191,6 +215,8 @@ def cross_validate(
     runtime.connect(settings.runtime)
 
     tables: list[pa.Table] = []
+    without: dict[str, list[pa.Table]] = {"image": [], "metadata": []}
+    pieces: list[dict[str, Any]] = []
     table_of_folds: list[dict[str, Any]] = []
     for repeat in range(repeats):
         seed = settings.train.seed + repeat
@@ -199,20 +225,36 @@ def cross_validate(
             name = _name(fold, repeat, repeats)
             rows = labelled[fold_of == fold]
             held_out = np.unique(groups[fold_of == fold].astype(str)).tolist()
-            update = {"hold_out": ",".join(held_out), "seed": seed}
-            if not (partial / name).exists():
-                train(
-                    [examples.path],
-                    partial / name,
-                    settings.model_copy(update={"train": settings.train.model_copy(update=update)}),
-                    on_progress=on_progress,
-                    on_event=on_event,
+
+            def trained(
+                folder: Path, rows: np.ndarray = rows, **update: Any
+            ) -> tuple[Ensemble, Settings]:
+                chosen = settings.model_copy(
+                    update={"train": settings.train.model_copy(update=update)}
                 )
-            judge = Ensemble.load(partial / name)
-            if not unseen(judge, examples)[rows].all():
-                raise InternalError(f"{name} was trained on groups that were held out")
+                if not folder.exists():
+                    train(
+                        [examples.path], folder, chosen, on_progress=on_progress, on_event=on_event
+                    )
+                judge = Ensemble.load(folder)
+                if not unseen(judge, examples)[rows].all():
+                    raise InternalError(f"{folder.name} was trained on groups that were held out")
+                return judge, chosen
+
+            update: dict[str, Any] = {"hold_out": ",".join(held_out), "seed": seed}
+            judge, chosen = trained(partial / name, **update)
             predictions = _judged(judge, examples, rows, on_progress, fold=fold, repeat=repeat)
             own = _measure(examples, predictions, level)
+            if ablate:
+                pieces.append(_ablation(judge, examples, rows, settings))
+                blind, _ = trained(partial / WITHOUT / name, **update, features=())
+                without["image"].append(
+                    _judged(blind, examples, rows, on_progress, fold=fold, repeat=repeat)
+                )
+                others = np.setdiff1d(labelled, rows)
+                without["metadata"].append(
+                    _by_metadata(judge, examples, others, rows, level, chosen, predictions)
+                )
             table_of_folds.append(
                 {"fold": fold + 1, "repeat": repeat + 1, "groups": held_out, **_plain(own)}
             )
@@ -220,13 +262,24 @@ def cross_validate(
             on_event(Event("fold.finished", {"fold": name, **_plain(own)}))
 
     predictions = pa.concat_tables(tables).sort_by([("repeat", "ascending"), ("row", "ascending")])
-    numbers = _measure(examples, predictions, level)
+    numbers = _measure(examples, predictions, level, on_event)
     numbers["n"] = len(labelled)
     numbers["left_out"] = examples.n - len(labelled)
+    bound = settings.train.operating_point.bound
+    numbers["bound_held"] = _held(examples, predictions, level, bound)
     numbers["folds"] = table_of_folds
     numbers["spread_over_folds"] = {
         name: _spread_over_folds([fold[name] for fold in table_of_folds]) for name in _OF_A_FOLD
     }
+    if ablate:
+        retrained = {"both": tables, **without}
+        numbers["ablation"] = {
+            "retrained": {
+                name: ablation.summary(_measure(examples, pa.concat_tables(said), level))
+                for name, said in retrained.items()
+            },
+            "permutation": ablation.together([piece["permutation"] for piece in pieces]),
+        }
     _write(partial, predictions, numbers)
     again = f", {repeats} times with other seeds" if repeats > 1 else ""
     lead = (
@@ -243,8 +296,10 @@ def cross_validate(
                 lead, {"prepared set": examples.path}, _came_out(numbers), _headline(numbers)
             ),
             report.result_section(numbers),
+            _kept_promise(numbers),
+            *_ablated(numbers),
             _folds_section(table_of_folds, numbers["spread_over_folds"]),
-            *_shown(examples, predictions, numbers, settings.train.operating_point.bound, None),
+            *_shown(examples, predictions, numbers, bound, None),
             *_training(training_record(partial / _name(0, 0, repeats))),
             report.provenance_section(
                 f"cryoray evaluate --cross-validate {folds} --repeats {repeats} {prepared} --out {out}",
@@ -353,14 +408,82 @@ def _judged(
     )
 
 
-def _measure(examples: PreparedSet, predictions: pa.Table, level: Level) -> dict[str, Any]:
-    """The contract's numbers of a table of predictions."""
+def _by_metadata(
+    judge: Ensemble,
+    examples: PreparedSet,
+    others: np.ndarray,
+    rows: np.ndarray,
+    level: Level,
+    settings: Settings,
+    predictions: pa.Table,
+) -> pa.Table:
+    """Predictions for a fold's rows by networks that learned from other rows' metadata alone."""
+    features = examples.feature_matrix(judge.features)
+    said, threshold = ablation.metadata_alone(
+        features[others],
+        examples.labels[others],
+        {name: examples.groups(name)[others] for name in get_args(Level)},
+        examples.groups(level)[others],
+        settings.train,
+    )
+    n = len(rows)
+    alone = {"score": said(features[rows]), "threshold": np.full(n, threshold, np.float32)}
+    for name, values in {**alone, "verdict": [""] * n}.items():
+        column = pa.array(values)
+        predictions = predictions.set_column(predictions.column_names.index(name), name, column)
+    return predictions
+
+
+def _ablation(
+    judge: Ensemble, examples: PreparedSet, rows: np.ndarray, settings: Settings
+) -> dict[str, Any]:
+    """What becomes of an ensemble's scores where its metadata are hidden, or a column is shuffled."""
+    most = settings.evaluate.ablate_images
+    if len(rows) > most:
+        rows = np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
+    judge = judge.to("cuda" if torch.cuda.is_available() else "cpu")
+    groups, labels = examples.groups(judge.manifest.split_by)[rows], examples.labels[rows] == 1
+    features = examples.feature_matrix(judge.features)[rows]
+    onlooker = ablation.Onlooker(judge, examples.images, rows)
+    given = {"both": features, "image": np.full_like(features, np.nan)}
+    return {
+        "hidden": {
+            name: ablation.summary(
+                accuracy.metrics(
+                    labels,
+                    onlooker.score(known),
+                    threshold=judge.threshold,
+                    review=np.zeros(len(rows), bool),
+                    groups=groups,
+                )
+            )
+            for name, known in given.items()
+        },
+        "permutation": ablation.importance(
+            onlooker,
+            features,
+            judge.features,
+            labels,
+            groups,
+            judge.threshold,
+            shuffles=settings.evaluate.shuffles,
+        ),
+    }
+
+
+def _measure(
+    examples: PreparedSet, predictions: pa.Table, level: Level, on_event: OnEvent = ignore
+) -> dict[str, Any]:
+    """The contract's numbers of a table of predictions; sources that cannot say a view are told of."""
     rows = predictions["row"].to_numpy()
-    views, particles = {}, None
+    bins, complaints = views(examples, rows)
+    for complaint in complaints:
+        on_event(Event("views.unknown", {"because": complaint}))
+    particles = None
     if "defocus" in examples.features:
         defocus = examples.feature_matrix(("defocus",))[rows, 0]
         if np.isfinite(defocus).any():
-            views["defocus"] = accuracy.quantile_bins(defocus, "µm")
+            bins["defocus"] = accuracy.quantile_bins(defocus, "µm")
     if examples.kind != "particle":
         # RELION gives a class its share of the job's particles; the feature is its logarithm
         share = np.exp(examples.feature_matrix(("class_distribution",))[rows, 0])
@@ -372,8 +495,45 @@ def _measure(examples: PreparedSet, predictions: pa.Table, level: Level) -> dict
         review=predictions["verdict"].to_numpy() == "review",
         groups=examples.groups(level)[rows],
         particles=particles,
-        views=views,
+        views=bins,
     )
+
+
+def _held(
+    examples: PreparedSet, predictions: pa.Table, level: Level, bound: float
+) -> dict[str, object]:
+    kept = predictions["score"].to_numpy() >= predictions["threshold"].to_numpy()
+    return accuracy.bound_held(
+        predictions["label"].to_numpy(),
+        kept,
+        examples.groups(level)[predictions["row"].to_numpy()],
+        predictions["repeat"].to_numpy(),
+        bound,
+    )
+
+
+def _prevalence(judge: Ensemble, predictions: pa.Table) -> dict[str, float]:
+    """The share of keeps as it would be estimated without labels, beside what the labels say."""
+    said = prevalence.estimate(predictions["score"].to_numpy(), judge.manifest.prevalence)
+    return {**said.as_json(), "labelled": float(np.mean(predictions["label"].to_numpy()))}
+
+
+def _share(said: Mapping[str, float]) -> str:
+    return (
+        f"Of these images {report.percent(said['labelled'], 0)} are good; from the scores alone the estimate"
+        f" would be {report.percent(said['estimate'], 0)} (in training it was"
+        f" {report.percent(said['training'], 0)})."
+    )
+
+
+def _kept_promise(numbers: Mapping[str, Any]) -> report.Section:
+    return report.bound_held_section(
+        numbers["bound_held"], numbers["review"], numbers["n"] * numbers["bound_held"]["repeats"]
+    )
+
+
+def _ablated(numbers: Mapping[str, Any]) -> list[report.Section]:
+    return [report.ablation_section(numbers["ablation"])] if "ablation" in numbers else []
 
 
 def _shown(
@@ -520,6 +680,15 @@ def _no_labels(examples: PreparedSet) -> SelectionError:
         file=examples.path,
         remedy="ingest the source again with --selection",
     )
+
+
+def _has_metadata(features: Sequence[str], path: Path | None = None) -> None:
+    if not features:
+        raise SettingsError(
+            "there are no metadata to ablate",
+            file=path,
+            remedy="leave out --ablate, or use an ensemble that was trained with metadata",
+        )
 
 
 def _level(examples: PreparedSet, settings: Settings) -> Level:

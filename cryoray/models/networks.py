@@ -127,8 +127,16 @@ class Network(nn.Module):
         Returns:
             float32 [n].
         """
-        maps = self.stages(self.stem(images[:, None]))
-        fused = (maps.flatten(2) @ _ring_weights(maps)).flatten(1)
+        return self.say(self.see(images), features, dropout)
+
+    def see(self, images: Tensor) -> Tensor:
+        """What the image alone tells, float32 [n, C]: feature maps of images [n, box, box], by ring."""
+        maps: Tensor = self.stages(self.stem(images[:, None]))
+        return (maps.flatten(2) @ _ring_weights(maps)).flatten(1)
+
+    def say(self, seen: Tensor, features: Tensor, dropout: Tensor | None = None) -> Tensor:
+        """Logits of keep of what was seen [n, C] and of metadata; see `forward`."""
+        fused = seen
         if self.metadata is not None:
             missing = torch.isnan(features) | torch.isinf(self.feature_std)
             standard = ((features - self.feature_mean) / self.feature_std).clamp(-5, 5)

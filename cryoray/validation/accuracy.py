@@ -9,15 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from scipy.special import betaincinv
 
 from cryoray.errors import SelectionError
 
 #: Bins of the expected calibration error and of the reliability diagram.
 BINS = 15
 
-#: A bin of a view needs this many good images before it can be named the worst one.
+#: A bin of a view needs this many good images before it can be named the worst one, and a group before
+#: it counts among those in which the bound held.
 ENOUGH = 20
 
 #: The metrics whose spread over groups is reported.
@@ -134,6 +137,50 @@ def wilson(part: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return centre - half, centre + half
 
 
+def clopper_pearson(part: float, n: float) -> tuple[float, float]:
+    """The exact 95 % interval of a proportion ``part / n`` (Clopper & Pearson 1934), as (low, high)."""
+    low = float(betaincinv(part, n - part + 1, 0.025)) if part > 0 else 0.0
+    high = float(betaincinv(part + 1, n - part, 0.975)) if part < n else 1.0
+    return low, high
+
+
+def bound_held(
+    labels: np.ndarray, kept: np.ndarray, groups: np.ndarray, repeat: np.ndarray, bound: float
+) -> dict[str, object]:
+    """In how many groups the false-negative rate was within the bound.
+
+    Args:
+        labels: bool [n], True is keep.
+        kept: bool [n], forced decisions of ensembles that did not know the group.
+        groups: ids, [n]; those with fewer than `ENOUGH` good images are not counted.
+        repeat: int [n], of which cross-validation.
+        bound: the false-negative rate that must not be exceeded.
+
+    Returns:
+        ``bound``, ``groups``, ``repeats``, ``held`` (of groups times repeats), ``fraction``, and its 95 %
+        ``interval``: repeats see the same groups, so it is that of as many trials as there are groups.
+    """
+    good = np.asarray(labels, bool)
+    rates = []
+    for again in np.unique(repeat):
+        for group in np.unique(groups.astype(str)):
+            here = good & (repeat == again) & (groups == group)
+            if here.sum() >= ENOUGH:
+                rates.append((group, float(np.mean(~kept[here]))))
+    distinct = len({group for group, _ in rates})
+    held = sum(rate <= bound for _, rate in rates)
+    fraction = _ratio(held, len(rates))
+    interval = None if fraction is None else clopper_pearson(fraction * distinct, distinct)
+    return {
+        "bound": bound,
+        "groups": distinct,
+        "repeats": len(np.unique(repeat)),
+        "held": held,
+        "fraction": fraction,
+        "interval": list(interval) if interval else None,
+    }
+
+
 def quantile_bins(values: np.ndarray, unit: str = "", bins: int = 5) -> np.ndarray:
     """Name the quantile bin of each value, such as ``1.2 to 1.8 µm``; ``missing`` where it is NaN.
 
@@ -196,6 +243,12 @@ def metrics(
 
     pooled: dict[str, object] = {"n": len(good), **_rates(good, score, kept, review)}
     pooled["threshold"] = float(threshold_of.mean())
+    wrong = good != kept
+    pooled["review"] = {
+        "images": int(review.sum()),
+        "errors": int(wrong.sum()),
+        "errors_in_review": int((wrong & review).sum()),
+    }
     if particles is not None:
         weight = np.asarray(particles, np.float64)
         pooled["false_negative_rate_by_particles"] = _ratio(weight[lost].sum(), weight[good].sum())
@@ -240,24 +293,27 @@ def spread(values: Sequence[float | None]) -> dict[str, float | int | None]:
 
 def _by_view(
     good: np.ndarray, lost: np.ndarray, views: Mapping[str, np.ndarray]
-) -> dict[str, dict[str, object]]:
-    table: dict[str, dict[str, object]] = {}
-    flat: list[tuple[int, float, str, str]] = []
+) -> dict[str, dict[str, Any]]:
+    table: dict[str, dict[str, Any]] = {}
+    flat: list[tuple[str, str, dict[str, Any]]] = []
     for view, bins in views.items():
         names, which = np.unique(np.asarray(bins).astype(str), return_inverse=True)
         keeps = np.bincount(which, good, len(names)).astype(int)
         losses = np.bincount(which, lost, len(names))
-        rates = {
-            str(name): (float(part / whole), int(whole))
+        table[view] = {
+            str(name): {
+                "false_negative_rate": float(part / whole),
+                "keeps": int(whole),
+                "interval": list(clopper_pearson(float(part), float(whole))),
+            }
             for name, part, whole in zip(names, losses, keeps, strict=True)
             if whole
         }
-        table[view] = {
-            name: {"false_negative_rate": rate, "keeps": n} for name, (rate, n) in rates.items()
-        }
-        flat += [(n, rate, view, name) for name, (rate, n) in rates.items()]
+        flat += [(view, name, found) for name, found in table[view].items()]
     if flat:
-        sound = [entry for entry in flat if entry[0] >= ENOUGH] or flat
-        n, rate, view, name = max(sound, key=lambda entry: (entry[1], entry[0]))
-        table["worst"] = {"view": view, "bin": name, "false_negative_rate": rate, "keeps": n}
+        sound = [entry for entry in flat if entry[2]["keeps"] >= ENOUGH] or flat
+        view, name, found = max(
+            sound, key=lambda entry: (entry[2]["false_negative_rate"], entry[2]["keeps"])
+        )
+        table["worst"] = {"view": view, "bin": name, **found}
     return table

@@ -191,7 +191,7 @@ def test_evaluation_is_of_new_labelled_images_and_of_nothing_else(
     out.mkdir()
     for name in ("metrics.json", "older.png"):
         (out / name).touch()
-    settings = Settings(runtime=ray_cluster)
+    settings = Settings(runtime=ray_cluster, evaluate={"ablate": bool(features), "shuffles": 2})
     numbers = evaluate(
         judge.path, examples.path, out, settings, on_progress=told.append, on_event=events.append
     )
@@ -215,6 +215,13 @@ def test_evaluation_is_of_new_labelled_images_and_of_nothing_else(
     assert events[0].data == {"images": 60, "left_out_seen": 40, "left_out_unlabelled": 20}
     assert (told[-1].done, told[-1].total) == (60, 60)
     assert len(numbers["by_view"]["defocus"]) == 5
+    assert numbers["prevalence"]["labelled"] == pytest.approx(2 / 3)
+    assert numbers["bound_held"]["groups"] == 2
+    if features:
+        hidden = numbers["ablation"]["hidden"]
+        assert hidden["both"]["auroc"] == pytest.approx(numbers["auroc"], abs=1e-3)
+        assert hidden["image"]["auroc"] != hidden["both"]["auroc"]
+        assert "defocus" in numbers["ablation"]["permutation"]["columns"]
 
     table = pq.read_table(out / "predictions.parquet")
     assert table["row"].to_pylist() == new.tolist()
@@ -252,17 +259,23 @@ def test_cross_validation_judges_each_image_once_by_an_ensemble_that_did_not_kno
         held_out = set((settings.train.hold_out or "").split(","))
         knows = sorted(set(examples.groups("micrograph")) - held_out)
         shift = len(trained) / 1000
-        make_ensemble(out, knows, "micrograph", threshold + shift, seed=settings.train.seed)
+        features = ("defocus",) if settings.train.features is None else settings.train.features
+        make_ensemble(out, knows, "micrograph", threshold + shift, settings.train.seed, features)
         trained.append(out.name)
         return out
 
     out = tmp_path / "cv"
-    settings = Settings(runtime=ray_cluster)
+    fit = {"epochs": 1, "batch": 32}
+    settings = Settings(
+        runtime=ray_cluster,
+        evaluate={"ablate": True, "shuffles": 2},
+        train={"fit": fit, "folds": 2},
+    )
     with pytest.raises(KeyboardInterrupt):
-        cross_validate(examples.path, out, settings, train=train, folds=3)
+        cross_validate(examples.path, out, settings, train=train, folds=2)
     assert not out.exists()
-    numbers = cross_validate(examples.path, out, settings, train=train, folds=3)
-    assert trained == ["fold-1", "killed", "fold-2", "fold-3"]
+    numbers = cross_validate(examples.path, out, settings, train=train, folds=2)
+    assert trained == ["fold-1", "killed", "fold-1", "fold-2", "fold-2"]
 
     table = pq.read_table(out / "predictions.parquet")
     labelled = np.flatnonzero(examples.labels >= 0)
@@ -279,10 +292,16 @@ def test_cross_validation_judges_each_image_once_by_an_ensemble_that_did_not_kno
         f"only/mic{i}.mrc" for i in range(5)
     )
     assert sum(fold["n"] for fold in folds) == 45
-    own = [Ensemble.load(out / f"fold-{i}").threshold for i in (1, 2, 3)]
+    own = [Ensemble.load(out / f"fold-{i}").threshold for i in (1, 2)]
     assert [fold["threshold"] for fold in folds] == pytest.approx(own)
-    assert len(set(own)) == 3
-    assert numbers["spread_over_folds"]["auroc"]["folds"] == 3
+    assert len(set(own)) == 2
+    assert numbers["spread_over_folds"]["auroc"]["folds"] == 2
+    retrained = numbers["ablation"]["retrained"]
+    assert list(retrained) == ["both", "image", "metadata"]
+    assert {variant["n"] for variant in retrained.values()} == {45}
+    assert retrained["both"]["accuracy"] == pytest.approx(numbers["accuracy"])
+    assert len({variant["auroc"] for variant in retrained.values()}) == 3
+    assert not Ensemble.load(out / "without-metadata" / "fold-1").features
     assert json.loads((out / "metrics.json").read_text()) == numbers
     assert "Cross-validation over micrographs" in (out / "report.html").read_text()
     assert sorted(path.name for path in tmp_path.glob("cv*")) == ["cv"]

@@ -61,6 +61,7 @@ def test_metrics_have_the_names_of_the_contract(numbers: dict) -> None:
         "threshold",
         "review_fraction",
         "accuracy_without_review",
+        "review",
         "spread",
         "by_view",
     }
@@ -117,12 +118,26 @@ def test_the_worst_view_is_named_and_a_handful_of_images_cannot_be_it() -> None:
         views={"class": view},
     )
     by_view = numbers["by_view"]
-    assert by_view["class"]["rare"] == {"false_negative_rate": 1.0, "keeps": 5}
+    rare, worst = by_view["class"]["rare"], by_view["worst"]
+    assert (rare["false_negative_rate"], rare["keeps"]) == (1.0, 5)
+    assert rare["interval"] == pytest.approx([0.4782, 1.0], abs=1e-4)  # exact, from a table
     assert by_view["class"]["front"]["false_negative_rate"] == 0
     assert by_view["group"]["p"]["keeps"] == 125
-    assert by_view["worst"] == pytest.approx(
-        {"view": "class", "bin": "side", "false_negative_rate": 0.1, "keeps": 60}
-    )
+    assert (worst["view"], worst["bin"]) == ("class", "side")
+    assert (worst["false_negative_rate"], worst["keeps"]) == (pytest.approx(0.1), 60)
+    assert worst["interval"] == pytest.approx([0.0376, 0.2051], abs=1e-4)
+
+
+def test_the_bound_is_counted_by_groups_and_repeats_are_no_new_groups() -> None:
+    groups = names(*(["a"] * 50 + ["b"] * 50 + ["few"] * 5) * 2)
+    repeat = np.repeat([0, 1], 105)
+    kept = np.ones(210, bool)
+    kept[[0, 50, 51, 104, 105]] = False  # 2 % of a, 4 % of b, one of few; then 2 % of a
+    held = accuracy.bound_held(np.ones(210, bool), kept, groups, repeat, 0.03)
+    assert (held["groups"], held["repeats"], held["held"], held["fraction"]) == (2, 2, 3, 0.75)
+    assert held["interval"] == list(accuracy.clopper_pearson(1.5, 2))
+    nothing = accuracy.bound_held(np.zeros(210, bool), kept, groups, repeat, 0.03)
+    assert nothing["fraction"] is nothing["interval"] is None
 
 
 def test_labels_of_one_kind_leave_the_other_rates_undefined() -> None:

@@ -370,9 +370,91 @@ def views_section(by_view: Mapping[str, Any], bound: float | None = None) -> Sec
         worst = by_view["worst"]
         lead = (
             f"A mean can hide a view that is lost. The worst here is {worst['view']} {worst['bin']}:"
-            f" {percent(worst['false_negative_rate'])} of its {worst['keeps']:,} good images."
+            f" {percent(worst['false_negative_rate'])} of its {worst['keeps']:,} good images (95 % interval"
+            f" {percent(worst['interval'][0])} to {percent(worst['interval'][1])})."
         )
     return Section("Where good images are lost", blocks, lead)
+
+
+def bound_held_section(held: Mapping[str, Any], review: Mapping[str, int], n: int) -> Section:
+    """How often the bound on good images lost held, and what a review would cost and bring.
+
+    Args:
+        held: of `accuracy.bound_held`.
+        review: of `metrics.json`.
+        n: images judged.
+    """
+    said = []
+    if held["fraction"] is not None:
+        low, high = held["interval"]
+        again = f" in {held['repeats']} repeats" if held["repeats"] > 1 else ""
+        said.append(
+            f"In {held['held']} of {held['groups'] * held['repeats']} cases ({held['groups']} groups{again})"
+            f" at most {percent(held['bound'], 0)} of a group’s good images were lost:"
+            f" {percent(held['fraction'], 0)} (95 % interval {percent(low, 0)} to {percent(high, 0)})."
+            f" Groups with fewer than {accuracy.ENOUGH} good images are not counted."
+        )
+    if review["images"] and review["errors"]:
+        said.append(
+            f"A person who looks at the {review['images']:,} images in review"
+            f" ({percent(review['images'] / n)} of all) finds {review['errors_in_review']:,} of the"
+            f" {review['errors']:,} errors"
+            f" ({percent(review['errors_in_review'] / review['errors'], 0)})."
+        )
+    return Section("What was promised", [], " ".join(said))
+
+
+def ablation_section(ablation: Mapping[str, Any]) -> Section:
+    """What image and metadata are worth: hidden, trained without, and shuffled column by column.
+
+    Args:
+        ablation: of `metrics.json`.
+    """
+    shown = (
+        ("accuracy", percent),
+        ("false_negative_rate", percent),
+        ("false_positive_rate", percent),
+        ("auroc", decimal),
+    )
+    titles = {"both": "image and metadata", "image": "image only", "metadata": "metadata only"}
+    rows = []
+    for how, said in (("retrained", "trained with"), ("hidden", "same ensemble, given")):
+        for name, numbers in ablation.get(how, {}).items():
+            cells = [f"{said} {titles[name]}"]
+            for key, show in shown:
+                std = numbers["spread"][key]["std"]
+                over = "" if std is None else f" ± {show(std)}"
+                cells.append(f"{show(numbers[key])}{over}")
+            rows.append(tuple(cells))
+    heads = ("", "accuracy", "good images lost", "bad let through", "AUROC")
+    caption = "± is the deviation over groups." + (
+        " Trained: three networks anew for each fold without the one or the other, each at its own threshold."
+        if "retrained" in ablation
+        else " What a training without metadata, or without images, is worth: `--cross-validate` says."
+    )
+    blocks: list[Block] = [Table(heads, tuple(rows), caption)]
+    columns = ablation["permutation"]["columns"]
+    ranked = sorted(columns.items(), key=lambda item: -item[1]["auroc"])
+    blocks.append(
+        Table(
+            ("shuffled", "AUROC lost", "st. dev.", "accuracy lost", "verdicts changed"),
+            tuple(
+                (
+                    name,
+                    decimal(lost["auroc"]),
+                    decimal(lost["auroc_std"]),
+                    percent(lost["accuracy"]),
+                    percent(lost["changed"]),
+                )
+                for name, lost in ranked[:MOST_BINS]
+            ),
+            f"Each column shuffled within groups {ablation['permutation']['shuffles']} times over"
+            f" {ablation['permutation']['images']:,} images; what two columns share is lost with neither."
+            f" Deviation over {ablation['permutation']['deviation']}. "
+            + (f"The {MOST_BINS} that matter most." if len(ranked) > MOST_BINS else ""),
+        )
+    )
+    return Section("What image and metadata are worth", blocks)
 
 
 def angstrom(value: float | None) -> str:
