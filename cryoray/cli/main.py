@@ -14,6 +14,7 @@ from cryoray.cli import (
     classify,
     doctor,
     evaluate,
+    fetch,
     ingest,
     inspect,
     promote,
@@ -65,6 +66,7 @@ def _guarded(verb: Callable[..., None]) -> Callable[..., None]:
 
 for verb in (
     simulate.simulate,
+    fetch.fetch,
     ingest.ingest,
     inspect.inspect,
     train.train,

@@ -1,0 +1,1 @@
+"""Driving other programs, and fetching public entries."""
