@@ -209,7 +209,14 @@ class Voter:
         said = score(d1, d2, d3)
         return Judged(
             rows=part.rows,
-            judgement=Judgement(said, verdicts(said, self.ensemble.review), d1, d2, d3),
+            judgement=Judgement(
+                score=said,
+                verdict=verdicts(said, self.ensemble.review),
+                d1=d1,
+                d2=d2,
+                d3=d3,
+                reason=np.full(len(rows), None, object),
+            ),
             quarantined=part.quarantined,
             prepare_seconds=given.seconds,
         )

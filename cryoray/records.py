@@ -18,6 +18,19 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 Verdict = Literal["keep", "discard", "review"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
+#: Why an image may be discarded: ice stands for any contamination, carbon for the film and its edge,
+#: broken for denatured too.
+Reason = Literal["empty", "ice", "carbon", "aggregate", "off_centre", "broken", "blurred"]
+REASONS: tuple[Reason, ...] = get_args(Reason)
+#: As a person reads them.
+REASON_WORDS: Mapping[str, str] = {
+    **{reason: reason for reason in REASONS},
+    "ice": "ice or contamination",
+    "carbon": "carbon edge",
+    "off_centre": "off-centre",
+    "broken": "broken or denatured",
+}
+
 MEMBERS = ("d1", "d2", "d3")
 
 #: How many rows a source may always lose, however small the fraction allowed (contracts: exit codes).
@@ -192,13 +205,18 @@ VERDICTS_SCHEMA = pa.schema(
 
 
 def particles_schema(features: tuple[str, ...]) -> pa.Schema:
-    """The schema of `particles.parquet`: one row per image; a null feature is a missing one."""
+    """The schema of `particles.parquet`: one row per image; a null feature is a missing one.
+
+    ``reason`` is one of `REASONS` where the label is discard and somebody said why. Sets made before
+    there were reasons have no such column.
+    """
     return pa.schema(
         [
             ("image", pa.string()),
             ("project", pa.string()),
             ("micrograph", pa.string()),
             ("label", pa.bool_()),
+            ("reason", pa.string()),
             ("pixel_size", pa.float32()),
             ("diameter", pa.float32()),
             *((name, pa.float32()) for name in features),

@@ -181,6 +181,9 @@ class TrainSettings(Section):
     gpu: bool = False
     seed: int = 0
     features: tuple[str, ...] | None = Field(None, description="None: all in the sets; (): none")
+    reasons: bool = Field(
+        True, description="learn to name reasons of discards, where sets have them"
+    )
 
 
 class EvaluateSettings(Section):

@@ -9,6 +9,7 @@ import hypothesis
 import pytest
 
 from cryoray import runtime
+from cryoray.records import REASONS
 from cryoray.settings import RuntimeSettings
 from tests import examples
 
@@ -41,9 +42,9 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_ensemble(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an ensemble that nobody trained; its members disagree often."""
+    """The folder of an ensemble that nobody trained; its members disagree often. It names reasons."""
     path = tmp_path_factory.mktemp("ensembles") / "tiny"
-    examples.save_ensemble(path)
+    examples.save_ensemble(path, reasons=REASONS)
     return path
 
 

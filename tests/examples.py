@@ -9,8 +9,8 @@ import torch
 
 from cryoray.formats.mrc import StackWriter
 from cryoray.models.ensemble import Calibration, Ensemble, Manifest
-from cryoray.models.networks import DEFAULT_MEMBERS, build, logits
-from cryoray.records import Kind
+from cryoray.models.networks import DEFAULT_MEMBERS, REASONS_NETWORK, build, logits
+from cryoray.records import Kind, Reason
 from cryoray.settings import PreparationSettings
 
 BOX = 32
@@ -37,8 +37,17 @@ _rlnCtfMaxResolution #6
 """
 
 
-def save_ensemble(path: Path, kind: Kind = "particle", seed: int = 0, box: int = BOX) -> Ensemble:
-    """An ensemble of untrained networks whose members disagree often: about half of the images."""
+def save_ensemble(
+    path: Path,
+    kind: Kind = "particle",
+    seed: int = 0,
+    box: int = BOX,
+    reasons: tuple[Reason, ...] = (),
+) -> Ensemble:
+    """An ensemble of untrained networks whose members disagree often: about half of the images.
+
+    With ``reasons`` it names these, as untrained.
+    """
     d1, d2, d3 = (
         build(config, len(FEATURES), seed + i) for i, config in enumerate(DEFAULT_MEMBERS)
     )
@@ -64,7 +73,13 @@ def save_ensemble(path: Path, kind: Kind = "particle", seed: int = 0, box: int =
         training_groups=("elsewhere",),
         calibration_groups=("elsewhere",),
     )
-    return Ensemble(manifest, networks).save(path, "# Untrained\n")
+    ensemble = Ensemble(manifest, networks)
+    if reasons:
+        network = build(REASONS_NETWORK, 0, seed, outputs=len(reasons))
+        said = logits(network, images, torch.empty((len(images), 0)))
+        network.verdict.bias.data -= said.median(0).values  # each is the likeliest of some
+        ensemble = ensemble.with_reasons(reasons, network)
+    return ensemble.save(path, "# Untrained\n")
 
 
 def particles(n: int, box: int = 40, seed: int = 0) -> np.ndarray:

@@ -4,7 +4,7 @@ Read are RELION's Select job folder, a ``particles.star`` that is a subset, ``cl
 ``backup_selection.star`` (one row per class: 0 discards; other numbers are the GUI's colours or 1),
 cryoSPARC's Select 2D job folder or one of its tables (``particles_selected.cs``, …), and a CSV with
 ``index`` (1-based), ``label`` or ``selected``, and ``stack`` where there are several. A selection of
-classes labels particles by their class number.
+classes labels particles by their class number. A CSV may also say why it discards, under ``reason``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cryoray.formats.cryosparc import Joined, open_cs, open_joined, selected_and
 from cryoray.formats.relion import IMAGE_COLUMNS, split_names
 from cryoray.formats.rows import CS_SUFFIXES, Source
 from cryoray.formats.star import Block, parse
-from cryoray.records import Kind
+from cryoray.records import REASONS, Kind
 
 _WORDS = {
     **dict.fromkeys(("1", "1.0", "true", "yes", "keep", "kept", "selected"), 1),
@@ -81,6 +81,38 @@ def read_selection(path: Path, source: Source) -> np.ndarray:
         file=path,
         remedy="give a Select job's folder, a .star subset, backup_selection.star, a .cs table or a .csv",
     )
+
+
+def read_reasons(path: Path, source: Source) -> np.ndarray | None:
+    """Why a selection discards each row of a source, where it says so.
+
+    Returns:
+        int8 [n], a place in `records.REASONS`, -1 where nothing is said or the row is not discarded;
+        None for a selection that has no reasons at all.
+
+    Raises:
+        SelectionError: a reason is none of `records.REASONS`, or as `read_selection`.
+    """
+    path = Path(path).absolute()
+    if path.is_dir():
+        path = _in_folder(path, source)
+    if path.suffix != ".csv":
+        return None
+    table = _read_csv(path)
+    if "reason" not in table.column_names:
+        return None
+    stack, frame, labels = _rows_of_csv(path, table, source)
+    words = [word.strip().lower().replace("-", "_") for word in table["reason"].to_pylist()]
+    known: dict[str, int] = {"": -1, **{reason: at for at, reason in enumerate(REASONS)}}
+    reasons = np.array(
+        [
+            known.get(word, -2) if label == 0 else -1
+            for word, label in zip(words, labels, strict=True)
+        ],
+        np.int8,
+    )
+    _refuse(reasons == -2, words, path, "reason is %r", f"give {', '.join(REASONS)}, or nothing")
+    return _join(path, source, stack, frame, reasons)
 
 
 def _in_folder(folder: Path, source: Source) -> Path:
@@ -231,11 +263,16 @@ def _class_numbers(path: Path, source: Source) -> np.ndarray:
 
 
 def _from_csv(path: Path, source: Source) -> np.ndarray:
+    return _join(path, source, *_rows_of_csv(path, _read_csv(path), source))
+
+
+def _read_csv(path: Path) -> pa.Table:
+    """A CSV with its columns of text as text."""
     try:
         options = csv.ConvertOptions(strings_can_be_null=False)
-        options.column_types = dict.fromkeys(("index", "label", "selected", "stack"), pa.string())
-        table = csv.read_csv(path, convert_options=options)
-        columns = table.column_names
+        texts = ("index", "label", "selected", "stack", "reason")
+        options.column_types = dict.fromkeys(texts, pa.string())
+        return csv.read_csv(path, convert_options=options)
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         if not path.stat().st_size:
             raise _empty(path) from None
@@ -245,6 +282,13 @@ def _from_csv(path: Path, source: Source) -> np.ndarray:
             file=path,
             remedy="the first line names the columns index, label or selected, and stack",
         ) from error
+
+
+def _rows_of_csv(
+    path: Path, table: pa.Table, source: Source
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The source's stack, the 0-based place in it, and the label (int8) that each row of a CSV means."""
+    columns = table.column_names
     label = next((name for name in ("label", "selected") if name in columns), None)
     if label is None or "index" not in columns:
         raise SelectionError(
@@ -252,7 +296,7 @@ def _from_csv(path: Path, source: Source) -> np.ndarray:
             file=path,
             remedy="it needs index (1-based) and label or selected",
         )
-    for name in (label, "index", "stack"):
+    for name in (label, "index", "stack", "reason"):
         if columns.count(name) > 1:
             raise SelectionError(
                 f"has {columns.count(name)} columns {name}", file=path, remedy="leave one of them"
@@ -278,13 +322,13 @@ def _from_csv(path: Path, source: Source) -> np.ndarray:
             file=path,
             remedy="add the column stack with the file name of each row's stack",
         )
-    return _join(path, source, stack, index - 1, labels)
+    return stack, index - 1, labels
 
 
 def _join(
     path: Path, source: Source, stack: np.ndarray, frame: np.ndarray, labels: np.ndarray
 ) -> np.ndarray:
-    """Labels of images to labels of rows; an image may be named by several rows."""
+    """Labels (or reasons) of images to those of rows; an image may be named by several rows."""
     listed = _keys(stack, frame)
     order = np.argsort(listed, kind="stable")
     ordered = listed[order]

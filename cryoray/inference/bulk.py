@@ -51,11 +51,11 @@ from cryoray.settings import PreparationSettings, Settings
 
 TABLE, QUARANTINE, CLASSES = "verdicts.parquet", "quarantine.parquet", "classes"
 
-#: What no image makes of a batch.
+#: What no image makes of a batch. ``why`` says why a row is quarantined, ``reason`` why it is discarded;
+#: either is '' where it is not.
 _NOTHING = {
     "row": np.empty(0, np.int64),
-    "reason": np.empty(0, object),
-    "verdict": np.empty(0, object),
+    **{name: np.empty(0, object) for name in ("why", "verdict", "reason")},
     **{name: np.empty(0, np.float32) for name in ("score", *MEMBERS)},
 }
 
@@ -241,7 +241,7 @@ class _Judge:
         self.ensemble = Ensemble.load(path).to("cuda" if torch.cuda.is_available() else "cpu")
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Columns of `RowRangeDatasource` to row, reason, verdict, score and members."""
+        """Columns of `RowRangeDatasource` to those of `_NOTHING`."""
         prepared = to_rows(batch)
         said = self.ensemble.judge(prepared.images, prepared.features)
         bad = len(prepared.quarantined)
@@ -250,10 +250,11 @@ class _Judge:
             "row": np.append(prepared.rows, [row for row, _ in prepared.quarantined]).astype(
                 np.int64
             ),
-            "reason": np.array(
+            "why": np.array(
                 [""] * len(prepared.rows) + [why for _, why in prepared.quarantined], np.str_
             ),
             "verdict": np.append(said.verdict, [""] * bad).astype(np.str_),
+            "reason": np.array([one or "" for one in said.reason] + [""] * bad, np.str_),
             **{
                 name: np.append(getattr(said, name), nothing).astype(np.float32)
                 for name in ("score", *MEMBERS)
@@ -318,8 +319,10 @@ def _batches(
 def _fate(
     each: Plan, columns: dict[str, np.ndarray], start: int
 ) -> tuple[pa.Table, list[tuple[int, str]]]:
-    rows, good = columns["row"] - start, columns["reason"] == ""
-    said = Judgement(**{name: columns[name][good] for name in ("verdict", "score", *MEMBERS)})
+    rows, good = columns["row"] - start, columns["why"] == ""
+    reason = np.array([one or None for one in columns["reason"][good]], object)
+    plain = {name: columns[name][good] for name in ("verdict", "score", *MEMBERS)}
+    said = Judgement(**plain, reason=reason)
     table = said.table(each.source.images[rows[good]]).append_column("row", pa.array(rows[good]))
-    bad = zip(rows[~good].tolist(), columns["reason"][~good].tolist(), strict=True)
+    bad = zip(rows[~good].tolist(), columns["why"][~good].tolist(), strict=True)
     return table, [*each.quarantined, *bad]

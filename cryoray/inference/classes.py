@@ -26,7 +26,7 @@ from cryoray.models.ensemble import Ensemble, Judgement
 from cryoray.models.registry import resolve
 from cryoray.preparation.plan import plan
 from cryoray.preparation.prepare import prepare_range
-from cryoray.records import MEMBERS, Books, Event, OnEvent, ignore
+from cryoray.records import Books, Event, OnEvent, ignore
 from cryoray.settings import Settings
 
 
@@ -71,23 +71,15 @@ def judge_classes(source: Source, ensemble: Ensemble) -> ClassVerdicts:
     preparation = ensemble.preparation.model_copy(update={"features": ensemble.features})
     planned = plan(source, preparation, range_mib=64)
     quarantined = list(planned.quarantined)
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("verdict", "score", *MEMBERS)}
+    said: list[Judgement] = []
     rows: list[np.ndarray] = []
     for part in planned.ranges:
         prepared = prepare_range(part, preparation)
-        said = ensemble.judge(prepared.images, prepared.features)
+        said.append(ensemble.judge(prepared.images, prepared.features))
         quarantined += prepared.quarantined
         rows.append(prepared.rows)
-        for name, parts in columns.items():
-            parts.append(getattr(said, name))
     row = np.concatenate([np.empty(0, np.int64), *rows])
-    judgement = Judgement(
-        **{
-            name: np.concatenate([np.empty(0, object if name == "verdict" else np.float32), *parts])
-            for name, parts in columns.items()
-        }
-    )
-    table = judgement.table(source.images[row]).append_column("row", pa.array(row))
+    table = Judgement.together(said).table(source.images[row]).append_column("row", pa.array(row))
     return ClassVerdicts.of(source, table, quarantined)
 
 

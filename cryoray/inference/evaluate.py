@@ -241,7 +241,11 @@ def cross_validate(
                     raise InternalError(f"{folder.name} was trained on groups that were held out")
                 return judge, chosen
 
-            update: dict[str, Any] = {"hold_out": ",".join(held_out), "seed": seed}
+            update: dict[str, Any] = {
+                "hold_out": ",".join(held_out),
+                "seed": seed,
+                "reasons": False,
+            }
             judge, chosen = trained(partial / name, **update)
             predictions = _judged(judge, examples, rows, on_progress, fold=fold, repeat=repeat)
             own = _measure(examples, predictions, level)

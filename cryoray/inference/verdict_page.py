@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow as pa
 from cryoray.formats.source import Source
 from cryoray.models.ensemble import Ensemble
 from cryoray.preparation.look import look_at
-from cryoray.records import VERDICTS, Books
+from cryoray.records import REASON_WORDS, VERDICTS, Books
 from cryoray.settings import ClassifySettings, PreparationSettings
 from cryoray.validation import report
 
@@ -19,6 +20,8 @@ REPORT = "report.html"
 
 #: Images in each strip of the gallery.
 _SHOWN = 24
+#: A particle's reason may be its class, of which there are many.
+_BY_CLASS = "its class is discarded"
 _TITLES = {"keep": "Kept", "discard": "Discarded", "review": "For review"}
 
 
@@ -64,6 +67,7 @@ def write_page(
     ]
     if len(verdict):
         sections += [
+            *_reasons(table),
             report.gallery_section(
                 strips(source, table, ensemble.preparation),
                 "Images",
@@ -91,8 +95,35 @@ def _vouched(point: Mapping[str, object]) -> report.Section:
     )
 
 
+def _in_words(table: pa.Table) -> np.ndarray:
+    """The reason of each row, object [n], '' where there is none; whatever the class is one reason."""
+    words = [REASON_WORDS.get(one, _BY_CLASS) if one else "" for one in table["reason"].to_pylist()]
+    return np.array(words, object)
+
+
+def _by_number(reasons: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(one for one in reasons if one).most_common())
+
+
+def _reasons(table: pa.Table) -> list[report.Section]:
+    """What was discarded for which reason; nothing where no reasons are given."""
+    counts = _by_number(_in_words(table))
+    if not counts:
+        return []
+    return [
+        report.table_section(
+            "Why images were discarded",
+            ("likeliest reason", "images", "of all judged"),
+            [(why, f"{n:,}", f"{n / len(table):.1%}") for why, n in counts.items()],
+            "A network of its own names the likeliest reason of each discard, from the image alone. It was"
+            " taught on simulated images, has no part in the verdict, and always names one: look at the"
+            " images below before you believe it.",
+        )
+    ]
+
+
 def strips(source: Source, table: pa.Table, settings: PreparationSettings) -> list[report.Strip]:
-    """Some kept, discarded and review images, spread evenly over the source.
+    """Some kept, discarded and review images, spread evenly over the source; discards by reason.
 
     Args:
         source: of the images.
@@ -102,9 +133,15 @@ def strips(source: Source, table: pa.Table, settings: PreparationSettings) -> li
     table = table.sort_by("row")
     verdict = np.array(table["verdict"].to_pylist(), object)
     rows, score = table["row"].to_numpy(), table["score"].to_numpy()
+    reason = _in_words(table)
+    asked = [
+        (tone, f"{title}: {why}" if why else title, why)
+        for tone, title in _TITLES.items()
+        for why in ("", *_by_number(reason[verdict == tone]))
+    ]
     made = []
-    for tone, title in _TITLES.items():
-        those = np.flatnonzero(verdict == tone)
+    for tone, title, why in asked:
+        those = np.flatnonzero((verdict == tone) & (reason == why))
         if len(those):
             some = those[np.unique(np.linspace(0, len(those) - 1, _SHOWN).astype(int))]
             found, images = look_at(source, rows[some], settings)

@@ -174,7 +174,9 @@ def judge_volumes(
     return VolumeVerdicts(
         classes,
         rows,
-        Judgement(score, verdicts(score, ensemble.review), d1, d2, d3),
+        Judgement(
+            score, verdicts(score, ensemble.review), d1, d2, d3, np.full(len(score), None, object)
+        ),
         _probability(np.median(odds, axis=1)) if len(rows) else np.empty(0, np.float32),
         traits,
         np.array([one[3] for one in seen], np.float32),

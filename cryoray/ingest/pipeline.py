@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from cryoray.errors import InputError, SettingsError
-from cryoray.formats.selection import find_selection, read_selection
+from cryoray.formats.selection import find_selection, read_reasons, read_selection
 from cryoray.formats.source import Source, find_sources, open_source
 from cryoray.ingest.telling import Meter
 from cryoray.preparation.plan import plan
@@ -153,11 +153,12 @@ def plan_sources(
             on_event(Event("ingest.planned", event))
             continue
         selection = settings.selection or find_selection(source.path)
-        labels = np.full(len(source), -1, np.int8)
+        labels, reasons = np.full(len(source), -1, np.int8), None
         if selection is not None:
             labels = read_selection(selection, source)
+            reasons = read_reasons(selection, source)
         planned = plan(source, settings.preparation, settings.range_mib, rows=rows)
-        parts.append(Part(planned, project, labels, selection))
+        parts.append(Part(planned, project, labels, selection, reasons))
         on_event(
             Event(
                 "ingest.planned",

@@ -1,11 +1,14 @@
-"""The ensemble: three members, their calibration and one threshold, in a folder that executes nothing."""
+"""The ensemble: three members, their calibration and one threshold, in a folder that executes nothing.
+
+A fourth network may name the likeliest reason of what they discard. It has no part in any verdict.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -18,13 +21,14 @@ from safetensors.torch import load_file, save_file
 
 from cryoray.boosting.calibration import Platt
 from cryoray.boosting.voting import disagree, score, verdicts
-from cryoray.errors import EnsembleError
+from cryoray.errors import EnsembleError, InternalError
 from cryoray.formats.files import replacing
 from cryoray.models.networks import Network, NetworkConfig, logits
-from cryoray.records import MEMBERS, VERDICTS_SCHEMA, Kind
+from cryoray.records import MEMBERS, VERDICTS, VERDICTS_SCHEMA, Kind, Reason
 from cryoray.settings import PreparationSettings
 
 MANIFEST = "ensemble.json"
+_REASONS = "reasons"
 
 
 class Calibration(BaseModel):
@@ -34,6 +38,15 @@ class Calibration(BaseModel):
 
     slope: float = Field(gt=0)
     offset: float
+
+
+class Reasons(BaseModel):
+    """The network that names why an image was discarded: its answers in order, and what it looks like."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    labels: tuple[Reason, ...] = Field(min_length=2)
+    network: NetworkConfig
 
 
 class Manifest(BaseModel):
@@ -55,6 +68,8 @@ class Manifest(BaseModel):
     split_by: Literal["project", "micrograph"]
     training_groups: tuple[str, ...]
     calibration_groups: tuple[str, ...]
+    # Left out where there is none, so that digests of ensembles without stay what they were.
+    reasons: Reasons | None = Field(None, exclude_if=lambda value: value is None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,6 +82,8 @@ class Judgement:
         d1: calibrated probability of keep, float32 [n].
         d2: the same of the second member.
         d3: the same of the third, NaN where it was not asked.
+        reason: object [n], one of `records.REASONS` for what is discarded, else None; None for all
+            where the ensemble knows no reasons.
     """
 
     score: np.ndarray
@@ -74,6 +91,23 @@ class Judgement:
     d1: np.ndarray
     d2: np.ndarray
     d3: np.ndarray
+    reason: np.ndarray
+
+    def __getitem__(self, some: slice | np.ndarray) -> Judgement:
+        """What was said of some of the images."""
+        return Judgement(**{each.name: getattr(self, each.name)[some] for each in fields(self)})
+
+    @classmethod
+    def together(cls, parts: Sequence[Judgement]) -> Judgement:
+        """What was said of the images of several parts, one after the other; may be none."""
+        numbers, texts = np.empty(0, np.float32), np.empty(0, object)
+        empty = cls(numbers, texts, numbers, numbers, numbers, texts)
+        return cls(
+            **{
+                each.name: np.concatenate([getattr(part, each.name) for part in (empty, *parts)])
+                for each in fields(cls)
+            }
+        )
 
     def table(self, images: Sequence[str] | np.ndarray) -> pa.Table:
         """As rows of `verdicts.parquet`; ``images`` are their names, [n]."""
@@ -85,7 +119,7 @@ class Judgement:
                 "d1": self.d1,
                 "d2": self.d2,
                 "d3": pa.array(self.d3, pa.float32(), from_pandas=True),
-                "reason": pa.nulls(len(self.score), pa.string()),
+                "reason": pa.array(self.reason, pa.string()),
             },
             schema=VERDICTS_SCHEMA,
         )
@@ -98,6 +132,7 @@ class Ensemble:
         manifest: what `ensemble.json` holds; its digest is computed when saving.
         networks: d1, d2, d3 with their weights.
         path: the folder it was loaded from.
+        reasons: the network that ``manifest.reasons`` describes, where it describes one.
     """
 
     def __init__(
@@ -105,13 +140,21 @@ class Ensemble:
         manifest: Manifest,
         networks: tuple[Network, Network, Network],
         path: Path | None = None,
+        reasons: Network | None = None,
     ) -> None:
+        if (reasons is None) != (manifest.reasons is None):
+            raise InternalError("an ensemble's network of reasons and its description go together")
         self.manifest = manifest
         self.networks = networks
         self.path = path
+        self.reasons = reasons
         self._platt = tuple(Platt(c.slope, c.offset) for c in manifest.calibration)
-        for network in networks:
+        for network in self._all:
             network.eval()
+
+    @property
+    def _all(self) -> tuple[Network, ...]:
+        return (*self.networks, self.reasons) if self.reasons else self.networks
 
     kind = property(lambda self: self.manifest.kind)
     digest = property(lambda self: self.manifest.digest)
@@ -124,7 +167,7 @@ class Ensemble:
         """Move the members to a device; returns self."""
         # TF32 has ten bits, too few for scores that agree within 1e-4 between batches and devices.
         torch.backends.cudnn.allow_tf32 = False
-        for network in self.networks:
+        for network in self._all:
             network.to(device)
         return self
 
@@ -150,13 +193,25 @@ class Ensemble:
             where = torch.from_numpy(np.flatnonzero(ask))
             d3[ask] = self._probability(2, x[where], f[where])
         deployed = score(d1, d2, np.where(asked, d3, np.float32(np.nan)))
+        verdict = verdicts(deployed, self.review)
         return Judgement(
             score=score(d1, d2, d3) if everyone else deployed,
-            verdict=verdicts(deployed, self.review),
+            verdict=verdict,
             d1=d1,
             d2=d2,
             d3=d3,
+            reason=self._reason(x, verdict == VERDICTS[1]),
         )
+
+    def _reason(self, images: torch.Tensor, discarded: np.ndarray) -> np.ndarray:
+        """The likeliest reason of each image discarded, object [n], None for the others."""
+        reason = np.full(len(images), None, object)
+        if self.reasons is not None and self.manifest.reasons is not None and discarded.any():
+            where = torch.from_numpy(np.flatnonzero(discarded))
+            nothing = torch.empty((len(where), 0))
+            said = logits(self.reasons, images[where], nothing).argmax(1).numpy()
+            reason[discarded] = np.array(self.manifest.reasons.labels, object)[said]
+        return reason
 
     def _probability(self, member: int, images: torch.Tensor, features: torch.Tensor) -> np.ndarray:
         return self._platt[member](logits(self.networks[member], images, features).numpy())
@@ -169,7 +224,7 @@ class Ensemble:
             card: Markdown that tells a person what this ensemble is.
         """
         path.mkdir(parents=True, exist_ok=True)
-        for name, network in zip(MEMBERS, self.networks, strict=True):
+        for name, network in zip(_files(self.manifest), self._all, strict=True):
             save_weights(path / f"{name}.safetensors", network.state_dict())
         manifest = self.manifest.model_copy(update={"digest": _digest(path, self.manifest)})
         for name, text in (
@@ -178,7 +233,18 @@ class Ensemble:
         ):
             with replacing(path / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
-        return Ensemble(manifest, self.networks, path)
+        return Ensemble(manifest, self.networks, path, self.reasons)
+
+    def with_reasons(self, labels: tuple[Reason, ...], network: Network) -> Ensemble:
+        """The same judge, which also names the likeliest of these reasons for what it discards.
+
+        Args:
+            labels: what the network's outputs stand for.
+            network: takes images alone.
+        """
+        reasons = Reasons(labels=labels, network=network.config)
+        manifest = self.manifest.model_copy(update={"reasons": reasons})
+        return Ensemble(manifest, self.networks, self.path, network)
 
     @classmethod
     def load(cls, path: Path) -> Ensemble:
@@ -203,9 +269,10 @@ class Ensemble:
                 file=path / MANIFEST,
                 remedy="train it again, or use the cryoray version that wrote it",
             ) from error
-        networks = []
-        for name, config in zip(MEMBERS, manifest.members, strict=True):
-            network = Network(config, len(manifest.features))
+        networks = [Network(config, len(manifest.features)) for config in manifest.members]
+        if manifest.reasons is not None:
+            networks.append(Network(manifest.reasons.network, 0, len(manifest.reasons.labels)))
+        for name, network in zip(_files(manifest), networks, strict=True):
             try:
                 network.load_state_dict(load_file(path / f"{name}.safetensors"))
             except (OSError, SafetensorError, RuntimeError) as error:
@@ -214,15 +281,14 @@ class Ensemble:
                     file=path / f"{name}.safetensors",
                     remedy="copy the ensemble again, or train it again",
                 ) from error
-            networks.append(network)
         if _digest(path, manifest) != manifest.digest:
             raise EnsembleError(
                 "its files are not the ones that its digest names",
                 file=path,
                 remedy="copy the ensemble again, or train it again",
             )
-        d1, d2, d3 = networks
-        return cls(manifest, (d1, d2, d3), path)
+        d1, d2, d3, *reasons = networks
+        return cls(manifest, (d1, d2, d3), path, *reasons)
 
     def check_kind(self, kind: Kind, source: Path) -> None:
         """Refuse to judge what this ensemble was not trained on.
@@ -245,10 +311,15 @@ def _first_line(error: ValidationError | UnicodeDecodeError) -> str:
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
+def _files(manifest: Manifest) -> tuple[str, ...]:
+    """Names of the weight files, without suffix."""
+    return MEMBERS if manifest.reasons is None else (*MEMBERS, _REASONS)
+
+
 def _digest(path: Path, manifest: Manifest) -> str:
-    """SHA-256 over the manifest without its digest and over the three weight files."""
+    """SHA-256 over the manifest without its digest and over the weight files."""
     digest = hashlib.sha256(manifest.model_copy(update={"digest": ""}).model_dump_json().encode())
-    for name in MEMBERS:
+    for name in _files(manifest):
         digest.update((path / f"{name}.safetensors").read_bytes())
     return digest.hexdigest()
 
@@ -261,6 +332,6 @@ def save_weights(path: Path, state: Mapping[str, torch.Tensor]) -> None:
 
 
 def training_record(path: Path) -> Mapping[str, object]:
-    """`training.json` of an ensemble, {} where it has none: curves over epochs and the bound table."""
+    """`training.json` of an ensemble, {} where it has none: curves over epochs, bound table, reasons."""
     file = path / "training.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -24,7 +24,7 @@ class Examples(Protocol):
     features: np.ndarray
     """float32 [N, F], NaN where missing."""
     labels: np.ndarray
-    """int8 [N], 1 keep and 0 discard."""
+    """int8 [N], 1 keep and 0 discard, or which of several answers is right."""
 
     def images(self, rows: np.ndarray) -> np.ndarray:
         """Prepared images of these rows, float32 [n, box, box]."""
@@ -40,6 +40,7 @@ class FitTask:
         sampler: what each epoch shows it.
         held_out: rows that it is measured on after each epoch, int64 [m]; may be empty.
         seed: of weights, sampling and augmentation.
+        outputs: of the network.
     """
 
     name: str
@@ -47,6 +48,7 @@ class FitTask:
     sampler: Sampler
     held_out: np.ndarray
     seed: int
+    outputs: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ class Fit:
     ) -> None:
         self.task, self.examples, self.settings = task, examples, settings
         self.device, self.lane = torch.device(device), lane or Lane()
-        network = build(task.network, examples.features.shape[1], task.seed)
+        network = build(task.network, examples.features.shape[1], task.seed, task.outputs)
         network.standardise(torch.from_numpy(examples.features[_rows_of(task.sampler)]))
         self.network = network.to(self.device)
         self.averaged = AveragedModel(self.network, multi_avg_fn=_averaging(settings.average))
@@ -188,7 +190,8 @@ class Fit:
         logit = score_rows(self.result(), self.examples, self.task.held_out)
         label = torch.from_numpy(self.examples.labels[self.task.held_out]).float()
         value = loss(torch.from_numpy(logit), label, 0.0).mean()
-        return float(value), float(np.mean((logit >= 0) == (label.numpy() > 0.5)))
+        said = logit.argmax(1) if logit.ndim == 2 else logit >= 0
+        return float(value), float(np.mean(said == label.numpy()))
 
     def result(self) -> Network:
         """The network with averaged weights."""
@@ -217,8 +220,8 @@ class Fit:
 def score_rows(
     network: Network, examples: Examples, rows: np.ndarray, batch: int = 1024
 ) -> np.ndarray:
-    """Logits of examples, float32 [len(rows)], reading at most ``batch`` images at a time."""
-    parts = [np.empty(0, np.float32)]
+    """Logits of examples, as `Network.forward`, reading at most ``batch`` images at a time."""
+    parts = []
     for some in np.array_split(rows, max(1, -(-len(rows) // batch))):
         images = torch.from_numpy(examples.images(some))
         parts.append(logits(network, images, torch.from_numpy(examples.features[some])).numpy())

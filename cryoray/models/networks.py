@@ -71,8 +71,12 @@ class _Block(nn.Module):
         return x + self.body(x)
 
 
+#: Which reason an image was discarded for: it sees the image alone, and only what was discarded.
+REASONS_NETWORK = NetworkConfig(width=16, blocks=(1, 1), activation="silu")
+
+
 class Network(nn.Module):
-    """One member: image and metadata in, one logit out.
+    """One member: image and metadata in, one logit out; or one logit for each of several answers.
 
     The image goes through a strided stem and residual stages, each entered by average pooling
     (anti-aliased), is pooled in rings, and joins the metadata late. A missing feature is zero after
@@ -81,12 +85,13 @@ class Network(nn.Module):
     Args:
         config: what it looks like.
         features: how many metadata features there are; may be none.
+        outputs: 1 for the logit of keep, else how many answers there are to choose from.
     """
 
     feature_mean: Tensor
     feature_std: Tensor
 
-    def __init__(self, config: NetworkConfig, features: int) -> None:
+    def __init__(self, config: NetworkConfig, features: int, outputs: int = 1) -> None:
         super().__init__()
         self.config = config
         width = config.width
@@ -113,10 +118,10 @@ class Network(nn.Module):
             nn.Linear(len(_RINGS) * width + (24 if features else 0), config.head),
             _ACTIVATIONS[config.activation](),
         )
-        self.verdict = nn.Linear(config.head, 1)
+        self.verdict = nn.Linear(config.head, outputs)
 
     def forward(self, images: Tensor, features: Tensor, dropout: Tensor | None = None) -> Tensor:
-        """Logits of keep.
+        """Logits of keep, or of each answer.
 
         Args:
             images: float32 [n, box, box], prepared.
@@ -125,7 +130,7 @@ class Network(nn.Module):
                 from the caller, who draws them alike on every worker.
 
         Returns:
-            float32 [n].
+            float32 [n]; [n, outputs] where there are several.
         """
         return self.say(self.see(images), features, dropout)
 
@@ -143,7 +148,8 @@ class Network(nn.Module):
             standard = torch.where(missing, torch.zeros_like(standard), standard)
             fused = torch.cat([fused, self.metadata(torch.cat([standard, missing.float()], 1))], 1)
         fused = self.head(fused)
-        return self.verdict(fused if dropout is None else fused * dropout)[:, 0]
+        logit: Tensor = self.verdict(fused if dropout is None else fused * dropout)
+        return logit[:, 0] if logit.shape[1] == 1 else logit
 
     def standardise(self, features: Tensor) -> None:
         """Learn mean and deviation of each feature, [n, F] with NaN where missing, from training data.
@@ -172,11 +178,11 @@ def _ring_weights(maps: Tensor) -> Tensor:
     return rings / rings.sum(0).clamp(min=1)
 
 
-def build(config: NetworkConfig, features: int, seed: int) -> Network:
+def build(config: NetworkConfig, features: int, seed: int, outputs: int = 1) -> Network:
     """A network with weights that are a function of ``seed`` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Network(config, features)
+        return Network(config, features, outputs)
 
 
 def parameters(network: nn.Module) -> int:
@@ -186,7 +192,7 @@ def parameters(network: nn.Module) -> int:
 
 @torch.inference_mode()
 def logits(network: nn.Module, images: Tensor, features: Tensor, batch: int = 256) -> Tensor:
-    """Logits of prepared images in batches, float32 [n], on the network's device; returned on the CPU."""
+    """Logits of prepared images in batches, as `Network.forward`, on its device; returned on the CPU."""
     device = next(network.parameters()).device
     network.eval()
     parts = [
@@ -197,6 +203,10 @@ def logits(network: nn.Module, images: Tensor, features: Tensor, batch: int = 25
 
 
 def loss(logit: Tensor, label: Tensor, smoothing: float) -> Tensor:
-    """Binary cross-entropy [n] against labels [n] in {0, 1}, softened by ``smoothing``."""
+    """Cross-entropy [n], softened by ``smoothing``, against labels [n]: 0 or 1, or one of many answers."""
+    if logit.ndim == 2:
+        return functional.cross_entropy(
+            logit, label.long(), reduction="none", label_smoothing=smoothing
+        )
     target = label * (1 - smoothing) + 0.5 * smoothing
     return functional.binary_cross_entropy_with_logits(logit, target, reduction="none")

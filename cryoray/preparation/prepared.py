@@ -40,6 +40,7 @@ from cryoray.preparation.prepare import prepare_range
 from cryoray.preparation.reader import by_reason
 from cryoray.records import (
     QUARANTINE_SCHEMA,
+    REASONS,
     Books,
     Kind,
     OnProgress,
@@ -193,6 +194,14 @@ class PreparedSet:
         column = self.table["label"].cast(pa.int8()).fill_null(-1)
         return column.to_numpy().astype(np.int8)
 
+    @property
+    def reasons(self) -> np.ndarray:
+        """int8 [n]: a place in `records.REASONS`, why an image was discarded; -1 where nobody said."""
+        if "reason" not in self.table.column_names:
+            return np.full(self.n, -1, np.int8)
+        at = pc.index_in(self.table["reason"], pa.array(REASONS)).fill_null(-1)
+        return at.to_numpy().astype(np.int8)
+
     def images_of(self, source: Path) -> set[str]:
         """Names of the images that came from a source, those that were quarantined included."""
         listed = self.quarantine.filter(pc.equal(self.quarantine["file"], str(source)))
@@ -233,19 +242,25 @@ class Part:
         project: name of the group.
         labels: int8 [n] by source row: 1 keep, 0 discard, -1 no label.
         selection: the file that the labels came from.
+        reasons: int8 [n] by source row, a place in `records.REASONS` or -1; None where none is known.
     """
 
     plan: Plan
     project: str
     labels: np.ndarray
     selection: Path | None
+    reasons: np.ndarray | None = None
 
     def content(self, rows: np.ndarray, features: np.ndarray, quarantine: pa.Table) -> bytes:
         """All that a set keeps of its ``rows`` besides pixels, for its digest."""
         plan = self.plan
         names = (plan.source.images[rows], plan.source.micrograph[rows])
         texts = [self.project, *plan.features, *(name for column in names for name in column)]
-        numbers = (self.labels[rows], plan.pixel_size[rows], features)
+        numbers = [self.labels[rows], plan.pixel_size[rows], features]
+        if (
+            self.reasons is not None
+        ):  # without any, sets made before there were reasons are the same
+            numbers.append(self.reasons[rows])
         listed = quarantine.drop_columns("file").to_pydict()
         return json.dumps([texts, listed]).encode() + b"".join(x.tobytes() for x in numbers)
 
@@ -432,7 +447,8 @@ def write_set(
             described.append(_describe(part, rows, stacks))
             tables.append(_particles(part, rows, settings))
         _write_table(partial / _QUARANTINE, quarantine)
-        _write_table(partial / _TABLE, pa.concat_tables(tables))
+        # A set that is added to may be older than the column of reasons.
+        _write_table(partial / _TABLE, pa.concat_tables(tables, promote_options="default"))
         with replacing(partial / _SET) as temporary:
             temporary.write_text(json.dumps(_description(parts, described, settings), indent=1))
     shutil.rmtree(shards_folder(out), ignore_errors=True)
@@ -666,11 +682,15 @@ def _quarantine_table(plan: Plan, reasons: dict[int, str]) -> pa.Table:
 def _particles(part: Part, rows: _Collected, settings: IngestSettings) -> pa.Table:
     source, plan, n = part.plan.source, part.plan, len(rows.row)
     labels, pixel_size = part.labels[rows.row], plan.pixel_size[rows.row]
+    reasons = np.full(n, -1) if part.reasons is None else part.reasons[rows.row]
     columns = {
         "image": pa.array(source.images[rows.row], pa.string()),
         "project": pa.array([part.project] * n, pa.string()),
         "micrograph": pa.array(source.micrograph[rows.row], pa.string()),
         "label": pa.array(labels == 1, pa.bool_(), mask=labels < 0),
+        "reason": pa.array(
+            np.array([*REASONS, ""], object)[reasons], pa.string(), mask=reasons < 0
+        ),
         "pixel_size": pa.array(pixel_size, pa.float32(), mask=~np.isfinite(pixel_size)),
         "diameter": pa.array([settings.preparation.diameter] * n, pa.float32()),
     }

@@ -582,16 +582,17 @@ def _answer(digest: str, chosen: Chosen, judged: Sequence[Judged]) -> bytes:
             d1=d1,
             d2=d2,
             d3=None if d3 != d3 else d3,
-            reason=None,
+            reason=reason,
         )
         for part in judged
-        for row, score, verdict, d1, d2, d3 in zip(
+        for row, score, verdict, d1, d2, d3, reason in zip(
             part.rows.tolist(),
             part.judgement.score.tolist(),
             part.judgement.verdict.tolist(),
             part.judgement.d1.tolist(),
             part.judgement.d2.tolist(),
             part.judgement.d3.tolist(),
+            part.judgement.reason.tolist(),
             strict=True,
         )
     ]

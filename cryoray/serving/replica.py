@@ -58,12 +58,7 @@ def judge_together(ensemble: Ensemble, parts: Sequence[PreparedRows]) -> list[Ju
     return [
         Judged(
             rows=part.rows,
-            judgement=Judgement(
-                *(
-                    column[end - len(part.rows) : end]
-                    for column in (judged.score, judged.verdict, judged.d1, judged.d2, judged.d3)
-                )
-            ),
+            judgement=judged[end - len(part.rows) : end],
             quarantined=part.quarantined,
             judge_seconds=seconds,
             batch=0 if at else int(ends[-1]),

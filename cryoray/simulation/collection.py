@@ -82,7 +82,8 @@ def simulate(
     """Simulate projects, each of another protein, with a person's selection and the truth.
 
     Each project is a RELION project folder: ``particles.star``, its stacks (float32, protein
-    bright, normalised as RELION does), ``labels.csv`` (the person's), ``truth.csv`` and the true map
+    bright, normalised as RELION does), ``labels.csv`` (the person's, with the true reason for what is
+    rightly discarded), ``truth.csv`` and the true map
     ``truth.mrc``. ``collection.json`` says what each project is of, and is written last. A folder that
     the same settings have already filled is left as it is.
 
@@ -304,7 +305,12 @@ def _write_project(
     selected = _select(keep, np.array(ambiguity), chosen.human_error, rng)
     _write_star(folder / "particles.star", project.optics, chosen.box, rows)
     labels = [
-        {"stack": line["stack"], "index": line["index"], "selected": int(choice)}
+        {
+            "stack": line["stack"],
+            "index": line["index"],
+            "selected": int(choice),
+            "reason": "" if choice else _reason(str(line["kind"])),
+        }
         for line, choice in zip(truth, selected, strict=True)
     ]
     _write_csv(folder / "labels.csv", labels)
@@ -458,6 +464,11 @@ def _truth(stack: str, scenes: Sequence[Scene], angles: np.ndarray) -> list[dict
             }
         )
     return lines
+
+
+def _reason(kind: str) -> str:
+    """What a person says of an image of this kind that they discard; nothing of a good particle."""
+    return {PARTICLE: "", "drift": "blurred"}.get(kind, kind)
 
 
 def _select(

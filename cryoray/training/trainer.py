@@ -43,6 +43,7 @@ from cryoray.models.rounds import Boosted, boost, record
 from cryoray.records import Event, OnEvent, OnProgress, Progress, ignore
 from cryoray.settings import FitSettings, Settings, TrainSettings
 from cryoray.training.examples import Level, SetExamples, gather
+from cryoray.training.reasons import train_reasons
 
 #: Losing a worker or a node costs the epoch in which it happened; this often, then the run gives up.
 _FAILURES = 8
@@ -59,6 +60,8 @@ def train(
     on_event: OnEvent = ignore,
 ) -> Path:
     """Train d1, d2 and d3 on prepared sets and write the ensemble.
+
+    Where labels of the sets say why images were discarded, it learns to name reasons, too.
 
     A run that was killed goes on where it stopped when it is called again with the same sets, settings
     and ``out``: finished rounds are not redone, a round goes on after its last epoch. It works in
@@ -98,6 +101,9 @@ def train(
         on_event=on_event,
     )
     ensemble = write_ensemble(boosted, fits.curves(), examples, level, settings, run)
+    if settings.train.reasons:
+        train_reasons(sets, run, settings.train, on_progress=on_progress, on_event=on_event)
+        ensemble = Ensemble.load(run)
     shutil.rmtree(run / "rounds")
     (run / "run.json").unlink()
     run.rename(out)
@@ -122,8 +128,8 @@ def _open_run(out: Path, examples: SetExamples, settings: Settings) -> Path:
     run = out.with_name(out.name + ".partial")
     meant = {
         "sets": [[str(s.path), s.digest] for s in examples.sets],
-        # How many workers there are changes when things happen, not what comes out.
-        "train": settings.train.model_dump(mode="json", exclude={"workers", "gpu"}),
+        # How many workers there are changes when things happen, not what comes out; reasons come last.
+        "train": settings.train.model_dump(mode="json", exclude={"workers", "gpu", "reasons"}),
         "members": [m.model_dump(mode="json") for m in DEFAULT_MEMBERS],
     }
     identity = hashlib.sha256(json.dumps(meant, sort_keys=True).encode()).hexdigest()

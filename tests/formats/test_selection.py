@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from cryoray.errors import SelectionError
-from cryoray.formats.selection import find_selection, read_selection
+from cryoray.formats.selection import find_selection, read_reasons, read_selection
 from cryoray.formats.source import Source, find_sources, open_source
+from cryoray.records import REASONS
 from tests.formats.files import write_particles, write_stack
 
 
@@ -70,6 +71,21 @@ def test_a_csv_matches_by_file_name_or_path(tmp_path: Path, source: Source, colu
         "other.mrcs,77,,1\nb.mrcs,2,,\n",
     )
     np.testing.assert_array_equal(read_selection(path, source), [1, -1, 0, -1, -1, 1])
+
+
+def test_a_csv_may_say_why_it_discards(tmp_path: Path, source: Source) -> None:
+    text = "stack,index,label,reason\na.mrcs,1,1,\na.mrcs,3,0,Off-centre\nb.mrcs,1,0,\nb.mrcs,2,1,ice\n"
+    path = selection(tmp_path, text)
+    labels, reasons = read_selection(path, source), read_reasons(path, source)
+    assert reasons is not None
+    np.testing.assert_array_equal(labels >= 0, [True, False, True, False, True, True])
+    said = [REASONS[at] if at >= 0 else None for at in reasons]
+    assert [why for why in said if why] == ["off_centre"]
+    assert labels[said.index("off_centre")] == 0
+    assert read_reasons(selection(tmp_path, "stack,index,label\na.mrcs,1,0\n"), source) is None
+    path = selection(tmp_path, "stack,index,label,reason\na.mrcs,1,0,ugly\n")
+    with pytest.raises(SelectionError, match="row 1: reason is 'ugly'; give empty, ice, carbon"):
+        read_reasons(path, source)
 
 
 def test_a_csv_without_stacks_serves_a_source_of_one(tmp_path: Path, source: Source) -> None:

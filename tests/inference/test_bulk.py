@@ -58,6 +58,7 @@ def test_every_row_is_judged_in_the_sources_order_as_one_process_would(
             values = there[name].to_numpy()
             np.testing.assert_allclose(values, getattr(said, name), atol=1e-5)
         assert there["verdict"].to_pylist() == said.verdict.tolist()
+        assert there["reason"].to_pylist() == said.reason.tolist()
     d3 = table["d3"].null_count
     assert 0 < d3 < len(table)
 

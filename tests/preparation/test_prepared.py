@@ -24,7 +24,7 @@ from cryoray.preparation.prepared import (
     prepare_shard,
     write_set,
 )
-from cryoray.records import QUARANTINE_SCHEMA, Books, particles_schema
+from cryoray.records import QUARANTINE_SCHEMA, REASONS, Books, particles_schema
 from cryoray.settings import IngestSettings, PreparationSettings
 from tests.preparation.sources import particles, write_source
 
@@ -57,6 +57,34 @@ def make(
         settings,
     )
     return PreparedSet.open(tmp_path / name), books
+
+
+def test_a_set_carries_why_its_images_were_discarded(tmp_path: Path) -> None:
+    without = part(tmp_path / "one")
+    reasons = np.full(len(without.labels), -1, np.int8)
+    reasons[:2] = REASONS.index("broken"), REASONS.index("ice")
+    merge(tmp_path / "set", [replace(without, reasons=reasons)])
+    merge(tmp_path / "plain", [without])
+    made, plain = (PreparedSet.open(tmp_path / name) for name in ("set", "plain"))
+    assert made.table["reason"].to_pylist()[:3] == ["broken", "ice", None]
+    assert made.reasons.tolist()[:3] == [REASONS.index("broken"), REASONS.index("ice"), -1]
+    assert (plain.reasons == -1).all()
+    assert made.digest != plain.digest
+
+
+def test_a_set_older_than_reasons_is_read_and_added_to(tmp_path: Path) -> None:
+    merge(tmp_path / "set", [part(tmp_path / "one")])
+    file = tmp_path / "set/particles.parquet"
+    pq.write_table(pq.read_table(file).drop_columns("reason"), file)
+    old = PreparedSet.open(tmp_path / "set")
+    assert (old.reasons == -1).all()
+    new = part(tmp_path / "two")
+    new = replace(new, reasons=np.zeros(len(new.labels), np.int8))
+    shards = [prepare_shard(work, SETTINGS) for work in divide([new], tmp_path / "set", SETTINGS)]
+    write_set(tmp_path / "set", [new], shards, SETTINGS, base=old)
+    both = PreparedSet.open(tmp_path / "set")
+    assert both.reasons.tolist() == [-1] * 58 + [0] * 58
+    assert both.labels.tolist()[:58] == old.labels.tolist()
 
 
 def test_a_set_is_in_the_order_of_its_sources_and_its_files_are_valid(tmp_path: Path) -> None:

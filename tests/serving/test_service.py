@@ -85,6 +85,7 @@ def test_classify_and_the_service_agree_whatever_the_batch(
     settings = Settings(classify=ClassifySettings(ensemble=str(tiny_ensemble)))
     table = pq.read_table(classify(project, tmp_path / "out", settings) / "verdicts.parquet")
     n = len(table)
+    assert len(set(table["reason"].to_pylist())) > 2
 
     def ask(size: int) -> None:
         parts = [(first, min(first + size, n)) for first in range(0, n, size)]
@@ -94,6 +95,7 @@ def test_classify_and_the_service_agree_whatever_the_batch(
         assert [one.row for one in said] == list(range(n))
         assert [one.image for one in said] == table["image"].to_pylist()
         assert [one.verdict for one in said] == table["verdict"].to_pylist()
+        assert [one.reason for one in said] == table["reason"].to_pylist()
         assert [one.d3 is None for one in said] == table["d3"].is_null().to_pylist()
         scores = np.array([one.score for one in said])
         np.testing.assert_allclose(scores, table["score"].to_numpy(), atol=1e-4)

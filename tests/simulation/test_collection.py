@@ -12,9 +12,9 @@ from scipy import ndimage
 
 from cryoray.errors import InputError, SettingsError
 from cryoray.formats.mrc import read_frames, read_header
-from cryoray.formats.selection import find_selection, read_selection
+from cryoray.formats.selection import find_selection, read_reasons, read_selection
 from cryoray.formats.source import find_sources, open_source
-from cryoray.records import Event, Progress
+from cryoray.records import REASONS, Event, Progress
 from cryoray.settings import Settings, SimulateSettings
 from cryoray.simulation import simulate
 from cryoray.simulation.junk import KINDS, OFF_CENTRE, PARTICLE
@@ -90,6 +90,11 @@ def test_each_project_is_a_source_with_a_selection_and_the_truth(
         selection = find_selection(found)
         assert selection is not None
         labels = read_selection(selection, source)
+        reasons = read_reasons(selection, source)
+        assert reasons is not None
+        named = np.where(true["kind"] == "drift", "blurred", true["kind"])
+        named[(labels == 1) | (named == PARTICLE)] = ""
+        assert [[*REASONS, ""][at] for at in reasons] == named.tolist()
         keep = true["keep"].astype(int)
         assert (labels != keep).sum() == said["mislabelled"] == 5
         assert keep.sum() == said["keep"] == (true["kind"] == PARTICLE).sum()

@@ -36,6 +36,7 @@ def table_of(source: Source, *, quarantined: int = 3) -> tuple[pa.Table, list[tu
         d1=score,
         d2=score,
         d3=np.full(n, np.nan, np.float32),
+        reason=np.full(n, None, object),
     )
     table = said.table(source.images[:n]).append_column("row", [np.arange(n)])
     return table, [(row, "unreadable") for row in range(n, len(source))]

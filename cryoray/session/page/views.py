@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from cryoray.errors import InputError
-from cryoray.records import VERDICTS
+from cryoray.records import REASON_WORDS, VERDICTS
 from cryoray.session.ledger import FATES, Ledger
 from cryoray.session.page import charts
 from cryoray.session.page.pictures import Pictures
@@ -241,7 +241,7 @@ def _tile(stack: Any, table: Any, row: int, said: bool | None) -> Tile:
         verdict=values["verdict"],
         score=values["score"],
         votes=votes,
-        reason=values["reason"],
+        reason=REASON_WORDS.get(values["reason"], values["reason"]),
         said=said,
     )
 
