@@ -82,6 +82,15 @@ TRAITS = (
 )
 
 
+def evidence(traits: Mapping[str, np.ndarray], n: int) -> np.ndarray:
+    """float64 [n], log-odds: what the traits of a job's n classes say, [n] each by name."""
+    found = np.zeros(n)
+    for trait in TRAITS:
+        if trait.name in traits:
+            found += trait.evidence(traits[trait.name])
+    return found
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class VolumeVerdicts:
     """What was said of the classes of a job; n of them were judged.
@@ -165,11 +174,7 @@ def judge_volumes(
     for trait in TRAITS:
         if trait.name in said_of:
             traits[trait.name] = said_of[trait.name][rows]
-    evidence = sum(
-        (trait.evidence(traits[trait.name]) for trait in TRAITS if trait.name in traits),
-        np.zeros(len(rows)),
-    )
-    d1, d2, d3 = (_probability(column + evidence) for column in odds.T)
+    d1, d2, d3 = (_probability(column + evidence(traits, len(rows))) for column in odds.T)
     score = vote_score(d1, d2, d3)
     return VolumeVerdicts(
         classes,
