@@ -233,8 +233,8 @@ def loop(name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> by
 
 
 def quoted(text: str) -> str:
-    """A field that may hold blanks."""
-    return f"'{text}'" if any(character.isspace() for character in text) else text
+    """A field that may hold blanks, or nothing."""
+    return f"'{text}'" if not text or any(map(str.isspace, text)) else text
 
 
 def field_texts(columns: Mapping[str, np.ndarray], rows: np.ndarray) -> list[list[str]]:

@@ -153,7 +153,8 @@ def judge(unit: Unit, job: Job, service: Asks) -> Outcome:
     answer = _ask(unit, len(by_frame) if by_frame is not None else len(source), job, service)
     table, quarantined = _table(answer, by_frame)
     (folder / RECORD).unlink(missing_ok=True)
-    write_verdicts(folder, source, table, quarantined)
+    # What is merged are STAR files, also where a cryoSPARC table is the source.
+    write_verdicts(folder, source, table, quarantined, also_star=True)
     outcome = _outcome(unit, job, source, rows, table, quarantined, answer.ensemble)
     _durable(folder)
     with replacing(folder / RECORD) as temporary:

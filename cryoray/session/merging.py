@@ -25,15 +25,13 @@ import pyarrow.parquet as pq
 from cryoray.errors import CryorayError, InternalError
 from cryoray.formats import mrc
 from cryoray.formats.files import replacing
-from cryoray.formats.relion import IMAGE_COLUMNS, image_table
+from cryoray.formats.relion import IMAGE_COLUMNS, VERSION, image_table, quoted
 from cryoray.formats.star import Block, parse
 from cryoray.formats.verdicts import SIDES
 
 _IMAGE = IMAGE_COLUMNS["particle"]
 _GROUP, _GROUP_NAME = "rlnOpticsGroup", "rlnOpticsGroupName"
 _VERDICTS = ("keep", "discard", "review")
-#: What RELION 3.1 to 5 read.
-_VERSION = "\n# version 30001\n\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +83,8 @@ class Optics:
         lines = [f"_{name} #{number}" for number, name in enumerate(columns, 1)]
         for number, row in enumerate(self.rows, 1):
             values = {_GROUP: str(number), **row}
-            lines.append(" ".join(_quoted(values.get(name, "0")) for name in columns))
-        return "\n".join([f"{_VERSION}data_optics\n\nloop_", *lines, "\n"])
+            lines.append(" ".join(quoted(values.get(name, "0")) for name in columns))
+        return "\n".join([f"{VERSION.decode()}data_optics\n\nloop_", *lines, "\n"])
 
     def _can_be_filled(self, name: str) -> bool:
         there = [row[name] for row in self.rows if name in row]
@@ -168,7 +166,7 @@ class Merger:
                     bodies[verdict].write(rows)
                     counts[verdict] += rows.count(b"\n")
             head = [f"_{name} #{number}" for number, name in enumerate(columns, 1)]
-            lines = [f"{_VERSION}data_particles\n\nloop_", *head, ""]
+            lines = [f"{VERSION.decode()}data_particles\n\nloop_", *head, ""]
             for verdict, rows_file in bodies.items():
                 rows_file.seek(0)
                 final = self._out / f"{SIDES[verdict]}{suffix}.star"
@@ -234,7 +232,7 @@ def _sides(
             fields = table.fields(row)
             made = [fields[place] if place >= 0 else "1" for place in at]
             made[group] = str(numbers.get(made[group], 1))
-            by_side[said.get(fields[image], verdict)].append(" ".join(map(_quoted, made)))
+            by_side[said.get(fields[image], verdict)].append(" ".join(map(quoted, made)))
         for side, lines in by_side.items():
             yield side, ("\n".join(lines) + "\n").encode()
 
@@ -336,9 +334,3 @@ def _groups_in(table: Block | None) -> list[dict[str, str]]:
     if table is None:
         return []
     return [dict(zip(table.columns, table.fields(row), strict=False)) for row in range(len(table))]
-
-
-def _quoted(text: str) -> str:
-    if not text:
-        return '""'
-    return text if not any(c.isspace() for c in text) else f'"{text}"'

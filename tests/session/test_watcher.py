@@ -26,6 +26,7 @@ from cryoray.session.ledger import FATES
 from cryoray.session.watcher import Watcher
 from cryoray.settings import WatchSettings
 from tests import examples
+from tests.formats.files import write_cs_job
 from tests.session.service import Service, running
 
 pytestmark = pytest.mark.long
@@ -125,6 +126,7 @@ def once(root: Path, service: Service, **settings: Any) -> tuple[Watcher, list[E
     chosen = WatchSettings(**{**QUICK, **settings})
     watcher = Watcher(root, "s", chosen, service.client(), on_event=events.append)
     watcher.run(threading.Event(), once=True)
+    watcher.client.close()  # the ledger is looked at later
     return watcher, events
 
 
@@ -569,3 +571,21 @@ def test_a_real_extraction_of_relion_is_judged_with_its_metadata(
     assert float(optics["rlnVoltage"].iloc[0]) == 200.0
     assert all(row.ctf_resolution for row in watcher.ledger.micrographs("s"))
     watcher.close()
+
+
+def test_a_cryosparc_table_is_judged_and_merged_with_the_other_stacks(
+    service: Service, root: Path
+) -> None:
+    write_cs_job(root, 6)
+    examples.write_stack(root / "J19/extract/a.mrc", examples.particles(6, box=8))
+    extracted(root, "mic_1", 20)
+    watcher, _ = once(root, service)
+    books = watcher.books()
+    assert books["stacks"] == 2
+    assert sum(int(str(books[name])) for name in FATES) == 26
+    merged = [
+        image for side in FATES[:3] for image in images(watcher.places.folder / f"{side}.star")
+    ]
+    assert len(merged) == len(set(merged)) == 26
+    tables = sorted(path.name for path in watcher.places.folder.rglob("kept.cs"))
+    assert tables == ["kept.cs"]
