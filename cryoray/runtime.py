@@ -40,6 +40,11 @@ def connect(settings: RuntimeSettings) -> None:
         return
     _switched_auth_on = "RAY_AUTH_MODE" not in os.environ
     address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
+    if address.startswith(("http://", "https://")):
+        raise SettingsError(
+            f"{address} takes jobs, it is no Ray to join",
+            remedy="give HEAD:6379, or run the flow in place of the command",
+        )
     try:
         with _silent_core():
             _dashboard = _start(settings) if address == "local" else _join(address)

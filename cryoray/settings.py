@@ -46,7 +46,10 @@ class Section(BaseModel):
 class RuntimeSettings(Section):
     """How Ray is started or joined."""
 
-    address: str | None = Field(None, description="Ray address to join; None starts a local Ray")
+    address: str | None = Field(
+        None,
+        description="Ray to join; None: a local one; http://…: flows submit jobs to its dashboard",
+    )
     cpus: int | None = Field(
         None, ge=1, description="logical CPUs of a local Ray; None: at least 4"
     )

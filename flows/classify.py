@@ -11,9 +11,8 @@ from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from cryoray import inference as verb
 from cryoray.records import VERDICTS
-from cryoray.settings import load
+from flows import engine
 from flows.telling import Telling, key
 
 
@@ -34,11 +33,11 @@ def classify(source: Path, out: Path, overrides: dict[str, Any] | None = None) -
 
 @task(cache_policy=NO_CACHE, task_run_name="judge {source}")
 def judge(source: Path, out: Path, overrides: dict[str, Any]) -> Path:
-    """Call ``cryoray.inference.classify``."""
+    """Have ``cryoray.inference.classify`` done."""
     with Telling("verdicts") as told:
-        return verb.classify(
-            source, out, load(**overrides), on_progress=told.progress, on_event=told.event
-        )
+        asked = {"source": source, "out": out}
+        engine.run("classify", asked, out, overrides, told.progress, told.event)
+    return Path(out).absolute()
 
 
 @task(cache_policy=NO_CACHE, task_run_name="tabulate {verdicts}")

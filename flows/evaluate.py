@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,7 @@ from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from cryoray.cli.evaluate import measure
-from cryoray.settings import load
+from flows import engine
 from flows.telling import Telling, key
 
 
@@ -33,9 +33,12 @@ def evaluate(
 
 @task(cache_policy=NO_CACHE, task_run_name="judge {prepared}")
 def judge(ensemble: Path, prepared: Path, out: Path, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Call ``cryoray.inference.evaluate``, or ``cross_validate`` where the settings say so."""
+    """Have ``cryoray.inference.evaluate``, or ``cross_validate`` where the settings say so, done."""
     with Telling("evaluation") as told:
-        return measure(ensemble, prepared, out, load(**overrides), told.progress, told.event)
+        asked = {"ensemble": ensemble, "prepared": prepared, "out": out}
+        engine.run("evaluate", asked, out, overrides, told.progress, told.event)
+    metrics: dict[str, Any] = json.loads((Path(out) / "metrics.json").read_text())
+    return metrics
 
 
 @task(cache_policy=NO_CACHE, task_run_name="tabulate {out}")

@@ -10,10 +10,9 @@ from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from cryoray import ingest as verb
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.preparation.reader import by_reason
-from cryoray.settings import load
+from flows import engine
 from flows.telling import Telling, key
 
 
@@ -33,11 +32,11 @@ def ingest(sources: list[Path], out: Path, overrides: dict[str, Any] | None = No
 
 @task(cache_policy=NO_CACHE, task_run_name="prepare {out}")
 def prepare(sources: list[Path], out: Path, overrides: dict[str, Any]) -> Path:
-    """Call ``cryoray.ingest.ingest``."""
+    """Have ``cryoray.ingest.ingest`` done."""
     with Telling("set") as told:
-        return verb.ingest(
-            sources, out, load(**overrides), on_progress=told.progress, on_event=told.event
-        )
+        asked = {"sources": sources, "out": out}
+        engine.run("ingest", asked, out, overrides, told.progress, told.event)
+    return Path(out).absolute()
 
 
 @task(cache_policy=NO_CACHE, task_run_name="tabulate {prepared}")

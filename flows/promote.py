@@ -32,7 +32,12 @@ def promote(
 
 @flow(name="rollback", flow_run_name="roll {name} back")
 def rollback(name: str, overrides: dict[str, Any] | None = None) -> str:
-    """Swap the ensemble back in that was active before; returns its digest."""
+    """Swap the ensemble back in that was active before; returns its digest.
+
+    Args:
+        name: under which it was served.
+        overrides: settings over those of file and environment (``registry``).
+    """
     return change(name, None, overrides or {})
 
 

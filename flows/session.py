@@ -3,23 +3,65 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.deployments import run_deployment
 
 from cryoray.cli.watch import service_of
+from cryoray.records import Event, OnEvent
 from cryoray.session.ledger import FATES
 from cryoray.session.watcher import Watcher, places
 from cryoray.settings import load
 from flows.telling import Telling, key
 
 
+@flow(name="collections", flow_run_name="collections in {root}")
+def collections(root: Path, deployment: str = "session/session", days: float = 3.0) -> list[str]:
+    """Open a session for each new folder: one run for each, however often this one looks.
+
+    Args:
+        root: the folder in which microscopes make a folder for each collection.
+        deployment: of the flow ``session`` that is started.
+        days: a folder that was last changed longer ago is no new one.
+
+    Returns:
+        the names of the sessions that were asked for, among them those that run.
+    """
+    asked = []
+    for folder in new_folders(Path(root).absolute(), days):
+        run_deployment(
+            deployment,
+            parameters={"folder": str(folder), "name": folder.name},
+            timeout=0,
+            idempotency_key=f"cryoray-session-{folder}",
+            as_subflow=False,
+        )
+        asked.append(folder.name)
+    return asked
+
+
+def new_folders(root: Path, days: float) -> list[Path]:
+    """Folders in ``root`` that were changed in the last days, hidden ones left out, by name."""
+    since = time.time() - days * 86400
+    return sorted(
+        folder
+        for folder in root.iterdir()
+        if folder.is_dir() and not folder.name.startswith(".") and folder.stat().st_mtime > since
+    )
+
+
 @flow(name="session", flow_run_name="session {name}")
 def session(
-    folder: Path, name: str, hours: float = 96.0, overrides: dict[str, Any] | None = None
+    folder: Path,
+    name: str,
+    hours: float = 96.0,
+    idle: float = 12.0,
+    overrides: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Judge a session while it is collected, and keep what became of its images.
 
@@ -29,29 +71,64 @@ def session(
         folder: the folder that the microscope's data come into.
         name: of the session.
         hours: after which the watch ends; 0: when what is there was judged.
+        idle: hours without a new micrograph after which it ends as well.
         overrides: settings over those of file and environment (``watch.service`` names the service,
             ``serve.ensembles`` the ensembles of one that is started here), nested as in the TOML file.
     """
-    books = watch(folder, name, hours, overrides or {})
+    books = watch(folder, name, hours, idle, overrides or {})
     rows = [{"fate": fate, "images": books[fate]} for fate in FATES]
     create_table_artifact(rows, key=key(f"session-{name}"), description=str(folder))
     return books
 
 
 @task(cache_policy=NO_CACHE, task_run_name="watch {folder}")
-def watch(folder: Path, name: str, hours: float, overrides: dict[str, Any]) -> dict[str, Any]:
+def watch(
+    folder: Path, name: str, hours: float, idle: float, overrides: dict[str, Any]
+) -> dict[str, Any]:
     """Call ``cryoray.session.watcher.Watcher``; its events are ``cryoray.micrograph.judged`` and so on."""
     settings, stop = load(**overrides), threading.Event()
-    ends = threading.Timer(hours * 3600, stop.set)
-    ends.daemon = True
+    clock = Clock(stop, hours * 3600, idle * 3600)
     where = places(folder, name, settings.watch)
     with Telling("session") as told, service_of(settings, where) as client:
-        watcher = Watcher(folder, name, settings.watch, client, on_event=told.event)
+        watcher = Watcher(folder, name, settings.watch, client, on_event=clock.heard(told.event))
         try:
             if hours:
-                ends.start()
+                clock.start()
             watcher.run(stop, once=not hours)
             return dict(watcher.books())
         finally:
-            ends.cancel()
+            stop.set()
             watcher.close()
+
+
+class Clock(threading.Thread):
+    """Sets ``stop`` when time is up, or when nothing was heard for a while.
+
+    Args:
+        stop: what is set; who sets it ends the clock.
+        longest: seconds in all.
+        idle: seconds without an event.
+    """
+
+    def __init__(self, stop: threading.Event, longest: float, idle: float) -> None:
+        super().__init__(daemon=True)
+        self._stop_watch, self._idle = stop, idle
+        self._end = time.monotonic() + longest
+        self._last = time.monotonic()
+
+    def heard(self, on_event: OnEvent) -> OnEvent:
+        """Callbacks that pass events on, and count as signs of life what is new from the microscope."""
+
+        def hear(happened: Event) -> None:
+            if happened.name.startswith("micrograph."):
+                self._last = time.monotonic()
+            on_event(happened)
+
+        return hear
+
+    def run(self) -> None:
+        """Wait."""
+        while (left := min(self._end, self._last + self._idle) - time.monotonic()) > 0:
+            if self._stop_watch.wait(left):
+                return
+        self._stop_watch.set()

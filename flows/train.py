@@ -8,10 +8,13 @@ from typing import Any
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.concurrency.sync import concurrency
 
-from cryoray import training as verb
-from cryoray.settings import load
+from flows import engine
 from flows.telling import Telling, key
+
+#: A global concurrency limit of Prefect: ``prefect gcl create cryoray-training --limit 1``.
+ONE_TRAINING = "cryoray-training"
 
 
 @flow(name="train", flow_run_name="train {out}")
@@ -30,11 +33,11 @@ def train(sets: list[Path], out: Path, overrides: dict[str, Any] | None = None) 
 
 @task(cache_policy=NO_CACHE, task_run_name="boost {out}")
 def boost(sets: list[Path], out: Path, overrides: dict[str, Any]) -> Path:
-    """Call ``cryoray.training.train``."""
-    with Telling("ensemble") as told:
-        return verb.train(
-            sets, out, load(**overrides), on_progress=told.progress, on_event=told.event
-        )
+    """Have ``cryoray.training.train`` done, one training at a time where the limit was made."""
+    with Telling("ensemble") as told, concurrency(ONE_TRAINING):
+        asked = {"sets": sets, "out": out}
+        engine.run("train", asked, out, overrides, told.progress, told.event)
+    return Path(out).absolute()
 
 
 @task(cache_policy=NO_CACHE, task_run_name="card of {ensemble}")

@@ -25,7 +25,16 @@ def fsc(
     published: Path | None = None,
     overrides: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """FSC of two half-maps; the arguments are those of ``cryoray validate fsc``."""
+    """FSC of two half-maps, as ``cryoray validate fsc`` gives it.
+
+    Args:
+        half1: a half-map.
+        half2: the other.
+        mask: a map, ``auto``, or nothing.
+        published: a curve to compare with: XML of the EMDB, STAR or CSV.
+        out: folder of the numbers and the report.
+        overrides: settings over those of file and environment, nested as in the TOML file.
+    """
     return _proved(
         partial(validate_fsc, half1, half2, mask=mask, published=published), out, overrides
     )
@@ -40,7 +49,16 @@ def reconstruct(
     truth: Path | None = None,
     overrides: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Maps of the choices; the arguments are those of ``cryoray validate reconstruct``."""
+    """Maps of the choices, as ``cryoray validate reconstruct`` makes them.
+
+    Args:
+        source: particles with poses.
+        verdicts: folder of the verdicts on them.
+        mask: a map, ``auto``, or nothing.
+        truth: the true map, where it is known.
+        out: folder of the numbers and the report.
+        overrides: settings over those of file and environment, nested as in the TOML file.
+    """
     return _proved(
         partial(validate_reconstruct, source, verdicts, mask=mask, truth=truth), out, overrides
     )
@@ -55,7 +73,16 @@ def similarity(
     volume: Path | None = None,
     overrides: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Class averages compared; the arguments are those of ``cryoray validate similarity``."""
+    """Class averages compared, as ``cryoray validate similarity`` does it.
+
+    Args:
+        source: particles with classes.
+        verdicts: folder of the verdicts on them.
+        selection: what a person kept.
+        volume: a map of which projections are compared.
+        out: folder of the numbers and the report.
+        overrides: settings over those of file and environment, nested as in the TOML file.
+    """
     return _proved(
         partial(validate_similarity, source, verdicts, selection=selection, volume=volume),
         out,

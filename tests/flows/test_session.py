@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,8 @@ from flows import session
 from tests import examples
 from tests.session.service import TOKEN, running
 
-pytestmark = pytest.mark.long
 
-
+@pytest.mark.long
 def test_a_session_is_judged_and_told(
     tiny_ensemble: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -36,8 +37,36 @@ def test_a_session_is_judged_and_told(
     examples.write_stack(tmp_path / "a.mrcs", examples.particles(9))
     with running([tmp_path], {"tiny": tiny_ensemble}) as service:
         overrides = {"watch": {"service": service.url, "poll": 0.05, "settle": 0.05}}
-        books = session.watch.fn(tmp_path, "s", 0.0, overrides)
+        books = session.watch.fn(tmp_path, "s", 0.0, 1.0, overrides)
     assert (books["stacks"], books["rows"]) == (1, 9)
     assert [one.name for one in told] == [
         "session.opened", "micrograph.judged", "sides.merged", "session.closed",
     ]  # fmt: skip
+
+
+def test_a_watch_ends_when_time_is_up_and_when_nothing_came_for_a_while() -> None:
+    for longest, idle in ((0.05, 60.0), (60.0, 0.05)):
+        stop = threading.Event()
+        session.Clock(stop, longest, idle).start()
+        assert stop.wait(5)
+
+
+def test_what_comes_keeps_a_watch_going() -> None:
+    stop, told = threading.Event(), list[Event]()
+    clock = session.Clock(stop, 60.0, 0.3)
+    hear = clock.heard(told.append)
+    clock.start()
+    for _ in range(8):
+        assert not stop.wait(0.05)
+        hear(Event("micrograph.judged"))
+    hear(Event("sides.merged"))
+    assert stop.wait(5)
+    assert len(told) == 9
+
+
+def test_new_folders_are_those_that_a_microscope_wrote_to_lately(tmp_path: Path) -> None:
+    for name in ("today", "last_year", ".hidden"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a_file").touch()
+    os.utime(tmp_path / "last_year", (1e9, 1e9))
+    assert session.new_folders(tmp_path, 3.0) == [tmp_path / "today"]
