@@ -39,7 +39,7 @@ test-fast: install ## run the tests that take milliseconds: no Ray, no other pro
 test-slow: install ## run the tests that take minutes: ten thousand damaged files for each reader
 	$(BIN)/python -m pytest -m slow --timeout 1800
 
-test-system: install ## drive RELION, Chromium and PostgreSQL themselves; installs them with apt-get where missing
+test-system: install ## drive RELION, Chromium, PostgreSQL and promtool themselves; installs them with apt-get where missing
 	@sh tests/system/install.sh
 	$(BIN)/python -m pytest -m system
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -37,9 +37,19 @@ class Finding:
     remedy: str = ""
 
 
-def doctor(ctx: typer.Context) -> None:
+def doctor(
+    ctx: typer.Context,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Look at every node of the Ray cluster, too.")
+    ] = False,
+) -> None:
     """Check packages, cores, memory, GPU, disks and tokens; exit 2 where something is missing."""
-    findings = [*examine(common.settings(ctx))]
+    settings = common.settings(ctx)
+    findings = [*examine(settings)]
+    if cluster:
+        from cryoray.cli.doctor_cluster import examine_cluster
+
+        findings += examine_cluster(settings)
     shown = Table("", "found", "what to do", title="cryoray doctor", title_justify="left")
     for one in findings:
         shown.add_row(one.name, f"[{_COLOURS[one.state]}]{one.found}[/]", one.remedy)

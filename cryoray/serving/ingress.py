@@ -46,6 +46,7 @@ from cryoray.records import RowRange
 from cryoray.serving.counts import Counts
 from cryoray.serving.lineup import Lineup, Served, attempt, sentence
 from cryoray.serving.replica import Judged
+from cryoray.serving.sessions import OpenSessions
 from cryoray.serving.shadow import Comparison
 from cryoray.serving.sources import (
     AbsentError,
@@ -213,7 +214,8 @@ def create(
     )
     async def metrics() -> Response:
         """What this ingress has counted, for Prometheus."""
-        return Response(generate_latest(counts.registry), media_type=CONTENT_TYPE_LATEST)
+        text = await asyncio.to_thread(generate_latest, counts.registry)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     refusals: dict[int | str, dict[str, Any]] = {
         status: {"model": Problem} for status in (401, 429, 504)
@@ -324,6 +326,7 @@ def create(
         return Response(body, media_type="application/json")
 
     if ledger is not None:
+        counts.registry.register(OpenSessions(ledger))
         app.include_router(
             session_pages(ledger, settings.token, lambda path: confine(path, settings.roots))
         )

@@ -86,6 +86,8 @@ def test_a_verb_is_done_once_as_a_job_of_a_cluster(tmp_path: Path) -> None:
     write_source(tmp_path / "source", [particles(6)])
     temp = Path("/tmp") / f"cryoray-jobs-{os.getpid()}"
     temp.mkdir()
+    (tmp_path / "token").touch(0o600)
+    (tmp_path / "token").write_text("0123456789abcdef" * 4)
     environment = {
         k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")
     }

@@ -1,11 +1,13 @@
 #!/bin/sh
 # What the system tests need beside Python: RELION, and Ghostscript, which RELION's tools call;
-# Chromium for the session page, PostgreSQL for the ledger.
+# Chromium for the session page, PostgreSQL for the ledger, promtool and shellcheck for the files in cluster.
 missing=""
 command -v relion_refine >/dev/null 2>&1 || missing="$missing relion"
 command -v gs >/dev/null 2>&1 || missing="$missing ghostscript"
 command -v chromium >/dev/null 2>&1 || missing="$missing chromium"
 ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$missing postgresql"
+command -v promtool >/dev/null 2>&1 || missing="$missing prometheus"
+command -v shellcheck >/dev/null 2>&1 || missing="$missing shellcheck"
 [ -z "$missing" ] && exit 0
 if ! command -v apt-get >/dev/null 2>&1; then
   echo "make test-system needs$missing, and this system has no apt-get: install RELION 3.1 or newer so that relion_refine is on the PATH." >&2
