@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from cryoray.errors import CryorayError, InputError
+from cryoray.errors import CryorayError, InputError, SettingsError
 from cryoray.records import Event, OnEvent, OnProgress, Progress
 from cryoray.settings import Settings, load
 
@@ -59,12 +59,22 @@ def run(
 
     Raises:
         InputError: the job failed; its last line says why.
+        SettingsError: the cluster takes no jobs.
     """
     settings = load(**overrides)
     address = settings.runtime.address or ""
     if not address.startswith(("http://", "https://")):
         return _call(verb, arguments, settings, on_progress, on_event)
-    _follow(address, verb, _request(verb, arguments, overrides), out, on_progress, on_event)
+    try:
+        _follow(address, verb, _request(verb, arguments, overrides), out, on_progress, on_event)
+    except (
+        RuntimeError,
+        ConnectionError,
+    ) as error:  # what Ray's client makes of an answer, or of none
+        raise SettingsError(
+            f"the Ray at {address} takes no jobs: {str(error).strip().rstrip('.')}",
+            remedy="see whether its dashboard answers, and whether RAY_AUTH_TOKEN is its token",
+        ) from error
     return None
 
 
