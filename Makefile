@@ -9,7 +9,7 @@ OUT    ?= demo
 REAL   ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-fast test-slow test-system bench check demo ensembles clean
+.PHONY: help install test test-fast test-slow test-system test-faults bench check demo ensembles clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -34,14 +34,17 @@ test: install ## run all tests
 	$(BIN)/python -m pytest
 
 test-fast: install ## run the tests that take milliseconds: no Ray, no other processes
-	$(BIN)/python -m pytest -m "not ray and not long and not slow and not system"
+	$(BIN)/python -m pytest -m "not ray and not long and not slow and not system and not faults"
 
 test-slow: install ## run the tests that take minutes: ten thousand damaged files for each reader
 	$(BIN)/python -m pytest -m slow --timeout 1800
 
 test-system: install ## drive RELION, Chromium, PostgreSQL and promtool themselves; installs them with apt-get where missing
 	@sh tests/system/install.sh
-	$(BIN)/python -m pytest -m system
+	$(BIN)/python -m pytest -m "system or faults"
+
+test-faults: install ## take nodes, disks and drivers away from ingestion and training, several Ray nodes on this machine
+	$(BIN)/python -m pytest -m faults --timeout 600
 
 bench: install ## measure speed and memory beside peers; BENCH="star mrc" for some
 	$(BIN)/python -m benchmarks.run $(BENCH)

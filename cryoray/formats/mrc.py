@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 import struct
 from contextlib import ExitStack
 from dataclasses import replace
@@ -97,11 +98,19 @@ def _shortfall(stack: Stack, images: int) -> str:
     return f"is shorter than its header says: {stack.size:,} bytes, {expected:,} expected"
 
 
+def _at_once(path: str, flags: int) -> int:
+    """Open without waiting, as one would for whoever writes into a pipe: for ever."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _describe(path: Path) -> tuple[Stack, int]:
     """The stack, and the number of images that its header promises."""
     try:
-        with path.open("rb", buffering=0) as file:
-            start, status = file.read(2 * _HEADER_BYTES), os.fstat(file.fileno())
+        with open(path, "rb", buffering=0, opener=_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise FormatError("is a pipe or a device, no file", file=path, remedy="remove it")
+            start = file.read(2 * _HEADER_BYTES)
     except FileNotFoundError:
         raise FormatError("there is no such stack", file=path) from None
     except OSError as error:

@@ -1,0 +1,125 @@
+"""What a facility's machines do to a run: nodes go, drivers are killed, disks are full, files hang."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cryoray.ingest import ingest
+from cryoray.preparation.prepared import PreparedSet
+from cryoray.settings import load
+from tests.preparation.sources import particles, write_source
+
+ROOT = Path(__file__).parents[2]
+faults = pytest.mark.faults
+
+
+def scenario(name: str, folder: Path) -> dict[str, Any]:
+    """What a scenario of `nodes.py` found."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.faults.nodes", name, str(folder)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            said, _ = process.communicate(timeout=500)
+        finally:
+            process.kill()
+            shutil.rmtree(Path("/tmp") / f"cryoray-faults-{process.pid}", ignore_errors=True)
+    assert process.returncode == 0, said[-4000:]
+    (line,) = (one for one in said.splitlines() if one.startswith("FOUND "))
+    found: dict[str, Any] = json.loads(line.removeprefix("FOUND "))
+    return found
+
+
+@faults
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_an_ingestion_survives_a_node_and_goes_on_after_its_driver(tmp_path: Path) -> None:
+    found = scenario("ingestion", tmp_path)
+    assert found["node"], "a node was lost while it ran"
+    assert found["lost"] == found["expected"]
+    assert found["books"] == 2400
+    assert found["killed"] == -9
+    assert not found["visible"], "nothing half-done is visible"
+    assert found["resumed"]
+    assert found["after"] == found["expected"]
+
+
+@faults
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_a_training_on_two_nodes_survives_one_of_them(tmp_path: Path) -> None:
+    found = scenario("training", tmp_path)
+    assert found["node"], "a node was lost while it ran"
+    assert found["epochs"] == 18
+    assert found["left"] == []
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, mebibytes: int) -> Iterator[Path]:
+    """A disk of some MiB."""
+    folder.mkdir()
+    size = f"size={mebibytes}m"
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", size, "cryoray", str(folder)],
+        check=False,
+        capture_output=True,
+    )
+    if made.returncode:
+        pytest.skip("this user may not mount a disk")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@faults
+def test_a_full_disk_is_said_in_a_sentence_and_with_room_it_goes_on(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    write_source(source, [particles(300, 64, seed=i) for i in range(4)])
+    settings = load(ingest={"preparation": {"box": 64}, "range_mib": 1})
+    expected = PreparedSet.open(ingest([source], tmp_path / "expected", settings)).digest
+    command = [sys.executable, "-m", "cryoray.cli.main", "ingest", str(source), "--box", "64"]
+    environment = {**os.environ, "CRYORAY_INGEST__RANGE_MIB": "1"}
+    with small_disk(tmp_path / "disk", 6) as disk:
+        command += ["--out", str(disk / "set")]
+        full = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        )
+        assert full.returncode == 2, full.stderr
+        assert "No space left on device" in full.stdout + full.stderr
+        assert "Traceback" not in full.stdout + full.stderr
+        assert not (disk / "set").exists(), "nothing half-done is visible"
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        again = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        )
+        assert again.returncode == 0, again.stdout + again.stderr
+        assert PreparedSet.open(disk / "set").digest == expected
+
+
+def test_a_pipe_in_place_of_a_stack_hangs_nobody_and_its_rows_are_quarantined(
+    tmp_path: Path,
+) -> None:
+    source = write_source(tmp_path / "source", [particles(6, seed=1), particles(5, seed=2)])
+    source.stacks[1].unlink()
+    os.mkfifo(source.stacks[1])
+    settings = load(ingest={"preparation": {"box": 32}})
+    prepared = PreparedSet.open(ingest([tmp_path / "source"], tmp_path / "set", settings))
+    assert len(prepared) == int(np.count_nonzero(source.stack == 0)) == 6
+    reasons = set(prepared.quarantine["reason"].to_pylist())
+    assert prepared.quarantine.num_rows == 5
+    assert all("is a pipe or a device, no file" in reason for reason in reasons)
