@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -24,7 +25,16 @@ from cryoray.ingest.source import PreparedDatasource
 from cryoray.models.ensemble import Ensemble, training_record
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.preparation.views import views
-from cryoray.records import MEMBERS, Event, OnEvent, OnProgress, Progress, ignore
+from cryoray.records import (
+    MEMBERS,
+    REASON_WORDS,
+    REASONS,
+    Event,
+    OnEvent,
+    OnProgress,
+    Progress,
+    ignore,
+)
 from cryoray.settings import Settings
 from cryoray.validation import accuracy, report
 
@@ -85,8 +95,9 @@ def evaluate(
         on_event: told what was left out, and the numbers.
 
     Returns:
-        what `metrics.json` holds: the contract's numbers, ``bound_held`` and ``prevalence``, and
-        ``ablation`` where ``settings.evaluate.ablate``.
+        what `metrics.json` holds: the contract's numbers, ``bound_held`` and ``prevalence``,
+        ``ablation`` where ``settings.evaluate.ablate``, and ``reasons`` where the ensemble names them
+        and the set knows some.
 
     Raises:
         EnsembleError: the set holds images of another kind or look, or no group that is new.
@@ -118,6 +129,7 @@ def evaluate(
         numbers["left_out"] = examples.n - len(rows)
         numbers["bound_held"] = _held(examples, predictions, judge.manifest.split_by, _bound(judge))
         numbers["prevalence"] = _prevalence(judge, predictions)
+        numbers |= _reasons(examples, predictions)
         if settings.evaluate.ablate:
             numbers["ablation"] = _ablation(judge, examples, rows, settings)
         _write(partial, predictions, numbers)
@@ -144,6 +156,7 @@ def evaluate(
                 _kept_promise(numbers),
                 *_ablated(numbers),
                 *_shown(examples, predictions, numbers, _bound(judge), judge),
+                *_named(numbers),
                 *_training(record),
                 report.provenance_section(
                     f"cryoray evaluate {ensemble} {prepared} --out {out}",
@@ -360,11 +373,18 @@ class Jury:
         self.ensemble = Ensemble.load(path).to("cuda" if torch.cuda.is_available() else "cpu")
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Columns of `PreparedDatasource` to row, score, verdict and members."""
+        """Columns of `PreparedDatasource` to row, score, verdict, reason ('' for none) and members."""
         said = self.ensemble.judge(batch["image"], batch["features"], everyone=True)
         members = {name: getattr(said, name) for name in MEMBERS}
         verdict = said.verdict.astype(np.str_)
-        return {"row": batch["row"], "score": said.score, "verdict": verdict, **members}
+        reason = np.array([why or "" for why in said.reason], np.str_)
+        return {
+            "row": batch["row"],
+            "score": said.score,
+            "verdict": verdict,
+            "reason": reason,
+            **members,
+        }
 
 
 def _judged(
@@ -405,6 +425,7 @@ def _judged(
             **{name: named[name] for name in ("image", "project", "micrograph", "label")},
             "row": said["row"],
             **{name: said[name] for name in ("score", "verdict", *MEMBERS)},
+            "reason": pa.array([why or None for why in said["reason"].to_pylist()], pa.string()),
             "threshold": np.full(n, judge.threshold, np.float32),
             "fold": np.full(n, fold, np.int32),
             "repeat": np.full(n, repeat, np.int32),
@@ -538,6 +559,39 @@ def _kept_promise(numbers: Mapping[str, Any]) -> report.Section:
 
 def _ablated(numbers: Mapping[str, Any]) -> list[report.Section]:
     return [report.ablation_section(numbers["ablation"])] if "ablation" in numbers else []
+
+
+def _reasons(examples: PreparedSet, predictions: pa.Table) -> dict[str, Any]:
+    """Which reason was named for discards whose true one the set knows: counts, by truth and by name."""
+    true = examples.reasons[predictions["row"].to_numpy()]
+    said = predictions["reason"].to_pylist()
+    pairs = Counter(
+        (REASONS[why], name) for why, name in zip(true, said, strict=True) if why >= 0 and name
+    )
+    if not pairs:
+        return {}
+    known = [why for why in REASONS if any(why in pair for pair in pairs)]
+    right = sum(pairs[why, why] for why in known) / pairs.total()
+    table = {why: {name: pairs[why, name] for name in known} for why in known}
+    return {"reasons": {"n": pairs.total(), "right": right, "named": table}}
+
+
+def _named(numbers: Mapping[str, Any]) -> list[report.Section]:
+    if "reasons" not in numbers:
+        return []
+    reasons = numbers["reasons"]
+    return [
+        report.table_section(
+            "Reasons",
+            ("true reason", *(REASON_WORDS[name] for name in reasons["named"]), "images"),
+            [
+                (REASON_WORDS[why], *map(str, named.values()), str(sum(named.values())))
+                for why, named in reasons["named"].items()
+            ],
+            f"What was named as the likeliest reason of {reasons['n']:,} rightly discarded images whose true"
+            f" reason is known: the right one for {report.percent(reasons['right'], 0)}.",
+        )
+    ]
 
 
 def _shown(

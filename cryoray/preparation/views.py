@@ -8,6 +8,7 @@ its sources have, where they are still there.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -92,7 +93,7 @@ def directions(rot: np.ndarray, tilt: np.ndarray) -> np.ndarray:
     return names
 
 
-def _parts(examples: PreparedSet) -> Iterator[tuple[dict, int]]:
+def _parts(examples: PreparedSet) -> Iterator[tuple[dict[str, Any], int]]:
     first = 0
     for part in examples.parts:
         yield part, first

@@ -7,18 +7,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from cryoray.errors import EnsembleError, InputError, SelectionError, SettingsError
 from cryoray.formats.mrc import StackWriter
 from cryoray.formats.source import open_source
-from cryoray.inference.evaluate import check_same_look, cross_validate, evaluate, unseen
+from cryoray.inference.evaluate import (
+    _reasons,
+    check_same_look,
+    cross_validate,
+    evaluate,
+    unseen,
+)
 from cryoray.models.ensemble import Calibration, Ensemble, Manifest
 from cryoray.models.networks import NetworkConfig, build
 from cryoray.preparation.plan import plan
 from cryoray.preparation.prepared import Part, PreparedSet, divide, prepare_shard, write_set
-from cryoray.records import Event, OnEvent, OnProgress, Progress
+from cryoray.records import REASONS, Event, OnEvent, OnProgress, Progress
 from cryoray.settings import IngestSettings, PreparationSettings, RuntimeSettings, Settings
 from cryoray.validation import accuracy
 
@@ -120,6 +127,26 @@ def test_groups_that_the_ensemble_knows_are_not_new(examples: PreparedSet, tmp_p
     new = unseen(by_micrograph, examples)
     assert new.sum() == 100
     assert "a/mic0.mrc" not in set(examples.groups("micrograph")[new])
+
+
+def test_reasons_named_are_held_against_the_true_ones(tmp_path: Path) -> None:
+    examples = make_set(tmp_path / "set")
+    file = examples.path / "particles.parquet"
+    true = [REASONS[i % 2] if i < 40 else None for i in range(examples.n)]  # empty or ice
+    table = pq.read_table(file)
+    at = table.schema.get_field_index("reason")
+    pq.write_table(table.set_column(at, "reason", pa.array(true, pa.string())), file)
+    examples = PreparedSet.open(examples.path)
+    said = ["ice" if i % 4 else None for i in range(examples.n)]
+    rows = np.arange(examples.n)[::-1]
+    predictions = pa.table(
+        {"row": rows, "reason": pa.array(said, pa.string()).take(pa.array(rows))}
+    )
+    reasons = _reasons(examples, predictions)["reasons"]
+    assert reasons["named"] == {"empty": {"empty": 0, "ice": 10}, "ice": {"empty": 0, "ice": 20}}
+    assert (reasons["n"], reasons["right"]) == (30, pytest.approx(2 / 3))
+    nothing = predictions.set_column(1, "reason", pa.nulls(examples.n, pa.string()))
+    assert _reasons(examples, nothing) == {}
 
 
 def test_images_of_another_look_are_refused_by_name(tmp_path: Path) -> None:
