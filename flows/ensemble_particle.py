@@ -14,14 +14,15 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from cryoray.formats.files import replacing_folder
 from cryoray.ingest import ingest
-from cryoray.models.ensemble import MANIFEST, Ensemble
+from cryoray.models.ensemble import MANIFEST, Ensemble, training_record
+from cryoray.models.reasons import section
 from cryoray.records import Progress
 from cryoray.settings import (
     AugmentSettings,
@@ -163,10 +164,13 @@ def _rows(file: Path) -> list[dict[str, str]]:
 def _ship(ensemble: Ensemble, said: HeldOut, out: Path) -> Path:
     """Put manifest and weights into ``out``, with a card that says what they were measured to do."""
     assert ensemble.path is not None
+    record: dict[str, Any] = dict(training_record(ensemble.path))
+    why = record.get("reasons")
+    reasons = section(why["labels"], np.array(why["confusion"])) if why else ""
     with replacing_folder(out, "ensemble", lambda folder: (folder / MANIFEST).is_file()) as folder:
         for file in (ensemble.path / MANIFEST, *ensemble.path.glob("*.safetensors")):
             shutil.copyfile(file, folder / file.name)
-        (folder / "card.md").write_text(_card(ensemble, said), encoding="utf-8")
+        (folder / "card.md").write_text(_card(ensemble, said) + reasons, encoding="utf-8")
     return out
 
 
