@@ -205,6 +205,14 @@ class EvaluateSettings(Section):
     )
 
 
+class AdaptSettings(Section):
+    """An ensemble set right for one project."""
+
+    images: int = Field(
+        10_000, ge=100, description="images of the project that are looked at, at most"
+    )
+
+
 class ClassifySettings(Section):
     """A source to verdicts."""
 
@@ -352,6 +360,7 @@ class Settings(BaseSettings):
     ingest: IngestSettings = IngestSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    adapt: AdaptSettings = AdaptSettings()
     classify: ClassifySettings = ClassifySettings()
     rank: RankSettings = RankSettings()
     proof: ProofSettings = ProofSettings()

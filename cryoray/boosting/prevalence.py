@@ -37,8 +37,12 @@ class Prevalence:
 
     @property
     def shift(self) -> float:
-        """What is added to log-odds calibrated at ``training`` to mean what they say here."""
-        return float(log_odds(self.estimate) - log_odds(self.training))
+        """What is added to log-odds calibrated at ``training`` to mean what they say here.
+
+        As if there were at least one keep in fifty, and one discard: where a source looks unlike the
+        training the estimate runs to 0 or 1, and nobody's junk does.
+        """
+        return float(log_odds(np.clip(self.estimate, 0.02, 0.98)) - log_odds(self.training))
 
     def as_json(self) -> dict[str, float]:
         """As `metrics.json` has it."""

@@ -11,6 +11,7 @@ import typer
 
 from cryoray import __version__
 from cryoray.cli import (
+    adapt,
     classify,
     doctor,
     evaluate,
@@ -71,6 +72,7 @@ for verb in (
     inspect.inspect,
     train.train,
     evaluate.evaluate,
+    adapt.adapt,
     classify.classify,
     serve.serve,
     watch.watch,

@@ -1,0 +1,67 @@
+"""``cryoray adapt``: an ensemble set right for a new project, from a few labels or none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cryoray.cli import common
+
+
+def adapt(
+    ctx: typer.Context,
+    ensemble: Annotated[
+        str, typer.Argument(metavar="ENSEMBLE", help="Folder, or name in the registry.")
+    ],
+    prepared: Annotated[
+        Path, typer.Argument(metavar="SET", help="A prepared set of the new project.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="ENSEMBLE", help="Folder of the adapted one.")],
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A selection that labels some of its images: twenty clicks do. None: the share of"
+            " keeps alone is estimated.",
+        ),
+    ] = None,
+) -> None:
+    """Recalibrate an ensemble for one project, and draw its threshold anew."""
+    settings = common.settings(ctx)
+    from rich.table import Table
+
+    from cryoray.inference.adapt import adapt as run
+    from cryoray.models import registry
+    from cryoray.preparation.prepared import PreparedSet
+
+    judge = registry.resolve(ensemble, settings.registry)
+    with common.Show() as show:
+        record = run(
+            judge,
+            prepared,
+            out,
+            settings,
+            labels=labels,
+            on_progress=show.progress,
+            on_event=show.event,
+        )
+    for title, sides in record["tables"].items():
+        table = Table("", *sides, title=f"On {title}", title_justify="left")
+        for name in sides["before"]:
+            table.add_row(name, *(common.text(side[name]) for side in sides.values()))
+        common.out.print(table)
+    said, n = record["labels"], PreparedSet.open(prepared).n
+    share = record["prevalence"]
+    common.finish(
+        "Adapted",
+        {
+            "keeps, estimated": f"{share['estimate']:.1%} ({share['low']:.1%} to {share['high']:.1%}), in"
+            f" training {share['training']:.1%}",
+            "threshold": record["threshold"],
+            "promise": record["operating_point"]["method"],
+            "folder": out,
+        },
+        common.balance(n, {**said, "without a label": n - sum(said.values())}),
+    )
