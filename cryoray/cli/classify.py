@@ -71,8 +71,16 @@ def classify(
         happened.data for happened in show.events if happened.name == "classify.done"
     ]
     total = {name: sum(one[name] for one in each) for name in (*VERDICTS, *_BOOKS)}
+    known = [one for one in each if one.get("prevalence") is not None]
+    judged = sum(one["rows_out"] for one in known)
+    good = sum(one["prevalence"] * one["rows_out"] for one in known)
     common.finish(
         "Judged",
-        {"sources": len(each), **{verdict: total[verdict] for verdict in VERDICTS}, "folder": made},
+        {
+            "sources": len(each),
+            **{verdict: total[verdict] for verdict in VERDICTS},
+            **({"good images, estimated": f"{good / judged:.1%}"} if judged else {}),
+            "folder": made,
+        },
         Books(*(total[name] for name in _BOOKS)),
     )

@@ -49,6 +49,8 @@ def train(
 
     with common.Show() as show:
         made = training.train(sets, out, settings, on_progress=show.progress, on_event=show.event)
+    labels = made.with_name(f"{made.name}-labels")
+    suspected = training.report_labels(made, sets, labels)
     manifest = Ensemble.load(made).manifest
     known = set(manifest.training_groups)
     rows = trained = 0
@@ -66,6 +68,7 @@ def train(
                 f"operating point: {name}": value
                 for name, value in manifest.operating_point.items()
             },
+            "labels that look wrong": f"{suspected:,}, in {labels}",
             "digest": manifest.digest,
             "folder": made,
         },

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,10 +16,12 @@ import torch
 from ray.data import ActorPoolStrategy
 
 from cryoray import runtime
+from cryoray.boosting import prevalence
+from cryoray.boosting.prevalence import Prevalence
 from cryoray.errors import InputError
 from cryoray.formats.class_selection import is_model
 from cryoray.formats.conversion import check_convertible
-from cryoray.formats.files import replacing_folder
+from cryoray.formats.files import replacing, replacing_folder
 from cryoray.formats.relion import complaint
 from cryoray.formats.source import Source, find_sources, open_source
 from cryoray.formats.verdicts import write_verdicts
@@ -50,6 +53,7 @@ from cryoray.records import (
 from cryoray.settings import PreparationSettings, Settings
 
 TABLE, QUARANTINE, CLASSES = "verdicts.parquet", "quarantine.parquet", "classes"
+METRICS = "metrics.json"
 
 #: What no image makes of a batch. ``why`` says why a row is quarantined, ``reason`` why it is discarded;
 #: either is '' where it is not.
@@ -151,8 +155,13 @@ def classify(
                 said = ClassVerdicts.of(each.source, table, quarantined)
                 write_selection(partial / name, said, with_score=chosen.score_column)
             verdicts = table["verdict"].to_pylist()
+            counts = {str(verdict): verdicts.count(verdict) for verdict in VERDICTS}
+            share = _share_of_keeps(table, ensemble)
+            _write_metrics(partial / name / METRICS, {**asdict(books[name]), **counts}, share)
             seconds = time.monotonic() - began
-            write_page(partial / name, each.source, table, ensemble, books[name], chosen, seconds)
+            write_page(
+                partial / name, each.source, table, ensemble, books[name], chosen, seconds, share
+            )
             on_event(
                 Event(
                     "classify.done",
@@ -161,7 +170,8 @@ def classify(
                         "ensemble": ensemble.digest,
                         "books": str(books[name]),
                         **asdict(books[name]),
-                        **{verdict: verdicts.count(verdict) for verdict in VERDICTS},
+                        **counts,
+                        "prevalence": share.estimate if share else None,
                         "seconds": round(seconds, 1),
                     },
                 )
@@ -169,6 +179,19 @@ def classify(
     for name, book in books.items():
         book.check(max_quarantined=chosen.max_quarantined, listed_in=out / name / QUARANTINE)
     return out
+
+
+def _share_of_keeps(table: pa.Table, ensemble: Ensemble) -> Prevalence | None:
+    """The share of images worth keeping, whatever it was in training; None of no image."""
+    if not len(table):
+        return None
+    return prevalence.estimate(table["score"].to_numpy(), ensemble.manifest.prevalence)
+
+
+def _write_metrics(file: Path, counts: Mapping[str, int], share: Prevalence | None) -> None:
+    said = {**counts, "prevalence": share.as_json() if share else None}
+    with replacing(file) as temporary:
+        temporary.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
 
 
 def _opened(path: Path, kind: Kind | None, ensemble: Ensemble) -> list[Source]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from cryoray.boosting.prevalence import Prevalence
 from cryoray.formats.source import Source
 from cryoray.models.ensemble import Ensemble
 from cryoray.preparation.look import look_at
@@ -33,6 +34,7 @@ def write_page(
     books: Books,
     chosen: ClassifySettings,
     seconds: float,
+    share: Prevalence | None = None,
 ) -> Path:
     """Write ``report.html`` and its figures into a folder of verdicts.
 
@@ -44,6 +46,7 @@ def write_page(
         books: rows in and out.
         chosen: the settings in force.
         seconds: that it took.
+        share: of images worth keeping, as estimated from the scores.
     """
     manifest, verdict = ensemble.manifest, np.array(table["verdict"].to_pylist(), object)
     counts = {name: int((verdict == name).sum()) for name in VERDICTS}
@@ -61,6 +64,7 @@ def write_page(
                     sorted(path.name for path in folder.iterdir() if path.is_file())
                 ),
                 "seconds": f"{seconds:.1f}",
+                **({"good images, estimated": _estimated(share)} if share else {}),
             },
             {_TITLES[name].lower(): f"{count:,}" for name, count in counts.items()},
         )
@@ -80,6 +84,13 @@ def write_page(
         report.provenance_section(report.command(), [chosen], {"ensemble": ensemble.digest})
     )
     return report.render(folder / REPORT, f"Verdicts about {source.name}", sections)
+
+
+def _estimated(share: Prevalence) -> str:
+    low, estimate, high = (
+        report.percent(part, 0) for part in (share.low, share.estimate, share.high)
+    )
+    return f"{estimate} ({low} to {high} by chance alone; in training {report.percent(share.training, 0)})"
 
 
 def _vouched(point: Mapping[str, object]) -> report.Section:
