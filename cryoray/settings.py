@@ -252,6 +252,30 @@ class ProofSettings(Section):
     seed: int = 0
 
 
+class WorkflowSettings(Section):
+    """Particles to a refined map, in RELION's pipeline."""
+
+    judge: bool = Field(
+        True, description="False: without cryoray, every particle and class is kept"
+    )
+    diameter: float | None = Field(None, gt=0, description="of the mask, Å; None: 0.8 box")
+    symmetry: str = Field("C1", description="point group, as RELION has it")
+    classes_2d: int = Field(50, ge=1)
+    iterations_2d: int = Field(25, ge=1)
+    classes_3d: int = Field(4, ge=1)
+    iterations_3d: int = Field(25, ge=1)
+    initial_resolution: float = Field(
+        60.0, gt=0, description="Å, to which references are filtered at first"
+    )
+    mpi: int = Field(1, ge=1, description="MPI processes; a refinement has three at least")
+    threads: int = Field(1, ge=1, description="threads of each")
+    gpu: str | None = Field(None, description="RELION's list of GPUs; '': all; None: none")
+    preread: bool = Field(True, description="hold all images in memory")
+    options: dict[str, dict[str, str]] = Field(
+        {}, description="of RELION's job.star, by stage: over all others"
+    )
+
+
 class RankSettings(Section):
     """Classes ranked in place of `relion_class_ranker`."""
 
@@ -363,6 +387,7 @@ class Settings(BaseSettings):
     adapt: AdaptSettings = AdaptSettings()
     classify: ClassifySettings = ClassifySettings()
     rank: RankSettings = RankSettings()
+    workflow: WorkflowSettings = WorkflowSettings()
     proof: ProofSettings = ProofSettings()
     serve: ServeSettings = ServeSettings()
     watch: WatchSettings = WatchSettings()

@@ -18,6 +18,7 @@ from cryoray.cli import (
     fetch,
     ingest,
     inspect,
+    mine,
     promote,
     serve,
     simulate,
@@ -68,6 +69,7 @@ def _guarded(verb: Callable[..., None]) -> Callable[..., None]:
 for verb in (
     simulate.simulate,
     fetch.fetch,
+    mine.mine,
     ingest.ingest,
     inspect.inspect,
     train.train,

@@ -61,9 +61,12 @@ def _unwrap(kind: Any) -> tuple[str, tuple[Any, ...]]:
         name, metadata = _unwrap(arguments[0])
         return name, (*metadata, *arguments[1:])
     if origin in (Union, types.UnionType):
-        return _unwrap(next(one for one in arguments if one is not type(None)))
+        arms = [_unwrap(one) for one in arguments if one is not type(None)]
+        return " or ".join(name for name, _ in arms), arms[0][1]
     if origin is Literal:
         return " or ".join(map(str, arguments)), ()
+    if origin is dict:
+        return "table", ()
     if origin is tuple:
         return f"list of {_unwrap(arguments[0])[0]}", ()
     return {

@@ -1,0 +1,52 @@
+"""``cryoray mine``: picks and micrographs to labelled images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cryoray.cli import common
+
+
+def mine(
+    _: typer.Context,
+    picks: Annotated[
+        Path, typer.Argument(help="STAR file of what experts picked: micrographs and coordinates.")
+    ],
+    micrographs: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the micrographs.")],
+    diameter: Annotated[float, typer.Option(metavar="Å", help="Of the particle.", min=1.0)],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of images and labels.")],
+    box: Annotated[
+        int | None,
+        typer.Option(metavar="PX", help="Side of the images; else 1.8 diameters.", min=8),
+    ] = None,
+    negatives: Annotated[float, typer.Option(help="Of them for each pick.", min=0.0)] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the places of negatives.")] = 0,
+) -> None:
+    """Cut out particles at picks, and negatives at random away from them, marked as mined."""
+    from cryoray.preparation import mining
+
+    with common.Show() as show:
+        made = mining.mine(
+            picks,
+            micrographs,
+            out,
+            diameter,
+            box=box,
+            negatives=negatives,
+            seed=seed,
+            on_progress=show.progress,
+        )
+    picked = made.positives + made.outside
+    common.finish(
+        "Cut out",
+        {
+            "micrographs": made.micrographs,
+            "particles": made.positives,
+            "negatives": made.negatives,
+            "folder": out,
+        },
+        common.balance(picked, {"cut out": made.positives, "too near an edge": made.outside}),
+    )

@@ -1,0 +1,235 @@
+"""RELION driven through its own pipeline, so that a person can open the project and go on by hand.
+
+A job is written as a ``job.star``, added and run by ``relion_pipeliner``, which keeps the
+project's ``default_pipeline.star``, the job's folder, its ``note.txt`` and exit files, as RELION's window
+does. A job of the same type and options that ended well is not run again, whoever ran it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryoray.errors import CryorayError, FormatError, InputError, SettingsError
+from cryoray.formats.files import replacing
+from cryoray.formats.relion import VERSION, loop
+from cryoray.formats.star import StarFile, parse
+
+PIPELINE = "default_pipeline.star"
+SUCCESS = "RELION_JOB_EXIT_SUCCESS"
+#: A job type's number in RELION 3.1 and label in 4 and 5 (pipeline_jobs.h), by the name of its folder.
+_TYPES: Mapping[str, tuple[int, str]] = {
+    "Import": (0, "relion.import.other"),
+    "Class2D": (8, "relion.class2d.em"),
+    "Class3D": (9, "relion.class3d"),
+    "Refine3D": (10, "relion.refine3d"),
+    "MaskCreate": (12, "relion.maskcreate"),
+    "PostProcess": (15, "relion.postprocess"),
+    "InitialModel": (18, "relion.initialmodel"),
+    "External": (99, "relion.external"),
+}
+#: Options that name a file of the project.
+_INPUTS = ("fn_img", "fn_ref", "fn_in", "fn_mask", "in_part")
+#: Lines of a failed job's output that are shown.
+_SHOWN = 12
+
+
+class RelionError(CryorayError):
+    """A job of RELION's failed; the message is what RELION said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job that ended well.
+
+    Attributes:
+        project: RELION's project folder.
+        name: relative to it, ``Class2D/job002``.
+        skipped: whether it had been done before.
+    """
+
+    project: Path
+    name: str
+    skipped: bool
+
+    @property
+    def folder(self) -> Path:
+        """Absolute."""
+        return self.project / self.name
+
+    @property
+    def seconds(self) -> float | None:
+        """From the note that RELION writes at a job's start to its exit file; None where one is gone."""
+        with suppress(OSError):
+            note, end = ((self.folder / file).stat() for file in ("note.txt", SUCCESS))
+            return max(end.st_mtime - note.st_mtime, 0.0)
+        return None
+
+    def file(self, pattern: str) -> str:
+        """The last file of the job, by name, that a pattern matches; relative to the project.
+
+        Raises:
+            InputError: there is none.
+        """
+        found = sorted(self.folder.glob(pattern))
+        if not found:
+            raise InputError(
+                f"the job wrote no {pattern}",
+                file=self.folder,
+                remedy="look at its run.out, remove the job and run again",
+            )
+        return found[-1].relative_to(self.project).as_posix()
+
+
+class Relion:
+    """The RELION on the PATH, at work in one project folder.
+
+    Args:
+        project: made a project where it is none yet.
+
+    Raises:
+        SettingsError: there is no RELION.
+    """
+
+    def __init__(self, project: Path) -> None:
+        self.project = Path(project).absolute()
+        self.version = version()
+        pipeline = self.project / PIPELINE
+        if not pipeline.is_file():
+            text = VERSION + b"data_pipeline_general\n\n_rlnPipeLineJobCounter 1\n\n"
+            with replacing(pipeline) as temporary:
+                temporary.write_bytes(text)
+
+    def run(self, kind: str, options: Mapping[str, str]) -> Job:
+        """Run a job, unless one of this type and these options ended well.
+
+        Args:
+            kind: the name of the type's folder, ``Class2D``.
+            options: as RELION's ``job.star`` names them; the others are RELION's defaults.
+
+        Raises:
+            InputError: a file that it is given is not there.
+            RelionError: it failed.
+        """
+        done = self.done(kind, options)
+        if done is not None:
+            return Job(self.project, done, skipped=True)
+        for name, value in options.items():  # RELION would wait for them for ever
+            if name in _INPUTS and value and not (self.project / value).exists():
+                raise InputError(
+                    f"there is no such file, which {kind} is to be given as {name}",
+                    file=self.project / value,
+                    remedy="do the stage before again",
+                )
+        name = f"{kind}/job{self._counter():03d}"
+        with tempfile.TemporaryDirectory() as folder:
+            wanted = Path(folder) / "job.star"
+            wanted.write_bytes(self._job_star(kind, options))
+            said = self._pipeliner("--addJobFromStar", str(wanted))
+        if not (self.project / name / "job.star").is_file():
+            raise RelionError(f"RELION did not take the job {name}: {_end(said)}")
+        said = self._pipeliner(
+            *("--RunJobs", f"{name}/", "--schedule", f"cryoray-{os.getpid()}"),
+            *("--sec_wait_after", "0"),
+        )
+        if not (self.project / name / SUCCESS).is_file():
+            raise RelionError(f"{name} failed; RELION said: {self._complaint(name) or _end(said)}")
+        return Job(self.project, name, skipped=False)
+
+    def done(self, kind: str, options: Mapping[str, str]) -> str | None:
+        """The name of the last job of this type and these options that ended well."""
+        for folder in sorted((self.project / kind).glob("job*"), reverse=True):
+            if (folder / SUCCESS).is_file():
+                had = _options(folder / "job.star")
+                if all(had.get(name) == value for name, value in options.items()):
+                    return f"{kind}/{folder.name}"
+        return None
+
+    def _counter(self) -> int:
+        table = parse(self.project / PIPELINE)["pipeline_general"]
+        return int(table.fields(0)[table.columns.index("rlnPipeLineJobCounter")])
+
+    def _job_star(self, kind: str, options: Mapping[str, str]) -> bytes:
+        number, label = _TYPES[kind]
+        known = f"_rlnJobTypeLabel {label}" if self.version >= (4,) else f"_rlnJobType {number}"
+        head = f"data_job\n\n{known}\n_rlnJobIsContinue 0\n"
+        if self.version >= (4,):
+            head += "_rlnJobIsTomo 0\n"
+        rows = [[name, f'"{value}"'] for name, value in options.items()]
+        values = loop("joboptions_values", ["rlnJobOptionVariable", "rlnJobOptionValue"], rows)
+        return VERSION + head.encode() + VERSION + values
+
+    def _pipeliner(self, *arguments: str) -> str:
+        done = subprocess.run(
+            ["relion_pipeliner", *arguments],
+            cwd=self.project,
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+        return done.stdout
+
+    def _complaint(self, name: str) -> str:
+        """The end of what a job wrote to ``run.err``, or ``run.out`` where that is empty."""
+        for file in ("run.err", "run.out"):
+            path = self.project / name / file
+            if path.is_file() and (text := path.read_text(errors="replace").strip()):
+                return _end(text)
+        return ""
+
+
+def version() -> tuple[int, ...]:
+    """Of the RELION on the PATH, as ``(3, 1, 3)``.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    for program in ("relion_pipeliner", "relion_refine"):
+        if shutil.which(program) is None:
+            raise SettingsError(
+                f"{program} is not on the PATH",
+                remedy="install RELION 3.1 or newer, or load its module",
+            )
+    said = subprocess.run(
+        ["relion_refine", "--version"], capture_output=True, text=True, check=False
+    )
+    found = re.search(r"RELION version: v?(\d+)\.(\d+)(?:\.(\d+))?", said.stdout + said.stderr)
+    if not found:
+        raise SettingsError("relion_refine does not tell its version", remedy="install it again")
+    return tuple(int(part) for part in found.groups() if part)
+
+
+def _environment() -> dict[str, str]:
+    """For MPI: more processes than cores where a refinement needs them, and root where root calls."""
+    also = {"OMPI_MCA_rmaps_base_oversubscribe": "1"}
+    if os.geteuid() == 0:
+        also |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    return {**also, **os.environ}
+
+
+def _options(job: Path) -> dict[str, str]:
+    with suppress(FormatError, OSError):
+        star: StarFile = parse(job)
+        table = star["joboptions_values"]
+        names = table.column("rlnJobOptionVariable").tolist()
+        return dict(zip(names, table.column("rlnJobOptionValue").tolist(), strict=True))
+    return {}
+
+
+def _end(text: str) -> str:
+    """The last lines of what a program said, without its backtrace and bars."""
+    lines = (line.split("\r")[-1].strip() for line in text.splitlines())
+    plain = (line for line in lines if line and not re.match(r"\S*\(.*\) \[0x|=+$|/lib/", line))
+    return " / ".join(deque(plain, _SHOWN))

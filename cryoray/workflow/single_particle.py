@@ -1,0 +1,388 @@
+"""From particles to a refined map: the stages, what each is given, and what each saves a person.
+
+Every stage is one job of RELION's pipeline; its options are those of RELION's job window. What
+`settings.workflow.options` says of a stage replaces them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cryoray.errors import InputError, SettingsError
+from cryoray.formats.files import replacing
+from cryoray.formats.mrc import read_header
+from cryoray.formats.relion import project
+from cryoray.formats.source import open_source
+from cryoray.formats.star import parse
+from cryoray.formats.volume import read_volume
+from cryoray.settings import Settings
+from cryoray.validation import report
+from cryoray.validation.fsc import automatic_mask
+from cryoray.workflow.relion import Job, Relion
+
+#: In order; in the arm without cryoray those named `select` are left out.
+STAGES = (
+    "import",
+    "class2d",
+    "select2d",
+    "initial",
+    "class3d",
+    "select3d",
+    "refine",
+    "mask",
+    "postprocess",
+)
+#: What a person decides where nobody else does, by stage.
+DECISIONS: Mapping[str, str] = {
+    "select2d": "which 2D classes are kept",
+    "select3d": "which 3D classes are kept",
+    "mask": "at which density the mask begins",
+}
+#: Particles to which the times are extrapolated.
+MANY = 100_000
+FOLDER = "cryoray_workflow"
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A stage that was gone through.
+
+    Attributes:
+        stage: of `STAGES`.
+        job: its folder, relative to the project.
+        seconds: it took, in this run or an earlier one; None where RELION's files do not tell.
+        particles: that it worked on, or was left with.
+        skipped: whether it had been done before.
+    """
+
+    stage: str
+    job: str
+    seconds: float | None
+    particles: int
+    skipped: bool = False
+
+
+class Workflow:
+    """The stages of one project.
+
+    Args:
+        particles: a STAR file of extracted particles, whose image names are relative to RELION's project
+            folder: the nearest above it with a pipeline, else its own.
+        settings: ``workflow`` and ``classify`` are used.
+
+    Raises:
+        InputError: the particles cannot be read, or the project is not where their images are.
+        SettingsError: there is no RELION.
+    """
+
+    def __init__(self, particles: Path, settings: Settings) -> None:
+        self.particles = Path(particles).absolute()
+        source = open_source(self.particles)
+        folder = project(self.particles.parent) or self.particles.parent
+        if not (folder / str(source.images[0]).rpartition("@")[2]).exists():
+            raise InputError(
+                f"names images that are not there from RELION's project folder {folder}",
+                file=self.particles,
+                row=1,
+                remedy="put it into the project folder that its image names are relative to",
+            )
+        self.relion = Relion(folder)
+        self.project = folder
+        self.settings = settings
+        self.chosen = settings.workflow
+        self.total = len(source)
+        box, pixel = read_header(source.stacks[0]).width, float(source.pixel_size[0])
+        if not pixel > 0:
+            raise InputError("has no pixel size", file=self.particles, remedy="import it with one")
+        self.pixel_size = pixel
+        self.diameter = self.chosen.diameter or round(0.8 * box * pixel)
+
+    def stages(self) -> tuple[str, ...]:
+        """Those of the chosen arm, in order."""
+        return STAGES if self.chosen.judge else tuple(s for s in STAGES if s[:6] != "select")
+
+    def run(self, stage: str, before: Mapping[str, Job]) -> Job:
+        """Go through a stage, given the jobs of those before it.
+
+        Raises:
+            RelionError: it failed.
+            InputError: nothing is left to go on with.
+        """
+        kind, options = getattr(self, f"_{stage}")(before)
+        options = {**options, **self.chosen.options.get(stage, {})}
+        job = self.relion.run(kind, options)
+        if stage.startswith("select") and not self._count(f"{job.name}/particles.star"):
+            raise InputError(
+                "no particle is kept, so there is nothing to go on with",
+                file=job.folder / "report.html",
+                remedy="look at the verdicts there, give another ensemble, or go on by hand in RELION",
+            )
+        return job
+
+    def particles_after(self, stage: str, before: Mapping[str, Job]) -> int:
+        """How many particles a stage was given; of a selection, how many it left."""
+        if stage.startswith("select"):
+            return self._count(f"{before[stage].name}/particles.star")
+        return self._count(self._given(before)) if "import" in before else self.total
+
+    def _count(self, star: str) -> int:
+        return len(parse(self.project / star)["particles"])
+
+    def _given(self, before: Mapping[str, Job]) -> str:
+        """The particles that come out of the stages so far."""
+        for stage in ("select3d", "select2d"):
+            if stage in before:
+                return f"{before[stage].name}/particles.star"
+        return before["import"].file("*.star")
+
+    def _import(self, before: Mapping[str, Job]) -> tuple[str, dict[str, str]]:
+        return "Import", {
+            "do_raw": "No",
+            "do_other": "Yes",
+            "fn_in_other": self.particles.relative_to(self.project).as_posix(),
+            "node_type": "Particles STAR file (.star)",
+        }
+
+    def _work(self, mpi: int | None = None) -> dict[str, str]:
+        """Processes, threads and GPUs."""
+        return {
+            "nr_mpi": str(mpi or self.chosen.mpi),
+            "nr_threads": str(self.chosen.threads),
+            "use_gpu": "No" if self.chosen.gpu is None else "Yes",
+            "gpu_ids": self.chosen.gpu or "",
+            "do_preread_images": "Yes" if self.chosen.preread else "No",
+            "particle_diameter": f"{self.diameter:g}",
+        }
+
+    def _class2d(self, before: Mapping[str, Job]) -> tuple[str, dict[str, str]]:
+        # RELION 4 and 5 have another algorithm as well, with iterations of its own.
+        iterations = "nr_iter" if self.relion.version < (4,) else "nr_iter_em"
+        also = {} if self.relion.version < (4,) else {"do_em": "Yes", "do_grad": "No"}
+        return "Class2D", {
+            "fn_img": self._given(before),
+            "nr_classes": str(self.chosen.classes_2d),
+            iterations: str(self.chosen.iterations_2d),
+            **also,
+            **self._work(),
+        }
+
+    def _select2d(self, before: Mapping[str, Job]) -> tuple[str, dict[str, str]]:
+        data = before["class2d"].file("run_it*_data.star")
+        classify = self.settings.classify
+        judges = {"ensemble": classify.ensemble, "class_ensemble": classify.class_ensemble}
+        judges["class_ensemble"] = judges["class_ensemble"] or "class2d"
+        return "External", self._external(data, judges)
+
+    def _select3d(self, before: Mapping[str, Job]) -> tuple[str, dict[str, str]]:
+        data = before["class3d"].file("run_it*_data.star")
+        judges = {"kind": "class3d", "ensemble": self.settings.classify.class_ensemble}
+        return "External", self._external(data, judges)
+
+    def _external(self, data: str, given: Mapping[str, str | None]) -> dict[str, str]:
+        beside = Path(sys.executable).with_name("cryoray-relion")
+        program = shutil.which("cryoray-relion") or (str(beside) if beside.exists() else None)
+        if program is None:
+            raise SettingsError(
+                "cryoray-relion is not on the PATH",
+                remedy="install cryoray, or activate its environment",
+            )
+        named = [(label, value) for label, value in given.items() if value]
+        options = {"fn_exe": program, "in_part": data, "nr_threads": str(self.chosen.threads)}
+        for number, (label, value) in enumerate(named, 1):
+            options |= {f"param{number}_label": label, f"param{number}_value": value}
+        return options
+
+    def _initial(self, before: Mapping[str, Job]) -> tuple[str, dict[str, str]]:
+        return "InitialModel", {
+            "fn_img": self._given(before),
+            "nr_classes": "1",
+            "sym_name": self.chosen.symmetry,
+            **self._work(),
+        }
+
+    def _class3d(self, before: Mapping[str, Job]) -> tuple[str, dict[str, str]]:
+        initial = before["initial"]
+        final = initial.folder / "initial_model.mrc"  # of RELION 4 and 5
+        pattern = final.name if final.is_file() else "run_it*_class001.mrc"
+        return "Class3D", {
+            "fn_img": self._given(before),
+            "fn_ref": initial.file(pattern),
+            "ref_correct_greyscale": "Yes",
+            "ini_high": f"{self.chosen.initial_resolution:g}",
+            "sym_name": self.chosen.symmetry,
+            "nr_classes": str(self.chosen.classes_3d),
+            "nr_iter": str(self.chosen.iterations_3d),
+            **self._work(),
+        }
+
+    def _refine(self, before: Mapping[str, Job]) -> tuple[str, dict[str, str]]:
+        return "Refine3D", {
+            "fn_img": self._given(before),
+            "fn_ref": self._best(before["class3d"]),
+            "ref_correct_greyscale": "Yes",
+            "ini_high": f"{self.chosen.initial_resolution:g}",
+            "sym_name": self.chosen.symmetry,
+            # One process leads, and each half of the particles has one of its own.
+            **self._work(max(self.chosen.mpi, 3)),
+        }
+
+    def _best(self, class3d: Job) -> str:
+        """The map of the class with most particles."""
+        model = parse(self.project / class3d.file("run_it*_model.star"))["model_classes"]
+        share = model.numbers("rlnClassDistribution")
+        return str(model.column("rlnReferenceImage")[int(share.argmax())])
+
+    def _mask(self, before: Mapping[str, Job]) -> tuple[str, dict[str, str]]:
+        refined = before["refine"].file("run_class001.mrc")
+        volume, _ = read_volume(self.project / refined)
+        _, threshold = automatic_mask(torch.from_numpy(volume), self.pixel_size)
+        return "MaskCreate", {
+            "fn_in": refined,
+            "inimask_threshold": f"{threshold:.6g}",
+            "lowpass_filter": f"{max(15.0, 4 * self.pixel_size):g}",
+            "angpix": "-1",
+        }
+
+    def _postprocess(self, before: Mapping[str, Job]) -> tuple[str, dict[str, str]]:
+        return "PostProcess", {
+            "fn_in": before["refine"].file("run_half1_class001_unfil.mrc"),
+            "fn_mask": before["mask"].file("mask.mrc"),
+            "angpix": "-1",
+        }
+
+    def resolution(self, postprocess: Job) -> float:
+        """Å, RELION's own at FSC 0.143, masked and corrected."""
+        general = parse(postprocess.folder / "postprocess.star")["general"]
+        return float(general.numbers("rlnFinalResolution")[0])
+
+    def report(self, done: Sequence[Done], resolution: float) -> Path:
+        """Write numbers and page of this arm, and of the other where it was run, into the project.
+
+        Returns:
+            the page.
+        """
+        out = self.project / FOLDER
+        out.mkdir(exist_ok=True)
+        arm = {
+            "stages": [asdict(one) for one in done],
+            "resolution": resolution,
+            "particles": self.total,
+        }
+        name = "with" if self.chosen.judge else "without"
+        with replacing(out / f"{name}.json") as temporary:
+            temporary.write_text(json.dumps(arm, indent=1) + "\n")
+        sections = _sections(_arms(out), self)
+        title = f"Particles to map: {self.project.name}"
+        return report.render(out / "report.html", title, sections)
+
+
+def _arms(out: Path) -> dict[str, dict[str, Any]]:
+    files = {name: out / f"{name}.json" for name in ("with", "without")}
+    return {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
+
+
+def decisions(arm: str) -> list[str]:
+    """What is left to a person: all of it without cryoray, with it what it does not decide."""
+    return [what for stage, what in DECISIONS.items() if arm == "without" or stage not in _TAKEN]
+
+
+#: Decisions that the workflow takes: selections by ensembles, the mask's threshold by Otsu's method.
+_TAKEN = ("select2d", "select3d", "mask")
+
+
+#: Stages that work on maps alone.
+_MAPS = ("mask", "postprocess")
+
+
+def extrapolated(stage: Mapping[str, Any], total: int) -> float | None:
+    """Seconds of a stage with `MANY` particles, if its time is in proportion to particles.
+
+    What a stage takes for starting, and for maps whatever the particles, is multiplied too, so with the
+    same box, options and machine it is too much rather than too little; stages that see no particles
+    take the same. The particles of a stage keep their share of all.
+
+    Args:
+        stage: as the report has it.
+        total: particles of the run.
+    """
+    seconds = stage["seconds"]
+    if seconds is None or stage["stage"] in _MAPS:
+        return seconds
+    return float(seconds) * MANY / total
+
+
+def _sections(arms: Mapping[str, Mapping[str, Any]], workflow: Workflow) -> list[report.Section]:
+    rows, sums = [], []
+    for name, arm in arms.items():
+        total, stages = int(arm["particles"]), arm["stages"]
+        for stage in stages:
+            many = extrapolated(stage, total)
+            rows.append(
+                (
+                    f"{stage['stage']}, {name} cryoray",
+                    str(stage["job"]),
+                    f"{stage['particles']:,}",
+                    _time(stage["seconds"]),
+                    _time(many),
+                )
+            )
+        known = [stage for stage in stages if stage["seconds"] is not None]
+        maps = sum(stage["seconds"] for stage in known if stage["stage"] in _MAPS)
+        spent = sum(stage["seconds"] for stage in known)
+        sums.append(
+            (
+                f"{name} cryoray",
+                f"{arm['resolution']:.2f}",
+                _time(spent),
+                f"{len(decisions(name))}",
+                _time((spent - maps) * MANY / total + maps),
+                f"{spent - maps:.0f} s × {MANY:,} / {total:,} + {maps:.0f} s",
+            )
+        )
+    chosen, version = workflow.chosen, ".".join(map(str, workflow.relion.version))
+    heads = ("", "resolution, Å", "time", "decisions of a person")
+    scaled = f"{MANY:,} particles"
+    return [
+        report.summary_section(
+            f"{workflow.total:,} particles became a map in RELION {version}, in {workflow.project}: open"
+            " that folder in RELION's window to look at any job, or to go on by hand.",
+            {"particles": workflow.particles, "diameter": f"{workflow.diameter:g} Å"},
+            {
+                "processes and threads": f"{chosen.mpi} × {chosen.threads}",
+                "GPU": chosen.gpu or "none",
+            },
+            {f"Å {name} cryoray": f"{arm['resolution']:.2f}" for name, arm in arms.items()},
+        ),
+        report.table_section(
+            "What it took",
+            (*heads, scaled, "arithmetic"),
+            sums,
+            "A person's time is not in it: without cryoray the decisions are "
+            + "; ".join(decisions("without"))
+            + ". Here that arm took every particle and class.",
+        ),
+        report.table_section(
+            "Stages",
+            ("stage", "job", "particles", "time", scaled),
+            rows,
+            f"Extrapolated in proportion to particles: time × {MANY:,} / particles of the run, same box,"
+            " options and machine; mask and postprocess see none.",
+        ),
+        report.provenance_section(report.command(), [chosen, workflow.settings.classify]),
+    ]
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

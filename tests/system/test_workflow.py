@@ -1,0 +1,140 @@
+"""From particles to a map, by RELION itself in its own project, with cryoray's choices among its jobs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect.testing.utilities import prefect_test_harness
+
+from cryoray.errors import InputError
+from cryoray.formats.star import parse
+from cryoray.models.ensemble import Calibration, Ensemble
+from cryoray.records import Kind
+from cryoray.settings import Settings, SimulateSettings
+from cryoray.simulation import simulate
+from cryoray.workflow.relion import Relion, RelionError
+from cryoray.workflow.single_particle import STAGES
+from tests.examples import save_ensemble
+from tests.system.programs import Relion as Run
+
+pytestmark = pytest.mark.system
+
+_COARSE = {"sampling": "30 degrees", "offset_range": "3", "offset_step": "2", "do_pad1": "Yes"}
+#: So little of everything that it is minutes on two cores, and no more a map than it must be.
+OPTIONS = {
+    "class2d": {"psi_sampling": "12", "offset_range": "3", "offset_step": "2"},
+    "initial": {
+        **_COARSE,
+        "sgd_ini_iter": "2",
+        "sgd_inbetween_iter": "3",
+        "sgd_fin_iter": "2",
+        "sgd_ini_subset_size": "40",
+        "sgd_fin_subset_size": "80",
+        "sgd_write_iter": "7",
+        "sgd_ini_resol": "80",
+        "sgd_fin_resol": "70",
+    },
+    "class3d": {**_COARSE, "highres_limit": "60"},
+    "refine": {
+        **_COARSE,
+        "auto_local_sampling": "30 degrees",
+        "auto_faster": "Yes",
+        "other_args": "--strict_highres_exp 60",
+    },
+}
+
+
+def lenient(path: Path, kind: Kind) -> Path:
+    """An ensemble that nobody trained and that keeps everything: what is tested is the way."""
+    made = save_ensemble(path, kind=kind)
+    kept = (Calibration(slope=1e-6, offset=2.0),) * 3
+    manifest = made.manifest.model_copy(update={"calibration": kept})
+    Ensemble(manifest, made.networks).save(path, "# Lenient\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("workflow")
+    wanted = SimulateSettings(projects=1, images=120, box=32, snr=0.5, junk=0.3, seed=3)
+    return simulate(out, Settings(simulate=wanted))[0]
+
+
+@pytest.fixture
+def prefect_server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+def test_a_job_done_is_recognised_and_one_that_fails_says_what_relion_said(
+    project: Path, relion: Run
+) -> None:
+    driver = Relion(project)
+    importing = {
+        "do_raw": "No",
+        "do_other": "Yes",
+        "fn_in_other": "particles.star",
+        "node_type": "Particles STAR file (.star)",
+    }
+    first = driver.run("Import", importing)
+    assert first.seconds is not None
+    assert len(parse(project / first.file("*.star"))["particles"]) == 120
+    again = driver.run("Import", importing)
+    assert (again.name, again.skipped, first.skipped) == (first.name, True, False)
+    assert again.seconds == first.seconds
+    text = (project / "particles.star").read_text()
+    (project / "lost.star").write_text(text.replace("Extract/job001", "Extract/job999"))
+    with pytest.raises(RelionError, match=r"Class2D/job\d+ failed; RELION said: .*job999"):
+        driver.run("Class2D", {"fn_img": "lost.star", "nr_iter": "1"})
+    with pytest.raises(InputError, match="there is no such file, which Class2D is to be given"):
+        driver.run("Class2D", {"fn_img": "nowhere.star"})
+    # RELION's own pipeline knows the jobs: a person can go on from here in its window.
+    jobs = parse(project / "default_pipeline.star")["pipeline_processes"]
+    assert jobs.column("rlnPipeLineProcessName").tolist()[0] == f"{first.name}/"
+
+
+@pytest.mark.timeout(900)
+def test_particles_become_a_map_and_what_is_done_is_not_done_again(
+    project: Path,
+    relion: Run,
+    scripts: Path,
+    prefect_server: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from flows.single_particle import single_particle
+
+    monkeypatch.setenv("PATH", f"{scripts}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "auth_token"))
+    overrides = {
+        "classify": {
+            "ensemble": str(lenient(tmp_path / "particle", "particle")),
+            "class_ensemble": str(lenient(tmp_path / "class2d", "class2d")),
+        },
+        "workflow": {
+            "classes_2d": 3,
+            "iterations_2d": 3,
+            "classes_3d": 2,
+            "iterations_3d": 3,
+            "initial_resolution": 70,
+            "options": OPTIONS,
+        },
+    }
+    page = single_particle(project / "particles.star", overrides)
+    first = json.loads((page.parent / "with.json").read_text())
+    assert [stage["stage"] for stage in first["stages"]] == list(STAGES)
+    assert all(stage["seconds"] is not None for stage in first["stages"][1:])
+    assert 0 < first["resolution"] < 200
+    for stage in first["stages"]:
+        assert (project / stage["job"] / "RELION_JOB_EXIT_SUCCESS").is_file()
+    text = page.read_text()
+    assert re.search(r"s × 100,000 / 120", text)
+    assert single_particle(project / "particles.star", overrides) == page
+    second = json.loads((page.parent / "with.json").read_text())
+    assert all(stage["skipped"] for stage in second["stages"])
+    assert [s["seconds"] for s in second["stages"]] == [s["seconds"] for s in first["stages"]]
