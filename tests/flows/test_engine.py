@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,7 @@ def test_in_the_job_the_verb_is_done_and_its_failure_is_one_sentence(
 
 _SCRIPT = """
 import os, sys, time, ray
+from importlib import import_module
 from pathlib import Path
 folder = Path(sys.argv[1])
 started = ray.init(address="local", num_cpus=4, include_dashboard=True, dashboard_port=0,
@@ -112,3 +115,21 @@ def test_a_verb_is_done_once_as_a_job_of_a_cluster(tmp_path: Path) -> None:
     (error,) = (line for line in done.stdout.splitlines() if line.startswith("ERROR"))
     assert "there is no such file or folder" in error
     assert "ray job logs" in error
+
+
+@pytest.mark.parametrize(
+    ("verb", "names"),
+    [
+        ("ingest", ("sources", "out")),
+        ("train", ("sets", "out")),
+        ("classify", ("source", "out")),
+        ("evaluate", ("ensemble", "prepared", "out")),
+    ],
+)
+def test_flows_call_verbs_by_the_names_of_their_arguments(
+    verb: str, names: tuple[str, ...]
+) -> None:
+    module, _, name = engine.VERBS[verb].partition(":")
+    function = getattr(import_module(module), name)
+    callbacks = dict.fromkeys(("settings", "on_progress", "on_event"))
+    inspect.signature(function).bind(**dict.fromkeys(names), **callbacks)
