@@ -81,10 +81,12 @@ def test_the_card_says_first_on_how_many_real_proteins_each_number_rests() -> No
         "false_negative_rate": 0.02,
         "threshold": 0.4,
     }
-    text = ensemble_class2d.card({"TcdA1": row, "simulated proteins": row}, 44)
+    rows, lost = {"TcdA1": row, "simulated proteins": row}, np.array([0.0, 0.02, 0.05])
+    text = ensemble_class2d.card(rows, lost, ensemble_class2d.settings_of())
     assert "**Real proteins: 1**" in text.split("\n\n")[1]
     assert "| TcdA1 | 150 | 67 | 0.900 | 0.800 | 2.0% |" in text
     assert "no real protein" in text
+    assert "2 of the 3 simulated proteins lost at most 3%" in text
 
 
 @pytest.mark.long
