@@ -55,7 +55,7 @@ _WITH_PARTICLES = ("particle_number", "weighted_resolution", "relative_resolutio
 HUMAN = {"beta-galactosidase": "Bgal_", "TcdA1": "TcdA1_"}
 #: How often each class that a person judged counts beside a simulated one.
 HUMAN_WEIGHT = 3
-_EPOCHS = 3
+_EPOCHS = 2
 
 
 def features() -> tuple[str, ...]:
