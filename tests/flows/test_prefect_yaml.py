@@ -64,7 +64,7 @@ def test_parameters_are_those_of_the_flow_and_each_is_explained(deployment: dict
 
 def test_every_flow_has_a_deployment_and_sessions_come_first() -> None:
     deployed = {flow_of(one).name for one in DEPLOYMENTS}
-    named = "ingest train evaluate classify promote rollback session nightly facility-day"
+    named = "ingest train evaluate classify promote rollback session nightly facility-day single-particle"
     proofs = {"validate-fsc", "validate-reconstruct", "validate-similarity", "collections"}
     assert deployed == {*named.split(), *proofs}
     queues = {one["name"]: one["work_pool"]["work_queue_name"] for one in DEPLOYMENTS}
