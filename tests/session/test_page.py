@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow as pa
 import pytest
 import uvicorn
 from fastapi import FastAPI
@@ -24,9 +25,11 @@ from PIL import Image
 from cryoray.errors import InputError
 from cryoray.formats.selection import read_selection
 from cryoray.formats.source import open_source
+from cryoray.records import VERDICTS_SCHEMA
 from cryoray.session.ledger import Ledger
 from cryoray.session.page import charts, router
 from cryoray.session.page.router import _own
+from cryoray.session.page.views import _tile
 from cryoray.session.watcher import Watcher
 from cryoray.settings import WatchSettings
 from tests import examples
@@ -228,6 +231,24 @@ def test_a_click_overrides_a_verdict_and_is_kept_with_name_and_time(
 
         browser.post(form["action"], data={**form, "say": "none"})
         assert not site.ledger.overrides("s")
+
+
+def test_a_discard_says_why_in_words(site: Site) -> None:
+    row = {
+        "image": "1@a.mrcs",
+        "score": 0.1,
+        "verdict": "discard",
+        "d1": 0.1,
+        "d2": 0.1,
+        "d3": None,
+    }
+    for given, shown in (
+        ("off_centre", "off-centre"),
+        ("its class 3 is discarded",) * 2,
+        (None,) * 2,
+    ):
+        table = pa.Table.from_pylist([{**row, "reason": given}], VERDICTS_SCHEMA)
+        assert _tile(site.stack, table, 0, None).reason == shown
 
 
 def test_what_a_page_of_another_site_sends_does_nothing(site: Site) -> None:
