@@ -9,7 +9,7 @@ OUT    ?= demo
 REAL   ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-fast test-slow test-system test-faults bench check demo ensembles clean
+.PHONY: help install test test-fast test-slow test-system test-faults bench check demo ensembles dist clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -65,6 +65,11 @@ demo: install ## run the main job: simulated, or on SOURCE=particles with human 
 ensembles: install ## make the ensembles that ship, into build/ensembles; KIND="class2d" for one (hours)
 	$(BIN)/python -m flows.ensembles $(KIND) --real $(REAL) --out build/ensembles
 
+# setuptools packs whatever an earlier build left behind.
+dist: install ## build a wheel that holds the ensembles that ship, into dist/
+	rm -rf build/lib build/bdist.*
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
 clean: ## remove what the other targets made
-	rm -rf $(VENV) demo build benchmarks/results *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) demo build dist benchmarks/results *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find cryoray flows tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
