@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -103,10 +104,13 @@ def test_a_verb_is_done_once_as_a_job_of_a_cluster(tmp_path: Path) -> None:
         k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")
     }
     environment |= {"PYTHONPATH": str(_ROOT), "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
-    done = subprocess.run(
-        [sys.executable, "-c", _SCRIPT, str(tmp_path), str(temp)],
-        env=environment, capture_output=True, text=True, timeout=240, cwd=_ROOT, check=False,
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _SCRIPT, str(tmp_path), str(temp)],
+            env=environment, capture_output=True, text=True, timeout=240, cwd=_ROOT, check=False,
+        )  # fmt: skip
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
     assert done.returncode == 0, done.stderr
     assert len(PreparedSet.open(tmp_path / "set")) == 6
     (jobs,) = (line for line in done.stdout.splitlines() if line.startswith("JOBS"))
