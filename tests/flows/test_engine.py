@@ -93,7 +93,7 @@ except Exception as error:
 
 
 @pytest.mark.ray
-@pytest.mark.long
+@pytest.mark.system
 def test_a_verb_is_done_once_as_a_job_of_a_cluster(tmp_path: Path) -> None:
     write_source(tmp_path / "source", [particles(6)])
     temp = Path("/tmp") / f"cryoray-jobs-{os.getpid()}"
