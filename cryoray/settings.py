@@ -189,6 +189,21 @@ class TrainSettings(Section):
     )
 
 
+class TuneSettings(Section):
+    """What a search tries."""
+
+    samples: int = Field(24, ge=1, description="trials")
+    depth: tuple[int, ...] = Field((1, 2, 3, 5, 7), min_length=1, description="residual blocks")
+    width: tuple[int, ...] = Field((8, 16, 24, 32), min_length=1, description="channels")
+    activation: tuple[Literal["relu", "silu", "gelu"], ...] = Field(
+        ("relu", "silu", "gelu"), min_length=1
+    )
+    learning_rate: tuple[float, float] = Field((3e-4, 1e-2), description="least and most")
+    augment: tuple[float, ...] = Field(
+        (0.0, 0.5, 1.0, 1.5), min_length=1, description="factors of every strength of augmentation"
+    )
+
+
 class EvaluateSettings(Section):
     """An ensemble's numbers on groups that it has not seen."""
 
@@ -383,6 +398,7 @@ class Settings(BaseSettings):
     simulate: SimulateSettings = SimulateSettings()
     ingest: IngestSettings = IngestSettings()
     train: TrainSettings = TrainSettings()
+    tune: TuneSettings = TuneSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     adapt: AdaptSettings = AdaptSettings()
     classify: ClassifySettings = ClassifySettings()

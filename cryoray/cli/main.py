@@ -23,6 +23,7 @@ from cryoray.cli import (
     serve,
     simulate,
     train,
+    tune,
     validate,
     watch,
 )
@@ -73,6 +74,7 @@ for verb in (
     ingest.ingest,
     inspect.inspect,
     train.train,
+    tune.tune,
     evaluate.evaluate,
     adapt.adapt,
     classify.classify,

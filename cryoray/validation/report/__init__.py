@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 import cryoray
 from cryoray.formats.files import replacing
-from cryoray.validation.report.plots import Drawing, Line
+from cryoray.validation.report.plots import Drawing, Line, against
 from cryoray.validation.report.sections import (
     Block,
     Figure,
@@ -53,6 +53,7 @@ __all__ = [
     "Section",
     "Strip",
     "ablation_section",
+    "against",
     "angstrom",
     "bound_held_section",
     "bound_section",

@@ -1,0 +1,51 @@
+"""``cryoray tune``: which networks and settings learn best from some prepared sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cryoray.cli import common
+
+
+def tune(
+    ctx: typer.Context,
+    sets: Annotated[list[Path], typer.Argument(metavar="SET…", help="Prepared sets with labels.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the table and the report.")],
+    samples: Annotated[int | None, typer.Option(help="Trials.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of a trial, at most.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Trials side by side.")] = None,
+    gpu: Annotated[bool | None, typer.Option("--gpu", help="A GPU for each trial.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+) -> None:
+    """Search depth, width, activation, learning rate and augmentation, and say what each buys."""
+    settings = common.settings(
+        ctx,
+        tune={"samples": samples},
+        train={"fit": {"epochs": epochs}, "workers": workers, "gpu": gpu, "seed": seed},
+    )
+    from rich.table import Table
+
+    from cryoray.preparation.prepared import PreparedSet
+    from cryoray.training.search import AXES, TABLE, bought
+    from cryoray.training.search import tune as run
+
+    with common.Show() as show:
+        best = run(sets, out, settings, on_progress=show.progress, on_event=show.event)
+    from pyarrow import csv
+
+    trials = csv.read_csv(out / TABLE).to_pylist()
+    table = Table("axis", "value", "trials", "median, first rung", "best loss", "accuracy")
+    for axis in AXES:
+        for row in bought(trials, axis):
+            table.add_row(axis, *map(common.text, row.values()))
+    common.out.print(table)
+    rows = sum(PreparedSet.open(prepared).n for prepared in sets)
+    labelled = sum(int((PreparedSet.open(prepared).labels >= 0).sum()) for prepared in sets)
+    common.finish(
+        "Tuned",
+        {"trials": len(trials), **best, "folder": out},
+        common.balance(rows, {"with a label": labelled, "without": rows - labelled}),
+    )
