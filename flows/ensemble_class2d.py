@@ -40,7 +40,7 @@ from cryoray.training.trainer import write_ensemble
 from cryoray.validation.accuracy import auroc, confusion
 
 #: Simulated proteins, and jobs of each: enough that most have a hundred classes worth keeping.
-PROJECTS, JOBS = 28, 5
+PROJECTS, JOBS = 44, 5
 #: Three small networks: a class average is far less noisy than a particle.
 MEMBERS = (
     NetworkConfig(width=8, blocks=(1, 1), activation="silu"),
@@ -55,7 +55,7 @@ _WITH_PARTICLES = ("particle_number", "weighted_resolution", "relative_resolutio
 HUMAN = {"beta-galactosidase": "Bgal_", "TcdA1": "TcdA1_"}
 #: How often each class that a person judged counts beside a simulated one.
 HUMAN_WEIGHT = 3
-_EPOCHS = 2
+_EPOCHS = 6
 
 
 def features() -> tuple[str, ...]:
