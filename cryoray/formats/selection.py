@@ -272,7 +272,9 @@ def _read_csv(path: Path) -> pa.Table:
         options = csv.ConvertOptions(strings_can_be_null=False)
         texts = ("index", "label", "selected", "stack", "reason")
         options.column_types = dict.fromkeys(texts, pa.string())
-        return csv.read_csv(path, convert_options=options)
+        table = csv.read_csv(path, convert_options=options)
+        _ = table.column_names  # pyarrow takes them for UTF-8 only now
+        return table
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         if not path.stat().st_size:
             raise _empty(path) from None
