@@ -76,8 +76,8 @@ def save_ensemble(
     ensemble = Ensemble(manifest, networks)
     if reasons:
         network = build(REASONS_NETWORK, 0, seed, outputs=len(reasons))
-        said = logits(network, images, torch.empty((len(images), 0)))
-        network.verdict.bias.data -= said.median(0).values  # each is the likeliest of some
+        of_reasons = logits(network, images, torch.empty((len(images), 0)))
+        network.verdict.bias.data -= of_reasons.median(0).values  # each is the likeliest of some
         ensemble = ensemble.with_reasons(reasons, network)
     return ensemble.save(path, "# Untrained\n")
 

@@ -104,6 +104,8 @@ def test_a_verb_is_done_once_as_a_job_of_a_cluster(tmp_path: Path) -> None:
         k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")
     }
     environment |= {"PYTHONPATH": str(_ROOT), "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+    # A job runs `python`, which on a cluster's machines is the one that cryoray is installed for.
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     try:
         done = subprocess.run(
             [sys.executable, "-c", _SCRIPT, str(tmp_path), str(temp)],
