@@ -84,7 +84,8 @@ while done < 2:
         time.sleep(1)
 from ray.job_submission import JobSubmissionClient
 client = JobSubmissionClient(over["runtime"]["address"])
-print("JOBS", len(client.list_jobs()), "HEARD", [e.name for e in heard if hasattr(e, "name")])
+submitted = [job for job in client.list_jobs() if job.submission_id]  # this driver is one too
+print("JOBS", len(submitted), "HEARD", [e.name for e in heard if hasattr(e, "name")])
 try:
     engine.run("ingest", {**asked, "sources": [folder / "no"]}, folder / "b", over, print, print)
 except Exception as error:
