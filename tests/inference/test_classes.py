@@ -126,8 +126,6 @@ def test_what_cannot_be_ranked_is_refused(
     of_particles = Settings(classify=ClassifySettings(ensemble=str(tiny_ensemble)))
     with pytest.raises(EnsembleError, match="judges particle images, this holds class2d"):
         rank(optimiser, tmp_path / "out", of_particles, None)
-    with pytest.raises(EnsembleError, match="give --ensemble"):
-        rank(optimiser, tmp_path / "out", Settings(), None)
     with pytest.raises(SettingsError, match="threshold is not relative"):
         rank(optimiser, tmp_path / "out", settings, Choice(min_score=None, relative=True))
     (optimiser.parent / "run_it025_classes.mrcs").unlink()
