@@ -31,14 +31,14 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 # Those that need no Ray run on all cores; the others share one Ray, one after the other.
-FAST   := not ray and not long and not slow and not system and not faults
+HERE   := not slow and not system and not faults
 
 test: install ## run all tests
-	$(BIN)/python -m pytest -n auto -m "$(FAST)"
-	$(BIN)/python -m pytest -m "(ray or long) and not slow and not system and not faults"
+	$(BIN)/python -m pytest -n auto -m "not ray and $(HERE)"
+	$(BIN)/python -m pytest -m "ray and $(HERE)"
 
 test-fast: install ## run the tests that take milliseconds: no Ray, no other processes
-	$(BIN)/python -m pytest -n auto -m "$(FAST)"
+	$(BIN)/python -m pytest -n auto -m "not ray and not long and $(HERE)"
 
 test-slow: install ## run the tests that take minutes: ten thousand damaged files for each reader
 	$(BIN)/python -m pytest -m slow --timeout 1800
