@@ -234,7 +234,10 @@ def loop(name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> by
 
 def quoted(text: str) -> str:
     """A field that may hold blanks, or nothing."""
-    return f"'{text}'" if not text or any(map(str.isspace, text)) else text
+    if text and not any(map(str.isspace, text)):
+        return text
+    mark = '"' if "'" in text else "'"
+    return f"{mark}{text}{mark}"
 
 
 def field_texts(columns: Mapping[str, np.ndarray], rows: np.ndarray) -> list[list[str]]:

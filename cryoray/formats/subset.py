@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cryoray.formats.files import replacing
-from cryoray.formats.relion import IMAGE_COLUMNS, image_table
+from cryoray.formats.relion import IMAGE_COLUMNS, image_table, quoted
 from cryoray.formats.rows import Source
 from cryoray.formats.star import parse
 
@@ -38,5 +38,4 @@ def write_star(path: Path, source: Source, rows: np.ndarray, names: Sequence[str
         for row, name in zip(rows.tolist(), names, strict=True):
             fields = table.fields(row)
             fields[place] = name
-            quoted = (f'"{field}"' if " " in field or not field else field for field in fields)
-            file.write(" ".join(quoted).encode() + b"\n")
+            file.write(" ".join(map(quoted, fields)).encode() + b"\n")
