@@ -23,12 +23,11 @@ import numpy as np
 
 from benchmarks.common import Row, main, result
 from cryoray.formats.source import open_source
+from cryoray.inference.classes import judge_here
 from cryoray.inference.evaluate import cross_validate
 from cryoray.ingest import ingest
 from cryoray.models.ensemble import Ensemble
 from cryoray.models.registry import shipped
-from cryoray.preparation.plan import plan
-from cryoray.preparation.prepare import prepare_range
 from cryoray.settings import Settings, SimulateSettings, load
 from cryoray.simulation.collection import simulate
 from cryoray.simulation.junk import KINDS, PARTICLE
@@ -100,15 +99,10 @@ def _unseen(number: int) -> SimulateSettings:
 
 def judged(project: Path, ensemble: Ensemble) -> tuple[np.ndarray, np.ndarray]:
     """Scores, float32 [n], and what is true, object [n], of a simulated project's images."""
-    source = open_source(project / "particles.star", "particle")
-    preparation = ensemble.preparation.model_copy(update={"features": ensemble.features})
-    score = np.empty(len(source), np.float32)
-    for part in plan(source, preparation, range_mib=64).ranges:
-        prepared = prepare_range(part, preparation)
-        score[prepared.rows] = ensemble.judge(prepared.images, prepared.features).score
+    table, _ = judge_here(open_source(project / "particles.star", "particle"), ensemble)
     with (project / "truth.csv").open(newline="", encoding="utf-8") as text:
         kind = np.array([row["kind"] for row in csv.DictReader(text)], object)
-    return score, kind
+    return table["score"].to_numpy(), kind[table["row"].to_numpy()]
 
 
 def empiar() -> tuple[list[Row], list[str]]:

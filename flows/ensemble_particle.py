@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
+from cryoray.cli.common import Show
 from cryoray.formats.files import replacing_folder
 from cryoray.ingest import ingest
 from cryoray.models.ensemble import MANIFEST, Ensemble, training_record
 from cryoray.models.reasons import section
-from cryoray.records import Progress
 from cryoray.settings import (
     AugmentSettings,
     FitSettings,
@@ -74,12 +74,13 @@ def build(out: Path, work: Path, real: Path | None) -> Path:
         real: folder of real data, or None: simulated projects alone.
     """
     work.mkdir(parents=True, exist_ok=True)
-    sets = [_prepared(simulated(work / "simulated"), work / "set-simulated")]
-    if real is not None and (real / REAL).is_dir():
-        sets.append(_prepared([real / REAL], work / "set-real", group=REAL_GROUP))
     trained = work / "ensemble"
-    if not trained.exists():
-        train(sets, trained, Settings(train=TRAINING), on_progress=_tell)
+    with Show() as show:
+        sets = [_prepared(simulated(work / "simulated"), work / "set-simulated", show)]
+        if real is not None and (real / REAL).is_dir():
+            sets.append(_prepared([real / REAL], work / "set-real", show, group=REAL_GROUP))
+        if not trained.exists():
+            train(sets, trained, Settings(train=TRAINING), on_progress=show.progress)
     said = held_out(trained, work / "simulated")
     return _ship(Ensemble.load(trained), said, out)
 
@@ -113,17 +114,11 @@ def _simulate(settings: SimulateSettings, out: Path) -> Path:
     return folder
 
 
-def _prepared(sources: list[Path], out: Path, group: str | None = None) -> Path:
+def _prepared(sources: list[Path], out: Path, show: Show, group: str | None = None) -> Path:
     if out.exists():
         return out
     chosen = IngestSettings(group=group, preparation=PreparationSettings(features=()))
-    return ingest(sources, out, Settings(ingest=chosen), on_progress=_tell)
-
-
-def _tell(progress: Progress) -> None:
-    print(
-        f"\r{progress.stage}: {progress.done}/{progress.total} {progress.note}", end="", flush=True
-    )
+    return ingest(sources, out, Settings(ingest=chosen), on_progress=show.progress)
 
 
 class HeldOut(NamedTuple):

@@ -67,6 +67,16 @@ def judge_classes(source: Source, ensemble: Ensemble) -> ClassVerdicts:
         EnsembleError: the ensemble judges particles.
     """
     ensemble.check_kind("class2d", source.path)
+    table, quarantined = judge_here(source, ensemble)
+    return ClassVerdicts.of(source, table, quarantined)
+
+
+def judge_here(source: Source, ensemble: Ensemble) -> tuple[pa.Table, list[tuple[int, str]]]:
+    """Judge all images of a small source in this process.
+
+    Returns:
+        the table, as `write_verdicts` takes it; row and reason of what was quarantined.
+    """
     ensemble = ensemble.to("cuda" if torch.cuda.is_available() else "cpu")
     preparation = ensemble.preparation.model_copy(update={"features": ensemble.features})
     planned = plan(source, preparation, range_mib=64)
@@ -80,7 +90,7 @@ def judge_classes(source: Source, ensemble: Ensemble) -> ClassVerdicts:
         rows.append(prepared.rows)
     row = np.concatenate([np.empty(0, np.int64), *rows])
     table = Judgement.together(said).table(source.images[row]).append_column("row", pa.array(row))
-    return ClassVerdicts.of(source, table, quarantined)
+    return table, quarantined
 
 
 def judge_classes_of(particles: Source, ensemble: Ensemble) -> ClassVerdicts:
