@@ -178,13 +178,14 @@ class Speaker:
 def main(request: str) -> None:
     """In the job: do what was asked for on the Ray that the job belongs to."""
     asked = json.loads(request)
-    os.environ.setdefault("RAY_ADDRESS", "auto")
     speaker = Speaker()
     try:
+        settings = load(**asked["overrides"])
+        here = {"address": os.environ.get("RAY_ADDRESS", "auto")}
         _call(
             asked["verb"],
             {name: _path(value) for name, value in asked["arguments"].items()},
-            load(**asked["overrides"]),
+            settings.model_copy(update={"runtime": settings.runtime.model_copy(update=here)}),
             speaker.progress,
             speaker.event,
         )

@@ -232,8 +232,8 @@ def measured(
     return {
         "n": len(rows),
         "keep": int(keep.sum()),
-        "accuracy": (counts.kept + counts.removed) / counts.n,
-        "false_negative_rate": counts.lost / max(1, int(keep.sum())),
+        "accuracy": counts.accuracy,
+        "false_negative_rate": counts.false_negative_rate or 0.0,
         "auroc": auroc(keep, score(d1, d2, d3)),
         "threshold": threshold,
     }

@@ -293,12 +293,11 @@ def _compare(
     table = {}
     for name, (scores, threshold) in (("before", before), ("after", after)):
         found = accuracy.confusion(keep, scores, threshold)
-        good, bad = found.kept + found.lost, found.passed + found.removed
         table[name] = {
             "images": found.n,
-            "accuracy": (found.kept + found.removed) / found.n,
-            "false_negative_rate": found.lost / good if good else None,
-            "false_positive_rate": found.passed / bad if bad else None,
+            "accuracy": found.accuracy,
+            "false_negative_rate": found.false_negative_rate,
+            "false_positive_rate": found.false_positive_rate,
             "ece": accuracy.reliability(keep, scores).ece,
             "log_loss": adaptation.log_loss(scores, keep),
         }

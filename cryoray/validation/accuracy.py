@@ -49,6 +49,21 @@ class Confusion:
         """All images."""
         return self.kept + self.lost + self.passed + self.removed
 
+    @property
+    def accuracy(self) -> float | None:
+        """Of the forced decision; None of no image."""
+        return _ratio(self.kept + self.removed, self.n)
+
+    @property
+    def false_negative_rate(self) -> float | None:
+        """Of the good images, those lost; None where there are none."""
+        return _ratio(self.lost, self.kept + self.lost)
+
+    @property
+    def false_positive_rate(self) -> float | None:
+        """Of the bad images, those let through; None where there are none."""
+        return _ratio(self.passed, self.passed + self.removed)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reliability:

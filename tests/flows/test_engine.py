@@ -59,6 +59,7 @@ def test_in_the_job_the_verb_is_done_and_its_failure_is_one_sentence(
     with pytest.raises(SystemExit):
         engine.main(engine._request("ingest", asked, {}))
     assert "none.star: there is no such file or folder" in capsys.readouterr().out
+    assert "RAY_ADDRESS" not in os.environ  # what comes after in this process finds its own Ray
 
 
 _SCRIPT = """
