@@ -86,8 +86,16 @@ def _dashboard_port(first: int) -> int | None:
 
 
 def _join(address: str) -> str | None:
-    _knock(address)
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    """Join the Ray at an address. A head that is busy may not answer in the five seconds Ray gives it."""
+    for tries_left in (2, 1, 0):
+        _knock(address)
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except ConnectionError:
+            if not tries_left or address == "auto":
+                raise
+        else:
+            break
     return None
 
 

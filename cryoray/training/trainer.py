@@ -39,7 +39,7 @@ from cryoray.models.card import card
 from cryoray.models.ensemble import Calibration, Ensemble, Manifest, save_weights
 from cryoray.models.fit import Epoch, Fit, FitTask, Lane
 from cryoray.models.networks import DEFAULT_MEMBERS, Network, logits
-from cryoray.models.rounds import Boosted, boost, record
+from cryoray.models.rounds import Boosted, HeldOut, LocalFits, boost, record
 from cryoray.records import Event, OnEvent, OnProgress, Progress, ignore
 from cryoray.settings import FitSettings, Settings, TrainSettings
 from cryoray.training.examples import Level, SetExamples, gather
@@ -47,6 +47,8 @@ from cryoray.training.reasons import train_reasons
 
 #: Losing a worker or a node costs the epoch in which it happened; this often, then the run gives up.
 _FAILURES = 8
+#: So many images this process scores while a pool of Ray Data would still be starting.
+_FEW = 8192
 #: Beside `training.json`: what was said of each image by networks that had not seen its group.
 HELD_OUT = "held-out.parquet"
 
@@ -96,7 +98,7 @@ def train(
         fold_of,
         settings.train,
         fit_all=fits,
-        held_out=_RayHeldOut(examples, settings),
+        held_out=_held_out(examples, settings),
         store=run / "rounds",
         on_event=on_event,
     )
@@ -212,7 +214,6 @@ class _Job:
     features: tuple[str, ...]
     settings: FitSettings
     folder: Path
-    threads: int
 
 
 class _RayFits:
@@ -249,7 +250,6 @@ class _RayFits:
             features=self.examples.names,
             settings=self.settings.train.fit,
             folder=folder,
-            threads=max(1, int(cpus)),
         )
         trainer = TorchTrainer(
             _work,
@@ -337,9 +337,9 @@ def _work(config: dict[str, Any]) -> None:
     """What each Ray Train worker does: its lane's fits, an epoch at a time, reporting after each."""
     job: _Job = ray.get(config["job"])
     context = ray.train.get_context()
-    # Threads of several workers on one core would wait for each other, thirty times longer than alone.
-    cores = (os.cpu_count() or 1) // context.get_local_world_size()
-    torch.set_num_threads(max(1, min(job.threads, cores)))
+    # One thread: networks this small gain little from a second, which costs ten times the time as soon
+    # as anything else wants its core, and sums in another order would be other weights.
+    torch.set_num_threads(1)
     rank, world = context.get_world_rank(), context.get_world_size()
     lanes = min(world, len(job.tasks))
     number = rank % lanes
@@ -409,6 +409,13 @@ def _restore(
 def _append(file: Path, epoch: Epoch) -> None:
     with file.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(asdict(epoch)) + "\n")
+
+
+def _held_out(examples: SetExamples, settings: Settings) -> HeldOut:
+    """Who scores held-out images: few of them are judged here before a pool of Ray Data has started."""
+    if len(examples) <= _FEW and not settings.train.gpu:
+        return LocalFits(examples, settings.train.fit).held_out
+    return _RayHeldOut(examples, settings)
 
 
 class _RayHeldOut:

@@ -18,7 +18,7 @@ from cryoray.boosting.filtering import everything
 from cryoray.errors import InputError
 from cryoray.models.ensemble import Ensemble, training_record
 from cryoray.models.fit import FitTask
-from cryoray.models.networks import DEFAULT_MEMBERS, Network, logits
+from cryoray.models.networks import DEFAULT_MEMBERS, Network, build, logits
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.records import MEMBERS, Event, Progress, ignore
 from cryoray.settings import RuntimeSettings, Settings, load
@@ -85,9 +85,14 @@ def test_two_workers_that_were_stopped_in_between_give_the_same_ensemble(
     sets: list[Path],
     one_worker: tuple[Ensemble, list[Progress], list[Event]],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class StoppedError(Exception):
         pass
+
+    monkeypatch.setattr(
+        trainer, "_FEW", 0
+    )  # held-out images are scored as those of a large set are
 
     def stop(event: Event) -> None:
         if event.name == "round.done" and event.data["member"] == "d2":
@@ -111,6 +116,21 @@ def test_two_workers_that_were_stopped_in_between_give_the_same_ensemble(
     alone, together = (e.judge(images, features, everyone=True) for e in (one_worker[0], again))
     for member in MEMBERS:
         np.testing.assert_allclose(getattr(alone, member), getattr(together, member), atol=0.02)
+
+
+def test_many_held_out_images_are_scored_by_ray_as_few_are_here(
+    ray_cluster: RuntimeSettings, sets: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = settings(ray_cluster)
+    examples, _ = gather(sets, chosen.train)
+    networks = [build(DEFAULT_MEMBERS[0], len(examples.names), seed) for seed in (1, 2)]
+    fold_of = np.arange(len(examples)) % 2
+    here = trainer._held_out(examples, chosen)(networks, fold_of)
+    monkeypatch.setattr(trainer, "_FEW", 0)
+    by_ray = trainer._held_out(examples, chosen)
+    assert isinstance(by_ray, trainer._RayHeldOut)
+    np.testing.assert_allclose(by_ray(networks, fold_of), here, atol=1e-4)
+    assert here.std() > 1e-3
 
 
 @pytest.fixture(scope="module")
