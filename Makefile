@@ -37,7 +37,7 @@ test: install ## run all tests
 	$(BIN)/python -m pytest -n auto -m "not ray and $(HERE)"
 	$(BIN)/python -m pytest -m "ray and $(HERE)"
 
-test-fast: install ## run the tests that take milliseconds: no Ray, no other processes
+test-fast: install ## run the tests that take milliseconds: no Ray, no other processes, no training
 	$(BIN)/python -m pytest -n auto -m "not ray and not long and $(HERE)"
 
 test-slow: install ## run the tests that take minutes: ten thousand damaged files for each reader

@@ -87,6 +87,26 @@ def test_an_address_where_nothing_answers_is_named_at_once(monkeypatch: pytest.M
         runtime.connect(RuntimeSettings(address="127.0.0.1:1"))
 
 
+def test_a_head_that_is_too_busy_to_answer_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def init(address: str, **_: object) -> None:
+        asked.append(address)
+        if len(asked) < 3:
+            raise ConnectionError("Failed to connect to Ray cluster")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(runtime, "data_context", lambda: None)
+    with socket.create_server((runtime.LOCALHOST, 0)) as head:
+        address = f"{runtime.LOCALHOST}:{head.getsockname()[1]}"
+        runtime.connect(RuntimeSettings(address=address))
+        assert asked == [address] * 3
+        monkeypatch.setattr(ray, "init", lambda **_: (_ for _ in ()).throw(ConnectionError("no")))
+        with pytest.raises(SettingsError, match=f"no Ray at {address}"):
+            runtime.connect(RuntimeSettings(address=address))
+
+
 def test_a_dashboards_port_that_is_taken_gives_way_to_the_next() -> None:
     with socket.create_server((runtime.LOCALHOST, 0)) as taken:
         port = taken.getsockname()[1]

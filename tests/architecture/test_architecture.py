@@ -45,6 +45,7 @@ def test_every_module_stands_on_a_floor() -> None:
     assert there == named
 
 
+@pytest.mark.long
 def test_every_module_says_first_what_it_is_for() -> None:
     purposes = {path: ast.get_docstring(ast.parse(path.read_text())) or "" for path in MODULES}
     silent = [

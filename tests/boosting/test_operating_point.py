@@ -26,6 +26,7 @@ def many(rng, groups):
     return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]), names
 
 
+@pytest.mark.long
 def test_the_bound_holds_in_95_of_100_new_projects():
     """The promise itself: calibrate on 40 projects, look at a new one, many times over."""
     rng = np.random.default_rng(1)

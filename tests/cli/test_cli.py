@@ -222,6 +222,7 @@ def test_doctor_exits_2_where_something_is_missing(
     assert "/proc" in done.stdout
 
 
+@pytest.mark.long
 def test_an_ensemble_is_promoted_and_rolled_back_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_ensemble: Path
 ) -> None:

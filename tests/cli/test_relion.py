@@ -159,6 +159,7 @@ def test_nodes_of_a_real_relion_5_project_have_its_labels(real_data: Path) -> No
     assert PIPELINES["5"][1][1] in labels
 
 
+@pytest.mark.long
 def test_help_is_quick_and_leaves_no_file(tmp_path: Path) -> None:
     for module in ("class_ranker", "relion_job"):
         code = (

@@ -40,6 +40,7 @@ def past(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.long
 def test_inspect_shows_a_source_and_its_images(past: Path, tmp_path: Path) -> None:
     shown = run("inspect", past / "project-01", "--sheet", tmp_path / "sheet.png", "--images", "8")
     assert "30 rows in = 30 out + 0 quarantined" in shown
@@ -69,6 +70,7 @@ def test_histograms_are_of_kept_and_discarded_and_what_is_missing_is_named(
     assert "missing: phase_shift" in shown
 
 
+@pytest.mark.long
 def test_a_set_is_planned_made_and_added_to_in_the_way_it_was_made(
     past: Path, tmp_path: Path
 ) -> None:

@@ -150,6 +150,7 @@ def test_what_is_no_table_is_told_in_one_sentence(
 
 
 @given(rows=st.integers(1000, 1 << 62), form=st.sampled_from(["npy", "csdat"]))
+@pytest.mark.long
 def test_a_header_that_lies_about_its_rows_allocates_nothing(
     rows: int, form: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -211,6 +212,7 @@ RAW = st.builds(
 
 @settings(max_examples=150)
 @given(content=MUTATED | RAW)
+@pytest.mark.long
 def test_nothing_but_our_own_error_escapes_whatever_the_bytes(
     content: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

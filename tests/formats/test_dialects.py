@@ -307,6 +307,7 @@ def test_a_star_file_without_images_is_refused_in_words(name: str, real_data: Pa
 
 
 @pytest.mark.parametrize("iteration", ["000", "001", "010", "020", "025"])
+@pytest.mark.long
 def test_a_relion_5_class_job_is_read_as_starfile_reads_it(iteration: str, real_data: Path) -> None:
     run = real_data / "relion5-project/Class2D/job010" / f"run_it{iteration}"
     model = starfile.read(f"{run}_model.star")

@@ -126,6 +126,7 @@ def test_modes_in_either_byte_order_with_and_without_a_stamp(
     how=st.sampled_from([bytes, gzip.compress, bz2.compress]),
     data=st.data(),
 )
+@pytest.mark.long
 def test_generated_stacks_are_read_exactly_and_written_again(
     pixels: np.ndarray,
     order: str,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from cryoray.imaging.augment import _noise as augment_noise
@@ -22,6 +23,7 @@ def smooth(n: int = 16) -> torch.Tensor:
     return fourier_rescale(torch.randn(n, 12, 12, generator=generator(1)), 64)
 
 
+@pytest.mark.long
 def test_a_slice_is_augmented_as_the_whole_batch_is() -> None:
     images, parameters = smooth(), draw(16, generator(), AugmentSettings(), 64)
     whole = augment(images, parameters)

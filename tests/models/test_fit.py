@@ -13,6 +13,8 @@ from cryoray.models.fit import Fit, FitTask, Lane, score_rows
 from cryoray.settings import FitSettings
 from tests.models.toy import TINY, ToyExamples
 
+pytestmark = pytest.mark.long
+
 SETTINGS = FitSettings(epochs=4, batch=24, learning_rate=1e-2)
 
 

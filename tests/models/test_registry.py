@@ -82,6 +82,7 @@ def test_what_ships_is_small() -> None:
     assert size <= 15e6
 
 
+@pytest.mark.long
 def test_rollback_undoes_promotions_one_by_one(saved: list[Ensemble], root: Path) -> None:
     for at in (0, 1, 0, 2):
         registry.promote(saved[at].path, root, NAME)
@@ -112,6 +113,7 @@ def test_a_rollback_of_what_is_no_longer_active_does_nothing(
     assert registry.active(root, NAME) == saved[1].digest
 
 
+@pytest.mark.long
 def test_what_cannot_be_promoted_changes_nothing(
     saved: list[Ensemble], root: Path, tmp_path: Path
 ) -> None:

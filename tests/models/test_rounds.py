@@ -14,6 +14,8 @@ from cryoray.models.rounds import LocalFits, boost, record
 from cryoray.settings import FitSettings, TrainSettings
 from tests.models.toy import TINY, ToyExamples
 
+pytestmark = pytest.mark.long
+
 SETTINGS = TrainSettings(fit=FitSettings(epochs=3, batch=24, learning_rate=1e-2), folds=2)
 
 

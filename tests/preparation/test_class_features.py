@@ -28,6 +28,8 @@ from cryoray.preparation.plan import plan
 from tests import examples
 from tests.formats.files import write_cs, write_cs_job
 
+pytestmark = pytest.mark.long
+
 #: Side and pixel size of the classes made here: at 4 Å/px nothing is resampled.
 SIDE, PIXEL = 48, 4.0
 AXIS = np.arange(SIDE) - SIDE // 2

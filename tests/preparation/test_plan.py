@@ -119,6 +119,7 @@ def test_a_shuffled_source_is_still_read_stack_by_stack_and_in_order(tmp_path: P
             np.testing.assert_array_equal(features, straight[shuffled.images[row]])
 
 
+@pytest.mark.long
 def test_small_stacks_are_put_together_and_no_task_is_beyond_twice_the_size(tmp_path: Path) -> None:
     source = write_source(tmp_path, [particles(n, 64) for n in (30, 20, 40, 90, 5, 130)])
     groups = grouped(plan(source, SETTINGS, range_mib=1).ranges, range_mib=1)
@@ -150,6 +151,7 @@ class Counted(np.ndarray):
         return made.view(Counted) if isinstance(made, np.ndarray) else made
 
 
+@pytest.mark.long
 def test_the_work_of_planning_grows_with_the_rows_and_not_with_rows_times_stacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

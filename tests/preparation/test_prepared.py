@@ -137,6 +137,7 @@ def test_what_was_quarantined_is_listed_by_the_source_s_own_rows(tmp_path: Path)
     ]
 
 
+@pytest.mark.long
 def test_the_digest_follows_content_and_settings_and_nothing_else(tmp_path: Path) -> None:
     made, _ = make(tmp_path)
     finer = SETTINGS.model_copy(update={"images_per_file": 7, "range_mib": 1})
@@ -193,6 +194,7 @@ def test_shards_hold_no_more_than_they_say_and_are_found_again(tmp_path: Path) -
     assert work.done is None
 
 
+@pytest.mark.long
 def test_a_set_in_random_order_is_that_of_its_source(tmp_path: Path) -> None:
     """Stacks are read in order, images of three of them lie scattered over four files."""
     source = write_source(
@@ -212,6 +214,7 @@ def test_a_set_in_random_order_is_that_of_its_source(tmp_path: Path) -> None:
     np.testing.assert_array_equal(sets[1].images(np.arange(120)), sets[0].images(order))
 
 
+@pytest.mark.long
 def test_features_come_back_by_name_with_what_is_missing_missing(tmp_path: Path) -> None:
     made, _ = make(tmp_path)
     matrix = made.feature_matrix(["defocus", "norm_correction"])
@@ -228,6 +231,7 @@ def test_features_come_back_by_name_with_what_is_missing_missing(tmp_path: Path)
         made.feature_matrix(["beauty"])
 
 
+@pytest.mark.long
 def test_too_many_bad_rows_leave_their_list_and_no_set(tmp_path: Path) -> None:
     older, _ = make(tmp_path)
     bad = np.full((150, 32, 32), np.nan, np.float32)

@@ -34,6 +34,8 @@ from cryoray.serving.replica import Judged, judge_together
 from cryoray.settings import ServeSettings
 from tests.examples import particles, write_project, write_stack
 
+pytestmark = pytest.mark.long
+
 TOKEN = "a-token"
 ALLOWED = {"Authorization": f"Bearer {TOKEN}"}
 

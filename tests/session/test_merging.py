@@ -122,6 +122,7 @@ def test_columns_that_not_all_have_are_left_out_and_the_rest_keeps_its_values(
     assert set(values) == {("a.mrcs", 9000), ("b.mrcs", 9000), ("c.mrcs", 8000)}
 
 
+@pytest.mark.long
 def test_bare_stacks_do_not_take_columns_from_the_others(tmp_path: Path) -> None:
     tables = merged(tmp_path, part(tmp_path, "a"), part(tmp_path, "b", bare=True))
     assert "rlnDefocusU" in tables["particles"].columns

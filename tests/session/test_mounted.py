@@ -15,6 +15,8 @@ from cryoray.settings import WatchSettings
 from tests import examples
 from tests.session.service import TOKEN, Service, running
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def service(tiny_ensemble: Path, tmp_path: Path) -> Iterator[Service]:

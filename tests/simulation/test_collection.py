@@ -19,6 +19,8 @@ from cryoray.settings import Settings, SimulateSettings
 from cryoray.simulation import simulate
 from cryoray.simulation.junk import KINDS, OFF_CENTRE, PARTICLE
 
+pytestmark = pytest.mark.long
+
 BOX = 48
 
 

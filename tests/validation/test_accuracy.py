@@ -170,6 +170,7 @@ def judged(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 
 @given(judged())
 @settings(max_examples=60, deadline=None)
+@pytest.mark.long
 def test_auroc_ece_and_roc_agree_with_torchmetrics(data: tuple[np.ndarray, np.ndarray]) -> None:
     labels, score = data
     target, preds = torch.from_numpy(labels.astype(np.int64)), torch.from_numpy(score)

@@ -17,6 +17,8 @@ from cryoray.settings import ServeSettings, TrainSettings
 from cryoray.validation import accuracy, report
 from cryoray.validation.report import plots, tiles
 
+pytestmark = pytest.mark.long
+
 VOID = {"meta", "img", "br", "link"}
 HOSTILE = "<script>alert(1)</script>\" onload='x"
 

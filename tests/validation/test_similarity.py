@@ -101,6 +101,7 @@ def test_a_selection_with_junk_falls_below_chance_and_one_like_the_persons_does_
     assert similarity.class_likeness(1, images, together, person, np.arange(180) < 3) is None
 
 
+@pytest.mark.long
 def test_a_class_average_finds_its_view_of_the_map() -> None:
     truth = torch.from_numpy(blurred_density(STRUCTURE, BOX, PIXEL))
     images, poses = members(60, noise=0.3)
