@@ -12,7 +12,6 @@ Intervals are of 95 %, from a bootstrap over projects (over images where there i
 
 from __future__ import annotations
 
-import csv
 import sys
 import tempfile
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from cryoray.ingest import ingest
 from cryoray.models.ensemble import Ensemble
 from cryoray.models.registry import shipped
 from cryoray.settings import Settings, SimulateSettings, load
-from cryoray.simulation.collection import simulate
+from cryoray.simulation import read_truth, simulate
 from cryoray.simulation.junk import KINDS, PARTICLE
 from cryoray.training import train
 from cryoray.validation.accuracy import auroc
@@ -100,8 +99,7 @@ def _unseen(number: int) -> SimulateSettings:
 def judged(project: Path, ensemble: Ensemble) -> tuple[np.ndarray, np.ndarray]:
     """Scores, float32 [n], and what is true, object [n], of a simulated project's images."""
     table, _ = judge_here(open_source(project / "particles.star", "particle"), ensemble)
-    with (project / "truth.csv").open(newline="", encoding="utf-8") as text:
-        kind = np.array([row["kind"] for row in csv.DictReader(text)], object)
+    kind = np.array([row["kind"] for row in read_truth(project)], object)
     return table["score"].to_numpy(), kind[table["row"].to_numpy()]
 
 

@@ -16,7 +16,7 @@ from cryoray.formats.source import open_source
 from cryoray.formats.volume import read_volume
 from cryoray.inference.reconstruct import Particles, particles_of, read_images, summed
 from cryoray.settings import Settings, SimulateSettings
-from cryoray.simulation import simulate
+from cryoray.simulation import read_truth, simulate
 from cryoray.validation import fsc, reconstruct, similarity
 
 BOX, PARTICLES, CLASSES = 64, 2400, 12
@@ -51,8 +51,7 @@ def measure() -> dict[str, Any]:
         particles = particles_of(open_source(folder / "particles.star"))
         images = torch.from_numpy(read_images(particles))
         truth = torch.from_numpy(read_volume(folder / "truth.mrc")[0])
-        with (folder / "truth.csv").open() as file:
-            good = np.array([line["keep"] == "1" for line in csv.DictReader(file)])
+        good = np.array([line["keep"] == "1" for line in read_truth(folder)])
         with (folder / "labels.csv").open() as file:
             person = np.array([line["selected"] == "1" for line in csv.DictReader(file)])
         of_class = classes_of(particles.poses.angles)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from cryoray.formats.source import Source, open_source
 from cryoray.inference.verdict_page import strips
 from cryoray.models.ensemble import Manifest
 from cryoray.settings import load
+from cryoray.simulation import read_truth
 from cryoray.validation import report
 
 
@@ -84,8 +84,8 @@ def truth(source: Source) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         int8 [n], 1 keep, 0 discard, -1 not said; and str objects [n], the kind of image, '' where not said.
     """
-    with (source.path.parent / "truth.csv").open(newline="") as file:
-        said = {(line["stack"], int(line["index"])): line for line in csv.DictReader(file)}
+    lines = read_truth(source.path.parent)
+    said = {(line["stack"], int(line["index"])): line for line in lines}
     keep, kind = np.full(len(source), -1, np.int8), np.full(len(source), "", object)
     for row, image in enumerate(source.images):
         index, _, stack = image.partition("@")

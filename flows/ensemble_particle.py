@@ -7,7 +7,6 @@ project is a group, and every number of the card is of networks that had not see
 
 from __future__ import annotations
 
-import csv
 import os
 import shutil
 from collections.abc import Iterator
@@ -33,7 +32,7 @@ from cryoray.settings import (
     SimulateSettings,
     TrainSettings,
 )
-from cryoray.simulation.collection import simulate
+from cryoray.simulation import read_truth, simulate
 from cryoray.simulation.junk import KINDS
 from cryoray.training import train
 from cryoray.validation.accuracy import auroc
@@ -140,20 +139,16 @@ class HeldOut(NamedTuple):
 def held_out(trained: Path, collections: Path) -> HeldOut:
     """The predictions that training kept, and the truth of those that were simulated."""
     table = pq.read_table(trained / "held-out.parquet")
-    project, image = (np.array(table[name].to_pylist(), object) for name in ("project", "image"))
-    kind = np.full(len(project), "", object)
-    for truth in collections.glob("*/*/truth.csv"):
-        name = truth.parent.name
-        true = {f"{int(row['index']):06d}@{row['stack']}": row["kind"] for row in _rows(truth)}
-        here = np.flatnonzero(project == name)
+    project_of, image = (np.array(table[name].to_pylist(), object) for name in ("project", "image"))
+    kind = np.full(len(project_of), "", object)
+    for project in sorted(file.parent for file in collections.glob("*/*/truth.csv")):
+        true = {
+            f"{int(row['index']):06d}@{row['stack']}": row["kind"] for row in read_truth(project)
+        }
+        here = np.flatnonzero(project_of == project.name)
         kind[here] = [true[i] for i in image[here]]
     keep, score = (table[name].to_numpy() for name in ("keep", "score"))
-    return HeldOut(project, keep, score, kind)
-
-
-def _rows(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="", encoding="utf-8") as text:
-        return list(csv.DictReader(text))
+    return HeldOut(project_of, keep, score, kind)
 
 
 def _ship(ensemble: Ensemble, said: HeldOut, out: Path) -> Path:

@@ -504,6 +504,12 @@ def _write_star(path: Path, optics: Optics, box: int, rows: Sequence[dict[str, o
             file.write("\n\n")
 
 
+def read_truth(project: Path) -> list[dict[str, str]]:
+    """The rows of a project's ``truth.csv``: what each image is, by stack and index (from 1)."""
+    with (project / "truth.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def _write_csv(path: Path, rows: Sequence[dict[str, object]]) -> None:
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")

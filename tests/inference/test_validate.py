@@ -29,7 +29,7 @@ from cryoray.inference.validate import (
     validate_similarity,
 )
 from cryoray.settings import ProofSettings, RuntimeSettings, Settings, SimulateSettings
-from cryoray.simulation import simulate
+from cryoray.simulation import read_truth, simulate
 from cryoray.validation import similarity
 from tests.validation.maps import PIXEL, half_maps, phantom
 
@@ -113,8 +113,7 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> Path:
     chosen = SimulateSettings(projects=1, images=240, box=32, snr=0.5, junk=0.4, seed=2)
     folder = simulate(out, Settings(simulate=chosen))[0]
     source = open_source(folder / "particles.star")
-    with (folder / "truth.csv").open() as file:
-        keep = np.array([line["keep"] == "1" for line in csv.DictReader(file)])
+    keep = np.array([line["keep"] == "1" for line in read_truth(folder)])
     verdict = np.where(keep, "keep", "discard").astype(object)
     verdict[:2] = "review"
     nothing = pa.array([None] * len(keep), pa.float32())

@@ -16,7 +16,7 @@ from cryoray.formats.selection import find_selection, read_reasons, read_selecti
 from cryoray.formats.source import find_sources, open_source
 from cryoray.records import REASONS, Event, Progress
 from cryoray.settings import Settings, SimulateSettings
-from cryoray.simulation import simulate
+from cryoray.simulation import read_truth, simulate
 from cryoray.simulation.junk import KINDS, OFF_CENTRE, PARTICLE
 
 pytestmark = pytest.mark.long
@@ -30,8 +30,7 @@ def settings(**chosen: object) -> Settings:
 
 
 def truth(project: Path) -> dict[str, np.ndarray]:
-    with (project / "truth.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_truth(project)
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
