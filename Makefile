@@ -30,25 +30,28 @@ $(STAMP): pyproject.toml constraints.txt
 	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m compileall -q $(VENV)/lib cryoray flows >/dev/null || true
 	@touch $@
 
+# Tests, too, are compiled once: pytest rewrites each of their files whenever it finds no bytecode of it.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest
+
 # Those that need no Ray run on all cores; the others share one Ray, one after the other.
 HERE   := not slow and not system and not faults
 
 test: install ## run all tests
-	$(BIN)/python -m pytest -n auto -m "not ray and $(HERE)"
-	$(BIN)/python -m pytest -m "ray and $(HERE)"
+	$(PYTEST) -n auto -m "not ray and $(HERE)"
+	$(PYTEST) -m "ray and $(HERE)"
 
 test-fast: install ## run the tests that take milliseconds: no Ray, no other processes, no training
-	$(BIN)/python -m pytest -n auto -m "not ray and not long and $(HERE)"
+	$(PYTEST) -n auto -m "not ray and not long and $(HERE)"
 
 test-slow: install ## run the tests that take minutes: ten thousand damaged files for each reader
-	$(BIN)/python -m pytest -m slow --timeout 1800
+	$(PYTEST) -m slow --timeout 1800
 
 test-system: install ## drive RELION, Chromium, PostgreSQL and promtool themselves; installs them with apt-get where missing
 	@sh tests/system/install.sh
-	$(BIN)/python -m pytest -m "system or faults"
+	$(PYTEST) -m "system or faults"
 
 test-faults: install ## take nodes, disks and drivers away from ingestion and training, several Ray nodes on this machine
-	$(BIN)/python -m pytest -m faults --timeout 600
+	$(PYTEST) -m faults --timeout 600
 
 bench: install ## measure speed and memory beside peers; BENCH="star mrc" for some
 	$(BIN)/python -m benchmarks.run $(BENCH)

@@ -84,6 +84,7 @@ def test_failure_is_one_sentence_and_its_file(run: Run, capsys: pytest.CaptureFi
     assert capsys.readouterr().err == "x.star: is no STAR file; give one.\n"
 
 
+@pytest.mark.long
 def test_an_abort_is_obeyed_while_working_and_removed(run: Run, tmp_path: Path) -> None:
     asked = tmp_path / "External/job001/RELION_JOB_ABORT_NOW"
     cleaned: list[str] = []
@@ -101,6 +102,7 @@ def test_an_abort_is_obeyed_while_working_and_removed(run: Run, tmp_path: Path) 
     assert cleaned == ["up"]
 
 
+@pytest.mark.long
 def test_an_abort_is_obeyed_where_interrupts_were_ignored(run: Run, tmp_path: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for what it starts with &
     test_an_abort_is_obeyed_while_working_and_removed(run, tmp_path)
@@ -313,6 +315,7 @@ def test_a_job_judges_particles_and_their_classes(
     ]
 
 
+@pytest.mark.long
 def test_a_job_judges_3d_classes_and_gives_their_particles(
     run: Run, tmp_path: Path, class_ensemble: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

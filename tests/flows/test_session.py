@@ -51,6 +51,7 @@ def test_a_watch_ends_when_time_is_up_and_when_nothing_came_for_a_while() -> Non
         assert stop.wait(5)
 
 
+@pytest.mark.long
 def test_what_comes_keeps_a_watch_going() -> None:
     stop, told = threading.Event(), list[Event]()
     clock = session.Clock(stop, 60.0, 0.3)

@@ -124,6 +124,7 @@ field = st.one_of(
     tail=st.sampled_from(["", " "]),
     piece=st.sampled_from([16, 64, 1 << 20]),
 )
+@pytest.mark.long
 def test_rows_come_back_as_they_were_written(
     table: list[list[str]],
     gap: str,

@@ -55,6 +55,7 @@ def test_overfitted_and_streaky_classes_lose_whatever_resolution_they_claim(
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.long
 def test_maps_alone_tell_good_from_bad(undecided: Path, tmp_path: Path, seed: int) -> None:
     for name, volume in (
         ("a", overfitted(seed=seed)),

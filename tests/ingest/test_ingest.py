@@ -146,6 +146,7 @@ def test_a_source_given_twice_is_refused(tmp_path: Path) -> None:
         ingest(sources, tmp_path / "set", settings())
 
 
+@pytest.mark.long
 def test_what_is_new_is_added_alone(tmp_path: Path) -> None:
     one, two = projects(tmp_path)
     together = ingest([one, two], tmp_path / "together", settings())

@@ -147,6 +147,7 @@ def test_a_name_is_no_path(saved: list[Ensemble], root: Path, name: str) -> None
         registry.resolve(name, root)
 
 
+@pytest.mark.long
 def test_an_installed_copy_that_was_damaged_is_replaced(saved: list[Ensemble], root: Path) -> None:
     place = root / NAME / registry.install(saved[0].path, root, NAME)
     (place / "d2.safetensors").write_bytes(b"")

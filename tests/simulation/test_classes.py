@@ -40,6 +40,7 @@ def jobs() -> list[Job]:
     return [simulate_job(protein, np.random.default_rng(seed)) for seed in range(4)]
 
 
+@pytest.mark.long
 def test_what_a_person_keeps_shows_the_protein(jobs: list[Job]) -> None:
     for job in jobs:
         assert np.mean(job.shown[job.selected]) > np.mean(job.shown[~job.selected]) + 0.2

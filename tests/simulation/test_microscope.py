@@ -42,6 +42,7 @@ def test_noise_has_unit_variance_and_thon_rings() -> None:
     assert power[0][row > 0.7].mean() > 1.2 * power[0][(row < 0.1).nonzero()[1:]].mean()
 
 
+@pytest.mark.long
 def test_motion_blurs_the_specimen_and_not_the_shot_noise() -> None:
     blur = microscope.motion_blur(SIDE, torch.tensor([[8.0, 0.0]]))[0]
     assert float(blur[12, 0]) == pytest.approx(1.0)

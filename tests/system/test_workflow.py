@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from prefect.testing.utilities import prefect_test_harness
 
 from cryoray.errors import InputError
 from cryoray.formats.star import parse
@@ -67,6 +66,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def prefect_server() -> Iterator[None]:
+    from prefect.testing.utilities import (
+        prefect_test_harness,
+    )
+
     with prefect_test_harness(server_startup_timeout=120):
         yield
 
