@@ -93,7 +93,7 @@ class IngestSettings(Section):
     max_quarantined: Fraction = 0.01
     add: bool = Field(False, description="keep the set, and ingest what it does not have yet")
     alone_mib: int = Field(
-        4096, ge=0, description="raw MiB up to which no Ray is started; 0: always"
+        16384, ge=0, description="raw MiB up to which no Ray is started; 0: always"
     )
     gpu: bool = Field(False, description="prepare on GPUs, shared by the workers of each")
 
