@@ -227,13 +227,16 @@ def _compensation(weight: torch.Tensor, inside: torch.Tensor, iterations: int) -
         return inside / weight.clamp(min=_LEAST_WEIGHT) / mean
     side = weight.shape[0]
     blob = _blob(_radius(side, half=False) / side).to(weight.device)
-    found = inside.float()
+    # Where nothing was inserted there is nothing to weigh, and a factor that grows at every step: of few
+    # particles in a large box it would pass what a float holds, and the map would be no number at all.
+    sampled = inside & (weight > 0)
+    found = sampled.float()
     for _ in range(iterations):
         spread = torch.fft.irfftn(
             torch.complex(found * weight, torch.zeros_like(found)), s=blob.shape
         )
         seen = torch.fft.rfftn(spread * blob).abs()
-        found = torch.where(inside, found / seen.clamp(min=1e-6), 0.0)
+        found = torch.where(sampled, found / seen.clamp(min=1e-6), 0.0)
     return found / mean
 
 

@@ -60,6 +60,12 @@ def test_projections_give_the_phantom_back() -> None:
     assert float(scale) == pytest.approx(1, abs=0.05)  # images are sums along the beam
 
 
+def test_a_handful_of_particles_is_a_map_however_much_of_space_they_leave_empty() -> None:
+    volume = reconstructed(*particles(3))
+    assert volume.isfinite().all()
+    assert volume.std() > 0.01 * TRUTH.std()
+
+
 def test_the_ctf_is_corrected_for() -> None:
     optics = np.array([15000, 14000, 30, 300, 2.7, 0.1, 0, 0, 1], float)
     images, poses = particles(800, optics=optics)
