@@ -141,12 +141,7 @@ def _row(protein: str, how: str, scores: np.ndarray, keep: np.ndarray, threshold
 
 def _numbers(scores: np.ndarray, keep: np.ndarray, threshold: float) -> tuple[float, float, float]:
     counts = confusion(keep, scores, threshold)
-    good = counts.kept + counts.lost
-    return (
-        auroc(keep, scores),
-        (counts.kept + counts.removed) / counts.n,
-        counts.lost / max(1, good),
-    )
+    return auroc(keep, scores), counts.accuracy or 0.0, counts.false_negative_rate or 0.0
 
 
 if __name__ == "__main__":

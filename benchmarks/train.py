@@ -42,7 +42,6 @@ def measure() -> dict[str, Any]:
         sets = [ingest([folder / "raw"], folder / "set", past)]
         settings = load(train={"fit": {"epochs": EPOCHS}, "workers": 1})
         examples, _ = gather(sets, settings.train)
-        # Threads are what a worker on this machine has when it is alone.
         runtime.connect(settings.runtime)
         rows = [_plain(examples, settings)]
         for workers in (1, 2):
@@ -60,7 +59,8 @@ def measure() -> dict[str, Any]:
         rows,
         ratios=("images/s",),
         notes=(
-            f"{len(examples):,} simulated images of 64 px, {EPOCHS} epochs, the first not counted; d1.",
+            f"{len(examples):,} simulated images of 64 px, {EPOCHS} epochs, the first not counted; d1, one "
+            "thread for each process.",
             "Two workers share the same global batch and the same cores.",
             "Rest: wall-clock seconds that were not in epochs; of Ray Train the start of workers and "
             "checkpoints.",
@@ -74,7 +74,7 @@ def _task(examples: SetExamples) -> FitTask:
 
 
 def _plain(examples: SetExamples, settings: Settings) -> Row:
-    torch.set_num_threads(_threads(1))
+    torch.set_num_threads(1)  # as a worker of Ray Train has
     began = time.perf_counter()
     fit = Fit(_task(examples), examples, settings.train.fit)
     epochs = []
@@ -93,18 +93,11 @@ def _ray(examples: SetExamples, settings: Settings, folder: Path) -> Row:
     return _row("Ray Train", workers, fits.curves(), len(examples), seconds)
 
 
-def _threads(workers: int) -> int:
-    """As `training.trainer` sets them: half of Ray's logical CPUs, and no more than there are cores."""
-    cores = os.cpu_count() or 1
-    return max(1, min(max(4, cores) // 2 // workers, cores // workers))
-
-
 def _row(name: str, workers: int, epochs: list[Epoch], images: int, seconds: float) -> Row:
     speeds = [epoch.images_per_second for epoch in epochs[1:]]
     busy = sum(images / epoch.images_per_second for epoch in epochs)
     return {
         "loop": f"{name}, {workers} worker{'s' if workers > 1 else ''}",
-        "threads each": _threads(workers),
         "images/s": round(median(speeds), 1),
         "rest s": round(seconds - busy, 1),
     }

@@ -134,6 +134,12 @@ def dashboard() -> str | None:
     return _dashboard if ray.is_initialized() else None
 
 
+def processors(gpu: bool) -> int:
+    """How much is trained side by side where nobody says: on the Ray's GPUs, or on this machine's cores."""
+    there = int(ray.cluster_resources().get("GPU", 0)) if gpu else os.cpu_count() or 1
+    return max(1, there)
+
+
 def data_context() -> None:
     """All that cryoray asks of Ray Data otherwise than by default, and why.
 

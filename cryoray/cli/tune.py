@@ -42,8 +42,9 @@ def tune(
         for row in bought(trials, axis):
             table.add_row(axis, *map(common.text, row.values()))
     common.out.print(table)
-    rows = sum(PreparedSet.open(prepared).n for prepared in sets)
-    labelled = sum(int((PreparedSet.open(prepared).labels >= 0).sum()) for prepared in sets)
+    opened = [PreparedSet.open(prepared) for prepared in sets]
+    rows = sum(prepared.n for prepared in opened)
+    labelled = sum(int((prepared.labels >= 0).sum()) for prepared in opened)
     common.finish(
         "Tuned",
         {"trials": len(trials), **best, "folder": out},

@@ -57,8 +57,8 @@ def ingest(
     was interrupted goes on where that stopped. With ``settings.ingest.add`` the set in ``out`` is kept
     as it is, and images that it does not have yet become new parts.
 
-    A local source of up to ``settings.ingest.alone_mib`` is prepared in threads of this process, as
-    starting Ray takes longer than the work; the set is the same to the last bit.
+    A local source of up to ``settings.ingest.alone_mib`` is prepared in threads of this process,
+    which are done sooner than Ray on one machine; the set is the same to the last bit.
 
     Args:
         sources: STAR files, stacks, or folders of those.
@@ -295,7 +295,7 @@ def _prepared(work: Sequence[Work], settings: Settings, name: str) -> Iterator[S
 
 
 def _alone(work: Sequence[Work], settings: Settings) -> bool:
-    """Whether this process does it: it would be done before Ray's workers have started."""
+    """Whether this process does it, which on one machine is sooner than by Ray's workers."""
     if settings.runtime.address or os.environ.get("RAY_ADDRESS"):
         return False
     return sum(each.bytes for each in work) <= settings.ingest.alone_mib << 20

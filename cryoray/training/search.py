@@ -6,7 +6,6 @@ One network at a time, d1's task: fitted to the training distribution, measured 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +119,7 @@ def _run(
 ) -> list[dict[str, Any]]:
     """Every trial, the best first."""
     reference = ray.put(job)
-    side_by_side = settings.train.workers or _at_once(job.gpu)
+    side_by_side = settings.train.workers or runtime.processors(job.gpu)
     resources = {"cpu": 1, "gpu": 1} if job.gpu else {"cpu": 1}
     space = {
         "depth": ray_tune.choice(list(chosen.depth)),
@@ -161,11 +160,6 @@ def _run(
             raise found.errors[0]
         trials = [_row(result, job) for result in found]
     return sorted(trials, key=lambda row: row["loss"])
-
-
-def _at_once(gpu: bool) -> int:
-    there = ray.cluster_resources().get("GPU", 0) if gpu else os.cpu_count()
-    return max(1, int(there or 1))
 
 
 def _first_rung(epochs: int) -> int:

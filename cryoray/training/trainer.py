@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextvars
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import threading
@@ -318,8 +317,7 @@ def _workers(settings: TrainSettings) -> int:
     """
     if settings.workers is not None:
         return settings.workers
-    there = int(ray.cluster_resources().get("GPU", 0)) if settings.gpu else os.cpu_count() or 1
-    return max(1, min(there, settings.folds + 1))
+    return min(runtime.processors(settings.gpu), settings.folds + 1)
 
 
 def _cpus_per_worker(workers: int, gpu: bool) -> float:
