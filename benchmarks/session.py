@@ -3,7 +3,8 @@
 The whole chain runs as people run it: ``cryoray serve`` and ``cryoray watch --service`` in processes of
 their own, with an ensemble of untrained networks of the default shape, which take as long as trained ones.
 A microscope that writes 256 px stacks of 280 images in float16 stands before it. The seconds of each part
-are ``CRYORAY_BENCH_SECONDS`` (40 by default; an hour of microscope wants 1,200, the soak 1,800).
+are ``CRYORAY_BENCH_SECONDS`` (40 by default; an hour of microscope wants 1,200, the soak 1,800);
+``python -m benchmarks.session soak`` runs that part alone.
 """
 
 from __future__ import annotations
@@ -44,16 +45,14 @@ _MARK = f"cryoray-benchmark-{os.getpid()}"
 
 
 def measure() -> dict[str, Any]:
+    parts = {"arriving": _arriving, "backlog": _backlog, "soak": _soak}
+    wanted = sys.argv[1:] if __name__ == "__main__" else []
     with tempfile.TemporaryDirectory(prefix="cryoray-session-") as name:
         work = Path(name)
         ensemble = _ensemble(work / "ensemble")
         masters = [_images(work / f"master-{seed}.mrcs", seed) for seed in range(4)]
         with _service(work, ensemble) as url:
-            rows = [
-                _arriving(work / "arriving", masters, url),
-                _backlog(work / "backlog", masters, url),
-                _soak(work / "soak", masters, url),
-            ]
+            rows = [parts[name](work / name, masters, url) for name in wanted or parts]
     return result(
         "From files settled to verdicts on disk: how soon, how fast, and through faults?",
         rows,
@@ -67,7 +66,9 @@ def measure() -> dict[str, Any]:
             " through faults nothing lost and nothing twice.",
             "In the backlog and in the soak, stacks are links to four files, which the page cache holds.",
             f"Faults: every {FAULT_EVERY:g} s, in turn, the watcher and a judge of the service are killed"
-            " (SIGKILL); the watcher is started again after a second, the judge by Ray.",
+            " (SIGKILL); the watcher is started again after a second, the judge by Ray. Memory of the"
+            " watcher is its peak; that of the service's replicas is the median of the first third and of the"
+            " last.",
         ],
     )
 
@@ -106,7 +107,7 @@ def _backlog(root: Path, masters: list[Path], url: str) -> Row:
 def _soak(root: Path, masters: list[Path], url: str) -> Row:
     """Half the rate, and a fault every so often."""
     root.mkdir()
-    stacks, faults, memory = 0, 0, []
+    stacks, faults, memory, service = 0, 0, [], []
     end = time.monotonic() + SECONDS
     due = time.monotonic() + FAULT_EVERY
     process = _start(root, url)
@@ -115,6 +116,7 @@ def _soak(root: Path, masters: list[Path], url: str) -> Row:
         stacks += 1
         time.sleep(IMAGES / (RATE / 2))
         memory.append(_memory(process.pid))
+        service.append(_memory_of_service())
         if time.monotonic() >= due:
             if faults % 2 == 0:
                 process.kill()
@@ -127,7 +129,10 @@ def _soak(root: Path, masters: list[Path], url: str) -> Row:
     _until(root, stacks, 180.0)
     _stop(process)
     _check(root, stacks)
-    return _row("soak", root, RATE / 2, _delays(root), max(memory), faults)
+    row = _row("soak", root, RATE / 2, _delays(root), max(memory), faults)
+    # The median of each third: a judge that was killed is missing for a while.
+    first, _, last = np.array_split(service, 3)
+    return row | {"service MiB": f"{np.median(first):,.0f} to {np.median(last):,.0f}"}
 
 
 def _row(
@@ -143,6 +148,7 @@ def _row(
         "worst s": max(delays) if delays else None,
         "faults": faults,
         "watcher MiB": memory,
+        "service MiB": None,
     }
 
 
@@ -297,17 +303,27 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _kill_a_judge() -> None:
-    """One that our own service started: it has our mark among its variables."""
+def _replicas() -> Iterator[tuple[int, bytes]]:
+    """Number and title of each replica of our own service: they have our mark among their variables."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             title = (folder / "cmdline").read_bytes()
             mine = f"CRYORAY_MARK={_MARK}".encode() in (folder / "environ").read_bytes()
         except OSError:
             continue
-        if mine and b"ServeReplica" in title and b"judge" in title:
-            os.kill(int(folder.name), signal.SIGKILL)
-            return
+        if mine and b"ServeReplica" in title:
+            yield int(folder.name), title
+
+
+def _kill_a_judge() -> None:
+    judge = next((pid for pid, title in _replicas() if b"judge" in title), None)
+    if judge is not None:
+        os.kill(judge, signal.SIGKILL)
+
+
+def _memory_of_service() -> float:
+    """Resident MiB of all replicas together."""
+    return sum(_memory(pid) for pid, _ in _replicas())
 
 
 def _memory(pid: int) -> float:

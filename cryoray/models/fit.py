@@ -104,7 +104,7 @@ class Fit:
     ) -> None:
         self.task, self.examples, self.settings = task, examples, settings
         self.device, self.lane = torch.device(device), lane or Lane()
-        network = build(task.network, examples.features.shape[1], task.seed, task.outputs)
+        network = self.new()
         network.standardise(torch.from_numpy(examples.features[_rows_of(task.sampler)]))
         self.network = network.to(self.device)
         self.averaged = AveragedModel(self.network, multi_avg_fn=_averaging(settings.average))
@@ -116,6 +116,11 @@ class Fit:
         )
         self.epoch = 0
         self._steps = max(1, round(len(task.sampler) / settings.batch))
+
+    def new(self) -> Network:
+        """The network before its first step; a benchmark puts another one in its place."""
+        task = self.task
+        return build(task.network, self.examples.features.shape[1], task.seed, task.outputs)
 
     @property
     def done(self) -> bool:
