@@ -1,0 +1,276 @@
+"""What does boosting buy over one network, over three averaged, and over RELION's class-ranker network?
+
+``python -m benchmarks.boosting`` trains each on simulated 2D classes of 20 proteins: five folds over
+proteins, three seeds, the same splits, epochs and search for a threshold, which never sees a tested
+protein. It prepares classes as ``make ensembles KIND=class2d`` does, in the same folder, and keeps
+what each fold gave beside them, so that a run that was stopped goes on. ``CRYORAY_BENCH_SEEDS`` and
+``CRYORAY_BENCH_EPOCHS`` shorten it. Two hours on two cores.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import combinations
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmarks.common import Row, main, result
+from cryoray.boosting import operating_point
+from cryoray.boosting.calibration import Platt, fit_platt
+from cryoray.boosting.filtering import everything, folds_of_groups
+from cryoray.boosting.voting import score
+from cryoray.cli.common import Show
+from cryoray.formats.files import replacing
+from cryoray.models.fit import Fit, FitTask, score_rows
+from cryoray.models.networks import Network, NetworkConfig
+from cryoray.models.rounds import Levels, LocalFits, boost
+from cryoray.settings import Settings
+from cryoray.training.examples import SetExamples, gather
+from cryoray.validation.accuracy import auroc
+from flows.ensemble_class2d import MEMBERS, prepared_sets, settings_of
+
+PROTEINS, FOLDS = 20, 5
+SEEDS = int(os.environ.get("CRYORAY_BENCH_SEEDS", "3"))
+EPOCHS = int(os.environ.get("CRYORAY_BENCH_EPOCHS", "6"))
+_WORK = Path("build/ensembles/class2d.work")
+
+ONE, BOOSTED, ALIKE, KINDS, RELION = ARMS = (
+    "one network, d1",
+    "three boosted, vote",
+    "three of d1's kind, averaged",
+    "three kinds, averaged",
+    "RELION's network",
+)
+
+
+class Said(NamedTuple):
+    """What an arm said of a fold that it had not seen.
+
+    Attributes:
+        scores: float32 [n].
+        threshold: where it keeps; chosen on the proteins it was trained on, each left out in turn.
+    """
+
+    scores: np.ndarray
+    threshold: float
+
+
+class Ranker(Network):
+    """The network of RELION's class ranker, from the layers that its authors published.
+
+    Nine 3×3 convolutions of 16 to 128 channels, every third with stride 2, then 48 numbers that join
+    the features. It has no normalisation; missing features are zero, without a mask.
+
+    Args:
+        features: how many there are.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__(NetworkConfig(head=48, dropout=0.3), features)
+        del self.stem, self.stages, self.metadata, self.head
+        layers: list[nn.Module] = []
+        channels = 1
+        for stage in range(3):
+            width = 16 * 2**stage
+            for out, stride in ((width, 1), (width, 1), (2 * width, 2)):
+                layers.append(nn.Conv2d(channels, out, 3, stride, padding=1))
+                if stride == 1:
+                    layers.append(nn.ReLU(inplace=True))
+                channels = out
+        self.look = nn.Sequential(*layers)
+        self.seen = nn.LazyLinear(48)
+        self.fused = nn.Linear(48 + features, 48)
+
+    def forward(self, images: Tensor, features: Tensor, dropout: Tensor | None = None) -> Tensor:
+        """See `Network.forward`."""
+        seen = self.seen(self.look(images[:, None]).flatten(1))
+        standard = ((features - self.feature_mean) / self.feature_std).clamp(-5, 5)
+        fused = functional.relu(self.fused(torch.cat([seen, standard.nan_to_num(0)], 1)))
+        logit: Tensor = self.verdict(fused if dropout is None else fused * dropout)
+        return logit[:, 0]
+
+
+class RankerFit(Fit):
+    """A fit of RELION's network by our own loop, at a rate that a network without norms can take."""
+
+    def new(self) -> Network:
+        """See `Fit.new`."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.task.seed)
+            network = Ranker(self.examples.features.shape[1])
+            box = self.examples.images(np.zeros(1, np.int64)).shape[-1]
+            network(torch.zeros(1, box, box), torch.zeros(1, len(network.feature_mean)))
+            return network
+
+
+class Fold:
+    """The proteins that are learned from, and those that are tested, in one fold and with one seed."""
+
+    def __init__(self, learned: SetExamples, tested: SetExamples, settings: Settings) -> None:
+        self.learned, self.tested, self.settings = learned, tested, settings
+        self.keep = learned.labels == 1
+        self.levels: Levels = {
+            "project": learned.groups("project"),
+            "micrograph": learned.groups("micrograph"),
+        }
+        train = settings.train
+        self.fold_of = folds_of_groups(self.levels["project"], train.folds, train.seed)
+        self.fits = LocalFits(learned, train.fit)
+        self._done: dict[str, Network] = {}
+
+    def said(self) -> dict[str, Said]:
+        """All arms; what they share is fitted once."""
+        boosted = boost(
+            self.learned,
+            self.levels,
+            self.fold_of,
+            self.settings.train,
+            fit_all=self._remembered,
+            held_out=self.fits.held_out,
+            members=MEMBERS,
+        )
+        p = [
+            platt(self._test(network))
+            for network, platt in zip(boosted.networks, boosted.calibration, strict=True)
+        ]
+        threshold = boosted.point.threshold
+        d3 = operating_point.ask_third(p[0], p[1], p[2], threshold)
+        first = self._member(MEMBERS[0], "d1", 0)
+        alike = [first, *(self._member(MEMBERS[0], f"alike{n}", n) for n in (1, 2))]
+        kinds = [first, *(self._member(MEMBERS[n], f"kind{n}", n) for n in (1, 2))]
+        ranker = self._member(MEMBERS[0], "ranker", 0, RankerFit)
+        return {
+            ONE: self._averaged([first]),
+            BOOSTED: Said(score(p[0], p[1], d3), threshold),
+            ALIKE: self._averaged(alike),
+            KINDS: self._averaged(kinds),
+            RELION: self._averaged([ranker]),
+        }
+
+    def _remembered(self, tasks: Sequence[FitTask]) -> list[Network]:
+        for task in tasks:
+            if task.name not in self._done:
+                (self._done[task.name],) = self.fits([task])
+        return [self._done[task.name] for task in tasks]
+
+    def _member(
+        self, config: NetworkConfig, name: str, number: int, kind: type[Fit] = Fit
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Calibrated probabilities of a network that draws all images alike: held out, and tested."""
+        train = self.settings.train
+        seed = train.seed * 1000 + number * 100
+        networks = []
+        for part in range(train.folds + 1):
+            inside = np.flatnonzero(self.fold_of != part)
+            last = part == train.folds
+            sampler = everything(len(self.fold_of)).within(inside)
+            task = FitTask(
+                f"{name}-final" if last else f"{name}-fold{part}",
+                config,
+                sampler,
+                np.empty(0, np.int64),
+                seed + (99 if last else part),
+            )
+            if task.name not in self._done:
+                fit = kind(task, self.learned, self._rate(kind))
+                while not fit.done:
+                    fit.run_epoch()
+                self._done[task.name] = fit.result()
+            networks.append(self._done[task.name])
+        logit = self.fits.held_out(networks[:-1], self.fold_of)
+        platt: Platt = fit_platt(logit, self.keep)
+        return platt(logit), platt(self._test(networks[-1]))
+
+    def _rate(self, kind: type[Fit]) -> Any:
+        fit = self.settings.train.fit
+        return fit.model_copy(update={"learning_rate": 1e-3}) if kind is RankerFit else fit
+
+    def _test(self, network: Network) -> np.ndarray:
+        return score_rows(network, self.tested, np.arange(len(self.tested)))
+
+    def _averaged(self, members: Sequence[tuple[np.ndarray, np.ndarray]]) -> Said:
+        held_out, tested = (np.mean([m[n] for m in members], axis=0) for n in (0, 1))
+        point = operating_point.choose(
+            held_out, self.keep, self.levels, **self.settings.train.operating_point.model_dump()
+        )
+        return Said(tested.astype(np.float32), point.threshold)
+
+
+def measure() -> dict[str, Any]:
+    """Accuracy and false negatives of each arm, their spread over seeds, and verdicts that differ."""
+    with Show() as show:
+        sets = prepared_sets(_WORK, None, show)["simulated"][:PROTEINS]
+    work = _WORK / f"boosting-{EPOCHS}"
+    work.mkdir(exist_ok=True)
+    jobs = [(seed, fold) for seed in range(SEEDS) for fold in range(FOLDS)]
+    # Spawned: torch's threads do not survive a fork.
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        files = list(pool.map(partial(_fold, sets, work), *zip(*jobs, strict=True)))
+    of_job = dict(zip(jobs, map(np.load, files), strict=True))
+    rows = [_row(arm, number, of_job) for number, arm in enumerate(ARMS)]
+    return result(
+        "What does boosting buy?",
+        rows,
+        ratios=(),
+        notes=[
+            f"2D classes of {PROTEINS} simulated proteins, {FOLDS} folds over proteins, {SEEDS} seeds, "
+            f"{EPOCHS} epochs; ± is the standard deviation over seeds",
+            "differ: classes whose forced verdict is another one with another seed",
+        ],
+    )
+
+
+def _fold(sets: Sequence[Path], work: Path, seed: int, fold: int) -> Path:
+    """Train all arms without one fold of the proteins, and keep what they say of it."""
+    out = work / f"seed{seed}-fold{fold}.npz"
+    if out.is_file():
+        return out
+    torch.set_num_threads(1)
+    settings = settings_of(EPOCHS, seed)
+    examples, _ = gather(sets, settings.train)
+    # The folds are the same for all seeds, so that their verdicts can be compared.
+    here = folds_of_groups(examples.groups("project"), FOLDS, 0) == fold
+    tested = examples.where(here)
+    said = Fold(examples.where(~here), tested, settings).said()
+    with replacing(out) as temporary, temporary.open("wb") as stream:
+        np.savez(
+            stream,
+            keep=tested.labels == 1,
+            scores=np.stack([said[arm].scores for arm in ARMS]),
+            thresholds=np.array([said[arm].threshold for arm in ARMS], np.float32),
+        )
+    return out
+
+
+def _row(arm: str, number: int, of_job: dict[tuple[int, int], Any]) -> Row:
+    keep = np.concatenate([of_job[0, fold]["keep"] for fold in range(FOLDS)])
+    judged, ranked = [], []
+    for seed in range(SEEDS):
+        folds = [of_job[seed, fold] for fold in range(FOLDS)]
+        judged.append(
+            np.concatenate([f["scores"][number] >= f["thresholds"][number] for f in folds])
+        )
+        ranked.append(float(np.mean([auroc(f["keep"], f["scores"][number]) for f in folds])))
+    accuracy = [float(np.mean(one == keep)) for one in judged]
+    differ = [float(np.mean(one != other)) for one, other in combinations(judged, 2)]
+    row: Row = {"arm": arm, "classes": len(keep), "AUROC": f"{np.mean(ranked):.4f}"}
+    row["accuracy"] = (
+        f"{np.mean(accuracy):.4f} ± {np.std(accuracy, ddof=1) if SEEDS > 1 else 0:.4f}"
+    )
+    row["good lost"] = f"{np.mean([np.mean(~one[keep]) for one in judged]):.2%}"
+    row["junk let through"] = f"{np.mean([np.mean(one[~keep]) for one in judged]):.1%}"
+    row["differ"] = f"{np.mean(differ):.2%}" if differ else None
+    return row
+
+
+if __name__ == "__main__":
+    main(measure)
