@@ -257,6 +257,8 @@ class _RayFits:
                 num_workers=workers,
                 use_gpu=gpu,
                 resources_per_worker={"CPU": cpus} | ({"GPU": 1} if gpu else {}),
+                # Over the nodes: one that is lost takes one of the trainings with it, not all.
+                placement_strategy="SPREAD",
             ),
             run_config=RunConfig(
                 name=f"train-{member}",
@@ -321,14 +323,11 @@ def _workers(settings: TrainSettings) -> int:
 
 
 def _cpus_per_worker(workers: int, gpu: bool) -> float:
-    """Half of the cluster's CPUs are for training on CPUs, so that Ray Data and Serve never starve.
-
-    Logical CPUs are numbers: a local Ray claims four even where there are two cores.
-    """
+    """A worker has one thread; less than a CPU is claimed where Ray Data and Serve would starve."""
     if gpu:
         return 1.0
     total = float(ray.cluster_resources().get("CPU", 1.0))
-    return max(0.5, min(total / 2 / workers, 64.0))
+    return min(1.0, max(0.5, total / 2 / workers))
 
 
 def _work(config: dict[str, Any]) -> None:
