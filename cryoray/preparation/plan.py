@@ -139,9 +139,10 @@ def plan(
             continue
         stack = headers[int(of[start])]
         assert isinstance(stack, Stack)
-        # A compressed stack is unpacked from its beginning by whoever reads any of it.
-        most = 1 if stack.compression else (end - start) * stack.image_bytes // (range_mib << 20)
-        parts = max(1, most)
+        # As few as may be, since each costs the cluster the same, however small. A compressed stack is
+        # unpacked from its beginning by whoever reads any of it.
+        most = max(1, 2 * (range_mib << 20) // stack.image_bytes)
+        parts = 1 if stack.compression else -(-(end - start) // most)
         for first, last in pairwise(np.linspace(start, end, parts + 1).astype(int).tolist()):
             ranges.append(
                 RowRange(
@@ -167,11 +168,11 @@ def plan(
 
 
 def grouped(ranges: Sequence[RowRange], range_mib: int) -> list[list[RowRange]]:
-    """Neighbouring ranges put together to ``range_mib`` to twice as many raw MiB: one task's work."""
+    """Neighbouring ranges put together, up to twice ``range_mib`` raw MiB: one task's work."""
     groups: list[list[RowRange]] = []
-    filled, enough = 0, range_mib << 20
+    filled, most = 0, 2 * (range_mib << 20)
     for part in ranges:
-        if not groups or filled >= enough or filled + part.bytes > 2 * enough:
+        if not groups or filled + part.bytes > most:
             groups.append([])
             filled = 0
         groups[-1].append(part)

@@ -20,8 +20,8 @@ from cryoray.preparation.plan import plan, protein_is_dark
 from cryoray.records import Kind, RowRange
 from cryoray.settings import PreparationSettings
 
-#: Raw MiB that a preparer reads at once.
-_RANGE_MIB = 64
+#: Raw MiB that a preparer reads at once, up to twice as many.
+_RANGE_MIB = 32
 #: Sources that are kept open between requests; a million rows take about 200 MB.
 _KEPT = 8
 
