@@ -289,6 +289,11 @@ class WorkflowSettings(Section):
     options: dict[str, dict[str, str]] = Field(
         {}, description="of RELION's job.star, by stage: over all others"
     )
+    look: float = Field(
+        2.0,
+        gt=0,
+        description="seconds a person takes for one image, for the report; assumed, not measured",
+    )
 
 
 class RankSettings(Section):

@@ -1,13 +1,13 @@
 """Particles to a refined map and its report, in RELION's own project and pipeline, as a flow.
 
-python -m flows.single_particle PARTICLES.star [--settings FILE.toml] [--without-cryoray]
+python -m flows.single_particle PARTICLES.star [--settings FILE.toml] [--arms with|without|both]
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from prefect import flow, task
 from prefect.artifacts import create_table_artifact
@@ -15,13 +15,19 @@ from prefect.cache_policies import NO_CACHE
 
 from cryoray.settings import Settings, load
 from cryoray.workflow.relion import Job
-from cryoray.workflow.single_particle import Done, Workflow
+from cryoray.workflow.single_particle import Workflow
+from cryoray.workflow.single_particle import arms as found
 from flows.telling import key
+
+Arms = Literal["with", "without", "both"]
 
 
 @flow(name="single-particle", flow_run_name="map of {particles}")
 def single_particle(
-    particles: Path, overrides: dict[str, Any] | None = None, settings_file: Path | None = None
+    particles: Path,
+    overrides: dict[str, Any] | None = None,
+    settings_file: Path | None = None,
+    arms: Arms | None = None,
 ) -> Path:
     """Go through every stage; those done before are recognised and skipped.
 
@@ -29,26 +35,34 @@ def single_particle(
         particles: STAR file of extracted particles, in RELION's project folder.
         overrides: settings over those of file and environment, nested as in the TOML file.
         settings_file: the TOML file.
+        arms: with cryoray, without it on every particle and class, or one after the other; None: as the
+            setting ``workflow.judge`` says.
 
     Returns:
-        the report's page.
+        the report's page: of both arms where both were run, now or before.
     """
     settings = load(settings_file, **(overrides or {}))
+    given = {
+        None: [settings.workflow.judge],
+        "with": [True],
+        "without": [False],
+        "both": [True, False],
+    }
+    for judge in given[arms]:
+        workflow = settings.workflow.model_copy(update={"judge": judge})
+        page = _arm(particles, settings.model_copy(update={"workflow": workflow}))
+    return page
+
+
+def _arm(particles: Path, settings: Settings) -> Path:
     workflow = Workflow(particles, settings)
-    jobs: dict[str, Job] = {}
-    done: list[Done] = []
-    for stage in workflow.stages():
-        jobs[stage] = work(stage, particles, settings, jobs)
-        job = jobs[stage]
-        count = workflow.particles_after(stage, jobs)
-        done.append(Done(stage, job.name, job.seconds, count, job.skipped))
-    page = workflow.report(done, workflow.resolution(jobs["postprocess"]))
+    page = workflow.go(lambda stage, before: work(stage, particles, settings, dict(before)))
+    name = "with" if settings.workflow.judge else "without"
+    done = found(page.parent)[name]["stages"]
+    columns = ("stage", "job", "particles", "seconds")
     create_table_artifact(
-        [
-            {"stage": one.stage, "job": one.job, "particles": one.particles, "seconds": one.seconds}
-            for one in done
-        ],
-        key=key(f"map-{workflow.project.name}"),
+        [{column: one[column] for column in columns} for one in done],
+        key=key(f"map-{workflow.project.name}-{name}-cryoray"),
         description=str(page),
     )
     return page
@@ -65,10 +79,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("particles", type=Path, help="STAR file in RELION's project folder")
     parser.add_argument("--settings", type=Path, metavar="FILE.toml", help="settings")
-    parser.add_argument("--without-cryoray", action="store_true", help="keep everything")
+    parser.add_argument(
+        "--arms", choices=get_args(Arms), help="without: every particle and class is kept"
+    )
     given = parser.parse_args()
-    overrides = {"workflow": {"judge": False}} if given.without_cryoray else {}
-    print(single_particle(given.particles.absolute(), overrides, given.settings))
+    print(single_particle(given.particles.absolute(), None, given.settings, given.arms))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cryoray.errors import FormatError
+from cryoray.formats.class_scores import FEATURES, SUBIMAGES, features_table
 from cryoray.formats.rows import Source, resolve, unique
-from cryoray.formats.star import Block, StarFile, as_objects, parse
+from cryoray.formats.star import Block, Columns, StarFile, as_objects, parse
 from cryoray.records import Kind
 
 #: What RELION 3.1 to 5 read; a newer number would stop an older RELION.
@@ -31,7 +32,7 @@ _NECESSARY = (
     ("rlnSphericalAberration",),
     ("rlnImagePixelSize", "rlnMicrographPixelSize", "rlnMicrographOriginalPixelSize"),
 )
-_SELECTION = re.compile(r"_selected\.star$|^backup_selection\.star$")
+_SELECTION = re.compile(rf"_selected\.star$|^backup_selection\.star$|{FEATURES.pattern}")
 #: run_it025_data.star, run_ct25_it030_data.star (continued), run_data.star (the end of a refinement)
 _ITERATION = re.compile(r"(?:_ct(\d+))?(?:_it(\d+))?_(?=[a-z0-9]+\.star$)")
 
@@ -75,8 +76,7 @@ def open_star(path: Path, kind: Kind) -> Source:
         path = _of_optimiser(path, kind)
         star = parse(path)
     _refuse_volumes(star)
-    table = image_table(star, kind)
-    image_column = IMAGE_COLUMNS[kind]
+    table, image_column = _images(star, kind)
     texts = [name for name in (image_column, "rlnMicrographName") if name in table.columns]
     numeric = [
         name
@@ -89,7 +89,10 @@ def open_star(path: Path, kind: Kind) -> Source:
     metadata = columns.numbers
     metadata.update(_optics(star, table, metadata))
     frame, names, stack = split_names(columns.strings[image_column])
-    stacks, index = unique(resolve(names, path.parent, project(path.parent)))
+    found = resolve(names, path.parent, project(path.parent))
+    if kind == "class2d":
+        found = [stack if stack.exists() else _beside(path, stack) for stack in found]
+    stacks, index = unique(found)
     stack = np.where(stack < 0, -1, index[stack]) if len(index) else stack
     images = as_objects(columns.strings[image_column])
     problems = {
@@ -108,13 +111,37 @@ def open_star(path: Path, kind: Kind) -> Source:
         stacks=stacks,
         stack=stack.astype(np.int32),
         frame=frame,
-        micrograph=as_objects(columns.strings["rlnMicrographName"])
-        if "rlnMicrographName" in columns.strings
-        else np.full(len(images), "", object),
+        micrograph=_micrographs(columns, image_column),
         pixel_size=_pixel_size(star, metadata, len(images)),
         metadata=metadata,
         problems=problems,
     )
+
+
+def _images(star: StarFile, kind: Kind) -> tuple[Block, str]:
+    """The table of images and its column of them; of a class ranker's features, what was cut out."""
+    features = features_table(star) if kind == "class2d" else None
+    if features is not None and SUBIMAGES in features.columns:
+        return features, SUBIMAGES
+    return image_table(star, kind), IMAGE_COLUMNS[kind]
+
+
+def _micrographs(columns: Columns, image_column: str) -> np.ndarray:
+    """Object [n]: what rows are of; of images cut from classes the job, which must not be split."""
+    if image_column == SUBIMAGES:
+        names = columns.strings[SUBIMAGES].to_pylist()
+        return np.array([str(PurePosixPath(name).parent) for name in names], object)
+    if "rlnMicrographName" in columns.strings:
+        return as_objects(columns.strings["rlnMicrographName"])
+    return np.full(len(columns.strings[image_column]), "", object)
+
+
+def _beside(model: Path, stack: Path) -> Path:
+    """The averages of a model that was copied out of its job, as EMPIAR-10812 has them: beside it."""
+    run = model.name.removesuffix("_model.star")
+    tried = (stack.name, f"{run}_classes.mrcs", f"{run}_class.mrcs")
+    files = (model.with_name(name) for name in tried) if run != model.name else iter(())
+    return next((file for file in files if file.is_file()), stack)
 
 
 def _is_number(text: str) -> bool:

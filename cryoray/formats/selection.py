@@ -2,6 +2,7 @@
 
 Read are RELION's Select job folder, a ``particles.star`` that is a subset, ``class_averages.star``,
 ``backup_selection.star`` (one row per class: 0 discards; other numbers are the GUI's colours or 1),
+the grades and scores of a class ranker's training data (`class_scores`),
 cryoSPARC's Select 2D job folder or one of its tables (``particles_selected.cs``, …), and a CSV with
 ``index`` (1-based), ``label`` or ``selected``, and ``stack`` where there are several. A selection of
 classes labels particles by their class number. A CSV may also say why it discards, under ``reason``.
@@ -19,6 +20,15 @@ from pyarrow import csv
 
 from cryoray.errors import FormatError, SelectionError
 from cryoray.formats import mrc
+from cryoray.formats.class_scores import (
+    FEATURES,
+    SCORE,
+    SUBIMAGES,
+    features_table,
+    is_graded,
+    of_grades,
+    of_scores,
+)
 from cryoray.formats.cryosparc import Joined, open_cs, open_joined, selected_and_excluded
 from cryoray.formats.relion import IMAGE_COLUMNS, split_names
 from cryoray.formats.rows import CS_SUFFIXES, Source
@@ -38,12 +48,15 @@ def find_selection(path: Path) -> Path | None:
 
     That is ``NAME_selected.star`` of ``NAME.star``, for what a Select 2D job selected or excluded that job's
     own table of the selected, ``labels.csv``, another ``*_selected.star`` if it
-    is the only one, or, beside a model of classes, ``backup_selection.star``.
+    is the only one, or, beside a model of classes, ``backup_selection.star``. A class ranker's table of
+    features is its own.
     """
     folder = path if path.is_dir() else path.parent
     own = folder / f"{path.stem}_selected.star"
     if path.is_file() and own.is_file():
         return own
+    if path.is_file() and FEATURES.match(path.name):
+        return path if _is_scored(path) else None
     if path.suffix in CS_SUFFIXES and (both := selected_and_excluded(path)):
         return both.get(True, path)
     if (folder / "labels.csv").is_file():
@@ -115,6 +128,11 @@ def read_reasons(path: Path, source: Source) -> np.ndarray | None:
     return _join(path, source, stack, frame, reasons)
 
 
+def _is_scored(path: Path) -> bool:
+    table = features_table(parse(path))
+    return table is not None and SCORE in table.columns
+
+
 def _in_folder(folder: Path, source: Source) -> Path:
     classes: tuple[str, ...] = ("backup_selection.star", "class_averages.star")
     classes += tuple(f"templates_{word}.cs" for word in ("selected", "excluded"))
@@ -135,10 +153,15 @@ def _in_folder(folder: Path, source: Source) -> Path:
 
 def _from_star(path: Path, source: Source) -> np.ndarray:
     star = parse(path)
+    scored = features_table(star)
+    if scored is not None:
+        return _from_scores(path, scored, source)
     selected = star.with_column("rlnSelected")
     if selected is not None:
         _check_some(path, len(selected))
         values = selected.numbers("rlnSelected")
+        if is_graded(path):
+            return _by_class(path, of_grades(values), source)
         return _by_class(path, np.where(np.isnan(values), -1, values != 0).astype(np.int8), source)
     subset = star.with_column(IMAGE_COLUMNS[source.kind])
     if subset is not None:
@@ -209,6 +232,25 @@ def _from_subset(path: Path, subset: Block, source: Source) -> np.ndarray:
             return _from_class_numbers(path, subset, source)
         raise _nothing_matches(path, len(subset), source)
     return labels
+
+
+def _from_scores(path: Path, table: Block, source: Source) -> np.ndarray:
+    """Classes by their scores, in rows that name the class average or the image cut from it."""
+    _check_some(path, len(table))
+    if SCORE not in table.columns:
+        raise SelectionError(
+            f"has no column {SCORE}", file=path, remedy="give a table of graded classes"
+        )
+    scores = table.numbers(SCORE)
+    for column in (IMAGE_COLUMNS["class2d"], SUBIMAGES):
+        if column not in table.columns:
+            continue
+        frame, names, stack = split_names(table.read([column]).strings[column])
+        matched = _match(names, source, path.parent)[stack]
+        if (matched >= 0).any():
+            labels = of_scores(scores, [names[at] if at >= 0 else "" for at in stack.tolist()])
+            return _join(path, source, matched, frame, labels)
+    raise _nothing_matches(path, len(table), source)
 
 
 def _from_class_numbers(path: Path, classes: Block, source: Source) -> np.ndarray:

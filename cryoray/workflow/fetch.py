@@ -26,7 +26,7 @@ from cryoray.records import Event, OnEvent, OnProgress, Progress, ignore
 #: Where EMPIAR keeps its entries.
 EMPIAR = "https://ftp.ebi.ac.uk/empiar/world_availability"
 #: Particles, and what is said of them.
-PATTERNS = ("*.star", "*.mrcs", "*.cs", "*.csv")
+PATTERNS = ("*.star", "*.mrcs", "*.cs", "*.csv", "job_score.txt")
 MANIFEST = "fetch.json"
 _CHECKSUMS = re.compile(r"(md5|sha256)(sums?)?(\.txt)?$|^(md5|sha256)sums?", re.IGNORECASE)
 _LINE = re.compile(r"^([0-9a-fA-F]{32}|[0-9a-fA-F]{64})[ \t]+\*?(\S.*)$")

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import torch
 
 from cryoray.errors import InputError, SettingsError
@@ -40,15 +42,13 @@ STAGES = (
     "mask",
     "postprocess",
 )
-#: What a person decides where nobody else does, by stage.
-DECISIONS: Mapping[str, str] = {
-    "select2d": "which 2D classes are kept",
-    "select3d": "which 3D classes are kept",
-    "mask": "at which density the mask begins",
-}
+#: What a person is asked, in order: each of them is one decision.
+ASKED = ("2D classes", "particles", "3D classes")
 #: Particles to which the times are extrapolated.
 MANY = 100_000
 FOLDER = "cryoray_workflow"
+#: What a job of cryoray's says of each image (contracts: Verdicts).
+_VERDICTS = "verdicts.parquet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +126,56 @@ class Workflow:
                 remedy="look at the verdicts there, give another ensemble, or go on by hand in RELION",
             )
         return job
+
+    def go(self, work: Callable[[str, Mapping[str, Job]], Job] | None = None) -> Path:
+        """Go through every stage of the chosen arm, and report.
+
+        Args:
+            work: what runs a stage, given its name and the jobs before it; None: `run`.
+
+        Returns:
+            the report's page.
+
+        Raises:
+            RelionError: a stage failed.
+            InputError: nothing is left to go on with.
+        """
+        jobs: dict[str, Job] = {}
+        done: list[Done] = []
+        for stage in self.stages():
+            job = jobs[stage] = (work or self.run)(stage, jobs)
+            count = self.particles_after(stage, jobs)
+            done.append(Done(stage, job.name, job.seconds, count, job.skipped))
+        return self.report(done, self.resolution(jobs["postprocess"]), self.decisions(jobs))
+
+    def decisions(self, jobs: Mapping[str, Job]) -> dict[str, int]:
+        """How many images a person is left to decide on, of each of `ASKED`.
+
+        Without cryoray every class that has particles, and every particle. With it what the ensembles
+        put under review, counted in the files of their jobs; a particle whose class is under review
+        counts as well, so that it is too many rather than too few.
+
+        Args:
+            jobs: of all stages of the chosen arm.
+        """
+        if self.chosen.judge:
+            folders = (
+                f"{jobs['select2d'].name}/classes",
+                jobs["select2d"].name,
+                jobs["select3d"].name,
+            )
+            return {asked: self._reviewed(name) for asked, name in zip(ASKED, folders, strict=True)}
+        classes = [self._filled(jobs[stage]) for stage in ("class2d", "class3d")]
+        return dict(zip(ASKED, (classes[0], self.total, classes[1]), strict=True))
+
+    def _reviewed(self, folder: str) -> int:
+        words = pq.read_table(self.project / folder / _VERDICTS, columns=["verdict"])["verdict"]
+        return int(words.to_pylist().count("review"))
+
+    def _filled(self, job: Job) -> int:
+        """Classes of a job that have particles."""
+        data = parse(self.project / job.file("run_it*_data.star"))["particles"]
+        return len(np.unique(data.numbers("rlnClassNumber")))
 
     def particles_after(self, stage: str, before: Mapping[str, Job]) -> int:
         """How many particles a stage was given; of a selection, how many it left."""
@@ -263,8 +313,13 @@ class Workflow:
         general = parse(postprocess.folder / "postprocess.star")["general"]
         return float(general.numbers("rlnFinalResolution")[0])
 
-    def report(self, done: Sequence[Done], resolution: float) -> Path:
+    def report(self, done: Sequence[Done], resolution: float, decisions: Mapping[str, int]) -> Path:
         """Write numbers and page of this arm, and of the other where it was run, into the project.
+
+        Args:
+            done: the stages.
+            resolution: of the map, Å.
+            decisions: of `decisions`.
 
         Returns:
             the page.
@@ -275,31 +330,26 @@ class Workflow:
             "stages": [asdict(one) for one in done],
             "resolution": resolution,
             "particles": self.total,
+            "decisions": dict(decisions),
         }
         name = "with" if self.chosen.judge else "without"
         with replacing(out / f"{name}.json") as temporary:
             temporary.write_text(json.dumps(arm, indent=1) + "\n")
-        sections = _sections(_arms(out), self)
+        sections = _sections(arms(out), self)
         title = f"Particles to map: {self.project.name}"
         return report.render(out / "report.html", title, sections)
 
 
-def _arms(out: Path) -> dict[str, dict[str, Any]]:
+def arms(out: Path) -> dict[str, dict[str, Any]]:
+    """What `Workflow.report` wrote of each arm, ``with`` and ``without``, into its folder."""
     files = {name: out / f"{name}.json" for name in ("with", "without")}
     return {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
 
 
-def decisions(arm: str) -> list[str]:
-    """What is left to a person: all of it without cryoray, with it what it does not decide."""
-    return [what for stage, what in DECISIONS.items() if arm == "without" or stage not in _TAKEN]
-
-
-#: Decisions that the workflow takes: selections by ensembles, the mask's threshold by Otsu's method.
-_TAKEN = ("select2d", "select3d", "mask")
-
-
 #: Stages that work on maps alone.
 _MAPS = ("mask", "postprocess")
+#: Seconds.
+_WORKING_DAY = 8 * 3600
 
 
 def extrapolated(stage: Mapping[str, Any], total: int) -> float | None:
@@ -319,36 +369,65 @@ def extrapolated(stage: Mapping[str, Any], total: int) -> float | None:
     return float(seconds) * MANY / total
 
 
-def _sections(arms: Mapping[str, Mapping[str, Any]], workflow: Workflow) -> list[report.Section]:
-    rows, sums = [], []
-    for name, arm in arms.items():
-        total, stages = int(arm["particles"]), arm["stages"]
-        for stage in stages:
-            many = extrapolated(stage, total)
-            rows.append(
-                (
-                    f"{stage['stage']}, {name} cryoray",
-                    str(stage["job"]),
-                    f"{stage['particles']:,}",
-                    _time(stage["seconds"]),
-                    _time(many),
-                )
+def looks(arm: Mapping[str, Any]) -> int:
+    """Images that a person decides on with `MANY` particles.
+
+    Particles are multiplied; classes stay as many, since their number is chosen, not found.
+
+    Args:
+        arm: as `arms` has it.
+    """
+    asked = arm["decisions"]
+    particles = asked["particles"] * MANY / arm["particles"]
+    return round(particles) + sum(asked[what] for what in ASKED if what != "particles")
+
+
+def _sections(told: Mapping[str, Mapping[str, Any]], workflow: Workflow) -> list[report.Section]:
+    chosen, version = workflow.chosen, ".".join(map(str, workflow.relion.version))
+    stages, sums, people, later = [], [], [], []
+    for name, arm in told.items():
+        total, asked = int(arm["particles"]), arm["decisions"]
+        stages += [
+            (
+                f"{stage['stage']}, {name} cryoray",
+                str(stage["job"]),
+                f"{stage['particles']:,}",
+                _time(stage["seconds"]),
+                _time(extrapolated(stage, total)),
             )
-        known = [stage for stage in stages if stage["seconds"] is not None]
+            for stage in arm["stages"]
+        ]
+        known = [stage for stage in arm["stages"] if stage["seconds"] is not None]
         maps = sum(stage["seconds"] for stage in known if stage["stage"] in _MAPS)
         spent = sum(stage["seconds"] for stage in known)
+        many = (spent - maps) * MANY / total + maps
         sums.append(
             (
                 f"{name} cryoray",
                 f"{arm['resolution']:.2f}",
                 _time(spent),
-                f"{len(decisions(name))}",
-                _time((spent - maps) * MANY / total + maps),
+                _time(many),
                 f"{spent - maps:.0f} s × {MANY:,} / {total:,} + {maps:.0f} s",
             )
         )
-    chosen, version = workflow.chosen, ".".join(map(str, workflow.relion.version))
-    heads = ("", "resolution, Å", "time", "decisions of a person")
+        people.append(
+            (
+                f"{name} cryoray",
+                *(f"{asked[what]:,}" for what in ASKED),
+                f"{sum(asked.values()):,}",
+                f"{looks(arm):,}",
+            )
+        )
+        person = looks(arm) * chosen.look
+        later.append(
+            (
+                f"{name} cryoray",
+                _time(many),
+                _time(person),
+                f"{looks(arm):,} × {chosen.look:g} s",
+                f"{person / _WORKING_DAY:.1f}",
+            )
+        )
     scaled = f"{MANY:,} particles"
     return [
         report.summary_section(
@@ -359,22 +438,37 @@ def _sections(arms: Mapping[str, Mapping[str, Any]], workflow: Workflow) -> list
                 "processes and threads": f"{chosen.mpi} × {chosen.threads}",
                 "GPU": chosen.gpu or "none",
             },
-            {f"Å {name} cryoray": f"{arm['resolution']:.2f}" for name, arm in arms.items()},
+            {f"Å {name} cryoray": f"{arm['resolution']:.2f}" for name, arm in told.items()},
         ),
         report.table_section(
             "What it took",
-            (*heads, scaled, "arithmetic"),
+            ("", "resolution, Å", "time", scaled, "arithmetic"),
             sums,
-            "A person's time is not in it: without cryoray the decisions are "
-            + "; ".join(decisions("without"))
-            + ". Here that arm took every particle and class.",
+            "Computing alone. Without cryoray nobody was asked either: that arm took every particle and"
+            " class. What both arms share was run once and counts in both.",
+        ),
+        report.table_section(
+            "What a person decides",
+            ("", *ASKED, "together", scaled),
+            people,
+            "Counted in the jobs. Without cryoray: every class that has particles, and every particle,"
+            " which people leave to its class instead. With it: what the ensembles put under review; the"
+            " run went on without those, so none of these decisions had to be taken. For more particles,"
+            " particles are multiplied and classes are as many.",
+        ),
+        report.table_section(
+            f"Computing and looking, {MANY:,} particles",
+            ("", "computing", "looking", "arithmetic", "working days of 8 h"),
+            later,
+            f"{chosen.look:g} s for one image is assumed (workflow.look), not measured.",
         ),
         report.table_section(
             "Stages",
             ("stage", "job", "particles", "time", scaled),
-            rows,
+            stages,
             f"Extrapolated in proportion to particles: time × {MANY:,} / particles of the run, same box,"
-            " options and machine; mask and postprocess see none.",
+            " options and machine; mask and postprocess see none. What a stage takes to start is"
+            " multiplied, too, most of all in the stages named select, so it is too much.",
         ),
         report.provenance_section(report.command(), [chosen, workflow.settings.classify]),
     ]
