@@ -36,7 +36,7 @@ CHOSEN = WorkflowSettings(
     classes_2d=12,
     iterations_2d=12,
     classes_3d=2,
-    iterations_3d=8,
+    iterations_3d=6,
     initial_resolution=40,
     threads=2,
     options={
@@ -52,7 +52,7 @@ CHOSEN = WorkflowSettings(
             "sgd_ini_resol": "50",
             "sgd_fin_resol": "30",
         },
-        "class3d": _COARSE,
+        "class3d": {**_COARSE, "sampling": "15 degrees"},
         "refine": {
             **_COARSE,
             "sampling": "15 degrees",

@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cryoray.errors import InputError
 from cryoray.formats.star import parse
 from cryoray.models.ensemble import Calibration, Ensemble
 from cryoray.records import Kind
-from cryoray.settings import Settings, SimulateSettings
+from cryoray.settings import Settings, SimulateSettings, WorkflowSettings
 from cryoray.simulation import simulate
-from cryoray.workflow.relion import Relion, RelionError
-from cryoray.workflow.single_particle import STAGES
+from cryoray.workflow.relion import Job, Relion, RelionError
+from cryoray.workflow.single_particle import ASKED, STAGES, Done, Workflow, looks
+from cryoray.workflow.single_particle import arms as workflow_arms
 from tests.examples import save_ensemble
 from tests.system.programs import Relion as Run
 
@@ -101,6 +105,51 @@ def test_a_job_done_is_recognised_and_one_that_fails_says_what_relion_said(
     assert jobs.column("rlnPipeLineProcessName").tolist()[0] == f"{first.name}/"
 
 
+def test_decisions_are_counted_in_the_jobs(project: Path, relion: Run, tmp_path: Path) -> None:
+    particles = project / "particles.star"
+    names = parse(particles)["particles"].column("rlnImageName").tolist()
+    jobs = {}
+
+    def job(stage: str, name: str) -> Path:
+        jobs[stage] = Job(project, name, skipped=False)
+        (project / name).mkdir(parents=True)
+        return project / name
+
+    for stage, name, classes in (
+        ("class2d", "Class2D/job902", 4),
+        ("class3d", "Class3D/job905", 2),
+    ):
+        rows = "".join(f"{image} {i % classes + 1}\n" for i, image in enumerate(names))
+        head = "data_particles\n\nloop_\n_rlnImageName #1\n_rlnClassNumber #2\n"
+        (job(stage, name) / "run_it003_data.star").write_text(head + rows)
+    words = {"": ["keep", "review", "review"], "classes": ["review", "discard"]}
+    for stage, name in (("select2d", "External/job903"), ("select3d", "External/job906")):
+        folder = job(stage, name)
+        for part in ("", "classes") if stage == "select2d" else ("",):
+            (folder / part).mkdir(exist_ok=True)
+            table = pa.table({"verdict": words[part]})
+            pq.write_table(table, folder / part / "verdicts.parquet")
+    arms = {}
+    for judge in (True, False):
+        chosen = WorkflowSettings(judge=judge, look=3.0)
+        workflow = Workflow(particles, Settings(workflow=chosen))
+        arms[judge] = workflow.decisions(jobs)
+        done = [Done("refine", "Refine3D/job907", 60.0, 90), Done("mask", "Mask/job908", 5.0, 90)]
+        page = workflow.report(done, 20.0, arms[judge])
+    assert arms[True] == {"2D classes": 1, "particles": 2, "3D classes": 2}
+    assert arms[False] == {"2D classes": 4, "particles": 120, "3D classes": 2}
+    told = workflow_arms(page.parent)
+    # Particles are multiplied, classes are not: 2 × 100,000 / 120 + 1 + 2.
+    assert (looks(told["with"]), looks(told["without"])) == (1670, 100_006)
+    text = page.read_text()
+    assert "60 s × 100,000 / 120 + 5 s" in text
+    assert "1,670 × 3 s" in text
+    for name in ("with", "without"):
+        (page.parent / f"{name}.json").unlink()
+    for one in jobs.values():
+        shutil.rmtree(one.folder)
+
+
 @pytest.mark.timeout(900)
 def test_particles_become_a_map_and_what_is_done_is_not_done_again(
     project: Path,
@@ -135,8 +184,10 @@ def test_particles_become_a_map_and_what_is_done_is_not_done_again(
     assert 0 < first["resolution"] < 200
     for stage in first["stages"]:
         assert (project / stage["job"] / "RELION_JOB_EXIT_SUCCESS").is_file()
+    assert list(first["decisions"]) == list(ASKED)
     text = page.read_text()
     assert re.search(r"s × 100,000 / 120", text)
+    assert "What a person decides" in text
     assert single_particle(project / "particles.star", overrides) == page
     second = json.loads((page.parent / "with.json").read_text())
     assert all(stage["skipped"] for stage in second["stages"])
