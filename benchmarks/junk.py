@@ -38,7 +38,7 @@ from cryoray.models.registry import shipped
 from cryoray.settings import Settings, SimulateSettings
 from cryoray.simulation import read_truth, simulate
 from cryoray.simulation.junk import PARTICLE
-from cryoray.validation import fsc
+from cryoray.validation import fsc, report
 
 GOOD, SHARES, ARMS = 300, (0.0, 0.2, 0.4, 0.6), ("without", "with")
 PROJECT = SimulateSettings(
@@ -51,7 +51,7 @@ _POSE = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst", "rlnOr
 _REFINE = (
     *("--auto_refine", "--split_random_halves", "--firstiter_cc", "--ini_high", f"{START:g}"),
     *("--low_resol_join_halves", f"{START:g}", "--ctf", "--flatten_solvent", "--zero_mask"),
-    *("--norm", "--scale", "--healpix_order", "2", "--auto_local_healpix_order", "3"),
+    *("--norm", "--scale", "--healpix_order", "1", "--auto_local_healpix_order", "3"),
     *("--offset_range", "4", "--offset_step", "2", "--oversampling", "1", "--pad", "1"),
     *("--pool", "30", "--preread_images", "--dont_combine_weights_via_disc", "--j", "1"),
     *("--auto_ignore_angles", "--auto_resol_angles", "--random_seed", "1"),
@@ -204,8 +204,17 @@ def _turn(
 
 
 def figure(rows: list[Row]) -> bytes:
-    """PNG: resolution over the share of junk, both arms, against truth and between halves."""
-    raise NotImplementedError
+    """PNG: resolution over the share of junk, both arms, against the true map and between halves."""
+    lines = []
+    for column, style in (("truth, Å", "-"), ("halves, Å", "--")):
+        for arm, colour in (("without", "discard"), ("with", "keep")):
+            mine = [row for row in rows if row["cryoray"] == arm and row[column] is not None]
+            share = np.array([float(row["junk"].rstrip("%")) for row in mine])
+            height = np.array([row[column] for row in mine])
+            label = f"{arm} cryoray, {column.split(',')[0]}"
+            lines.append(report.Line(label, share, height, colour, style))
+    drawing = report.against(lines, "junk", "junk among the particles, %", "resolution, Å")
+    return drawing.png(150)
 
 
 if __name__ == "__main__":
