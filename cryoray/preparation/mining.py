@@ -32,6 +32,8 @@ _TRIES = 40
 #: Side of the box over the particle's diameter.
 _BOX = 1.8
 LABELS, PARTICLES = "labels.csv", "particles.star"
+#: Folders of the stacks, so that an image's name says to the end which it is.
+_PICKED, _MINED = "picked", "mined"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,8 @@ def mine(
         picks: STAR file with micrographs' names and coordinates, px, of what experts kept.
         micrographs: folder of MRC files.
         out: folder of ``particles.star``, its stacks and ``labels.csv``, whose column ``mined`` is 1 for
-            what was cut at random; with its sources protein is as bright or dark as in the micrographs.
+            what was cut at random, as the names of these images say, too (``Extract/mined``); protein is as
+            bright or dark there as in the micrographs.
         diameter: of the particle, Å. Negatives keep their middle farther than it from every pick.
         box: px; None: 1.8 diameters.
         negatives: for each pick.
@@ -94,16 +97,18 @@ def mine(
         kept = whole[inside]
         wanted = round(negatives * len(kept))
         away = _away(rng, places, image.shape, side, diameter / pixel_size, wanted)
-        stack = f"Extract/mined/{Path(name).stem}.mrcs"
-        cut = np.concatenate([kept, away])
-        if not len(cut):
+        if not len(kept) and not len(away):
             continue
-        (out / stack).parent.mkdir(parents=True, exist_ok=True)
-        with StackWriter(out / stack, side, side, "float32", pixel_size) as writer:
-            writer.append(np.stack([_box(image, place, side) for place in cut]))
-        for index, (x, y) in enumerate(cut.tolist(), 1):
-            rows.append([quoted(f"{index:06d}@{stack}"), quoted(name), f"{x}", f"{y}", "1"])
-            labels.append((stack, index, int(index <= len(kept)), int(index > len(kept))))
+        for source, cut in ((_PICKED, kept), (_MINED, away)):
+            if not len(cut):
+                continue
+            stack = f"Extract/{source}/{Path(name).stem}.mrcs"
+            (out / stack).parent.mkdir(parents=True, exist_ok=True)
+            with StackWriter(out / stack, side, side, "float32", pixel_size) as writer:
+                writer.append(np.stack([_box(image, place, side) for place in cut]))
+            for index, (x, y) in enumerate(cut.tolist(), 1):
+                rows.append([quoted(f"{index:06d}@{stack}"), quoted(name), f"{x}", f"{y}", "1"])
+                labels.append((stack, index, int(source == _PICKED), int(source == _MINED)))
         sizes.add((round(pixel_size, 4), side))
     if len(sizes) > 1:
         raise InputError(

@@ -13,7 +13,10 @@ from cryoray.formats.mrc import read_frames, read_header
 from cryoray.formats.selection import find_selection, read_selection
 from cryoray.formats.source import open_source
 from cryoray.formats.star import parse
+from cryoray.ingest.pipeline import ingest
 from cryoray.preparation.mining import mine
+from cryoray.preparation.prepared import PreparedSet
+from cryoray.settings import Settings
 
 DIAMETER, PIXEL_SIZE, BOX = 40.0, 2.0, 36
 PICKS = ((60, 50), (150, 90), (30, 100), (5, 40))  # the last too near the edge
@@ -72,6 +75,10 @@ def test_particles_are_cut_at_the_picks_and_negatives_away_from_them(
         assert np.hypot(*(np.array(PICKS) - place).T).min() > DIAMETER / PIXEL_SIZE - 1
     marked = [line.split(",")[2:] for line in (out / "labels.csv").read_text().splitlines()[1:]]
     assert all(mined == str(1 - int(selected)) for selected, mined in marked)
+    settings = Settings(ingest={"preparation": {"box": 32}})  # type: ignore[arg-type]
+    table = PreparedSet.open(ingest([out], tmp_path / "set", settings)).table.to_pydict()
+    for image, keep in zip(table["image"], table["label"], strict=True):
+        assert image.split("@")[1].startswith("Extract/picked/" if keep else "Extract/mined/")
 
 
 def test_the_same_seed_cuts_the_same(entry: Path, tmp_path: Path) -> None:
