@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import parse_qs
 
 import numpy as np
 import uvicorn
 from cryosparc.dataset import Dataset
 from cryosparc.models.auth import Token
+from cryosparc.models.event import TextEvent
 from cryosparc.models.job import Job
 from cryosparc.models.job_spec import (
     Connection,
@@ -30,7 +31,7 @@ from cryosparc.models.job_spec import (
 )
 from cryosparc.models.resource import ResourceSpec
 from cryosparc.models.user import User
-from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi import Body, FastAPI, HTTPException, Query, Request, Response
 
 SUFFIX = "/api/cmd"
 EMAIL, TOKEN = "ali@example.com", "a-token"
@@ -172,10 +173,13 @@ class Server:
 
         @api.post(path + "/events", summary="jobs.add_event_log")
         def add_event_log(
-            project_uid: str, job_uid: str, text: str, level: str = Query("text", alias="type")
-        ) -> Any:
+            project_uid: str,
+            job_uid: str,
+            text: Annotated[str, Body()],
+            level: Annotated[str, Query(alias="type")] = "text",
+        ) -> TextEvent:
             self.logged.append(text)
-            return {"_id": "0", "text": text}
+            return TextEvent(project_uid=project_uid, job_uid=job_uid, type=level, text=text)
 
         @api.get(
             path + "/inputs/{input_name}/data",
