@@ -240,6 +240,9 @@ class ClassifySettings(Section):
     kind: Kind | Literal["class3d"] | None = Field(
         None, description="None: the ensemble's; class3d is judged with an ensemble of class2d"
     )
+    review: bool = Field(
+        True, description="False: nothing is left for a person to review; the threshold decides"
+    )
     score_column: bool = Field(False, description="rlnCryorayScore in the STAR files written")
     also_star: bool = Field(False, description="of a .cs source, STAR files for RELION too")
     range_mib: int = Field(64, ge=1)

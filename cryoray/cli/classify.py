@@ -42,6 +42,12 @@ def classify(
             help="What a row is; else the ensemble's kind. class3d: maps of a Class3D job."
         ),
     ] = None,
+    review: Annotated[
+        bool | None,
+        typer.Option(
+            "--review/--no-review", help="Leave nothing under review: the threshold decides."
+        ),
+    ] = None,
     score_column: Annotated[
         bool | None, typer.Option("--score-column", help="Add rlnCryorayScore to STAR files.")
     ] = None,
@@ -56,6 +62,7 @@ def classify(
             "ensemble": ensemble,
             "class_ensemble": class_ensemble,
             "kind": kind,
+            "review": review,
             "score_column": score_column,
             "also_star": also_star,
         },

@@ -22,7 +22,8 @@ In RELION, choose External. External executable: cryoray-relion, with its folder
 PATH of RELION's jobs. Input particles: any STAR file of extracted particles. Params: none are needed; the
 label `ensemble` with an ensemble as its value has another judge than the one that ships. The job's folder
 then has particles.star (kept), discarded.star, review.star and quarantined.star, every row as it was, and
-verdicts.parquet; all but the quarantined are nodes of the pipeline.
+verdicts.parquet; all but the quarantined are nodes of the pipeline. With the label `review` and the value
+No nothing is left under review: the ensemble's threshold decides, which is where it bounds its losses.
 
 With `class_ensemble` and the run_itNNN_data.star of a Class2D job as Input particles, a particle is kept
 only if its class is kept and it is not itself discarded; classes/ has the selection of the classes.
@@ -51,6 +52,11 @@ def _parser() -> relion.Parser:
         "CRYORAY_CLASSIFY__ENSEMBLE, else the registry's particle, else the one that ships")  # fmt: skip
     add("--class_ensemble", metavar="NAME|DIR", help="judge of the particles' 2D classes")
     add("--kind", choices=("particle", "class3d"), help="what is judged (default: particle)")
+    add(
+        "--review",
+        choices=("Yes", "No"),
+        help="No: nothing is left under review; the threshold decides",
+    )
     add("--score_column", nargs="?", const="Yes", metavar="Yes|No",
         help="add _rlnCryorayScore to the particles")  # fmt: skip
     add("--j", metavar="N", type=int, help="CPUs of a local Ray")
@@ -76,6 +82,8 @@ def _work(arguments: Sequence[str]) -> None:
     sections: dict[str, dict[str, Any]] = {
         "classify": {name: value for name, value in classify.items() if value}
     }
+    if given.review:
+        sections["classify"]["review"] = given.review == "Yes"
     if given.score_column:
         wish = given.score_column.lower()
         sections["classify"]["score_column"] = wish not in ("no", "false", "0")

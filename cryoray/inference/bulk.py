@@ -105,10 +105,12 @@ def classify(
         kind, sources = _of_any_kind(source)
     path = resolve(chosen.ensemble, settings.registry, kind or "particle")
     ensemble = Ensemble.load(path)
+    ensemble = ensemble if chosen.review else ensemble.decided()
     of_classes = None
     if chosen.class_ensemble is not None:
         ensemble.check_kind("particle", source)
         of_classes = Ensemble.load(resolve(chosen.class_ensemble, settings.registry))
+        of_classes = of_classes if chosen.review else of_classes.decided()
     preparation = ensemble.preparation.model_copy(update={"features": ensemble.features})
     with replacing_folder(out, "folder of verdicts", _holds_verdicts) as partial:
         sources = sources or _opened(source, kind, ensemble)
@@ -135,7 +137,7 @@ def classify(
                 )
             )
         books: dict[str, Books] = {}
-        judged = _judged(plans, path, preparation, chosen.range_mib, on_progress)
+        judged = _judged(plans, (path, chosen.review), preparation, chosen.range_mib, on_progress)
         for i, (name, each, fate) in enumerate(zip(_names(sources), plans, judged, strict=True)):
             table, quarantined = fate
             columns = ["score"] if chosen.score_column else []
@@ -258,10 +260,13 @@ class _Judge:
 
     Args:
         path: the ensemble's folder.
+        review: False: it leaves nothing under review.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.ensemble = Ensemble.load(path).to("cuda" if torch.cuda.is_available() else "cpu")
+    def __init__(self, path: Path, review: bool) -> None:
+        ensemble = Ensemble.load(path)
+        ensemble = ensemble if review else ensemble.decided()
+        self.ensemble = ensemble.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Columns of `RowRangeDatasource` to those of `_NOTHING`."""
@@ -287,7 +292,7 @@ class _Judge:
 
 def _judged(
     plans: Sequence[Plan],
-    ensemble: Path,
+    judge: tuple[Path, bool],
     preparation: PreparationSettings,
     range_mib: int,
     on_progress: OnProgress,
@@ -297,7 +302,7 @@ def _judged(
     total, done = int(starts[-1]), sum(len(each.quarantined) for each in plans)
     on_progress(Progress("judge", done, total))
     batches = [_NOTHING]
-    for batch in _batches(plans, starts, ensemble, preparation, range_mib):
+    for batch in _batches(plans, starts, judge, preparation, range_mib):
         batches.append(batch)
         done += len(batch["row"])
         on_progress(Progress("judge", done, total))
@@ -310,7 +315,7 @@ def _judged(
 def _batches(
     plans: Sequence[Plan],
     starts: np.ndarray,
-    ensemble: Path,
+    judge: tuple[Path, bool],
     preparation: PreparationSettings,
     range_mib: int,
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -329,7 +334,7 @@ def _batches(
     most = gpus or max(1, int(resources["CPU"]) // 2)
     dataset = ray.data.read_datasource(datasource, override_num_blocks=len(datasource)).map_batches(
         _Judge,
-        fn_constructor_args=(ensemble,),
+        fn_constructor_args=judge,
         batch_size=_TOGETHER,
         compute=ActorPoolStrategy(min_size=1, max_size=min(most, len(ranges))),
         num_cpus=0.5,

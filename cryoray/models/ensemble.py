@@ -163,6 +163,12 @@ class Ensemble:
     features = property(lambda self: self.manifest.features)
     preparation = property(lambda self: self.manifest.preparation)
 
+    def decided(self) -> Ensemble:
+        """The same judges, who leave nothing under review: their threshold decides."""
+        band = (self.threshold, self.threshold)
+        manifest = self.manifest.model_copy(update={"review": band})
+        return Ensemble(manifest, self.networks, self.path, self.reasons)
+
     def to(self, device: torch.device | str) -> Ensemble:
         """Move the members to a device; returns self."""
         # TF32 has ten bits, too few for scores that agree within 1e-4 between batches and devices.

@@ -25,6 +25,8 @@ from cryoray.formats.relion import project
 from cryoray.formats.source import open_source
 from cryoray.formats.star import parse
 from cryoray.formats.volume import read_volume
+from cryoray.models.ensemble import Ensemble
+from cryoray.models.registry import resolve
 from cryoray.settings import Settings
 from cryoray.validation import report
 from cryoray.validation.fsc import automatic_mask
@@ -151,26 +153,37 @@ class Workflow:
     def decisions(self, jobs: Mapping[str, Job]) -> dict[str, int]:
         """How many images a person is left to decide on, of each of `ASKED`.
 
-        Without cryoray every class that has particles, and every particle. With it what the ensembles
-        put under review, counted in the files of their jobs; a particle whose class is under review
-        counts as well, so that it is too many rather than too few.
+        Without cryoray every class that has particles, and every particle. With it, what the ensembles
+        are in doubt about: whose score is in their review band. The run goes on without asking, since
+        their threshold decides; particles of classes that are discarded count as well, so that it is
+        too many rather than too few.
 
         Args:
             jobs: of all stages of the chosen arm.
         """
         if self.chosen.judge:
-            folders = (
-                f"{jobs['select2d'].name}/classes",
-                jobs["select2d"].name,
-                jobs["select3d"].name,
+            particle, of_classes = self._judges()
+            given = (
+                (f"{jobs['select2d'].name}/classes", of_classes, "class2d"),
+                (jobs["select2d"].name, particle, "particle"),
+                (jobs["select3d"].name, of_classes, "class3d"),
             )
-            return {asked: self._reviewed(name) for asked, name in zip(ASKED, folders, strict=True)}
+            return {what: self._doubtful(*one) for what, one in zip(ASKED, given, strict=True)}
         classes = [self._filled(jobs[stage]) for stage in ("class2d", "class3d")]
         return dict(zip(ASKED, (classes[0], self.total, classes[1]), strict=True))
 
-    def _reviewed(self, folder: str) -> int:
-        words = pq.read_table(self.project / folder / _VERDICTS, columns=["verdict"])["verdict"]
-        return int(words.to_pylist().count("review"))
+    def _judges(self) -> tuple[str | None, str]:
+        """The ensembles of particles and of classes; None: the default."""
+        classify = self.settings.classify
+        return classify.ensemble, classify.class_ensemble or "class2d"
+
+    def _doubtful(self, folder: str, ensemble: str | None, kind: str) -> int:
+        """Images of a job of ours whose score is in the ensemble's review band."""
+        judge = Ensemble.load(resolve(ensemble, self.settings.registry, kind))
+        low, high = (np.float32(end) for end in judge.review)
+        table = pq.read_table(self.project / folder / _VERDICTS, columns=["score"])
+        score = table["score"].to_numpy()
+        return int(((score >= low) & (score < high)).sum())
 
     def _filled(self, job: Job) -> int:
         """Classes of a job that have particles."""
@@ -226,14 +239,13 @@ class Workflow:
 
     def _select2d(self, before: Mapping[str, Job]) -> tuple[str, dict[str, str]]:
         data = before["class2d"].file("run_it*_data.star")
-        classify = self.settings.classify
-        judges = {"ensemble": classify.ensemble, "class_ensemble": classify.class_ensemble}
-        judges["class_ensemble"] = judges["class_ensemble"] or "class2d"
+        particle, of_classes = self._judges()
+        judges = {"ensemble": particle, "class_ensemble": of_classes, "review": "No"}
         return "External", self._external(data, judges)
 
     def _select3d(self, before: Mapping[str, Job]) -> tuple[str, dict[str, str]]:
         data = before["class3d"].file("run_it*_data.star")
-        judges = {"kind": "class3d", "ensemble": self.settings.classify.class_ensemble}
+        judges = {"kind": "class3d", "ensemble": self._judges()[1], "review": "No"}
         return "External", self._external(data, judges)
 
     def _external(self, data: str, given: Mapping[str, str | None]) -> dict[str, str]:
@@ -452,9 +464,9 @@ def _sections(told: Mapping[str, Mapping[str, Any]], workflow: Workflow) -> list
             ("", *ASKED, "together", scaled),
             people,
             "Counted in the jobs. Without cryoray: every class that has particles, and every particle,"
-            " which people leave to its class instead. With it: what the ensembles put under review; the"
-            " run went on without those, so none of these decisions had to be taken. For more particles,"
-            " particles are multiplied and classes are as many.",
+            " which people leave to its class instead. With it: what the ensembles are in doubt about (their"
+            " review band); their threshold decided there too, so none of it had to be looked at. For more"
+            " particles, particles are multiplied and classes are as many.",
         ),
         report.table_section(
             f"Computing and looking, {MANY:,} particles",

@@ -141,6 +141,23 @@ def test_classes_are_judged_by_an_ensemble_of_classes_and_selected_as_relion_doe
 
 
 @pytest.mark.ray
+def test_without_review_nothing_is_left_for_a_person(
+    ray_cluster: RuntimeSettings, class_ensemble: Path, tiny_ensemble: Path, tmp_path: Path
+) -> None:
+    job = write_class_job(tmp_path)
+    chosen = ClassifySettings(
+        ensemble=str(tiny_ensemble), class_ensemble=str(class_ensemble), review=False
+    )
+    out = classify(job, tmp_path / "out", Settings(classify=chosen))
+    for folder, ensemble in ((out, tiny_ensemble), (out / "classes", class_ensemble)):
+        table = pq.read_table(folder / "verdicts.parquet")
+        words = np.array(table["verdict"].to_pylist())
+        assert set(words) <= {"keep", "discard"}
+        kept = table["score"].to_numpy()[words == "keep"]
+        assert (kept >= np.float32(Ensemble.load(ensemble).threshold)).all()
+
+
+@pytest.mark.ray
 def test_particles_and_their_classes_are_judged_together(
     ray_cluster: RuntimeSettings, class_ensemble: Path, tiny_ensemble: Path, tmp_path: Path
 ) -> None:

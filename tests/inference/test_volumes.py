@@ -108,6 +108,25 @@ def test_every_side_is_written_with_its_particles_and_a_page(
     assert "12 particles, class distribution 52.0%, 18.0 Å" in page
 
 
+def test_without_review_every_class_is_kept_or_discarded(
+    class_ensemble: Path, tmp_path: Path
+) -> None:
+    job = write_volume_job(tmp_path)
+    made, said = Ensemble.load(class_ensemble), {}
+    manifest = made.manifest.model_copy(update={"review": (0.0, 1.0), "threshold": 0.01})
+    Ensemble(manifest, made.networks).save(tmp_path / "doubtful", "# In doubt\n")
+    for review in (True, False):
+        judge = str(tmp_path / "doubtful")
+        chosen = ClassifySettings(ensemble=judge, kind="class3d", review=review)
+        out = inference.classify(job, tmp_path / str(review), Settings(classify=chosen))
+        said[review] = pq.read_table(out / "verdicts.parquet").to_pydict()
+    assert set(said[True]["verdict"]) == {"review"}
+    assert said[False]["verdict"] == [
+        "keep" if score >= np.float32(0.01) else "discard"
+        for score in np.float32(said[True]["score"])
+    ]
+
+
 def test_maps_with_a_table_are_a_job_and_a_lost_one_is_quarantined(
     undecided: Path, tmp_path: Path
 ) -> None:

@@ -88,6 +88,16 @@ def test_asking_everyone_changes_no_forced_decision_and_no_verdict(saved, inputs
     np.testing.assert_array_equal(some.verdict, everyone.verdict)
 
 
+def test_without_review_the_threshold_decides(saved, inputs):
+    said, decided = saved.judge(*inputs), saved.decided().judge(*inputs)
+    assert "review" in said.verdict
+    assert np.array_equal(decided.verdict == "keep", said.score >= np.float32(saved.threshold))
+    assert set(decided.verdict) == {"keep", "discard"}
+    assert [one is not None for one in decided.reason] == [
+        saved.reasons is not None and verdict == "discard" for verdict in decided.verdict
+    ]
+
+
 def test_verdicts_as_a_table(saved, inputs):
     middle = np.quantile(saved.judge(*inputs, everyone=True).score, [0.4, 0.5, 0.6]).tolist()
     answer = make(threshold=middle[1], review=(middle[0], middle[2])).judge(*inputs)

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -122,17 +123,24 @@ def test_decisions_are_counted_in_the_jobs(project: Path, relion: Run, tmp_path:
         rows = "".join(f"{image} {i % classes + 1}\n" for i, image in enumerate(names))
         head = "data_particles\n\nloop_\n_rlnImageName #1\n_rlnClassNumber #2\n"
         (job(stage, name) / "run_it003_data.star").write_text(head + rows)
-    words = {"": ["keep", "review", "review"], "classes": ["review", "discard"]}
+    judges = {"ensemble": tmp_path / "particle", "class_ensemble": tmp_path / "class2d"}
+    (low, high), *_ = [
+        save_ensemble(path, kind=path.name).review  # type: ignore[arg-type]
+        for path in judges.values()
+    ]
+    doubt = (low + high) / 2
+    scores = {"": [high, low, doubt], "classes": [low / 2, doubt]}
     for stage, name in (("select2d", "External/job903"), ("select3d", "External/job906")):
         folder = job(stage, name)
         for part in ("", "classes") if stage == "select2d" else ("",):
             (folder / part).mkdir(exist_ok=True)
-            table = pa.table({"verdict": words[part]})
+            table = pa.table({"score": np.array(scores[part], np.float32)})
             pq.write_table(table, folder / part / "verdicts.parquet")
     arms = {}
     for judge in (True, False):
         chosen = WorkflowSettings(judge=judge, look=3.0)
-        workflow = Workflow(particles, Settings(workflow=chosen))
+        classify = {name: str(path) for name, path in judges.items()}
+        workflow = Workflow(particles, Settings(workflow=chosen, classify=classify))  # type: ignore[arg-type]
         arms[judge] = workflow.decisions(jobs)
         done = [Done("refine", "Refine3D/job907", 60.0, 90), Done("mask", "Mask/job908", 5.0, 90)]
         page = workflow.report(done, 20.0, arms[judge])
