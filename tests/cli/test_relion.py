@@ -24,9 +24,11 @@ from cryoray.formats.source import open_source
 from cryoray.formats.star import parse
 from cryoray.inference.classes import rank
 from cryoray.models import registry
+from cryoray.models.ensemble import Ensemble
 from cryoray.records import Event
 from cryoray.settings import RuntimeSettings, load
 from tests.classes import COUNTS, write_class_job
+from tests.volumes import COUNTS as COUNTS_OF_VOLUMES
 from tests.volumes import write_volume_job
 
 Run = Callable[..., tuple[int, set[str]]]
@@ -333,6 +335,22 @@ def test_a_job_judges_3d_classes_and_gives_their_particles(
         f"External/job005/{side}.star" for side in sides[:3] if counts[side]
     ]
     assert (out / "report.html").is_file()
+
+
+@pytest.mark.long
+def test_a_job_may_leave_nothing_under_review(
+    run: Run, tmp_path: Path, class_ensemble: Path
+) -> None:
+    data = write_volume_job(tmp_path) / "run_it025_data.star"
+    made = Ensemble.load(class_ensemble)
+    manifest = made.manifest.model_copy(update={"review": (0.0, 1.0)})
+    Ensemble(manifest, made.networks).save(tmp_path / "doubtful", "# In doubt\n")
+    arguments = ("--o", "External/job005/", "--in_parts", data.relative_to(tmp_path))
+    for review, reviewed in (("Yes", sum(COUNTS_OF_VOLUMES)), ("No", 0)):
+        wanted = ("--kind", "class3d", "--ensemble", tmp_path / "doubtful", "--review", review)
+        assert run(relion_job.main, *arguments, *wanted)[0] == 0
+        star = parse(tmp_path / "External/job005/particles_review.star")
+        assert len(star["particles"]) == reviewed
 
 
 def test_results_of_a_job_give_way_to_newer_ones(tmp_path: Path) -> None:
