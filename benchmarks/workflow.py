@@ -11,6 +11,7 @@ are those of their own files. Its ``project-01`` is a RELION project with the re
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from cryoray.workflow.single_particle import (
 )
 
 PROJECT = SimulateSettings(
-    projects=1, images=600, box=48, pixel_size=4.0, snr=0.1, junk=0.4, human_error=0.0, seed=21
+    projects=1, images=600, box=48, pixel_size=4.0, snr=0.3, junk=0.4, human_error=0.0, seed=21
 )
 _COARSE = {"sampling": "30 degrees", "offset_range": "4", "offset_step": "2", "do_pad1": "Yes"}
 CHOSEN = WorkflowSettings(
@@ -66,6 +67,8 @@ CHOSEN = WorkflowSettings(
 
 def measure() -> dict[str, Any]:
     """A row for each stage of each arm."""
+    if shutil.which("relion_pipeliner") is None:
+        raise SystemExit("RELION is not on the PATH: apt-get install relion")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(os.environ.get("CRYORAY_BENCH_FOLDER") or temporary)
         for judge in (True, False):

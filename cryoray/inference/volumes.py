@@ -125,13 +125,19 @@ class VolumeVerdicts:
 
 
 def judge_volumes(
-    classes: VolumeClasses, ensemble: Ensemble, on_progress: OnProgress = ignore
+    classes: VolumeClasses,
+    ensemble: Ensemble,
+    on_progress: OnProgress = ignore,
+    *,
+    min_classes: int = 0,
 ) -> VolumeVerdicts:
     """Judge the classes of a job in this process.
 
     A class's three central slices and its projections are judged as 2D classes without metadata; the
     mean of the log-odds of each member is moved by the evidence of `TRAITS`, in which the classes are
     compared with each other; so the score is the median of three, and the vote cannot disagree with it.
+    Where ``min_classes`` are asked for, so many of the best are kept whatever their score: it ranks the
+    classes of a job, and no calibration vouches for it.
 
     Raises:
         EnsembleError: the ensemble judges something else than 2D classes.
@@ -176,12 +182,12 @@ def judge_volumes(
             traits[trait.name] = said_of[trait.name][rows]
     d1, d2, d3 = (_probability(column + evidence(traits, len(rows))) for column in odds.T)
     score = vote_score(d1, d2, d3)
+    verdict = verdicts(score, ensemble.review)
+    verdict[np.argsort(-score, kind="stable")[:min_classes]] = "keep"
     return VolumeVerdicts(
         classes,
         rows,
-        Judgement(
-            score, verdicts(score, ensemble.review), d1, d2, d3, np.full(len(score), None, object)
-        ),
+        Judgement(score, verdict, d1, d2, d3, np.full(len(score), None, object)),
         _probability(np.median(odds, axis=1)) if len(rows) else np.empty(0, np.float32),
         traits,
         np.array([one[3] for one in seen], np.float32),
@@ -231,7 +237,7 @@ def classify_volumes(
     ensemble = ensemble if chosen.review else ensemble.decided()
     classes = open_volumes(Path(source))
     with replacing_folder(out, "folder of verdicts", lambda it: (it / TABLE).is_file()) as partial:
-        said = judge_volumes(classes, ensemble, on_progress)
+        said = judge_volumes(classes, ensemble, on_progress, min_classes=chosen.min_classes)
         books = write_verdicts(partial, classes.source, said.table(), said.quarantined)
         counts = _write_particles(partial, said)
         seconds = time.monotonic() - began

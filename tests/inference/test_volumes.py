@@ -127,6 +127,19 @@ def test_without_review_every_class_is_kept_or_discarded(
     ]
 
 
+def test_the_best_class_can_be_kept_whatever_its_score(
+    class_ensemble: Path, tmp_path: Path
+) -> None:
+    job = open_volumes(write_volume_job(tmp_path))
+    made = Ensemble.load(class_ensemble)
+    manifest = made.manifest.model_copy(update={"review": (1.0, 1.0), "threshold": 1.0})
+    strict = Ensemble(manifest, made.networks)
+    assert set(judge_volumes(job, strict).judgement.verdict) == {"discard"}
+    said = judge_volumes(job, strict, min_classes=1).judgement
+    assert said.verdict.tolist().count("keep") == 1
+    assert said.verdict[said.score.argmax()] == "keep"
+
+
 def test_maps_with_a_table_are_a_job_and_a_lost_one_is_quarantined(
     undecided: Path, tmp_path: Path
 ) -> None:
