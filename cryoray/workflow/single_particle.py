@@ -360,8 +360,8 @@ def arms(out: Path) -> dict[str, dict[str, Any]]:
     return {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
 
 
-#: Stages that work on maps alone.
-_MAPS = ("mask", "postprocess")
+#: Stages whose work does not grow with particles: batches of a chosen size, and maps.
+_FIXED = ("initial", "mask", "postprocess")
 #: Seconds.
 _WORKING_DAY = 8 * 3600
 
@@ -369,16 +369,17 @@ _WORKING_DAY = 8 * 3600
 def extrapolated(stage: Mapping[str, Any], total: int) -> float | None:
     """Seconds of a stage with `MANY` particles, if its time is in proportion to particles.
 
-    What a stage takes for starting, and for maps whatever the particles, is multiplied too, so with the
-    same box, options and machine it is too much rather than too little; stages that see no particles
-    take the same. The particles of a stage keep their share of all.
+    What a stage takes for starting is multiplied too, so with the same box, options and machine it is
+    too much rather than too little. An initial model takes the same: RELION makes it of batches of a
+    chosen size; so do mask and postprocess, which see maps. The particles of a stage keep their share
+    of all.
 
     Args:
         stage: as the report has it.
         total: particles of the run.
     """
     seconds = stage["seconds"]
-    if seconds is None or stage["stage"] in _MAPS:
+    if seconds is None or stage["stage"] in _FIXED:
         return seconds
     return float(seconds) * MANY / total
 
@@ -412,16 +413,16 @@ def _sections(told: Mapping[str, Mapping[str, Any]], workflow: Workflow) -> list
             for stage in arm["stages"]
         ]
         known = [stage for stage in arm["stages"] if stage["seconds"] is not None]
-        maps = sum(stage["seconds"] for stage in known if stage["stage"] in _MAPS)
+        fixed = sum(stage["seconds"] for stage in known if stage["stage"] in _FIXED)
         spent = sum(stage["seconds"] for stage in known)
-        many = (spent - maps) * MANY / total + maps
+        many = (spent - fixed) * MANY / total + fixed
         sums.append(
             (
                 f"{name} cryoray",
                 f"{arm['resolution']:.2f}",
                 _time(spent),
                 _time(many),
-                f"{spent - maps:.0f} s × {MANY:,} / {total:,} + {maps:.0f} s",
+                f"{spent - fixed:.0f} s × {MANY:,} / {total:,} + {fixed:.0f} s",
             )
         )
         people.append(
@@ -481,7 +482,8 @@ def _sections(told: Mapping[str, Mapping[str, Any]], workflow: Workflow) -> list
             ("stage", "job", "particles", "time", scaled),
             stages,
             f"Extrapolated in proportion to particles: time × {MANY:,} / particles of the run, same box,"
-            " options and machine; mask and postprocess see none. What a stage takes to start is"
+            " options and machine; initial sees batches of a chosen size, mask and postprocess see maps,"
+            " so they take the same. What a stage takes to start is"
             " multiplied, too, most of all in the stages named select, so it is too much.",
         ),
         report.provenance_section(report.command(), [chosen, workflow.settings.classify]),
