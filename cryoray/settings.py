@@ -243,9 +243,6 @@ class ClassifySettings(Section):
     review: bool = Field(
         True, description="False: nothing is left for a person to review; the threshold decides"
     )
-    min_classes: int = Field(
-        0, ge=0, description="3D classes that are kept at least, best first, whatever their score"
-    )
     score_column: bool = Field(False, description="rlnCryorayScore in the STAR files written")
     also_star: bool = Field(False, description="of a .cs source, STAR files for RELION too")
     range_mib: int = Field(64, ge=1)

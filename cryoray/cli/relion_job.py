@@ -57,7 +57,6 @@ def _parser() -> relion.Parser:
         choices=("Yes", "No"),
         help="No: nothing is left under review; the threshold decides",
     )
-    add("--min_classes", metavar="N", type=int, help="3D classes kept at least, best first")
     add("--score_column", nargs="?", const="Yes", metavar="Yes|No",
         help="add _rlnCryorayScore to the particles")  # fmt: skip
     add("--j", metavar="N", type=int, help="CPUs of a local Ray")
@@ -85,8 +84,6 @@ def _work(arguments: Sequence[str]) -> None:
     }
     if given.review:
         sections["classify"]["review"] = given.review == "Yes"
-    if given.min_classes is not None:
-        sections["classify"]["min_classes"] = given.min_classes
     if given.score_column:
         wish = given.score_column.lower()
         sections["classify"]["score_column"] = wish not in ("no", "false", "0")

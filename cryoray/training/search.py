@@ -172,7 +172,7 @@ class _Teller(ray_tune.Callback):
     def __init__(self, on_progress: OnProgress, samples: int) -> None:
         self.on_progress, self.samples, self.done = on_progress, samples, 0
 
-    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **_: Any) -> None:
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         self.done += 1
         note = f"loss {trial.last_result['loss']:.3f} at epoch {trial.last_result['epoch']}"
         self.on_progress(Progress("tune", self.done, self.samples, "trials", note))

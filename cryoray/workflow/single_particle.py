@@ -245,9 +245,7 @@ class Workflow:
 
     def _select3d(self, before: Mapping[str, Job]) -> tuple[str, dict[str, str]]:
         data = before["class3d"].file("run_it*_data.star")
-        # A map comes of the best class even where none would do by itself.
         judges = {"kind": "class3d", "ensemble": self._judges()[1], "review": "No"}
-        judges["min_classes"] = "1"
         return "External", self._external(data, judges)
 
     def _external(self, data: str, given: Mapping[str, str | None]) -> dict[str, str]:

@@ -22,9 +22,9 @@ from cryoray.errors import FormatError
 from cryoray.formats.class_selection import read_optimiser
 from cryoray.formats.source import open_source
 from cryoray.formats.star import parse
+from cryoray.inference import volumes
 from cryoray.inference.classes import rank
 from cryoray.models import registry
-from cryoray.models.ensemble import Ensemble
 from cryoray.records import Event
 from cryoray.settings import RuntimeSettings, load
 from tests.classes import COUNTS, write_class_job
@@ -339,15 +339,13 @@ def test_a_job_judges_3d_classes_and_gives_their_particles(
 
 @pytest.mark.long
 def test_a_job_may_leave_nothing_under_review(
-    run: Run, tmp_path: Path, class_ensemble: Path
+    run: Run, tmp_path: Path, class_ensemble: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_volume_job(tmp_path) / "run_it025_data.star"
-    made = Ensemble.load(class_ensemble)
-    manifest = made.manifest.model_copy(update={"review": (0.0, 1.0)})
-    Ensemble(manifest, made.networks).save(tmp_path / "doubtful", "# In doubt\n")
+    monkeypatch.setattr(volumes, "_DOUBT", 20.0)  # all but the clearest
     arguments = ("--o", "External/job005/", "--in_parts", data.relative_to(tmp_path))
     for review, reviewed in (("Yes", sum(COUNTS_OF_VOLUMES)), ("No", 0)):
-        wanted = ("--kind", "class3d", "--ensemble", tmp_path / "doubtful", "--review", review)
+        wanted = ("--kind", "class3d", "--ensemble", class_ensemble, "--review", review)
         assert run(relion_job.main, *arguments, *wanted)[0] == 0
         star = parse(tmp_path / "External/job005/particles_review.star")
         assert len(star["particles"]) == reviewed

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from cryoray import inference
-from cryoray.errors import EnsembleError, FormatError, InputError
 from cryoray.formats.class_volumes import open_volumes
 from cryoray.formats.star import parse
 from cryoray.formats.volume import write_volume
+from cryoray.inference import volumes
 from cryoray.inference.volumes import TRAITS, judge_volumes
 from cryoray.models.ensemble import Calibration, Ensemble
 from cryoray.records import Event
@@ -109,65 +109,26 @@ def test_every_side_is_written_with_its_particles_and_a_page(
 
 
 def test_without_review_every_class_is_kept_or_discarded(
-    class_ensemble: Path, tmp_path: Path
+    class_ensemble: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = write_volume_job(tmp_path)
-    made, said = Ensemble.load(class_ensemble), {}
-    manifest = made.manifest.model_copy(update={"review": (0.0, 1.0), "threshold": 0.01})
-    Ensemble(manifest, made.networks).save(tmp_path / "doubtful", "# In doubt\n")
-    for review in (True, False):
-        judge = str(tmp_path / "doubtful")
-        chosen = ClassifySettings(ensemble=judge, kind="class3d", review=review)
-        out = inference.classify(job, tmp_path / str(review), Settings(classify=chosen))
-        said[review] = pq.read_table(out / "verdicts.parquet").to_pydict()
-    assert set(said[True]["verdict"]) == {"review"}
-    assert said[False]["verdict"] == [
-        "keep" if score >= np.float32(0.01) else "discard"
-        for score in np.float32(said[True]["score"])
-    ]
+    job = open_volumes(write_volume_job(tmp_path))
+    monkeypatch.setattr(volumes, "_DOUBT", 20.0)  # all but the clearest
+    made = Ensemble.load(class_ensemble)
+    doubtful, decided = (judge_volumes(job, judge).judgement for judge in (made, made.decided()))
+    assert set(doubtful.verdict) == {"review"}
+    np.testing.assert_array_equal(doubtful.score, decided.score)
+    kept = decided.score >= np.float32(made.threshold)
+    assert decided.verdict.tolist() == np.where(kept, "keep", "discard").tolist()
 
 
-def test_the_best_class_can_be_kept_whatever_its_score(
+def test_the_best_class_of_a_job_is_kept_however_low_its_pictures_score(
     class_ensemble: Path, tmp_path: Path
 ) -> None:
     job = open_volumes(write_volume_job(tmp_path))
     made = Ensemble.load(class_ensemble)
-    manifest = made.manifest.model_copy(update={"review": (1.0, 1.0), "threshold": 1.0})
-    strict = Ensemble(manifest, made.networks)
-    assert set(judge_volumes(job, strict).judgement.verdict) == {"discard"}
-    said = judge_volumes(job, strict, min_classes=1).judgement
-    assert said.verdict.tolist().count("keep") == 1
-    assert said.verdict[said.score.argmax()] == "keep"
-
-
-def test_maps_with_a_table_are_a_job_and_a_lost_one_is_quarantined(
-    undecided: Path, tmp_path: Path
-) -> None:
-    write_volume(tmp_path / "good.mrc", protein(), PIXEL_SIZE)
-    write_volume(tmp_path / "noise.mrc", overfitted(), PIXEL_SIZE)
-    (tmp_path / "classes.csv").write_text(
-        "volume,particles,resolution\ngood.mrc,500,12\nnoise.mrc,300,8\nlost.mrc,10,30\n"
-    )
-    chosen = ClassifySettings(ensemble=str(undecided), kind="class3d")
-    out = inference.classify(tmp_path, tmp_path / "out", Settings(classify=chosen))
-    assert pq.read_table(out / "verdicts.parquet")["verdict"].to_pylist() == ["keep", "discard"]
-    lost = pq.read_table(out / "quarantine.parquet")
-    assert lost["image"].to_pylist() == ["lost.mrc"]
-    assert not (out / "particles.star").exists()
-    (tmp_path / "classes.csv").write_text("volume,particles\ngood.mrc,many\n")
-    with pytest.raises(FormatError, match=r"classes.csv, row 2: has 'many' where a number"):
-        open_volumes(tmp_path)
-
-
-def test_what_is_no_3d_job_is_refused(tiny_ensemble: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no 3D classes"):
-        open_volumes(tmp_path)
-    job = write_volume_job(tmp_path)
-    with pytest.raises(EnsembleError, match="judges particle images"):
-        judge_volumes(open_volumes(job), Ensemble.load(tiny_ensemble))
-    for name in ("run_it025_optimiser.star", "run_it025_data.star", "run_it025_model.star"):
-        assert len(open_volumes(job / name)) == 4
-    model = job / "run_it025_model.star"
-    model.write_text(model.read_text().replace("Dimensionality 3", "Dimensionality 2"))
-    with pytest.raises(FormatError, match="describes no 3D classes"):
-        open_volumes(job)
+    sceptic = (Calibration(slope=1e-9, offset=-4.0),) * 3
+    manifest = made.manifest.model_copy(update={"calibration": sceptic})
+    said = judge_volumes(job, Ensemble(manifest, made.networks))
+    assert said.looks.max() < 0.05
+    assert said.judgement.verdict.tolist() == ["keep", "discard", "discard"]
+    assert said.judgement.score.argmax() == GOOD
