@@ -410,7 +410,7 @@ def _judged(
         num_gpus=1 if gpus else 0,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(most, len(source))),
     )
-    judged.set_name(f"evaluate-{judge.digest[:10]}")
+    judged.set_name(f"evaluate {judge.digest[:10]}")
     batches = []
     for batch in judged.iter_batches(batch_size=None, batch_format="pyarrow"):
         batches.append(batch)

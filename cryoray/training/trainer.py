@@ -261,7 +261,8 @@ class _RayFits:
                 placement_strategy="SPREAD",
             ),
             run_config=RunConfig(
-                name=f"train-{member}",
+                # Of the ensemble and the member: the dashboard lists all trainings of a cluster.
+                name=f"train {self.run.name.removesuffix('.partial')} {member}",
                 storage_path=str(folder),
                 failure_config=FailureConfig(max_failures=_FAILURES),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
@@ -440,7 +441,7 @@ class _RayHeldOut:
             num_cpus=0.5,
             num_gpus=1 if settings.gpu else 0,
         )
-        scored.set_name("score-held-out")
+        scored.set_name("score held-out")
         logit = np.full(len(fold_of), np.nan, np.float32)
         for batch in scored.iter_batches(batch_size=None, batch_format="numpy"):
             logit[batch["example"]] = batch["logit"]
