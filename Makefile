@@ -46,12 +46,12 @@ test-fast: install ## run the tests that take milliseconds: no Ray, no other pro
 test-slow: install ## run the tests that take minutes: ten thousand damaged files for each reader
 	$(PYTEST) -m slow --timeout 1800
 
-test-system: install ## drive RELION, Chromium, PostgreSQL and promtool themselves; installs them with apt-get where missing
+test-system: install ## drive RELION, Chromium, PostgreSQL, Redis and promtool themselves; installs them with apt-get where missing
 	@sh tests/system/install.sh
-	$(PYTEST) -m "system or faults"
+	$(PYTEST) -m "system or (faults and not exhaustive)"
 
-test-faults: install ## take nodes, disks and drivers away from ingestion and training, several Ray nodes on this machine
-	$(PYTEST) -m faults --timeout 600
+test-faults: install ## take nodes, cables, disks and drivers away from whatever runs, several Ray nodes on this machine
+	$(PYTEST) -m faults --timeout 900
 
 bench: install ## measure speed and memory beside peers; BENCH="star mrc" for some
 	$(BIN)/python -m benchmarks.run $(BENCH)

@@ -7,7 +7,10 @@ import logging
 import os
 import secrets
 import socket
+import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +24,11 @@ LOCALHOST = "127.0.0.1"
 #: The path of a Unix socket ends after 107 bytes, and Ray's own part of it takes about 75.
 _LONGEST_TEMP = 12
 
+#: Names the seconds after which Ray's core ends a process whose head is away; we do so somewhat before.
+_RAY_PATIENCE, _WE_GIVE_UP = "RAY_gcs_rpc_server_reconnect_timeout_s", 0.8
+
 _dashboard: str | None = None
+_left = threading.Event()
 _switched_auth_on = False
 
 
@@ -96,7 +103,40 @@ def _join(address: str) -> str | None:
                 raise
         else:
             break
+    _watch(ray.get_runtime_context().gcs_address if address == "auto" else address)
     return None
+
+
+def _watch(head: str) -> None:
+    """Have a thread look after the head of the Ray that was joined, until it is left."""
+    global _left
+    _left.set()
+    _left = threading.Event()
+    threading.Thread(target=_miss, args=(head, _left), name="head of Ray", daemon=True).start()
+
+
+def _miss(head: str, left: threading.Event) -> None:
+    """End this process with a sentence where the head is gone: else Ray's core would end it with none.
+
+    A head that comes back before (it finds its state in Redis) is not missed. Nothing half-done is
+    visible, whenever a process ends.
+    """
+    patience = _WE_GIVE_UP * float(os.environ.get(_RAY_PATIENCE, 60))
+    seen = time.monotonic()
+    while not left.wait(1.0) and ray.is_initialized():
+        try:
+            _knock(head, timeout=2.0)
+        except OSError:
+            away = time.monotonic() - seen
+            if away < patience:
+                continue
+            sys.stderr.write(
+                f"\nThe head of Ray at {head} has been away for {away:.0f} s; start it again, then give the"
+                " same command again.\n"
+            )
+            sys.stderr.flush()
+            os._exit(2)
+        seen = time.monotonic()
 
 
 @contextlib.contextmanager
@@ -124,6 +164,7 @@ def _silent_core() -> Iterator[None]:
 
 def disconnect() -> None:
     """Leave the Ray of this process, and stop it where ``connect`` started it."""
+    _left.set()
     ray.shutdown()
     if _switched_auth_on:  # by ray.init, for this process and whatever it starts later
         os.environ.pop("RAY_AUTH_MODE", None)
@@ -176,11 +217,11 @@ def _private_token() -> None:
         path.chmod(0o600)
 
 
-def _knock(address: str) -> None:
+def _knock(address: str, timeout: float = 10.0) -> None:
     """Raise OSError in seconds where Ray would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=10).close()
+        socket.create_connection((host, int(port)), timeout).close()
 
 
 def _temp_folder() -> Path:

@@ -98,6 +98,7 @@ def test_a_head_that_is_too_busy_to_answer_is_asked_again(monkeypatch: pytest.Mo
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(runtime, "data_context", lambda: None)
+    monkeypatch.setattr(runtime, "_watch", lambda _: None)
     with socket.create_server((runtime.LOCALHOST, 0)) as head:
         address = f"{runtime.LOCALHOST}:{head.getsockname()[1]}"
         runtime.connect(RuntimeSettings(address=address))

@@ -1,6 +1,6 @@
-"""A run of every verb on a Ray with its dashboard, which is then asked: ``… -m tests.cluster.dashboard FOLDER``.
+"""Verbs on a Ray with its dashboard, which is then asked: ``python -m tests.cluster.dashboard FOLDER``.
 
-In a process of its own, as the Ray that tests share has no dashboard. Prints what the dashboard lists as JSON.
+In a process of its own, as the Ray that tests share has no dashboard; prints what is listed as JSON.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ Each runs in a process of its own, with a Ray of its own, and prints what came o
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -17,6 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
+
 #: Before Ray is imported: a folder of its own, so that no other Ray of this machine is met.
 TEMP = Path("/tmp") / f"cryoray-faults-{os.getpid()}"
 _NODE = {"object_store_memory": 90 << 20, "include_dashboard": False}
@@ -24,7 +28,7 @@ _NODE = {"object_store_memory": 90 << 20, "include_dashboard": False}
 
 @contextmanager
 def cluster(workers: int, cpus: int) -> Iterator[Any]:
-    """A head without processors and some workers; `.workers` are its nodes, `.lose()` takes one away."""
+    """A head without processors and some workers; `.lose(n)` takes the n oldest for others."""
     (TEMP / "ray").mkdir(parents=True, exist_ok=True)
     os.environ["RAY_TMPDIR"] = str(TEMP)
     os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -35,9 +39,10 @@ def cluster(workers: int, cpus: int) -> Iterator[Any]:
     made.wait_for_nodes()
     os.environ["RAY_ADDRESS"] = made.address
 
-    def lose() -> None:
-        made.remove_node(nodes.pop(), allow_graceful=False)
-        nodes.append(made.add_node(num_cpus=cpus, **_NODE))
+    def lose(count: int = 1) -> None:
+        for _ in range(count):
+            made.remove_node(nodes.pop(0), allow_graceful=False)
+        nodes.extend(made.add_node(num_cpus=cpus, **_NODE) for _ in range(count))
 
     made.lose = lose
     try:
@@ -159,7 +164,134 @@ def training(folder: Path) -> dict[str, Any]:
     }
 
 
+def judging(folder: Path) -> dict[str, Any]:
+    """All nodes are lost while images are judged: those that are read and the judges themselves."""
+    from cryoray.inference import classify
+    from cryoray.settings import load
+    from tests.examples import save_ensemble
+
+    source = _project(folder / "source", 500, 64)
+    ensemble = save_ensemble(folder / "tiny").path
+    settings = load(classify={"ensemble": str(ensemble), "range_mib": 1})
+    with cluster(2, 2) as nodes:
+        expected = classify(source, folder / "expected", settings)
+        lost_at: list[int] = []
+
+        def progress(now: Any) -> None:
+            if now.done and not lost_at:
+                lost_at.append(now.done)
+                nodes.lose(2)
+
+        lost = classify(source, folder / "lost", settings, on_progress=progress)
+        return {
+            "at": lost_at,
+            "expected": said(expected),
+            "lost": said(lost),
+            "apart": apart(expected, lost),
+        }
+
+
+def service(folder: Path) -> dict[str, Any]:
+    """Each node is lost while the service is asked; then it is deployed anew while it is asked."""
+    from ray import serve as ray_serve
+
+    from cryoray.errors import CryorayError
+    from cryoray.protocol.client import Client
+    from cryoray.serving import start
+    from cryoray.serving.app import NAME, Arguments, build
+    from cryoray.settings import load
+    from tests.examples import save_ensemble, write_project
+
+    project = write_project(folder / "project")
+    ensemble = save_ensemble(folder / "tiny").path
+    given = {
+        "ensembles": (str(ensemble),),
+        "roots": (folder,),
+        "token": "a-token",
+        "judges": 2,
+        "preparers": 2,
+    }
+    answers: list[tuple[float, Any]] = []
+    errors: list[tuple[float, str]] = []
+    enough = threading.Event()
+
+    def keep_asking(url: str) -> None:
+        with Client(url, "a-token", timeout=60) as client:
+            while not enough.is_set():
+                asked = time.monotonic()
+                try:
+                    answers.append((asked, client.judge(project).verdicts))
+                except CryorayError as error:
+                    errors.append((asked, str(error)))
+                    time.sleep(0.2)
+
+    def answered() -> float:
+        """Seconds until as many as ask have been answered what they asked from now on."""
+        began = time.monotonic()
+        while sum(asked > began for asked, _ in answers) < 6:
+            assert time.monotonic() - began < 120, errors[-3:]
+            time.sleep(0.05)
+        return time.monotonic() - began
+
+    settings = load(serve={**given, "port": 0}, registry=folder / "registry")
+    with cluster(2, 2) as nodes, start(settings) as running:
+        asking = [threading.Thread(target=keep_asking, args=(running.url,)) for _ in range(3)]
+        for one in asking:
+            one.start()
+        try:
+            answered()
+            before, away = len(errors), []
+            for _ in range(2):
+                nodes.lose()
+                away.append(answered())
+            began = time.monotonic()
+            args = Arguments(**given, batch=16, registry=folder / "registry")
+            ray_serve.run(build(args), name=NAME)
+            answered()
+        finally:
+            enough.set()
+            for one in asking:
+                one.join()
+    first = [(one.image, one.verdict) for one in answers[0][1]]
+    return {
+        "before": before,
+        "away": away,
+        "lost": [why for asked, why in errors if asked < began],
+        "update": [why for asked, why in errors if asked >= began],
+        "answers": len(answers),
+        "same": all([(v.image, v.verdict) for v in one] == first for _, one in answers),
+    }
+
+
+def _project(folder: Path, n: int, box: int) -> Path:
+    """The STAR file of seven stacks of n images each."""
+    from tests.preparation.sources import particles, write_source
+
+    return write_source(folder, [particles(n, box, seed=i) for i in range(7)]).path
+
+
+def said(verdicts: Path) -> dict[str, Any]:
+    """What was said of which images, and the books."""
+    table = pq.read_table(verdicts / "verdicts.parquet", columns=["image", "verdict"])
+    content = hashlib.sha256()
+    for column in table.columns:
+        content.update("\n".join(column.to_pylist()).encode())
+    return {
+        "digest": content.hexdigest(),
+        "judged": len(table),
+        "images": len(set(table["image"].to_pylist())),
+        "quarantined": pq.read_metadata(verdicts / "quarantine.parquet").num_rows,
+    }
+
+
+def apart(one: Path, other: Path) -> float:
+    """The largest difference of scores."""
+    scores = [pq.read_table(of / "verdicts.parquet")["score"].to_numpy() for of in (one, other)]
+    return float(np.abs(scores[0] - scores[1]).max())
+
+
+SCENARIOS = {one.__name__: one for one in (ingestion, driver, training, judging, service)}
+
 if __name__ == "__main__":
-    scenario, where = sys.argv[1], Path(sys.argv[2])
-    found = {"ingestion": ingestion, "driver": driver, "training": training}[scenario](where)
+    found = SCENARIOS[sys.argv[1]](Path(sys.argv[2]))
     print("FOUND " + json.dumps(found), flush=True)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import pytest
 from cryoray.ingest import ingest
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.settings import load
+from tests.faults.machines import small_disk
 from tests.preparation.sources import particles, write_source
 
 ROOT = Path(__file__).parents[2]
@@ -68,22 +67,28 @@ def test_a_training_on_two_nodes_survives_one_of_them(tmp_path: Path) -> None:
     assert found["left"] == []
 
 
-@contextlib.contextmanager
-def small_disk(folder: Path, mebibytes: int) -> Iterator[Path]:
-    """A disk of some MiB."""
-    folder.mkdir()
-    size = f"size={mebibytes}m"
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", size, "cryoray", str(folder)],
-        check=False,
-        capture_output=True,
-    )
-    if made.returncode:
-        pytest.skip("this user may not mount a disk")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
+@faults
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_judging_survives_the_loss_of_all_nodes_that_judge(tmp_path: Path) -> None:
+    found = scenario("judging", tmp_path)
+    assert 0 < found["at"][0] < 3500, "they were lost while it ran"
+    assert found["lost"] == found["expected"]
+    assert found["lost"]["images"] == found["lost"]["judged"] == 3500
+    assert found["apart"] < 1e-4
+
+
+@faults
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_the_service_answers_again_after_each_node_and_always_during_an_update(
+    tmp_path: Path,
+) -> None:
+    found = scenario("service", tmp_path)
+    assert found["before"] == 0
+    assert len(found["away"]) == 2
+    assert found["update"] == [], "whoever asked during the update was answered"
+    assert found["same"], "whoever answered said the same"
 
 
 @faults

@@ -1,6 +1,7 @@
 #!/bin/sh
 # What the system tests need beside Python: RELION, and Ghostscript, which RELION's tools call;
-# Chromium for the session page, PostgreSQL for the ledger, promtool and shellcheck for the files in cluster.
+# Chromium for the session page, PostgreSQL for the ledger, promtool and shellcheck for the files in cluster,
+# Redis for a Ray that outlives its head, and iproute2 for machines whose cables can be pulled.
 missing=""
 command -v relion_refine >/dev/null 2>&1 || missing="$missing relion"
 command -v gs >/dev/null 2>&1 || missing="$missing ghostscript"
@@ -8,6 +9,8 @@ command -v chromium >/dev/null 2>&1 || missing="$missing chromium"
 ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$missing postgresql"
 command -v promtool >/dev/null 2>&1 || missing="$missing prometheus"
 command -v shellcheck >/dev/null 2>&1 || missing="$missing shellcheck"
+command -v redis-server >/dev/null 2>&1 || missing="$missing redis-server"
+command -v ip >/dev/null 2>&1 || missing="$missing iproute2"
 [ -z "$missing" ] && exit 0
 if ! command -v apt-get >/dev/null 2>&1; then
   echo "make test-system needs$missing, and this system has no apt-get: install RELION 3.1 or newer so that relion_refine is on the PATH." >&2
