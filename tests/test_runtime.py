@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -106,6 +108,41 @@ def test_a_head_that_is_too_busy_to_answer_is_asked_again(monkeypatch: pytest.Mo
         monkeypatch.setattr(ray, "init", lambda **_: (_ for _ in ()).throw(ConnectionError("no")))
         with pytest.raises(SettingsError, match=f"no Ray at {address}"):
             runtime.connect(RuntimeSettings(address=address))
+
+
+_HEAD = """
+import socket, sys, threading, time, ray
+from cryoray import runtime
+ray.is_initialized = lambda: True
+head = socket.create_server((runtime.LOCALHOST, 0))
+address = f"{runtime.LOCALHOST}:{head.getsockname()[1]}"
+runtime._watch(address)
+time.sleep(2.5)  # it is there for longer than it may be away
+print("there", flush=True)
+head.close()
+if sys.argv[1] == "back":
+    time.sleep(0.5)
+    head = socket.create_server((runtime.LOCALHOST, int(address.rpartition(":")[2])))
+if sys.argv[1] == "left":
+    runtime._left.set()
+time.sleep(4)
+print("still here")
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("head", "code"), [("gone", 2), ("back", 0), ("left", 0)])
+def test_a_head_is_missed_when_it_stays_away_and_only_then(head: str, code: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _HEAD, head],
+        env={**os.environ, "RAY_gcs_rpc_server_reconnect_timeout_s": "2"},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert done.stdout.startswith("there")
+    assert ("still here" in done.stdout) == (code == 0)
+    assert ("has been away for" in done.stderr) == (code == 2)
+    assert "Traceback" not in done.stderr
 
 
 def test_a_dashboards_port_that_is_taken_gives_way_to_the_next() -> None:
