@@ -90,8 +90,8 @@ def open_star(path: Path, kind: Kind) -> Source:
     metadata.update(_optics(star, table, metadata))
     frame, names, stack = split_names(columns.strings[image_column])
     found = resolve(names, path.parent, project(path.parent))
-    if kind == "class2d":
-        found = [stack if stack.exists() else _beside(path, stack) for stack in found]
+    if kind == "class2d" and not any(stack.exists() for stack in found):
+        found = [_beside(path, stack) for stack in found]
     stacks, index = unique(found)
     stack = np.where(stack < 0, -1, index[stack]) if len(index) else stack
     images = as_objects(columns.strings[image_column])

@@ -263,6 +263,30 @@ def service(folder: Path) -> dict[str, Any]:
     }
 
 
+def asking(folder: Path) -> dict[str, Any]:
+    """The service of this machine is asked again and again, until there is a file ``enough``.
+
+    Each answer is a line of ``answers``: what was asked when, and a digest of what came back.
+    """
+    from cryoray.errors import CryorayError
+    from cryoray.protocol.client import Client
+
+    errors: list[str] = []
+    with Client("http://127.0.0.1:8123", "a-token", timeout=60) as client:
+        while not (folder / "enough").exists():
+            asked = time.time()
+            try:
+                said = client.judge(folder / "project/particles.star").verdicts
+            except CryorayError as error:
+                errors.append(str(error))
+                time.sleep(0.2)
+                continue
+            content = "\n".join(f"{one.image} {one.verdict}" for one in said)
+            with (folder / "answers").open("a") as file:
+                file.write(f"{asked} {hashlib.sha256(content.encode()).hexdigest()}\n")
+    return {"errors": errors}
+
+
 def _project(folder: Path, n: int, box: int) -> Path:
     """The STAR file of seven stacks of n images each."""
     from tests.preparation.sources import particles, write_source
@@ -290,7 +314,7 @@ def apart(one: Path, other: Path) -> float:
     return float(np.abs(scores[0] - scores[1]).max())
 
 
-SCENARIOS = {one.__name__: one for one in (ingestion, driver, training, judging, service)}
+SCENARIOS = {one.__name__: one for one in (ingestion, driver, training, judging, service, asking)}
 
 if __name__ == "__main__":
     found = SCENARIOS[sys.argv[1]](Path(sys.argv[2]))

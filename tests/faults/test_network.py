@@ -11,20 +11,22 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from cryoray.ingest import ingest
+from cryoray.models.ensemble import Ensemble
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.settings import load
-from tests.examples import save_ensemble
+from tests.examples import save_ensemble, write_project
 from tests.faults import machines
 from tests.faults.machines import RAY_PORT, REDIS_PORT, Machine, filled, small_disk
 from tests.faults.nodes import apart, said
 from tests.preparation.sources import particles, write_source
+from tests.training.sets import write_labelled_set
 
 pytestmark = [
     pytest.mark.faults,
@@ -102,11 +104,7 @@ def ingesting(
     )
     running = cryoray(machine, "ingest", source, "--box", 32, "--out", out)
     shards = out.with_name(out.name + ".shards")
-    end = time.monotonic() + 120
-    while not shards.exists() or len([*shards.glob("*.npy")]) < 8:
-        assert running.poll() is None, running.communicate()[0]
-        assert time.monotonic() < end, "it makes no progress"
-        time.sleep(0.02)
+    until(lambda: len([*shards.glob("*.npy")]) >= 8, running)
     return running
 
 
@@ -160,6 +158,84 @@ def test_a_head_without_redis_is_missed_in_a_sentence_and_what_was_done_is_kept(
     )
     assert "ingest.resumed" in events
     assert PreparedSet.open(again).digest == expected
+
+
+@pytest.mark.exhaustive
+def test_a_training_on_two_machines_outlives_a_cut_and_learns_the_same(
+    facility: list[Machine], tmp_path: Path
+) -> None:
+    head, cut, _ = facility
+    sets = [write_labelled_set(tmp_path, f"p{i}", n=30, seed=i) for i in range(2)]
+    head.environment.update(
+        CRYORAY_RUNTIME__ADDRESS=f"{head.address}:{RAY_PORT}",
+        CRYORAY_TRAIN__FIT__EPOCHS="3",
+        CRYORAY_TRAIN__FOLDS="2",
+    )
+    made = []
+    for name in ("undisturbed", "cut-off"):
+        out = tmp_path / name
+        running = cryoray(head, "train", *sets, "--out", out, "--workers", 2)
+        if name == "cut-off":
+            until(lambda: (tmp_path / "cut-off.partial/rounds/d1").exists(), running)
+            cut.pull()
+            time.sleep(30)
+            cut.plug()
+        told, _ = running.communicate(timeout=240)
+        assert running.returncode == 0, told
+        made.append(Ensemble.load(out).digest)
+    assert made[0] == made[1]
+    cut.off()
+    cut.on()
+    cut.worker(head, 2)
+
+
+@pytest.mark.exhaustive
+def test_a_service_whose_judges_are_cut_off_answers_the_same_when_they_are_back(
+    facility: list[Machine], tmp_path: Path
+) -> None:
+    head, *workers = facility
+    write_project(tmp_path / "project")
+    ensemble = save_ensemble(tmp_path / "tiny").path
+    head.environment.update(
+        CRYORAY_RUNTIME__ADDRESS=f"{head.address}:{RAY_PORT}", CRYORAY_TOKEN="a-token"
+    )
+    served = cryoray(head, "serve", "--ensemble", ensemble, "--root", tmp_path, "--port", 8123)
+    try:
+        command = [sys.executable, "-m", "tests.faults.nodes", "asking", str(tmp_path)]
+        asking = head.start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        answers = tmp_path / "answers"
+
+        def answered(after: float, enough: int = 5) -> bool:
+            lines = answers.read_text().splitlines() if answers.exists() else []
+            return sum(float(line.split()[0]) > after for line in lines) >= enough
+
+        until(lambda: answered(0), served, asking)
+        for one in workers:  # nobody is left who could judge
+            one.pull()
+        dark = time.time()
+        time.sleep(30)
+        assert not answered(dark + 5, 1), "somebody answered whom nothing could have told"
+        for one in workers:
+            one.plug()
+        light = time.time()
+        until(lambda: answered(light), served, asking)
+        (tmp_path / "enough").touch()
+        told, _ = asking.communicate(timeout=120)
+        assert asking.returncode == 0, told
+    finally:
+        head.kill(served)
+    said = {line.split()[1] for line in answers.read_text().splitlines()}
+    assert len(said) == 1, "the same answer before and after"
+
+
+def until(what: Callable[[], bool], *running: subprocess.Popen[str]) -> None:
+    """Wait for it, as long as these run."""
+    end = time.monotonic() + 180
+    while not what():
+        for one in running:
+            assert one.poll() is None, one.communicate()[0]
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.05)
 
 
 @pytest.mark.exhaustive
