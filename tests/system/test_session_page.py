@@ -76,6 +76,8 @@ class Visit:
     def come_in(self, token: str) -> None:
         """By keyboard alone."""
         self.page.goto(self.url)
+        # The field takes the focus by itself, a moment after the page has loaded.
+        self.page.wait_for_selector("input:focus")
         self.page.keyboard.type("Ada")
         self.page.keyboard.press("Tab")
         self.page.keyboard.type(token)
