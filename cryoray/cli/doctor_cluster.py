@@ -6,9 +6,11 @@ import os
 import platform
 import secrets
 import shutil
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from importlib.metadata import version
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +34,9 @@ def look(probes: Mapping[str, str]) -> dict[str, Any]:
         probes: files and what is in them, as the asking machine wrote them.
 
     Returns:
-        ``versions`` by package, ``shm`` (bytes of /dev/shm), ``gpus`` (how many devices there are), and
-        ``unseen``: the files that are not there, or hold something else.
+        ``versions`` by package, ``shm`` (bytes of /dev/shm), ``gpus`` (how many devices there are),
+        ``unseen``: the files that are not there, or hold something else, and ``loopback``: the node would
+        tell others an address at which only it itself is found.
     """
     shm = Path("/dev/shm")
     return {
@@ -41,7 +44,21 @@ def look(probes: Mapping[str, str]) -> dict[str, Any]:
         "shm": shutil.disk_usage(shm).total if shm.is_dir() else 0,
         "gpus": len([*Path("/dev").glob("nvidia[0-9]*")]),
         "unseen": [file for file, text in probes.items() if not _holds(Path(file), text)],
+        "loopback": _loopback(),
     }
+
+
+def _loopback() -> bool:
+    """Whether Gloo, by which training's workers talk, would take 127.… for this node's address.
+
+    It looks up the node's own name unless ``GLOO_SOCKET_IFNAME`` says which interface to use.
+    """
+    if os.environ.get("GLOO_SOCKET_IFNAME"):
+        return False
+    try:
+        return ip_address(socket.gethostbyname(socket.gethostname())).is_loopback
+    except OSError:
+        return True  # it falls back to that
 
 
 def _holds(file: Path, text: str) -> bool:
@@ -115,6 +132,7 @@ def _nodes(settings: Settings) -> Iterator[Finding]:
                     name, f"does not work: {first}", "bad", "see its page in Ray's dashboard"
                 )
                 continue
+            seen["loopback"] &= len(nodes) > 1
             yield from judged(name, seen, here, node["Resources"])
 
 
@@ -156,6 +174,13 @@ def judged(
             f"/dev/shm has {seen['shm'] / _GIB:.1f} GiB for {store / _GIB:.1f} GiB of objects",
             "warning",
             "give the container more shared memory, or ray start --object-store-memory less",
+        )
+    if seen["loopback"]:
+        yield Finding(
+            name,
+            "its own name means 127.… to it, so a training on several nodes cannot connect",
+            "warning",
+            "give it its address in /etc/hosts, or GLOO_SOCKET_IFNAME=INTERFACE before ray start",
         )
     if seen["gpus"] > resources.get("GPU", 0):
         yield Finding(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,13 @@ from cryoray.cli.doctor import Finding
 from cryoray.settings import RuntimeSettings, load
 
 HERE = doctor_cluster.look({})["versions"]
-GOOD: dict[str, Any] = {"versions": HERE, "shm": 4 << 30, "gpus": 0, "unseen": []}
+GOOD: dict[str, Any] = {
+    "versions": HERE,
+    "shm": 4 << 30,
+    "gpus": 0,
+    "unseen": [],
+    "loopback": False,
+}
 RESOURCES = {"CPU": 8.0, "object_store_memory": 2.0 * 2**30}
 
 
@@ -28,6 +35,7 @@ def found(**other: Any) -> list[Finding]:
         ({"unseen": ["/data/.probe"]}, "bad", "does not see /data"),
         ({"shm": 1 << 20}, "warning", "/dev/shm has 0.0 GiB for 2.0 GiB"),
         ({"gpus": 4}, "warning", "4 GPUs, of which Ray uses 0"),
+        ({"loopback": True}, "warning", "its own name means 127"),
     ],
 )
 def test_what_is_wrong_with_a_node_is_told(other: dict[str, Any], state: str, says: str) -> None:
@@ -43,6 +51,17 @@ def test_a_file_that_is_not_there_or_another_is_unseen(tmp_path: Path) -> None:
     assert doctor_cluster.look(probes)["unseen"] == [str(tmp_path / "b")]
     (tmp_path / "a").write_text("another machine's")
     assert str(tmp_path / "a") in doctor_cluster.look(probes)["unseen"]
+
+
+def test_a_name_that_means_the_node_itself_alone_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setattr(socket, "gethostname", lambda: "localhost")
+    assert doctor_cluster.look({})["loopback"]
+    monkeypatch.setattr(socket, "gethostname", lambda: "192.0.2.7")
+    assert not doctor_cluster.look({})["loopback"]
+    monkeypatch.setattr(socket, "gethostname", lambda: "localhost")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")
+    assert not doctor_cluster.look({})["loopback"]
 
 
 def test_an_open_ray_and_a_prefect_that_is_away_are_bad() -> None:

@@ -179,7 +179,11 @@ def network(count: int, temp: Path) -> Iterator[list[Machine]]:
     temp.mkdir(parents=True, exist_ok=True)
     mark = f"cryoray-{os.getpid()}-{next(_NUMBERS)}"
     switch = f"{mark}-switch"
-    made = [Machine(f"{mark}-{number}", f"{_NET}.{number}", temp) for number in range(1, count + 1)]
+    made = [
+        # Their names all mean 127.0.0.1, by which no machine finds another.
+        Machine(f"{mark}-{number}", f"{_NET}.{number}", temp, {"GLOO_SOCKET_IFNAME": "eth0"})
+        for number in range(1, count + 1)
+    ]
     try:
         _ip("netns", "add", switch)
         _ip("-n", switch, "link", "add", "bridge", "type", "bridge")

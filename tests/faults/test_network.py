@@ -22,7 +22,7 @@ from cryoray.models.ensemble import Ensemble
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.settings import load
 from tests.examples import save_ensemble, write_project
-from tests.faults import machines
+from tests.faults import machines, nodes
 from tests.faults.machines import RAY_PORT, REDIS_PORT, Machine, filled, small_disk
 from tests.faults.nodes import apart, said
 from tests.preparation.sources import particles, write_source
@@ -201,7 +201,8 @@ def test_a_service_whose_judges_are_cut_off_answers_the_same_when_they_are_back(
     )
     served = cryoray(head, "serve", "--ensemble", ensemble, "--root", tmp_path, "--port", 8123)
     try:
-        command = [sys.executable, "-m", "tests.faults.nodes", "asking", str(tmp_path)]
+        script = str(Path(nodes.__file__))
+        command = [sys.executable, script, "asking", str(tmp_path)]
         asking = head.start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         answers = tmp_path / "answers"
 
