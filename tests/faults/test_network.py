@@ -180,7 +180,7 @@ def test_a_training_on_two_machines_outlives_a_cut_and_learns_the_same(
             cut.pull()
             time.sleep(30)
             cut.plug()
-        told, _ = running.communicate(timeout=240)
+        told, _ = running.communicate(timeout=400)
         assert running.returncode == 0, told
         made.append(Ensemble.load(out).digest)
     assert made[0] == made[1]
@@ -225,6 +225,7 @@ def test_a_service_whose_judges_are_cut_off_answers_the_same_when_they_are_back(
         assert asking.returncode == 0, told
     finally:
         head.kill(served)
+        served.communicate(timeout=60)
     said = {line.split()[1] for line in answers.read_text().splitlines()}
     assert len(said) == 1, "the same answer before and after"
 
