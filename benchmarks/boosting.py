@@ -263,9 +263,8 @@ def _row(arm: str, number: int, of_job: dict[tuple[int, int], Any]) -> Row:
     accuracy = [float(np.mean(one == keep)) for one in judged]
     differ = [float(np.mean(one != other)) for one, other in combinations(judged, 2)]
     row: Row = {"arm": arm, "classes": len(keep), "AUROC": f"{np.mean(ranked):.4f}"}
-    row["accuracy"] = (
-        f"{np.mean(accuracy):.4f} ± {np.std(accuracy, ddof=1) if SEEDS > 1 else 0:.4f}"
-    )
+    spread = f" ± {np.std(accuracy, ddof=1):.4f}" if SEEDS > 1 else ""
+    row["accuracy"] = f"{np.mean(accuracy):.4f}{spread}"
     row["good lost"] = f"{np.mean([np.mean(~one[keep]) for one in judged]):.2%}"
     row["junk let through"] = f"{np.mean([np.mean(one[~keep]) for one in judged]):.1%}"
     row["differ"] = f"{np.mean(differ):.2%}" if differ else None
