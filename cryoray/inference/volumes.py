@@ -14,6 +14,7 @@ import torch
 from cryoray.boosting.prevalence import log_odds
 from cryoray.boosting.voting import score as vote_score
 from cryoray.boosting.voting import verdicts
+from cryoray.boosting.within_job import beside_the_best, review_band
 from cryoray.errors import FormatError, InternalError
 from cryoray.formats.class_volumes import VolumeClasses, open_volumes
 from cryoray.formats.files import replacing, replacing_folder
@@ -83,13 +84,6 @@ TRAITS = (
 )
 
 
-#: Log-odds by which a class may be worse than the best of its job and still be kept, and around that the
-#: half-width of the review band. Of twelve pairs of equally good classes of simulated structures, the
-#: lesser was 0.01 to 0.9 behind; classes from few sides were 0.5 to 2.7 behind, misaligned ones 1.1 to 3.6,
-#: over-fitted ones 1.6 to 6.4. Losing a good class is the worse error.
-_WITHIN, _DOUBT = 1.5, 0.5
-
-
 def evidence(traits: Mapping[str, np.ndarray], n: int) -> np.ndarray:
     """float64 [n], log-odds: what the traits of a job's n classes say, [n] each by name."""
     found = np.zeros(n)
@@ -133,9 +127,7 @@ class VolumeVerdicts:
 
 
 def judge_volumes(
-    classes: VolumeClasses,
-    ensemble: Ensemble,
-    on_progress: OnProgress = ignore,
+    classes: VolumeClasses, ensemble: Ensemble, on_progress: OnProgress = ignore
 ) -> VolumeVerdicts:
     """Judge the classes of a job in this process.
 
@@ -178,7 +170,9 @@ def judge_volumes(
             continue
         nothing = np.full((len(shown), len(ensemble.features)), np.nan, np.float32)
         said = ensemble.judge(prepared, nothing, everyone=True)
-        odds = np.array([_log_odds(getattr(said, name)).mean() for name in MEMBERS])
+        # Cut at 1:1000: no single picture may outvote the others.
+        pictures_said = (np.clip(getattr(said, name), 1e-3, 1 - 1e-3) for name in MEMBERS)
+        odds = np.array([log_odds(one).mean() for one in pictures_said])
         seen.append((row, odds, measured, prepared))
     rows = np.array([row for row, *_ in seen], np.int64)
     odds = np.array([odds for _, odds, *_ in seen]).reshape(-1, len(MEMBERS))
@@ -187,15 +181,12 @@ def judge_volumes(
     for trait in TRAITS:
         if trait.name in said_of:
             traits[trait.name] = said_of[trait.name][rows]
-    said_in_all = odds + evidence(traits, len(rows))[:, None]
-    line = float(log_odds(ensemble.threshold))
-    best = np.median(said_in_all, axis=1).max(initial=-np.inf)
-    d1, d2, d3 = (_probability(column - best + line + _WITHIN) for column in said_in_all.T)
+    moved = beside_the_best(odds + evidence(traits, len(rows))[:, None], ensemble.threshold)
+    d1, d2, d3 = (_probability(column) for column in moved.T)
     score = vote_score(d1, d2, d3)
     review = ensemble.review
     if review[0] < review[1]:
-        low, high = _probability(np.array([line - _DOUBT, line + _DOUBT])).tolist()
-        review = (low, high)
+        review = review_band(ensemble.threshold)
     verdict = verdicts(score, review)
     return VolumeVerdicts(
         classes,
@@ -206,12 +197,6 @@ def judge_volumes(
         np.array([one[3] for one in seen], np.float32),
         tuple(quarantined),
     )
-
-
-def _log_odds(probability: np.ndarray) -> np.ndarray:
-    """float64, cut at 1:1000: no single picture may outvote the others."""
-    p = np.clip(probability.astype(np.float64), 1e-3, 1 - 1e-3)
-    return np.asarray(np.log(p / (1 - p)))
 
 
 def _probability(odds: np.ndarray) -> np.ndarray:

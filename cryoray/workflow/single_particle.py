@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from cryoray.boosting.within_job import review_band
 from cryoray.errors import InputError, SettingsError
 from cryoray.formats.files import replacing
 from cryoray.formats.mrc import read_header
@@ -178,9 +179,10 @@ class Workflow:
         return classify.ensemble, classify.class_ensemble or "class2d"
 
     def _doubtful(self, folder: str, ensemble: str | None, kind: str) -> int:
-        """Images of a job of ours whose score is in the ensemble's review band."""
+        """Images of a job of ours whose score is in the review band of their kind."""
         judge = Ensemble.load(resolve(ensemble, self.settings.registry, kind))
-        low, high = (np.float32(end) for end in judge.review)
+        band = review_band(judge.threshold) if kind == "class3d" else judge.review
+        low, high = (np.float32(end) for end in band)
         table = pq.read_table(self.project / folder / _VERDICTS, columns=["score"])
         score = table["score"].to_numpy()
         return int(((score >= low) & (score < high)).sum())

@@ -17,12 +17,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from cryoray.boosting import within_job
 from cryoray.cli import class_ranker, relion, relion_job
 from cryoray.errors import FormatError
 from cryoray.formats.class_selection import read_optimiser
 from cryoray.formats.source import open_source
 from cryoray.formats.star import parse
-from cryoray.inference import volumes
 from cryoray.inference.classes import rank
 from cryoray.models import registry
 from cryoray.records import Event
@@ -342,7 +342,7 @@ def test_a_job_may_leave_nothing_under_review(
     run: Run, tmp_path: Path, class_ensemble: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_volume_job(tmp_path) / "run_it025_data.star"
-    monkeypatch.setattr(volumes, "_DOUBT", 20.0)  # all but the clearest
+    monkeypatch.setattr(within_job, "_DOUBT", 20.0)  # all but the clearest
     arguments = ("--o", "External/job005/", "--in_parts", data.relative_to(tmp_path))
     for review, reviewed in (("Yes", sum(COUNTS_OF_VOLUMES)), ("No", 0)):
         wanted = ("--kind", "class3d", "--ensemble", class_ensemble, "--review", review)

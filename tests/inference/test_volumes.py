@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from cryoray import inference
+from cryoray.boosting import within_job
 from cryoray.formats.class_volumes import open_volumes
 from cryoray.formats.star import parse
 from cryoray.formats.volume import write_volume
-from cryoray.inference import volumes
 from cryoray.inference.volumes import TRAITS, judge_volumes
 from cryoray.models.ensemble import Calibration, Ensemble
 from cryoray.records import Event
@@ -112,7 +112,7 @@ def test_without_review_every_class_is_kept_or_discarded(
     class_ensemble: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = open_volumes(write_volume_job(tmp_path))
-    monkeypatch.setattr(volumes, "_DOUBT", 20.0)  # all but the clearest
+    monkeypatch.setattr(within_job, "_DOUBT", 20.0)  # all but the clearest
     made = Ensemble.load(class_ensemble)
     doubtful, decided = (judge_volumes(job, judge).judgement for judge in (made, made.decided()))
     assert set(doubtful.verdict) == {"review"}
