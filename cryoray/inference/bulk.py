@@ -104,13 +104,12 @@ def classify(
     if chosen.ensemble is None and kind is None:
         kind, sources = _of_any_kind(source)
     path = resolve(chosen.ensemble, settings.registry, kind or "particle")
-    ensemble = Ensemble.load(path)
-    ensemble = ensemble if chosen.review else ensemble.decided()
+    ensemble = Ensemble.load(path, review=chosen.review)
     of_classes = None
     if chosen.class_ensemble is not None:
         ensemble.check_kind("particle", source)
-        of_classes = Ensemble.load(resolve(chosen.class_ensemble, settings.registry))
-        of_classes = of_classes if chosen.review else of_classes.decided()
+        judge_of_classes = resolve(chosen.class_ensemble, settings.registry)
+        of_classes = Ensemble.load(judge_of_classes, review=chosen.review)
     preparation = ensemble.preparation.model_copy(update={"features": ensemble.features})
     with replacing_folder(out, "folder of verdicts", _holds_verdicts) as partial:
         sources = sources or _opened(source, kind, ensemble)
@@ -264,9 +263,8 @@ class _Judge:
     """
 
     def __init__(self, path: Path, review: bool) -> None:
-        ensemble = Ensemble.load(path)
-        ensemble = ensemble if review else ensemble.decided()
-        self.ensemble = ensemble.to("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.ensemble = Ensemble.load(path, review=review).to(device)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Columns of `RowRangeDatasource` to those of `_NOTHING`."""

@@ -231,8 +231,8 @@ def classify_volumes(
     """
     began = time.monotonic()
     out, chosen = Path(out).absolute(), settings.classify
-    ensemble = Ensemble.load(resolve(chosen.ensemble, settings.registry, "class3d"))
-    ensemble = ensemble if chosen.review else ensemble.decided()
+    path = resolve(chosen.ensemble, settings.registry, "class3d")
+    ensemble = Ensemble.load(path, review=chosen.review)
     classes = open_volumes(Path(source))
     with replacing_folder(out, "folder of verdicts", lambda it: (it / TABLE).is_file()) as partial:
         said = judge_volumes(classes, ensemble, on_progress)

@@ -253,8 +253,12 @@ class Ensemble:
         return Ensemble(manifest, self.networks, self.path, network)
 
     @classmethod
-    def load(cls, path: Path) -> Ensemble:
+    def load(cls, path: Path, *, review: bool = True) -> Ensemble:
         """Read an ensemble's folder; executes nothing of it.
+
+        Args:
+            path: the folder.
+            review: False: as `decided` has it.
 
         Raises:
             EnsembleError: a file is missing, damaged, of an unknown format, or not the one that the
@@ -294,7 +298,8 @@ class Ensemble:
                 remedy="copy the ensemble again, or train it again",
             )
         d1, d2, d3, *reasons = networks
-        return cls(manifest, (d1, d2, d3), path, *reasons)
+        ensemble = cls(manifest, (d1, d2, d3), path, *reasons)
+        return ensemble if review else ensemble.decided()
 
     def check_kind(self, kind: Kind, source: Path) -> None:
         """Refuse to judge what this ensemble was not trained on.
