@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from cryoray.settings import IngestSettings
 
 STACKS, PER_STACK, BOX = 10_000, 100, 256
 
-_HEADER = """
+#: A STAR file of particles up to its rows.
+HEADER = """
 data_optics
 
 loop_
@@ -41,19 +43,27 @@ _rlnCtfFigureOfMerit #10
 """
 
 
+def write_sparse(paths: Sequence[Path], images: int) -> None:
+    """Stacks of so many images of `BOX` px: their headers are real, their pixels holes in a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        first = Path(folder) / "first.mrcs"
+        with StackWriter(first, BOX, BOX, "float32", 1.25) as writer:
+            writer.append(np.zeros((1, BOX, BOX), np.float32))
+        header = bytearray(first.read_bytes()[:1024])
+    for field in (8, 36):  # images, and sections of the cell
+        header[field : field + 4] = images.to_bytes(4, "little")
+    for path in paths:
+        with path.open("wb") as file:
+            file.write(header)
+            file.truncate(1024 + images * BOX * BOX * 4)
+
+
 def write_project(folder: Path, stacks: int) -> Path:
     """Sparse stacks of ``PER_STACK`` images, and a `particles.star` of all of them, shuffled."""
     (folder / "Extract").mkdir()
-    first = folder / "Extract" / "first.mrcs"
-    with StackWriter(first, BOX, BOX, "float32", 1.25) as writer:
-        writer.append(np.zeros((PER_STACK, BOX, BOX), np.float32))
-    with first.open("rb") as file:
-        header = file.read(1024)
-    first.unlink()
-    for number in range(stacks):
-        with (folder / "Extract" / f"mic_{number:05d}.mrcs").open("wb") as file:
-            file.write(header)
-            file.truncate(1024 + PER_STACK * BOX * BOX * 4)
+    write_sparse(
+        [folder / "Extract" / f"mic_{number:05d}.mrcs" for number in range(stacks)], PER_STACK
+    )
     rng = np.random.default_rng(0)
     lines = [
         f"{row % PER_STACK + 1:06d}@Extract/mic_{row // PER_STACK:05d}.mrcs"
@@ -65,7 +75,7 @@ def write_project(folder: Path, stacks: int) -> Path:
         )
     ]
     star = folder / "particles.star"
-    star.write_text(_HEADER + "\n".join(lines) + "\n")
+    star.write_text(HEADER + "\n".join(lines) + "\n")
     return star
 
 

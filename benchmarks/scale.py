@@ -33,8 +33,8 @@ import ray
 import ray.data
 
 from benchmarks.common import Row, in_process, main, result
+from benchmarks.plan import BOX, HEADER, write_sparse
 from cryoray import runtime
-from cryoray.formats.mrc import StackWriter
 from cryoray.ingest.pipeline import plan_sources
 from cryoray.ingest.source import ShardDatasource
 from cryoray.preparation.prepared import Shard, Work, divide
@@ -45,7 +45,7 @@ SIZES = tuple(
     int(float(one))
     for one in os.environ.get("CRYORAY_BENCH_PARTICLES", "200000,2000000,20000000").split(",")
 )
-PER_STACK, BOX, SESSIONS = 2000, 256, 16
+PER_STACK, SESSIONS = 2000, 16
 #: Of the facility whose tasks are scheduled, as nodes of sixteen; and how many this machine acts out.
 CORES, PER_NODE, HERE = 256, 16, 4
 #: Micrographs in a stack, and candidates and sample that a watcher takes from one.
@@ -54,38 +54,9 @@ MICROGRAPHS, CANDIDATES, SAMPLE = 8, 4, 8
 _SPARE = 1.2
 _RATES = Path(__file__).parents[1] / "cluster" / "rates.json"
 
-_HEADER = """
-data_optics
-
-loop_
-_rlnOpticsGroup #1
-_rlnImagePixelSize #2
-1 1.25
-
-data_particles
-
-loop_
-_rlnImageName #1
-_rlnMicrographName #2
-_rlnOpticsGroup #3
-_rlnCoordinateX #4
-_rlnCoordinateY #5
-_rlnDefocusU #6
-_rlnDefocusV #7
-_rlnDefocusAngle #8
-_rlnCtfMaxResolution #9
-_rlnCtfFigureOfMerit #10
-"""
-
 
 def write_sessions(folder: Path, stacks: int) -> list[Path]:
     """A project for each session, with its share of so many sparse stacks; their STAR files."""
-    first = folder / "first.mrcs"
-    with StackWriter(first, BOX, BOX, "float32", 1.25) as writer:
-        writer.append(np.zeros((1, BOX, BOX), np.float32))
-    header = bytearray(first.read_bytes()[:1024])
-    header[8:12] = int(PER_STACK).to_bytes(4, "little")  # images
-    header[36:40] = int(PER_STACK).to_bytes(4, "little")  # sections of the cell
     rng = np.random.default_rng(0)
     lines = "".join(
         f"{row + 1:06d}@Extract/mic_NUMBER.mrcs mic_NUMBER.mrc 1"
@@ -97,12 +68,11 @@ def write_sessions(folder: Path, stacks: int) -> list[Path]:
         project = folder / f"session-{session:02d}"
         (project / "Extract").mkdir(parents=True)
         stars.append(project / "particles.star")
+        names = [f"mic_{number:05d}.mrcs" for number in numbers.tolist()]
+        write_sparse([project / "Extract" / name for name in names], PER_STACK)
         with stars[-1].open("w") as star:
-            star.write(_HEADER)
+            star.write(HEADER)
             for number in numbers.tolist():
-                with (project / "Extract" / f"mic_{number:05d}.mrcs").open("wb") as file:
-                    file.write(header)
-                    file.truncate(1024 + PER_STACK * BOX * BOX * 4)
                 star.write(lines.replace("NUMBER", f"{number:05d}"))
     return stars
 
