@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cryoray.boosting.within_job import review_band
 from cryoray.errors import InputError
 from cryoray.formats.star import parse
 from cryoray.models.ensemble import Calibration, Ensemble
@@ -124,17 +125,30 @@ def test_decisions_are_counted_in_the_jobs(project: Path, relion: Run, tmp_path:
         head = "data_particles\n\nloop_\n_rlnImageName #1\n_rlnClassNumber #2\n"
         (job(stage, name) / "run_it003_data.star").write_text(head + rows)
     judges = {"ensemble": tmp_path / "particle", "class_ensemble": tmp_path / "class2d"}
-    (low, high), *_ = [
-        save_ensemble(path, kind=path.name).review  # type: ignore[arg-type]
+    particle, class2d = (
+        save_ensemble(path, kind=path.name)  # type: ignore[arg-type]
         for path in judges.values()
-    ]
-    doubt = (low + high) / 2
-    scores = {"": [high, low, doubt], "classes": [low / 2, doubt]}
+    )
+    # 3D classes have a band of their own, wider than that of the ensemble of 2D classes that ranks them.
+    band = review_band(class2d.threshold)
+    assert band[0] < class2d.review[0]
+    assert band[1] > class2d.review[1]
+
+    def one_in(low: float, high: float) -> list[float]:
+        return [low / 2, (low + high) / 2]
+
+    scores = {
+        "select2d": {
+            "": [*particle.review, sum(particle.review) / 2],
+            "classes": one_in(*class2d.review),
+        },
+        "select3d": {"": [*one_in(*band), band[0] + 0.01, band[1] + 0.01]},
+    }
     for stage, name in (("select2d", "External/job903"), ("select3d", "External/job906")):
         folder = job(stage, name)
-        for part in ("", "classes") if stage == "select2d" else ("",):
+        for part, said in scores[stage].items():
             (folder / part).mkdir(exist_ok=True)
-            table = pa.table({"score": np.array(scores[part], np.float32)})
+            table = pa.table({"score": np.array(said, np.float32)})
             pq.write_table(table, folder / part / "verdicts.parquet")
     arms = {}
     for judge in (True, False):
