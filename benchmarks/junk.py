@@ -123,7 +123,7 @@ def refined(folder: Path, share: float, arm: str) -> Row:
             rows = rows[kept[rows]]
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
-        _write_star(out / "particles.star", project / "particles.star", rows)
+        without_poses(out / "particles.star", project / "particles.star", rows)
         truth, pixel_size = read_volume(project / "truth.mrc")
         pixel_size = pixel_size or 4.0
         start = fsc.low_passed(torch.from_numpy(truth), pixel_size, START).numpy()
@@ -143,8 +143,8 @@ def refined(folder: Path, share: float, arm: str) -> Row:
     return dict(json.loads(book.read_text()))
 
 
-def _write_star(out: Path, source: Path, rows: np.ndarray) -> None:
-    """Rows of a STAR file without their poses."""
+def without_poses(out: Path, source: Path, rows: np.ndarray) -> None:
+    """Write rows of a STAR file without what a refinement would find out."""
     star = parse(source)
     table = star["particles"]
     columns = [name for name in table.columns if name not in _POSE]

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -14,31 +15,32 @@ from cryoray.session.ledger import Ledger
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """The URL of a PostgreSQL of our own, on a socket in a folder; gone at the end."""
     there = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     if not there:
         pytest.skip("no PostgreSQL is installed")
-    folder = tmp_path_factory.mktemp("postgres")
-    # PostgreSQL refuses to run as root.
+    # PostgreSQL refuses to run as root, and pytest closes its own folders to other users whenever it starts.
     user = "postgres" if os.geteuid() == 0 else None
-    if user:
-        for parent in (folder, *folder.parents):
-            if parent.is_relative_to(tmp_path_factory.getbasetemp()):
-                parent.chmod(0o755)
-        tmp_path_factory.getbasetemp().parent.chmod(0o755)
-        shutil.chown(folder, user)
+    with TemporaryDirectory(prefix="cryoray-postgres-") as temporary:
+        folder = Path(temporary)
+        if user:
+            shutil.chown(folder, user)
 
-    def run(*words: str | Path) -> None:
-        subprocess.run(words, check=True, user=user, capture_output=True, cwd=folder, timeout=120)
+        def run(*words: str | Path) -> None:
+            subprocess.run(
+                words, check=True, user=user, capture_output=True, cwd=folder, timeout=120
+            )
 
-    run(there[-1] / "initdb", "-D", folder / "data", "-A", "trust", "-U", "cryoray", "--no-sync")
-    started = ("-o", f"-k {folder} -c listen_addresses='' -c fsync=off", "-l", folder / "log")
-    run(there[-1] / "pg_ctl", "-D", folder / "data", *started, "-w", "start")
-    try:
-        yield f"postgresql://cryoray@/postgres?host={folder}"
-    finally:
-        run(there[-1] / "pg_ctl", "-D", folder / "data", "-m", "immediate", "-w", "stop")
+        run(
+            there[-1] / "initdb", "-D", folder / "data", "-A", "trust", "-U", "cryoray", "--no-sync"
+        )
+        started = ("-o", f"-k {folder} -c listen_addresses='' -c fsync=off", "-l", folder / "log")
+        run(there[-1] / "pg_ctl", "-D", folder / "data", *started, "-w", "start")
+        try:
+            yield f"postgresql://cryoray@/postgres?host={folder}"
+        finally:
+            run(there[-1] / "pg_ctl", "-D", folder / "data", "-m", "immediate", "-w", "stop")
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.system)])
