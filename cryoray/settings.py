@@ -116,6 +116,9 @@ class SimulateSettings(Section):
     )
     junk: Fraction = Field(0.4, description="fraction that is junk, its kinds in equal parts")
     human_error: Fraction = Field(0.01, description="rate at which the simulated person mislabels")
+    micrographs: bool = Field(
+        False, description="write them as well, with every image in its place, as RELION has them"
+    )
     structure: AbsolutePath | None = Field(
         None, description="map or PDB/mmCIF; None: random phantoms"
     )

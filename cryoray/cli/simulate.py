@@ -18,9 +18,13 @@ def simulate(
     ] = None,
     images: Annotated[int | None, typer.Option(help="Images in each.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same images.")] = None,
+    micrographs: Annotated[
+        bool | None, typer.Option("--micrographs", help="Write the micrographs, too.")
+    ] = None,
 ) -> None:
     """Simulate past projects: particles, the junk a microscope makes, and a person's selection."""
-    settings = common.settings(ctx, simulate={"projects": projects, "images": images, "seed": seed})
+    chosen = {"projects": projects, "images": images, "seed": seed, "micrographs": micrographs}
+    settings = common.settings(ctx, simulate=chosen)
     from cryoray import simulation
     from cryoray.records import Books
 

@@ -20,6 +20,7 @@ from cryoray.records import Event, OnEvent, OnProgress, Progress, ignore
 from cryoray.settings import Settings, SimulateSettings
 from cryoray.simulation import junk, microscope
 from cryoray.simulation.junk import PARTICLE, Scene, Stage
+from cryoray.simulation.micrograph import OUTSIDE, Micrograph
 from cryoray.simulation.microscope import Exposure, Optics, Projector
 from cryoray.simulation.phantom import (
     Structure,
@@ -38,9 +39,8 @@ _CROWDING = (0.03, 0.3)
 #: A particle must fit its box with some background round it.
 _LARGEST = 0.85
 _BROKEN_FORMS = 4
-#: Side of a micrograph, px; how far a box may reach out of it, over half the box.
+#: Side of a micrograph that is not written, px.
 _MICROGRAPH = 4096
-_OUTSIDE = 0.25
 #: Images formed at a time, which bounds memory.
 _BATCH = 100
 #: Views and micrographs over which the stated signal-to-noise ratio is the mean.
@@ -83,9 +83,10 @@ def simulate(
 
     Each project is a RELION project folder: ``particles.star``, its stacks (float32, protein
     bright, normalised as RELION does), ``labels.csv`` (the person's, with the true reason for what is
-    rightly discarded), ``truth.csv`` and the true map
-    ``truth.mrc``. ``collection.json`` says what each project is of, and is written last. A folder that
-    the same settings have already filled is left as it is.
+    rightly discarded), ``truth.csv`` and the true map ``truth.mrc``; where micrographs are wanted, those
+    (float32, protein dark, as a camera has it) and ``MotionCorr/job001/corrected_micrographs.star``.
+    ``collection.json`` says what each project is of, and is written last. A folder that the same
+    settings have already filled is left as it is.
 
     Args:
         out: folder to write into; made where it is missing.
@@ -128,7 +129,8 @@ def _begin(out: Path, folders: Sequence[str], chosen: SimulateSettings) -> bool:
     book = out / "collection.json"
     if book.is_file():
         try:
-            if json.loads(book.read_text())["settings"] == _plain(chosen):
+            # Of an earlier version it lacks settings that are newer: they had their defaults.
+            if SimulateSettings(**json.loads(book.read_text())["settings"]) == chosen:
                 return True
         except (ValueError, KeyError, TypeError):
             pass
@@ -170,6 +172,8 @@ def _plan(
         )
     detectors = (0.66, 0.83, 0.885, 1.06, 1.1, 1.35)
     original = min(float(rng.choice(detectors)), pixel_size)
+    if chosen.micrographs:
+        original = pixel_size  # what is written holds the very pixels of the images
     optics = Optics(
         voltage=float(rng.choice([300, 300, 200])),
         spherical_aberration=2.7,
@@ -287,15 +291,22 @@ def _write_project(
         scenes = [junk.scene(kind, project.stage, rng) for kind in kinds]
         angles = microscope.random_angles(rng, len(scenes))
         places, missing = _places(project, len(scenes), rng)
+        micrograph = None
+        if chosen.micrographs:
+            around = _generator(chosen, number, m, 1)
+            micrograph = Micrograph(chosen.per_micrograph, chosen.box, around)
+            places, missing = micrograph.places[: len(scenes)], micrograph.missing[: len(scenes)]
         box, pixel_size = chosen.box, project.optics.pixel_size
         with StackWriter(folder / stack, box, box, "float32", pixel_size) as writer:
             for first in range(0, len(scenes), _BATCH):
                 some = slice(first, first + _BATCH)
-                writer.append(
-                    _images(
-                        project, exposure, scenes[some], angles[some], missing[some], rng
-                    ).numpy()
-                )
+                canvas = _canvases(project, exposure, scenes[some], angles[some], rng)
+                writer.append(microscope.extract(canvas, box, missing[some]).numpy())
+                if micrograph is not None:
+                    micrograph.put(canvas.numpy())
+        if micrograph is not None:
+            _fill(micrograph, project, exposure, around)
+            micrograph.write(folder / _micrograph(m), pixel_size)
         rows += _particles(stack, m, project, exposure, scenes, angles, places, rng)
         truth += _truth(stack, scenes, angles)
         ambiguity += [scene.ambiguity for scene in scenes]
@@ -303,7 +314,22 @@ def _write_project(
     keep = np.array([line["keep"] for line in truth])
     rng = _generator(chosen, number, len(project.exposures))
     selected = _select(keep, np.array(ambiguity), chosen.human_error, rng)
-    _write_star(folder / "particles.star", project.optics, chosen.box, rows)
+    image = {
+        "rlnImagePixelSize": f"{project.optics.pixel_size:.6f}",
+        "rlnImageSize": chosen.box,
+        "rlnImageDimensionality": 2,
+        "rlnCtfDataAreCtfPremultiplied": 0,
+    }
+    _write_star(folder / "particles.star", project.optics, image, "particles", rows)
+    if chosen.micrographs:
+        names = [_micrograph(m) for m in range(len(project.exposures))]
+        _write_star(
+            folder / "MotionCorr/job001/corrected_micrographs.star",
+            project.optics,
+            {"rlnMicrographPixelSize": f"{project.optics.original_pixel_size:.6f}"},
+            "micrographs",
+            [{"rlnMicrographName": name, "rlnOpticsGroup": 1} for name in names],
+        )
     labels = [
         {
             "stack": line["stack"],
@@ -337,21 +363,35 @@ def _places(project: _Project, n: int, rng: np.random.Generator) -> tuple[np.nda
     """
     binning = project.optics.pixel_size / project.optics.original_pixel_size
     half = project.stage.box / 2
-    low, high = (1 - _OUTSIDE) * half, _MICROGRAPH / binning - (1 - _OUTSIDE) * half
+    low, high = (1 - OUTSIDE) * half, _MICROGRAPH / binning - (1 - OUTSIDE) * half
     places = rng.uniform(low, max(low, high), (n, 2))
     ends = np.stack([half - places, places + half - _MICROGRAPH / binning], -1)
     return places * binning, np.clip(np.ceil(ends), 0, None).astype(np.int64)[:, ::-1]
 
 
-def _images(
+def _micrograph(number: int) -> str:
+    """Its file, relative to the project; counted from 0."""
+    return f"MotionCorr/job001/micrograph_{number + 1:04d}.mrc"
+
+
+def _fill(
+    micrograph: Micrograph, project: _Project, exposure: Exposure, rng: np.random.Generator
+) -> None:
+    """Ice where nothing was picked."""
+    while n := min(_BATCH, micrograph.free):
+        scenes = [junk.scene("empty", project.stage, rng) for _ in range(n)]
+        angles = microscope.random_angles(rng, n)
+        micrograph.put(_canvases(project, exposure, scenes, angles, rng).numpy())
+
+
+def _canvases(
     project: _Project,
     exposure: Exposure,
     scenes: Sequence[Scene],
     angles: np.ndarray,
-    missing: np.ndarray,
     rng: np.random.Generator,
 ) -> torch.Tensor:
-    """Images of scenes: float32 [n, box, box]."""
+    """What the microscope makes of scenes, of which images are the middle: float32 [n, side, side]."""
     stage, n = project.stage, len(scenes)
     contrast = microscope.transfer(project.optics, exposure, stage.side)
     # Neighbours are the same views again: nobody sees that the particle next door is also elsewhere.
@@ -395,7 +435,7 @@ def _images(
     absorbing = [i for i, scene in enumerate(scenes) if scene.absorb is not None]
     if absorbing:
         canvas[absorbing] += _stacked(scenes[i].absorb for i in absorbing)
-    return microscope.extract(canvas, stage.box, missing)
+    return canvas
 
 
 def _stacked(layers: Iterable[np.ndarray | None]) -> torch.Tensor:
@@ -429,7 +469,7 @@ def _particles(
             "rlnCoordinateY": f"{y:.2f}",
             "rlnAutopickFigureOfMerit": f"{max(figure, 0.02):.6f}",
             "rlnImageName": f"{index:06d}@{stack}",
-            "rlnMicrographName": f"MotionCorr/job001/micrograph_{micrograph + 1:04d}.mrc",
+            "rlnMicrographName": _micrograph(micrograph),
             "rlnOpticsGroup": 1,
             "rlnCtfMaxResolution": f"{resolution:.4f}",
             "rlnCtfFigureOfMerit": f"{correlation:.6f}",
@@ -483,7 +523,14 @@ def _select(
     return selected
 
 
-def _write_star(path: Path, optics: Optics, box: int, rows: Sequence[dict[str, object]]) -> None:
+def _write_star(
+    path: Path,
+    optics: Optics,
+    of_group: dict[str, object],
+    name: str,
+    rows: Sequence[dict[str, object]],
+) -> None:
+    """A table of RELION's and the optics group of its rows, of which ``of_group`` says the rest."""
     group = {
         "rlnOpticsGroupName": "opticsGroup1",
         "rlnOpticsGroup": 1,
@@ -491,15 +538,14 @@ def _write_star(path: Path, optics: Optics, box: int, rows: Sequence[dict[str, o
         "rlnVoltage": f"{optics.voltage:.6f}",
         "rlnSphericalAberration": f"{optics.spherical_aberration:.6f}",
         "rlnAmplitudeContrast": f"{optics.amplitude_contrast:.6f}",
-        "rlnImagePixelSize": f"{optics.pixel_size:.6f}",
-        "rlnImageSize": box,
-        "rlnImageDimensionality": 2,
-        "rlnCtfDataAreCtfPremultiplied": 0,
+        **of_group,
     }
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        for name, table in (("optics", [group]), ("particles", rows)):
+        for title, table in (("optics", [group]), (name, rows)):
             labels = [f"_{label} #{number}" for number, label in enumerate(table[0], 1)]
-            file.write("\n".join(["", "# version 30001", "", f"data_{name}", "", "loop_", *labels]))
+            file.write(
+                "\n".join(["", "# version 30001", "", f"data_{title}", "", "loop_", *labels])
+            )
             file.writelines("\n" + " ".join(map(str, row.values())) for row in table)
             file.write("\n\n")
 
