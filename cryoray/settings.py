@@ -7,9 +7,16 @@ variables (``CRYORAY_TRAIN__EPOCHS=20``), from a TOML file (``[train] epochs = 2
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -285,6 +292,25 @@ class WorkflowSettings(Section):
     iterations_2d: int = Field(25, ge=1)
     classes_3d: int = Field(4, ge=1)
     iterations_3d: int = Field(25, ge=1)
+    reextract: bool = Field(
+        True, description="extract what is kept again, centred, where its micrographs are there"
+    )
+    micrographs: AbsolutePath | None = Field(
+        None,
+        description="STAR file of those; None: of the Extract job that the particles come from",
+    )
+    extract_box: int | None = Field(
+        None,
+        ge=16,
+        multiple_of=2,
+        description="of what is extracted again, px of the micrographs; None: as particles have it",
+    )
+    rescaled_box: int | None = Field(
+        None,
+        ge=16,
+        multiple_of=2,
+        description="px to which it is rescaled; None: that of particles, or with extract_box not at all",
+    )
     initial_resolution: float = Field(
         60.0, gt=0, description="Å, to which references are filtered at first"
     )
@@ -300,6 +326,14 @@ class WorkflowSettings(Section):
         gt=0,
         description="seconds a person takes for one image, for the report; assumed, not measured",
     )
+
+    @model_validator(mode="after")
+    def _no_larger(self) -> Self:
+        if self.extract_box and self.rescaled_box and self.rescaled_box > self.extract_box:
+            raise ValueError(
+                f"rescaled_box ({self.rescaled_box}) is larger than extract_box ({self.extract_box})"
+            )
+        return self
 
 
 class RankSettings(Section):

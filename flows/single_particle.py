@@ -1,6 +1,7 @@
 """Particles to a refined map and its report, in RELION's own project and pipeline, as a flow.
 
 python -m flows.single_particle PARTICLES.star [--settings FILE.toml] [--arms with|without|both]
+                                [--micrographs FILE.star]
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from prefect import flow, task
+from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
@@ -56,7 +57,10 @@ def single_particle(
 
 def _arm(particles: Path, settings: Settings) -> Path:
     workflow = Workflow(particles, settings)
-    page = workflow.go(lambda stage, before: work(stage, particles, settings, dict(before)))
+    page = workflow.go(
+        lambda stage, before: work(stage, particles, settings, dict(before)),
+        get_run_logger().warning,
+    )
     name = "with" if settings.workflow.judge else "without"
     done = found(page.parent)[name]["stages"]
     columns = ("stage", "job", "particles", "seconds")
@@ -82,8 +86,15 @@ def main() -> None:
     parser.add_argument(
         "--arms", choices=get_args(Arms), help="without: every particle and class is kept"
     )
+    parser.add_argument(
+        "--micrographs",
+        type=Path,
+        metavar="FILE.star",
+        help="those that kept particles are extracted from again (workflow.micrographs)",
+    )
     given = parser.parse_args()
-    print(single_particle(given.particles.absolute(), None, given.settings, given.arms))
+    overrides = {"workflow": {"micrographs": given.micrographs}} if given.micrographs else None
+    print(single_particle(given.particles.absolute(), overrides, given.settings, given.arms))
 
 
 if __name__ == "__main__":

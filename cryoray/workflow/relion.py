@@ -28,6 +28,7 @@ SUCCESS = "RELION_JOB_EXIT_SUCCESS"
 #: A job type's number in RELION 3.1 and label in 4 and 5 (pipeline_jobs.h), by the name of its folder.
 _TYPES: Mapping[str, tuple[int, str]] = {
     "Import": (0, "relion.import.other"),
+    "Extract": (5, "relion.extract"),
     "Class2D": (8, "relion.class2d.em"),
     "Class3D": (9, "relion.class3d"),
     "Refine3D": (10, "relion.refine3d"),
@@ -37,7 +38,7 @@ _TYPES: Mapping[str, tuple[int, str]] = {
     "External": (99, "relion.external"),
 }
 #: Options that name a file of the project.
-_INPUTS = ("fn_img", "fn_ref", "fn_in", "fn_mask", "in_part")
+_INPUTS = ("fn_img", "fn_ref", "fn_in", "fn_mask", "in_part", "star_mics", "fndata_reextract")
 #: Lines of a failed job's output that are shown.
 _SHOWN = 12
 
@@ -148,7 +149,7 @@ class Relion:
         """The name of the last job of this type and these options that ended well."""
         for folder in sorted((self.project / kind).glob("job*"), reverse=True):
             if (folder / SUCCESS).is_file():
-                had = _options(folder / "job.star")
+                had = options_of(folder / "job.star")
                 if all(had.get(name) == value for name, value in options.items()):
                     return f"{kind}/{folder.name}"
         return None
@@ -219,7 +220,8 @@ def _environment() -> dict[str, str]:
     return {**also, **os.environ}
 
 
-def _options(job: Path) -> dict[str, str]:
+def options_of(job: Path) -> dict[str, str]:
+    """The options in a ``job.star``; none where it cannot be read."""
     with suppress(FormatError, OSError):
         star: StarFile = parse(job)
         table = star["joboptions_values"]

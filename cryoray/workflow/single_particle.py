@@ -7,9 +7,11 @@ Every stage is one job of RELION's pipeline; its options are those of RELION's j
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,13 +33,21 @@ from cryoray.models.registry import resolve
 from cryoray.settings import Settings
 from cryoray.validation import report
 from cryoray.validation.fsc import automatic_mask
-from cryoray.workflow.relion import Job, Relion
+from cryoray.workflow.extraction import (
+    Micrographs,
+    MissingMicrographsError,
+    extractable,
+    read_micrographs,
+    write_some,
+)
+from cryoray.workflow.relion import Job, Relion, options_of
 
 #: In order; in the arm without cryoray those named `select` are left out.
 STAGES = (
     "import",
     "class2d",
     "select2d",
+    "reextract",
     "initial",
     "class3d",
     "select3d",
@@ -50,6 +60,8 @@ ASKED = ("2D classes", "particles", "3D classes")
 #: Particles to which the times are extrapolated.
 MANY = 100_000
 FOLDER = "cryoray_workflow"
+#: Of the Extract job that particles come from, what holds for them when they are extracted again.
+_AS_BEFORE = ("do_invert", "do_norm", "white_dust", "black_dust", "do_float16")
 #: What a job of cryoray's says of each image (contracts: Verdicts).
 _VERDICTS = "verdicts.parquet"
 
@@ -82,8 +94,9 @@ class Workflow:
         settings: ``workflow`` and ``classify`` are used.
 
     Raises:
-        InputError: the particles cannot be read, or the project is not where their images are.
-        SettingsError: there is no RELION.
+        InputError: the particles cannot be read, or the project is not where their images are, or the
+            micrographs that are given are not there.
+        SettingsError: there is no RELION, or the box to extract suits neither particles nor micrographs.
     """
 
     def __init__(self, particles: Path, settings: Settings) -> None:
@@ -102,15 +115,50 @@ class Workflow:
         self.settings = settings
         self.chosen = settings.workflow
         self.total = len(source)
-        box, pixel = read_header(source.stacks[0]).width, float(source.pixel_size[0])
+        self.box, pixel = read_header(source.stacks[0]).width, float(source.pixel_size[0])
         if not pixel > 0:
             raise InputError("has no pixel size", file=self.particles, remedy="import it with one")
         self.pixel_size = pixel
-        self.diameter = self.chosen.diameter or round(0.8 * box * pixel)
+        self.diameter = self.chosen.diameter or round(0.8 * self.box * pixel)
+        made = re.match(r"\d+@(\w+/job\d+)/", str(source.images[0]))
+        self._extracted = options_of(folder / made[1] / "job.star") if made else {}
+        if self.chosen.reextract:
+            self._check_extraction()
+
+    def _check_extraction(self) -> None:
+        """Refuse what makes no sense of re-extraction before hours go into what comes first."""
+        given = self.chosen.micrographs
+        if given is not None and not given.is_relative_to(self.project):
+            raise InputError(
+                f"is not in RELION's project folder {self.project}",
+                file=given,
+                remedy="copy it there: its micrographs are named relative to that",
+            )
+        # Those that nobody named and nobody finds are left out later, and that is said.
+        with nullcontext() if given else suppress(MissingMicrographsError):
+            self._boxes(self._micrographs()[1].pixel_size)
 
     def stages(self) -> tuple[str, ...]:
         """Those of the chosen arm, in order."""
-        return STAGES if self.chosen.judge else tuple(s for s in STAGES if s[:6] != "select")
+        return tuple(
+            stage
+            for stage in STAGES
+            if (self.chosen.judge or not stage.startswith("select"))
+            and (self.chosen.reextract or stage != "reextract")
+        )
+
+    def left_out(self, stage: str, before: Mapping[str, Job]) -> str | None:
+        """Why a stage cannot be gone through, though those after it can; None where it can.
+
+        Raises:
+            InputError: what it is given cannot be read.
+        """
+        if stage == "reextract":
+            try:
+                self._reextract(before)
+            except MissingMicrographsError as error:
+                return f"{stage} was left out, and particles went on as they were: {error}"
+        return None
 
     def run(self, stage: str, before: Mapping[str, Job]) -> Job:
         """Go through a stage, given the jobs of those before it.
@@ -130,11 +178,17 @@ class Workflow:
             )
         return job
 
-    def go(self, work: Callable[[str, Mapping[str, Job]], Job] | None = None) -> Path:
+    def go(
+        self,
+        work: Callable[[str, Mapping[str, Job]], Job] | None = None,
+        say: Callable[[str], object] | None = None,
+    ) -> Path:
         """Go through every stage of the chosen arm, and report.
 
         Args:
             work: what runs a stage, given its name and the jobs before it; None: `run`.
+            say: told, in a sentence each, what is to be known of a stage: that it was left out, or
+                how many particles it lost. The report has the same.
 
         Returns:
             the report's page.
@@ -145,11 +199,20 @@ class Workflow:
         """
         jobs: dict[str, Job] = {}
         done: list[Done] = []
+        notes: list[str] = []
         for stage in self.stages():
-            job = jobs[stage] = (work or self.run)(stage, jobs)
-            count = self.particles_after(stage, jobs)
-            done.append(Done(stage, job.name, job.seconds, count, job.skipped))
-        return self.report(done, self.resolution(jobs["postprocess"]), self.decisions(jobs))
+            note = self.left_out(stage, jobs)
+            if note is None:
+                job = jobs[stage] = (work or self.run)(stage, jobs)
+                count = self.particles_after(stage, jobs)
+                done.append(Done(stage, job.name, job.seconds, count, job.skipped))
+                note = self._lost(jobs) if stage == "reextract" else None
+            if note is not None:
+                notes.append(note)
+                if say is not None:
+                    say(note)
+        resolution = self.resolution(jobs["postprocess"])
+        return self.report(done, resolution, self.decisions(jobs), notes)
 
     def decisions(self, jobs: Mapping[str, Job]) -> dict[str, int]:
         """How many images a person is left to decide on, of each of `ASKED`.
@@ -193,8 +256,8 @@ class Workflow:
         return len(np.unique(data.numbers("rlnClassNumber")))
 
     def particles_after(self, stage: str, before: Mapping[str, Job]) -> int:
-        """How many particles a stage was given; of a selection, how many it left."""
-        if stage.startswith("select"):
+        """How many particles a stage was given; how many a selection or extraction left."""
+        if stage.startswith("select") or stage == "reextract":
             return self._count(f"{before[stage].name}/particles.star")
         return self._count(self._given(before)) if "import" in before else self.total
 
@@ -203,10 +266,26 @@ class Workflow:
 
     def _given(self, before: Mapping[str, Job]) -> str:
         """The particles that come out of the stages so far."""
-        for stage in ("select3d", "select2d"):
+        for stage in ("select3d", "reextract", "select2d"):
             if stage in before:
                 return f"{before[stage].name}/particles.star"
         return before["import"].file("*.star")
+
+    def _found(self, before: Mapping[str, Job]) -> str:
+        """The particles to extract again, with the origins at which Class2D found them."""
+        if "select2d" in before:
+            return f"{before['select2d'].name}/particles.star"
+        return before["class2d"].file("run_it*_data.star")
+
+    def _lost(self, before: Mapping[str, Job]) -> str | None:
+        """What is to be said of particles that extraction lost; None where it lost none."""
+        asked, got = self._count(self._found(before)), self._count(self._given(before))
+        if asked == got:
+            return None
+        return (
+            f"reextract lost {asked - got:,} of {asked:,} particles at the edges of micrographs:"
+            " centred, their boxes lie outside"
+        )
 
     def _import(self, before: Mapping[str, Job]) -> tuple[str, dict[str, str]]:
         return "Import", {
@@ -264,6 +343,67 @@ class Workflow:
             options |= {f"param{number}_label": label, f"param{number}_value": value}
         return options
 
+    def _micrographs(self) -> tuple[str, Micrographs]:
+        """The STAR file of the particles' micrographs, relative to the project, and what it says."""
+        given = self.chosen.micrographs
+        star = given.relative_to(self.project).as_posix() if given else None
+        star = star or self._extracted.get("star_mics")
+        if not star:
+            raise MissingMicrographsError(
+                "is of no Extract job of this project, which would say what its micrographs are",
+                file=self.particles,
+                remedy="give workflow.micrographs, their STAR file",
+            )
+        return star, read_micrographs(self.project / star)
+
+    def _boxes(self, pixel_size: float) -> tuple[int, int]:
+        """The box to extract and what it is rescaled to, px, where micrographs have this Å/px."""
+        chosen = self.chosen
+        box = chosen.extract_box or 2 * round(self.box * self.pixel_size / pixel_size / 2)
+        rescaled = chosen.rescaled_box or (box if chosen.extract_box else self.box)
+        if chosen.rescaled_box and rescaled > box:
+            raise SettingsError(
+                f"workflow.rescaled_box ({rescaled}) is larger than the box of {box} px that is"
+                " extracted",
+                remedy="give a smaller one, or a larger workflow.extract_box",
+            )
+        if chosen.extract_box and box * pixel_size < self.diameter:
+            raise SettingsError(
+                f"a box of {box} px of {pixel_size:g} Å does not hold particles of"
+                f" {self.diameter:g} Å",
+                remedy="give a larger workflow.extract_box, or a smaller workflow.diameter",
+            )
+        return box, rescaled
+
+    def _reextract(self, before: Mapping[str, Job]) -> tuple[str, dict[str, str]]:
+        star, micrographs = self._micrographs()
+        box, rescaled = self._boxes(micrographs.pixel_size)
+        found = self._found(before)
+        had = self._extracted
+        options = {
+            "star_mics": star,
+            "do_reextract": "Yes",
+            "do_reset_offsets": "No",
+            "do_recenter": "Yes",
+            "extract_size": str(box),
+            "do_rescale": "No" if rescaled == box else "Yes",
+            "rescale": str(rescaled),
+            "nr_mpi": str(self.chosen.mpi),
+            **{name: had[name] for name in _AS_BEFORE if name in had},
+        }
+        # What RELION would refuse is left out, in a file that the same particles and box make again.
+        some = f"{FOLDER}/{found.replace('/', '-').removesuffix('.star')}-{box}.star"
+        over = self.chosen.options.get("reextract", {})
+        for given in (found, some):
+            options["fndata_reextract"] = given
+            if self.relion.done("Extract", {**options, **over}):  # the micrographs may go now
+                return "Extract", options
+        kept = extractable(self.project, self.project / found, micrographs, box)
+        options["fndata_reextract"] = found if kept.all() else some
+        if not kept.all():
+            write_some(self.project / some, self.project / found, kept)
+        return "Extract", options
+
     def _initial(self, before: Mapping[str, Job]) -> tuple[str, dict[str, str]]:
         return "InitialModel", {
             "fn_img": self._given(before),
@@ -306,12 +446,13 @@ class Workflow:
 
     def _mask(self, before: Mapping[str, Job]) -> tuple[str, dict[str, str]]:
         refined = before["refine"].file("run_class001.mrc")
-        volume, _ = read_volume(self.project / refined)
-        _, threshold = automatic_mask(torch.from_numpy(volume), self.pixel_size)
+        volume, pixel_size = read_volume(self.project / refined)
+        pixel_size = pixel_size or self.pixel_size
+        _, threshold = automatic_mask(torch.from_numpy(volume), pixel_size)
         return "MaskCreate", {
             "fn_in": refined,
             "inimask_threshold": f"{threshold:.6g}",
-            "lowpass_filter": f"{max(15.0, 4 * self.pixel_size):g}",
+            "lowpass_filter": f"{max(15.0, 4 * pixel_size):g}",
             "angpix": "-1",
         }
 
@@ -327,13 +468,20 @@ class Workflow:
         general = parse(postprocess.folder / "postprocess.star")["general"]
         return float(general.numbers("rlnFinalResolution")[0])
 
-    def report(self, done: Sequence[Done], resolution: float, decisions: Mapping[str, int]) -> Path:
+    def report(
+        self,
+        done: Sequence[Done],
+        resolution: float,
+        decisions: Mapping[str, int],
+        notes: Sequence[str] = (),
+    ) -> Path:
         """Write numbers and page of this arm, and of the other where it was run, into the project.
 
         Args:
             done: the stages.
             resolution: of the map, Å.
             decisions: of `decisions`.
+            notes: sentences without a full stop, on stages that were left out or lost particles.
 
         Returns:
             the page.
@@ -345,6 +493,7 @@ class Workflow:
             "resolution": resolution,
             "particles": self.total,
             "decisions": dict(decisions),
+            "notes": list(notes),
         }
         name = "with" if self.chosen.judge else "without"
         with replacing(out / f"{name}.json") as temporary:
@@ -444,6 +593,9 @@ def _sections(told: Mapping[str, Mapping[str, Any]], workflow: Workflow) -> list
             )
         )
     scaled = f"{MANY:,} particles"
+    notes = [
+        f"{name} cryoray, {note}" for name, arm in told.items() for note in arm.get("notes", ())
+    ]
     return [
         report.summary_section(
             f"{workflow.total:,} particles became a map in RELION {version}, in {workflow.project}: open"
@@ -485,6 +637,7 @@ def _sections(told: Mapping[str, Mapping[str, Any]], workflow: Workflow) -> list
             " options and machine; initial sees batches of a chosen size, mask and postprocess see maps,"
             " so they take the same. What a stage takes to start is"
             " multiplied, too, most of all in the stages named select, so it is too much.",
+            " ".join(f"{note[0].upper()}{note[1:].removesuffix('.')}." for note in notes),
         ),
         report.provenance_section(report.command(), [chosen, workflow.settings.classify]),
     ]

@@ -16,12 +16,13 @@ import pytest
 
 from cryoray.boosting.within_job import review_band
 from cryoray.errors import InputError
+from cryoray.formats.mrc import read_frames, read_header
 from cryoray.formats.star import parse
 from cryoray.models.ensemble import Calibration, Ensemble
 from cryoray.records import Kind
 from cryoray.settings import Settings, SimulateSettings, WorkflowSettings
 from cryoray.simulation import simulate
-from cryoray.workflow.relion import Job, Relion, RelionError
+from cryoray.workflow.relion import Job, Relion, RelionError, options_of
 from cryoray.workflow.single_particle import ASKED, STAGES, Done, Workflow, looks
 from cryoray.workflow.single_particle import arms as workflow_arms
 from tests.examples import save_ensemble
@@ -66,8 +67,52 @@ def lenient(path: Path, kind: Kind) -> Path:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("workflow")
-    wanted = SimulateSettings(projects=1, images=120, box=32, snr=0.5, junk=0.3, seed=3)
+    wanted = SimulateSettings(
+        projects=1,
+        images=120,
+        per_micrograph=40,
+        box=32,
+        snr=0.5,
+        junk=0.3,
+        seed=3,
+        micrographs=True,
+    )
     return simulate(out, Settings(simulate=wanted))[0]
+
+
+MICROGRAPHS = "MotionCorr/job001/corrected_micrographs.star"
+
+
+def again(particles: Path, **chosen: object) -> Workflow:
+    """What extracts particles again, from the simulated micrographs unless others are given."""
+    return Workflow(particles, Settings(workflow=WorkflowSettings.model_validate(chosen)))
+
+
+def selected(project: Path, name: str, text: str) -> dict[str, Job]:
+    """A selection of ours with this STAR file of particles."""
+    (project / name).mkdir(parents=True)
+    (project / name / "particles.star").write_text(text)
+    return {"select2d": Job(project, name, skipped=False)}
+
+
+def rows(star: Path) -> tuple[str, list[str]]:
+    """A STAR file of particles up to their rows, and those."""
+    text = star.read_text()
+    at = text.index("000001@")
+    start = text.rindex("\n", 0, at) + 1
+    return text[:start], [line for line in text[start:].splitlines() if line.strip()]
+
+
+def read(star: Path, project: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Images [n, box, box] of a STAR file, and what it says of them."""
+    table = parse(star)["particles"]
+    images = [
+        read_frames(read_header(project / stack), np.array([int(frame) - 1]))[0]
+        for frame, stack in (name.split("@") for name in table.column("rlnImageName"))
+    ]
+    names = ("CoordinateX", "CoordinateY", "OriginXAngst", "OriginYAngst", "DefocusU")
+    said = {name: table.numbers(f"rln{name}") for name in names}
+    return np.stack(images), said | {"micrograph": table.column("rlnMicrographName")}
 
 
 @pytest.fixture
@@ -105,6 +150,100 @@ def test_a_job_done_is_recognised_and_one_that_fails_says_what_relion_said(
     # RELION's own pipeline knows the jobs: a person can go on from here in its window.
     jobs = parse(project / "default_pipeline.star")["pipeline_processes"]
     assert jobs.column("rlnPipeLineProcessName").tolist()[0] == f"{first.name}/"
+
+
+def test_kept_particles_are_extracted_again_from_their_micrographs(
+    project: Path, relion: Run
+) -> None:
+    particles = project / "particles.star"
+    head, lines = rows(particles)
+    kept = lines[::-3]  # not in the order of the micrographs
+    before = selected(project, "External/job910", head + "\n".join(kept) + "\n\n")
+    workflow = again(particles, micrographs=project / MICROGRAPHS)
+    job = workflow.run("reextract", before)
+    assert workflow._lost(before | {"reextract": job}) is None
+    original, was = read(project / "External/job910/particles.star", project)
+    images, said = read(job.folder / "particles.star", project)
+    assert images.shape == (len(kept), 32, 32) == original.shape
+    # RELION goes through one micrograph after the other, and keeps the order within each.
+    order = np.argsort(was["micrograph"], kind="stable")
+    assert (was["micrograph"][order] == said["micrograph"]).all()
+    np.testing.assert_allclose(was["DefocusU"][order], said["DefocusU"])
+    moved = np.stack([was[f"Coordinate{a}"][order] - said[f"Coordinate{a}"] for a in "XY"], 1)
+    origin = np.stack([was[f"Origin{a}Angst"][order] for a in "XY"], 1) / workflow.pixel_size
+    rest = np.stack([said[f"Origin{a}Angst"] for a in "XY"], 1) / workflow.pixel_size
+    np.testing.assert_allclose(origin - moved, rest, atol=1e-3)
+    assert np.abs(rest).max() <= 0.5 + 1e-3
+    assert np.abs(moved).max() >= 2
+    # What was placed is what comes out, moved by whole px: also its contrast, which a camera has inverted.
+    for old, new, (x, y) in zip(original[order], images, moved.astype(int), strict=True):
+        both = slice(max(0, y), 32 + min(0, y)), slice(max(0, x), 32 + min(0, x))
+        there = slice(max(0, -y), 32 + min(0, -y)), slice(max(0, -x), 32 + min(0, -x))
+        assert np.corrcoef(new[both].ravel(), old[there].ravel())[0, 1] > 0.99
+    # Options by RELION's own names: it wrote down what it was given.
+    assert workflow.run("reextract", before).skipped
+
+    # Smaller; and those again, of which their own Extract job says what they were extracted from.
+    small = again(particles, micrographs=project / MICROGRAPHS, rescaled_box=24)
+    first = small.run("reextract", before)
+    optics = parse(first.folder / "particles.star")["optics"]
+    assert optics.numbers("rlnImageSize").tolist() == [24]
+    pixel_size = optics.numbers("rlnImagePixelSize")[0]
+    assert pixel_size == pytest.approx(workflow.pixel_size * 32 / 24, rel=1e-4)
+    following = again(first.folder / "particles.star")
+    assert following.project == project
+    found = {"select2d": Job(project, first.name, skipped=False)}
+    second = following.run("reextract", found)
+    assert options_of(second.folder / "job.star")["extract_size"] == "32"
+    assert (second.name == first.name, second.skipped) == (False, False)
+    np.testing.assert_allclose(
+        *(read(one.folder / "particles.star", project)[0] for one in (first, second)), atol=1e-4
+    )
+
+
+def test_what_relion_would_refuse_is_left_out_and_counted(project: Path, relion: Run) -> None:
+    particles = project / "particles.star"
+    head, lines = rows(particles)
+    _, said = read(particles, project)
+    width = read_header(project / said["micrograph"][0]).width
+    pixel_size = again(particles).pixel_size
+    lines = [line.split() for line in lines[:12]]  # type: ignore[misc]
+    columns = parse(particles)["particles"].columns
+    x, origin = columns.index("rlnCoordinateX"), columns.index("rlnOriginXAngst")
+    # Centred, the box of 32 px ends at the px -1 and 0, or begins at the last one and after it.
+    for line, (coordinate, shift) in zip(
+        lines, ((20, 36), (20, 35), (width, -15), (width - 10, -26)), strict=False
+    ):
+        line[x], line[origin] = f"{coordinate}", f"{shift * pixel_size:.4f}"  # type: ignore[index]
+    text = head + "\n".join(map(" ".join, lines)) + "\n\n"
+    before = selected(project, "External/job911", text)
+    workflow = again(particles, micrographs=project / MICROGRAPHS)
+    job = workflow.run("reextract", before)
+    images, after = read(job.folder / "particles.star", project)
+    assert len(images) == 10
+    assert workflow.particles_after("reextract", before | {"reextract": job}) == 10
+    assert "lost 2 of 12 particles at the edges" in str(workflow._lost(before | {"reextract": job}))
+    assert after["CoordinateX"][:2].tolist() == [20 - 35, width + 15]
+    assert workflow.run("reextract", before).skipped
+    # It is RELION that refuses them.
+    options = options_of(job.folder / "job.star")
+    with pytest.raises(RelionError, match="lies completely outside micrograph"):
+        workflow.relion.run(
+            "Extract", options | {"fndata_reextract": "External/job911/particles.star"}
+        )
+    # What was extracted needs its micrographs no more.
+    mics = project / "MotionCorr/job001"
+    try:
+        for file in mics.glob("*.mrc"):
+            file.rename(file.with_suffix(".gone"))
+        assert workflow.left_out("reextract", before) is None
+        other = selected(project, "External/job912", text)
+        sentence = workflow.left_out("reextract", other)
+        assert sentence is not None
+        assert "1 of the 1 micrographs of the particles are not listed or not there" in sentence
+    finally:
+        for file in mics.glob("*.gone"):
+            file.rename(file.with_suffix(".mrc"))
 
 
 def test_decisions_are_counted_in_the_jobs(project: Path, relion: Run, tmp_path: Path) -> None:
@@ -191,6 +330,7 @@ def test_particles_become_a_map_and_what_is_done_is_not_done_again(
             "class_ensemble": str(lenient(tmp_path / "class2d", "class2d")),
         },
         "workflow": {
+            "micrographs": project / MICROGRAPHS,
             "classes_2d": 3,
             "iterations_2d": 3,
             "classes_3d": 2,
