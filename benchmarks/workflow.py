@@ -2,7 +2,8 @@
 
 One simulated collection of about 600 particles in a small box, 40 % of them junk, goes through RELION's
 stages twice in one project: with cryoray's choices among them, and without, on every particle and class.
-Options are small enough for two cores: fewer iterations, coarser angles than RELION's defaults. Needs RELION.
+Options are small enough for two cores: fewer iterations, coarser angles than RELION's defaults. Nothing is
+extracted again: these particles have no micrographs, and the box that they need. Needs RELION.
 
 ``CRYORAY_BENCH_FOLDER`` names a folder that is kept: jobs that are done are not done again, and their times
 are those of their own files. Its ``project-01`` is a RELION project with the report's page in it.
@@ -38,6 +39,7 @@ CHOSEN = WorkflowSettings(
     iterations_2d=12,
     classes_3d=2,
     iterations_3d=6,
+    reextract=False,
     initial_resolution=40,
     threads=2,
     options={
