@@ -105,9 +105,12 @@ class Relion:
         self.version = version()
         pipeline = self.project / PIPELINE
         if not pipeline.is_file():
-            text = VERSION + b"data_pipeline_general\n\n_rlnPipeLineJobCounter 1\n\n"
+            # Stacks that came without their pipeline lie in jobs' folders, too: none may be written over.
+            found = (re.fullmatch(r"job(\d+)", job.name) for job in self.project.glob("*/job*"))
+            counter = 1 + max((int(number[1]) for number in found if number), default=0)
+            text = f"data_pipeline_general\n\n_rlnPipeLineJobCounter {counter}\n\n"
             with replacing(pipeline) as temporary:
-                temporary.write_bytes(text)
+                temporary.write_bytes(VERSION + text.encode())
 
     def run(self, kind: str, options: Mapping[str, str]) -> Job:
         """Run a job, unless one of this type and these options ended well.
@@ -117,7 +120,7 @@ class Relion:
             options: as RELION's ``job.star`` names them; the others are RELION's defaults.
 
         Raises:
-            InputError: a file that it is given is not there.
+            InputError: a file that it is given is not there, or the job's folder is.
             RelionError: it failed.
         """
         done = self.done(kind, options)
@@ -131,6 +134,12 @@ class Relion:
                     remedy="do the stage before again",
                 )
         name = f"{kind}/job{self._counter():03d}"
+        if (self.project / name).exists():
+            raise InputError(
+                f"is there, though RELION's pipeline counts its next job as {name}",
+                file=self.project / name,
+                remedy=f"rename it, or set rlnPipeLineJobCounter in {PIPELINE} beyond all jobs",
+            )
         with tempfile.TemporaryDirectory() as folder:
             wanted = Path(folder) / "job.star"
             wanted.write_bytes(self._job_star(kind, options))

@@ -28,7 +28,7 @@ from cryoray.workflow.extraction import (
     read_micrographs,
     write_some,
 )
-from cryoray.workflow.relion import Job, options_of
+from cryoray.workflow.relion import Job, Relion, options_of
 from cryoray.workflow.single_particle import STAGES, Workflow
 
 pytestmark = pytest.mark.long
@@ -79,6 +79,15 @@ def edit(file: Path, *changes: tuple[str, str]) -> None:
         assert old in text
         text = text.replace(old, new)
     file.write_text(text)
+
+
+def test_no_job_takes_the_folder_of_stacks_that_came_without_a_pipeline(project: Path) -> None:
+    (project / "Polish/job017/more").mkdir(parents=True)
+    driver = Relion(project)
+    assert driver._counter() == 18
+    (project / "Extract/job018").mkdir()
+    with pytest.raises(InputError, match="Extract/job018: is there, though RELION's pipeline"):
+        driver.run("Extract", {"do_reextract": "Yes"})
 
 
 @pytest.mark.parametrize(
