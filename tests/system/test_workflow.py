@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -319,18 +320,22 @@ def test_particles_become_a_map_and_what_is_done_is_not_done_again(
     prefect_server: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     from flows.single_particle import single_particle
 
+    log = logging.getLogger("prefect.flow_runs")  # which hands nothing on to the others
+    log.addHandler(caplog.handler)
     monkeypatch.setenv("PATH", f"{scripts}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "auth_token"))
-    overrides = {
+    overrides: dict[str, dict[str, object]] = {
         "classify": {
             "ensemble": str(lenient(tmp_path / "particle", "particle")),
             "class_ensemble": str(lenient(tmp_path / "class2d", "class2d")),
         },
         "workflow": {
             "micrographs": project / MICROGRAPHS,
+            "rescaled_box": 28,
             "classes_2d": 3,
             "iterations_2d": 3,
             "classes_3d": 2,
@@ -347,6 +352,20 @@ def test_particles_become_a_map_and_what_is_done_is_not_done_again(
     for stage in first["stages"]:
         assert (project / stage["job"] / "RELION_JOB_EXIT_SUCCESS").is_file()
     assert list(first["decisions"]) == list(ASKED)
+    # From there on all is of what was extracted again: the names, the box, the pixel size.
+    jobs = {stage["stage"]: stage["job"] for stage in first["stages"]}
+    counts = {stage["stage"]: stage["particles"] for stage in first["stages"]}
+    assert first["notes"] == []
+    assert counts["select2d"] == counts["reextract"] == counts["class3d"] >= counts["select3d"]
+    last = parse(project / jobs["select3d"] / "particles.star")
+    extracted = parse(project / jobs["reextract"] / "particles.star")["particles"]
+    names = set(extracted.column("rlnImageName"))
+    assert names.issuperset(last["particles"].column("rlnImageName"))
+    assert all(f"@{jobs['reextract']}/" in name for name in names)
+    image = read_header(project / "Extract/job001/micrograph_0001.mrcs")
+    volume = read_header(project / jobs["refine"] / "run_class001.mrc")
+    assert (image.width, volume.width) == (32, 28)
+    assert volume.pixel_size == pytest.approx((image.pixel_size or 0) * 32 / 28, rel=1e-3)
     text = page.read_text()
     assert re.search(r"s × 100,000 / 120", text)
     assert "What a person decides" in text
@@ -354,3 +373,19 @@ def test_particles_become_a_map_and_what_is_done_is_not_done_again(
     second = json.loads((page.parent / "with.json").read_text())
     assert all(stage["skipped"] for stage in second["stages"])
     assert [s["seconds"] for s in second["stages"]] == [s["seconds"] for s in first["stages"]]
+
+    # Nobody says where micrographs are: particles go on as they are, and log and report say so.
+    del overrides["workflow"]["micrographs"]
+    del overrides["workflow"]["rescaled_box"]
+    assert single_particle(project / "particles.star", overrides, arms="without") == page
+    without = json.loads((page.parent / "without.json").read_text())
+    wanted = [s for s in STAGES if s != "reextract" and not s.startswith("select")]
+    assert [stage["stage"] for stage in without["stages"]] == wanted
+    assert {stage["particles"] for stage in without["stages"]} == {120}
+    (sentence,) = without["notes"]
+    assert "is of no Extract job of this project" in sentence
+    assert sentence in caplog.text
+    log.removeHandler(caplog.handler)
+    assert "Without cryoray, reextract was left out" in page.read_text()
+    refined = next(s["job"] for s in without["stages"] if s["stage"] == "refine")
+    assert read_header(project / refined / "run_class001.mrc").width == 32
