@@ -12,9 +12,10 @@ from cryoray.boosting.prevalence import log_odds
 
 #: Log-odds by which a class may be worse than the best of its job and still be kept, and around that the
 #: half-width of the review band. In five Class3D jobs of RELION on simulated collections, classes of mostly
-#: good particles were 1 to 3.2 behind, those in which junk was a third to half of them 1.8 to 4.1, and those
-#: of mostly junk 4.4 to 12.8. Losing a good class is the worse error.
-_WITHIN, _DOUBT = 3.75, 0.75
+#: good particles were up to 3.1 behind, those half of junk 2.5 to 3.9, two thirds of junk 4.1, and those with
+#: next to no good particle 6.9 and more. Losing good particles is the worse error, and a class of half junk
+#: holds many.
+_WITHIN, _DOUBT = 4.5, 1.0
 
 
 def beside_the_best(odds: np.ndarray, threshold: float) -> np.ndarray:

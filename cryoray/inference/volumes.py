@@ -71,13 +71,14 @@ class Trait:
 
 #: Steps are about what parts maps of 300 noisy projections of one phantom from all sides, from few sides, at
 #: a fifth of the signal, and of noise alone. What the job itself claims weighs less than what its maps
-#: show: resolution and accuracies improve where a class is over-fitted.
+#: show: resolution and accuracies improve where a class is over-fitted. Connectedness and completeness weigh
+#: little, since RELION's good classes of one job differ in them by as much.
 TRAITS = (
-    Trait("connectedness", "", 0.25, 0.8),
+    Trait("connectedness", "", 0.25, 0.4),
     Trait("solvent", "", -0.05, 1.0),
     Trait("anisotropy", "", -0.1, 0.8),
     Trait("share", "", 0.5, 0.6, ratio=True),
-    Trait("completeness", "", 0.05, 0.5),
+    Trait("completeness", "", 0.05, 0.25),
     Trait("resolution", "Å", -0.2, 0.25, ratio=True),
     Trait("rotations", "°", -0.3, 0.25, ratio=True),
     Trait("translations", "Å", -0.3, 0.25, ratio=True),

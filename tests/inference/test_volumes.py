@@ -15,6 +15,7 @@ from cryoray.formats.star import parse
 from cryoray.formats.volume import write_volume
 from cryoray.inference.volumes import TRAITS, judge_volumes
 from cryoray.models.ensemble import Calibration, Ensemble
+from cryoray.models.registry import shipped
 from cryoray.records import Event
 from cryoray.settings import ClassifySettings, Settings
 from tests.volumes import (
@@ -48,10 +49,15 @@ def test_overfitted_and_streaky_classes_lose_whatever_resolution_they_claim(
     said = judge_volumes(job, Ensemble.load(undecided))
     assert said.rows.tolist() == [GOOD, NOISE, STREAKY]
     assert said.quarantined == ((3, "no particle belongs to it"),)
-    assert said.judgement.verdict.tolist() == ["keep", "discard", "discard"]
+    # What maps and job say, without pictures, is enough for doubt.
+    assert said.judgement.verdict.tolist() == ["keep", "review", "review"]
     # The over-fitted one states the best resolution and accuracies of all.
     assert np.argmin(said.traits["resolution"]) == NOISE
     assert np.argmax(said.judgement.score) == GOOD
+    folder = shipped("class2d")
+    assert folder is not None
+    said = judge_volumes(job, Ensemble.load(folder))
+    assert said.judgement.verdict.tolist() == ["keep", "discard", "review"]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -65,7 +71,7 @@ def test_maps_alone_tell_good_from_bad(undecided: Path, tmp_path: Path, seed: in
         write_volume(tmp_path / f"{name}.mrc", volume, PIXEL_SIZE)
     said = judge_volumes(open_volumes(tmp_path), Ensemble.load(undecided))
     assert np.argmax(said.judgement.score) == 2
-    assert said.judgement.verdict[0] == "discard"
+    assert said.judgement.verdict[0] == "review"
 
 
 def test_a_jobs_classes_are_compared_with_each_other_alone() -> None:
@@ -130,5 +136,5 @@ def test_the_best_class_of_a_job_is_kept_however_low_its_pictures_score(
     manifest = made.manifest.model_copy(update={"calibration": sceptic})
     said = judge_volumes(job, Ensemble(manifest, made.networks))
     assert said.looks.max() < 0.05
-    assert said.judgement.verdict.tolist() == ["keep", "discard", "discard"]
+    assert said.judgement.verdict.tolist() == ["keep", "review", "review"]
     assert said.judgement.score.argmax() == GOOD
