@@ -39,7 +39,7 @@ from cryoray.validation import fsc
 from cryoray.validation.accuracy import auroc
 
 #: Jobs and particles of each.
-JOBS = {"class2d": (12, 1000), "class3d": (30, 300)}
+JOBS = {"class2d": (8, 600), "class3d": (30, 300)}
 SEED = 770_000
 #: Å, to which the true map is filtered that a 3D classification begins from.
 START = 40.0
@@ -49,7 +49,7 @@ _COMMON = (
     *("--dont_combine_weights_via_disc", "--j", "2", "--random_seed", "1", "--pad", "1"),
 )
 OPTIONS = {
-    "class2d": ("--K", "16", "--iter", "15", "--tau2_fudge", "2", "--psi_step", "12"),
+    "class2d": ("--K", "12", "--iter", "12", "--tau2_fudge", "2", "--psi_step", "12"),
     "class3d": (
         *("--K", "3", "--iter", "7", "--tau2_fudge", "4", "--healpix_order", "1"),
         *("--ini_high", f"{START:g}", "--skip_gridding"),
