@@ -12,7 +12,19 @@ CryorayError              anything cryoray raises on purpose
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+
+#: Numbers of the `OSError` of a disk on which nothing more has room, and of one that is closed to us.
+FULL = (errno.ENOSPC, errno.EDQUOT)
+CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def not_ours(error: BaseException | None) -> bool:
+    """Whether somebody can mend it who is not us: something was given that is of no use, or a disk."""
+    if isinstance(error, OSError):
+        return error.errno in (*FULL, *CLOSED)
+    return isinstance(error, CryorayError) and not isinstance(error, InternalError)
 
 
 class CryorayError(Exception):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from cryoray.errors import CryorayError, InternalError
+from cryoray.errors import FULL, CryorayError, InternalError, not_ours
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 #: Results go to stdout, where scripts read them; bars and complaints to stderr.
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
-
-#: Disks that are full or closed are not our fault.
-_OUTSIDE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,21 +81,29 @@ def complaints(*, debug: bool) -> Iterator[None]:
 def complaint(error: BaseException) -> tuple[str, int]:
     """What to say about an error, and the exit code.
 
-    An error of ours that a Ray worker raised arrives wrapped, so the chain of causes is searched.
+    What a Ray worker raised arrives wrapped, so the chain of causes is searched.
     """
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, CryorayError) and not isinstance(cause, InternalError):
-            return str(cause), cause.exit_code
+        if not_ours(cause):
+            return _sentence(cause)
         cause = getattr(cause, "cause", None) or cause.__cause__
-    if isinstance(error, OSError) and error.errno in _OUTSIDE:
-        where = error.filename or "the disk"
-        return f"{where}: {error.strerror}; choose another folder or make room.", 2
     return (
         f"This is our fault, not yours: {type(error).__name__}: {error}. "
         "Please report it, with what the same command prints with --debug.",
         1,
     )
+
+
+def _sentence(error: BaseException) -> tuple[str, int]:
+    if isinstance(error, CryorayError):
+        return str(error), error.exit_code
+    assert isinstance(error, OSError)
+    assert error.errno is not None
+    remedy = "choose another folder"
+    if error.errno in FULL:
+        remedy = f"make room and give the same command again, or {remedy}"
+    return f"{error.filename or 'the disk'}: {os.strerror(error.errno)}; {remedy}.", 2
 
 
 class Show:

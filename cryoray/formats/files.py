@@ -8,8 +8,11 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
-from cryoray.errors import InputError
+import numpy as np
+
+from cryoray.errors import FULL, InputError
 
 #: First bytes of what is often found in place of the file that was meant, what it is, the way out.
 _IMPOSTORS = (
@@ -34,13 +37,31 @@ def replacing(path: Path) -> Iterator[Path]:
     It holds host and process, so that two workers which do the same task do not write into each
     other's file: the last to finish wins, and both wrote the same.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an error of a full disk say what had no room: writing to an open file names none."""
     try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            error.filename = str(path)
+        raise
+
+
+def write_array(file: BinaryIO, array: np.ndarray) -> None:
+    """As `numpy.save`, which does not say of a full disk that it is full."""
+    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+    file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 @contextmanager
@@ -59,12 +80,13 @@ def replacing_folder(out: Path, what: str, is_one: Callable[[Path], bool]) -> It
     partial, aside = (out.with_name(f"{out.name}.{end}") for end in ("partial", "old"))
     for left_behind in (partial, aside):
         shutil.rmtree(left_behind, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
-        yield partial
-        if out.exists():
-            out.rename(aside)
-        partial.rename(out)
+        with naming(out):
+            partial.mkdir(parents=True)
+            yield partial
+            if out.exists():
+                out.rename(aside)
+            partial.rename(out)
     finally:
         for left_behind in (partial, aside):
             shutil.rmtree(left_behind, ignore_errors=True)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from cryoray.boosting.calibration import Platt
 from cryoray.boosting.voting import disagree, score, verdicts
@@ -339,7 +339,8 @@ def save_weights(path: Path, state: Mapping[str, torch.Tensor]) -> None:
     """Write a network's weights as safetensors, by a temporary name."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with replacing(path) as temporary:
-        save_file(plain, temporary)
+        # Not `save_file`, which says of a full disk what no `except OSError` hears.
+        temporary.write_bytes(save(plain))
 
 
 def training_record(path: Path) -> Mapping[str, object]:

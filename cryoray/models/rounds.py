@@ -25,7 +25,7 @@ from cryoray.boosting.calibration import Platt, fit_platt
 from cryoray.boosting.filtering import Sampler
 from cryoray.boosting.operating_point import OperatingPoint
 from cryoray.boosting.voting import disagree, error_bound, score
-from cryoray.formats.files import replacing
+from cryoray.formats.files import replacing, write_array
 from cryoray.models.ensemble import save_weights
 from cryoray.models.fit import Epoch, Examples, Fit, FitTask, score_rows
 from cryoray.models.networks import DEFAULT_MEMBERS, Network, NetworkConfig
@@ -200,7 +200,7 @@ class _Round:
         self.folder.mkdir(parents=True, exist_ok=True)
         save_weights(self.folder / "final.safetensors", network.state_dict())
         with replacing(self.folder / "held-out.npy") as temporary, temporary.open("wb") as file:
-            np.save(file, logit)
+            write_array(file, logit)
 
 
 def _choose(

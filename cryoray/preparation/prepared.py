@@ -22,7 +22,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +32,7 @@ import torch
 from pydantic import ValidationError
 
 from cryoray.errors import FormatError, InputError, InternalError, QuarantineError
-from cryoray.formats.files import check_replaceable, replacing, replacing_folder
+from cryoray.formats.files import check_replaceable, replacing, replacing_folder, write_array
 from cryoray.formats.mrc import read_frames, read_header, stack_header
 from cryoray.preparation.features import chosen_features
 from cryoray.preparation.plan import Plan, grouped
@@ -372,15 +372,9 @@ def prepare_shard(work: Work, settings: IngestSettings, device: str = "cpu") -> 
             temporary.write_text(json.dumps(list(reasons.items())))
     for path, array in ((work.path.with_suffix(".npy"), images), (_rows_file(work.path), written)):
         with replacing(path) as temporary, temporary.open("wb") as file:
-            _save(file, array)
+            write_array(file, array)
     raw = sum(rows.bytes for rows in work.ranges)
     return Shard(work.part, str(work.path), len(rows), len(reasons), raw)
-
-
-def _save(file: BinaryIO, array: np.ndarray) -> None:
-    """As `numpy.save`, which does not say of a full disk that it is full."""
-    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-    file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def _rows_file(shard: Path) -> Path:

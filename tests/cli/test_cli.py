@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from ray.exceptions import RayTaskError
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
@@ -116,9 +117,19 @@ def test_an_error_of_a_ray_worker_reads_as_if_it_happened_here(
     assert capsys.readouterr().err.strip() == "a.mrcs: is no MRC file; copy it again."
 
 
-def test_a_full_disk_is_not_our_fault(capsys: pytest.CaptureFixture[str]) -> None:
-    assert complain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "set")) == 2
-    assert "No space left" in capsys.readouterr().err
+def test_a_full_disk_is_not_our_fault_wherever_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    full = OSError(errno.ENOSPC, "as some library says it", "set")
+    for error in (full, RayTaskError("prepare", "its traceback", full).as_instanceof_cause()):
+        assert complain(error) == 2
+        assert capsys.readouterr().err.strip() == (
+            "set: No space left on device; make room and give the same command again,"
+            " or choose another folder."
+        )
+
+
+def test_a_disk_that_is_closed_is_not_our_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    assert complain(PermissionError(errno.EACCES, os.strerror(errno.EACCES), "set")) == 2
+    assert capsys.readouterr().err.strip() == "set: Permission denied; choose another folder."
 
 
 def test_file_names_in_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
