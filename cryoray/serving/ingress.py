@@ -3,6 +3,7 @@
 
 import asyncio
 import logging
+import os
 import shutil
 import tempfile
 import time
@@ -25,7 +26,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
-from cryoray.errors import CryorayError, InputError, InternalError, SettingsError
+from cryoray.errors import FULL, CryorayError, InputError, InternalError, SettingsError
 from cryoray.protocol.messages import (
     ENSEMBLES,
     HEALTH,
@@ -200,6 +201,9 @@ def create(
 
     @app.exception_handler(Exception)
     async def fail(request: Request, error: Exception) -> Response:
+        if isinstance(error, OSError) and error.errno in FULL:
+            where = error.filename or "the disk"
+            return _problem(507, f"{where}: {os.strerror(error.errno)}; make room and try again.")
         return _problem(500, f"This is our fault, not yours: {type(error).__name__}: {error}.")
 
     @app.get(HEALTH, response_model=dict[str, str], responses={503: {"model": Problem}})
@@ -248,7 +252,7 @@ def create(
         JUDGE,
         response_model=JudgeAnswer,
         responses=refusals
-        | {status: {"model": Problem} for status in (400, 403, 404, 413, 415, 422, 500, 503)},
+        | {status: {"model": Problem} for status in (400, 403, 404, 413, 415, 422, 500, 503, 507)},
         dependencies=[bearer],
         openapi_extra={
             "requestBody": {

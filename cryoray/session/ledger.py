@@ -28,9 +28,13 @@ wishes (``trainable``, ``merge_wanted``).
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import secrets
+import shutil
 import socket
+import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,7 +47,7 @@ from typing import Any, Literal, get_args
 import sqlalchemy as sql
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine, Row, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
 from cryoray.errors import InputError, SettingsError
 
@@ -285,6 +289,8 @@ def hash_token(token: str) -> str:
 class Ledger:
     """One database; may be used from several threads, and by watcher and page at the same time.
 
+    What opens or writes raises OSError where the disk of an SQLite file is full; nothing is written then.
+
     Args:
         url: ``sqlite:///FILE``, the path of an SQLite file, or ``postgresql://…``.
 
@@ -302,6 +308,7 @@ class Ledger:
                 _prepare_sqlite(self.engine)
             _tables.create_all(self.engine)
         except (SQLAlchemyError, ImportError) as error:
+            self._complain_of_room(error)
             raise SettingsError(
                 f"the ledger {self.url.render_as_string()} cannot be opened: {_first_line(error)}",
                 remedy="give a path that can be written, or the URL of a PostgreSQL that runs"
@@ -325,11 +332,24 @@ class Ledger:
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
         # SQLite takes its lock at once: two readers that both want to write later would deadlock.
-        with (
-            self.engine.connect().execution_options(cryoray_writes=True) as connection,
-            connection.begin(),
-        ):
-            yield connection
+        try:
+            with (
+                self.engine.connect().execution_options(cryoray_writes=True) as connection,
+                connection.begin(),
+            ):
+                yield connection
+        except OperationalError as error:
+            self._complain_of_room(error)
+            raise
+
+    def _complain_of_room(self, error: Exception) -> None:
+        """Raise OSError where what failed is that the disk of an SQLite file is full."""
+        code = getattr(getattr(error, "orig", None), "sqlite_errorcode", 0)
+        file = Path(self.url.database or "")
+        # Of the file that connections share, SQLite says only that something failed.
+        full = code & 0xFF == sqlite3.SQLITE_IOERR and not shutil.disk_usage(file.parent).free
+        if full or code == sqlite3.SQLITE_FULL:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from error
 
     def _insert(self, table: sql.Table) -> Any:
         """An INSERT that leaves what is there already."""

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 
 from cryoray.errors import CryorayError, InputError, SettingsError
-from cryoray.formats.files import replacing
+from cryoray.formats.files import naming, replacing
 from cryoray.protocol.client import Client, RefusedError
 from cryoray.records import Event, Kind, OnEvent, ignore
 from cryoray.session.drift import Drift
@@ -163,6 +163,11 @@ class Watcher:
         """Watch until ``stop`` is set, or, with ``once``, until nothing is left to be judged.
 
         What is being judged then is finished, the merged files are written, and the session is closed.
+
+        Raises:
+            SettingsError: another process watches the session.
+            OSError: the disk of the session's folder or of its ledger is full; it goes on from there when
+                it is watched again.
         """
         with (
             _alone(self.places.folder),
@@ -170,6 +175,7 @@ class Watcher:
             ThreadPoolExecutor(1, "merge") as merger,
             self._posting(stop),
         ):
+            _mend(self._lines)
             ready = self._begin(stop)
             idle_since: float | None = None
             while ready and not stop.is_set():
@@ -517,7 +523,7 @@ class Watcher:
         rows = self.ledger.events(self.session, unwritten=True)
         if not rows:
             return
-        with self._lines.open("a", encoding="utf-8") as file:
+        with naming(self._lines), self._lines.open("a", encoding="utf-8") as file:
             for row in rows:
                 if row.id not in self._written:
                     file.write(json.dumps(_message(row), ensure_ascii=False) + "\n")
@@ -613,6 +619,13 @@ def _ids_in_tail(lines: Path) -> set[str]:
         except (ValueError, KeyError, TypeError):
             continue
     return found
+
+
+def _mend(lines: Path) -> None:
+    """Take a last line away that a full disk or the end of its writer cut short; it is written again."""
+    with suppress(FileNotFoundError), lines.open("r+b") as file:
+        start = file.seek(max(0, lines.stat().st_size - _TAIL_BYTES))
+        file.truncate(start + file.read().rfind(b"\n") + 1)
 
 
 @contextmanager

@@ -12,9 +12,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,19 +42,35 @@ def small_disk(folder: Path, mebibytes: int) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        # Where a test fails, something may have a file open there, and what failed is what is told.
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @contextmanager
-def filled(disk: Path) -> Iterator[None]:
-    """Not a byte is free on a disk meanwhile."""
-    filler = disk / "filler"
-    try:
-        with suppress(OSError), filler.open("wb", buffering=0) as file:
+def filled(disk: Path, but: int = 0) -> Iterator[None]:
+    """Not a byte is free on a disk meanwhile, whatever is removed; or, at the beginning, so many."""
+    filler, enough = disk / "filler", threading.Event()
+
+    def fill() -> None:
+        with suppress(OSError), filler.open("ab", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
+
+    def keep_full() -> None:
+        while not enough.wait(0.01):
+            fill()
+
+    fill()
+    os.truncate(filler, max(0, filler.stat().st_size - but))
+    keeping = threading.Thread(target=keep_full)
+    if not but:
+        keeping.start()
+    try:
         yield
     finally:
+        enough.set()
+        if not but:
+            keeping.join()
         filler.unlink()
 
 
@@ -76,15 +93,18 @@ class Machine:
         name: of its network's namespace.
         address: in the network.
         temp: the folder of which each machine sees its own.
+        disk: MiB of a small disk that its folder is; 0 where it is on this machine's.
         environment: of its processes, beside what this process has.
     """
 
     name: str
     address: str
     temp: Path
+    disk: int = 0
     environment: dict[str, str] = field(default_factory=dict)
     _first: int = 0  # the process with whose end all others end
     _started: list[subprocess.Popen[str]] = field(default_factory=list)
+    _mounted: ExitStack = field(default_factory=ExitStack)
 
     @property
     def own(self) -> Path:
@@ -94,7 +114,10 @@ class Machine:
     def on(self) -> None:
         """Switch it on; its folder is empty, as /tmp is."""
         shutil.rmtree(self.own, ignore_errors=True)
-        self.own.mkdir()
+        if self.disk:
+            self._mounted.enter_context(small_disk(self.own, self.disk))
+        else:
+            self.own.mkdir()
         boot = f"mount --bind {self.own} {self.temp} && touch {self.temp}/on && exec sleep infinity"
         apart = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", boot]
         started = subprocess.Popen(
@@ -114,6 +137,7 @@ class Machine:
             self._first = 0
         while self._started:
             self._started.pop().wait(timeout=60)
+        self._mounted.close()
 
     def start(self, command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
         """A process on it."""
@@ -169,19 +193,20 @@ def _ip(*words: str) -> None:
 
 
 @contextmanager
-def network(count: int, temp: Path) -> Iterator[list[Machine]]:
+def network(count: int, temp: Path, disk: int = 0) -> Iterator[list[Machine]]:
     """Some machines that reach one another and nothing else; what runs on them ends with the context.
 
     Args:
         count: of the machines.
         temp: a folder that each of them has for itself; short, as paths of Unix sockets are.
+        disk: MiB of it, where it is to be a small disk.
     """
     temp.mkdir(parents=True, exist_ok=True)
     mark = f"cryoray-{os.getpid()}-{next(_NUMBERS)}"
     switch = f"{mark}-switch"
     made = [
         # Their names all mean 127.0.0.1, by which no machine finds another.
-        Machine(f"{mark}-{number}", f"{_NET}.{number}", temp, {"GLOO_SOCKET_IFNAME": "eth0"})
+        Machine(f"{mark}-{number}", f"{_NET}.{number}", temp, disk, {"GLOO_SOCKET_IFNAME": "eth0"})
         for number in range(1, count + 1)
     ]
     try:

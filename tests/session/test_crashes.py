@@ -12,12 +12,14 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import httpx
 import pyarrow.parquet as pq
 import pytest
 import starfile
 
 from cryoray.session.ledger import FATES, Ledger
 from tests import examples
+from tests.faults.machines import filled, small_disk
 from tests.session.service import TOKEN, running
 
 pytestmark = pytest.mark.long
@@ -96,6 +98,50 @@ def test_a_watcher_that_is_asked_to_stop_ends_well(tiny_ensemble: Path, tmp_path
     assert process.returncode == 0, said.decode()
     assert "session.closed" in lines.read_text()
     assert len(starfile.read(root / "cryoray/s/kept.star", always_dict=True)) == 2
+
+
+@pytest.mark.faults
+def test_a_session_on_a_full_disk_ends_in_a_sentence_and_goes_on_with_room(
+    tiny_ensemble: Path, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", 32) as disk:
+        root, ledger = disk / "data", disk / "ledger.sqlite"
+        root.mkdir()
+        Ledger(ledger).close()
+        with running([root], {"tiny": tiny_ensemble}, ledger=str(ledger)) as service:
+            for number in range(STACKS):
+                write(root, number, number)
+            process = start(root, service.url, str(ledger))
+            lines = root / "cryoray/s/events.jsonl"
+            until = time.monotonic() + 30
+            while not (lines.is_file() and "micrograph.judged" in lines.read_text()):
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            with filled(disk):
+                assert _sentence(process).startswith(f"{disk}/")
+                assert str(ledger) in _sentence(start(root, service.url, str(ledger)))
+                with service.client() as client:
+                    assert len(client.judge(root / "mic_1.mrcs").verdicts) == IMAGES
+                asked = f"{service.url}/v1/sessions/s/merge"
+                said = httpx.post(asked, json={}, headers={"Authorization": f"Bearer {TOKEN}"})
+                assert said.status_code == 507
+                assert f"{ledger}: No space left on device; make room" in said.text
+            # Events are lines to other programs, and one may have been cut short by the full disk.
+            with lines.open("a") as file:
+                file.write('{"id": "cut sh')
+            process = start(root, service.url, str(ledger), "--once")
+            _, told = process.communicate(timeout=60)
+            assert process.returncode == 0, told.decode()
+        check(root, str(ledger))
+
+
+def _sentence(process: subprocess.Popen[bytes]) -> str:
+    """What a watcher says that ends because a disk is full."""
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2, said.decode()
+    (line,) = said.decode().splitlines()
+    assert "No space left on device; make room and give the same command again" in line
+    return line
 
 
 def check(root: Path, url: str) -> None:
