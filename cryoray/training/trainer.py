@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextvars
 import hashlib
+import io
 import json
 import shutil
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import ray.data
 import ray.train
 import torch
 from ray.data import ActorPoolStrategy
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer, get_device
 from safetensors.torch import load_file
 from torch import nn
@@ -31,8 +31,8 @@ from cryoray import runtime
 from cryoray.boosting.filtering import folds_of_groups
 from cryoray.boosting.operating_point import ask_third
 from cryoray.boosting.voting import score
-from cryoray.errors import InputError, InternalError
-from cryoray.formats.files import replacing
+from cryoray.errors import InputError, InternalError, not_ours
+from cryoray.formats.files import naming, replacing
 from cryoray.ingest.source import PreparedDatasource
 from cryoray.models.card import card
 from cryoray.models.ensemble import Calibration, Ensemble, Manifest, save_weights
@@ -46,6 +46,8 @@ from cryoray.training.reasons import train_reasons
 
 #: Losing a worker or a node costs the epoch in which it happened; this often, then the run gives up.
 _FAILURES = 8
+#: Says in the folder of a training, and later in that of its ensemble, which training it is of.
+_RUN = "run.json"
 #: So many images this process scores while a pool of Ray Data would still be starting.
 _FEW = 8192
 #: Beside `training.json`: what was said of each image by networks that had not seen its group.
@@ -65,12 +67,12 @@ def train(
     Where labels of the sets say why images were discarded, it learns to name reasons, too.
 
     A run that was killed goes on where it stopped when it is called again with the same sets, settings
-    and ``out``: finished rounds are not redone, a round goes on after its last epoch. It works in
-    ``OUT.partial`` and renames that in the end.
+    and ``out``: finished rounds are not redone, a round goes on after its last epochs, and what is
+    finished stays as it is. It works in ``OUT.partial`` and renames that in the end.
 
     Args:
         sets: folders of prepared sets.
-        out: folder of the ensemble; must not exist.
+        out: folder of the ensemble; must not exist, unless it is of this very training.
         settings: ``train`` and ``runtime`` are used.
         on_progress: told after every epoch of every fit.
         on_event: told what each round found.
@@ -79,14 +81,20 @@ def train(
         ``out``, absolute.
 
     Raises:
-        InputError: sets, labels or settings that cannot be trained on, or ``out`` exists.
+        InputError: sets, labels or settings that cannot be trained on, or ``out`` is something else.
+        OSError: a disk is full.
     """
     out = Path(out).absolute()
-    if out.exists():
-        raise InputError("exists already", file=out, remedy="give --out another name, or remove it")
     sets = [Path(path).absolute() for path in sets]
     examples, level = gather(sets, settings.train)
-    run = _open_run(out, examples, settings)
+    identity = _identity(examples, settings)
+    if _is_of(out, identity):
+        # Whoever made it may have been killed before that.
+        shutil.rmtree(out / "rounds", ignore_errors=True)
+        return out
+    if out.exists():
+        raise InputError("exists already", file=out, remedy="give --out another name, or remove it")
+    run = _open_run(out, identity)
     groups = examples.groups(level)
     fold_of = folds_of_groups(groups, settings.train.folds, settings.train.seed)
     runtime.connect(settings.runtime)
@@ -105,9 +113,8 @@ def train(
     if settings.train.reasons:
         train_reasons(sets, run, settings.train, on_progress=on_progress, on_event=on_event)
         ensemble = Ensemble.load(run)
-    shutil.rmtree(run / "rounds")
-    (run / "run.json").unlink()
     run.rename(out)
+    shutil.rmtree(out / "rounds")
     on_event(
         Event(
             "train.done",
@@ -124,23 +131,32 @@ def train(
     return out
 
 
-def _open_run(out: Path, examples: SetExamples, settings: Settings) -> Path:
-    """The working folder: an unfinished run of the very same training, or a new one."""
-    run = out.with_name(out.name + ".partial")
+def _identity(examples: SetExamples, settings: Settings) -> str:
+    """The same for the same training."""
     meant = {
         "sets": [[str(s.path), s.digest] for s in examples.sets],
         # How many workers there are changes when things happen, not what comes out; reasons come last.
         "train": settings.train.model_dump(mode="json", exclude={"workers", "gpu", "reasons"}),
         "members": [m.model_dump(mode="json") for m in DEFAULT_MEMBERS],
     }
-    identity = hashlib.sha256(json.dumps(meant, sort_keys=True).encode()).hexdigest()
-    note = run / "run.json"
-    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == identity:
+    return hashlib.sha256(json.dumps(meant, sort_keys=True).encode()).hexdigest()
+
+
+def _is_of(folder: Path, identity: str) -> bool:
+    """Whether a folder is of this very training."""
+    note = folder / _RUN
+    return note.is_file() and json.loads(note.read_text(encoding="utf-8")) == identity
+
+
+def _open_run(out: Path, identity: str) -> Path:
+    """The working folder: an unfinished run of the very same training, or a new one."""
+    run = out.with_name(out.name + ".partial")
+    if _is_of(run, identity):
         return run
     if run.exists():
         shutil.rmtree(run)
-    run.mkdir(parents=True)
-    note.write_text(json.dumps(identity), encoding="utf-8")
+    with replacing(run / _RUN) as temporary:
+        temporary.write_text(json.dumps(identity), encoding="utf-8")
     return run
 
 
@@ -214,6 +230,35 @@ class _Job:
     settings: FitSettings
     folder: Path
 
+    def weights(self, task: FitTask) -> Path:
+        """Where the weights of a task are when it is done."""
+        return self.folder / f"{task.name}.safetensors"
+
+    def _state(self, task: FitTask) -> Path:
+        return self.folder / f"{task.name}.pt"
+
+    def keep(self, task: FitTask, fit: Fit) -> None:
+        """Keep what is needed to go on with a task after this epoch."""
+        # Not straight into the file: torch says of a full disk what no `except OSError` hears.
+        content = io.BytesIO()
+        torch.save(fit.state_dict(), content)
+        with replacing(self._state(task)) as temporary:
+            temporary.write_bytes(content.getbuffer())
+
+    def finish(self, task: FitTask, fit: Fit) -> None:
+        """Keep the weights, and nothing else."""
+        save_weights(self.weights(task), fit.result().state_dict())
+        self._state(task).unlink(missing_ok=True)
+
+    def kept(self, task: FitTask) -> tuple[bool, dict[str, Any] | None]:
+        """Whether a task is done, and where it is not, what was kept after its last epoch, if any."""
+        if self.weights(task).is_file():
+            return True, None
+        file = self._state(task)
+        if not file.is_file():
+            return False, None
+        return False, torch.load(file, weights_only=True, map_location="cpu")
+
 
 class _RayFits:
     """Fits the networks of a round with Ray Train, in lanes side by side.
@@ -221,6 +266,9 @@ class _RayFits:
     With W workers and T tasks there are min(W, T) lanes, each with its share of the workers and every
     min(W, T)-th of the tasks. A lane of several workers trains by distributed data parallel at the same
     global batch; so folds run side by side before they share a network, which wastes no worker.
+
+    Each task keeps its own state after each epoch, by rename: Ray Train's list of checkpoints is written
+    in place, and one that was cut short, by a full disk or by the end of its writer, is the end of a run.
     """
 
     def __init__(
@@ -240,8 +288,6 @@ class _RayFits:
         member = tasks[0].name.partition("-")[0]
         folder = self.run / "rounds" / member
         folder.mkdir(parents=True, exist_ok=True)
-        workers, gpu = _workers(self.settings.train), self.settings.train.gpu
-        cpus = _cpus_per_worker(workers, gpu)
         job = _Job(
             tasks=tuple(tasks),
             sets=tuple(s.path for s in self.examples.sets),
@@ -250,6 +296,19 @@ class _RayFits:
             settings=self.settings.train.fit,
             folder=folder,
         )
+        if not all(job.weights(task).is_file() for task in tasks):
+            with self._watching(member):
+                self._fit(job, member)
+        networks = []
+        for task in tasks:
+            network = Network(task.network, len(self.examples.names))
+            network.load_state_dict(load_file(job.weights(task)))
+            networks.append(network)
+        return networks
+
+    def _fit(self, job: _Job, member: str) -> None:
+        workers, gpu = _workers(self.settings.train), self.settings.train.gpu
+        cpus = _cpus_per_worker(workers, gpu)
         trainer = TorchTrainer(
             _work,
             train_loop_config={"job": ray.put(job)},
@@ -263,28 +322,21 @@ class _RayFits:
             run_config=RunConfig(
                 # Of the ensemble and the member: the dashboard lists all trainings of a cluster.
                 name=f"train {self.run.name.removesuffix('.partial')} {member}",
-                storage_path=str(folder),
+                storage_path=str(job.folder),
                 failure_config=FailureConfig(max_failures=_FAILURES),
-                checkpoint_config=CheckpointConfig(num_to_keep=1),
+                callbacks=[_NotAgain()],
             ),
         )
-        with self._watching(member):
+        try:
             trainer.fit()
-        networks = []
-        for task in tasks:
-            network = Network(task.network, len(self.examples.names))
-            network.load_state_dict(load_file(folder / f"{task.name}.safetensors"))
-            networks.append(network)
-        return networks
+        except ControllerError as error:
+            if not_ours(error.controller_failure):
+                raise error.controller_failure from error
+            raise
 
     def curves(self) -> list[Epoch]:
-        """Every epoch so far; where one was run again after a failure, the later run counts."""
-        epochs = {}
-        for file in sorted((self.run / "rounds").glob("d*/curve-*.jsonl")):
-            for line in file.read_text(encoding="utf-8").splitlines():
-                epoch = Epoch(**json.loads(line))
-                epochs[epoch.task, epoch.epoch] = epoch
-        return [epochs[key] for key in sorted(epochs)]
+        """Every epoch so far."""
+        return _curves(self.run / "rounds")
 
     @contextmanager
     def _watching(self, member: str) -> Iterator[None]:
@@ -331,8 +383,21 @@ def _cpus_per_worker(workers: int, gpu: bool) -> float:
     return min(1.0, max(0.5, total / 2 / workers))
 
 
+class _NotAgain(UserCallback):
+    """Ends a training at once whose worker says what is wrong with a file or a disk.
+
+    Ray Train tries again whatever happened. That helps where a worker or a node was lost.
+    """
+
+    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+        """In the process that looks after the workers; what is raised there ends the training."""
+        for error in worker_exceptions.values():
+            if not_ours(error):
+                raise error
+
+
 def _work(config: dict[str, Any]) -> None:
-    """What each Ray Train worker does: its lane's fits, an epoch at a time, reporting after each."""
+    """What each Ray Train worker does: its lane's fits, one after the other."""
     job: _Job = ray.get(config["job"])
     context = ray.train.get_context()
     # One thread: networks this small gain little from a second, which costs ten times the time as soon
@@ -341,38 +406,30 @@ def _work(config: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     lanes = min(world, len(job.tasks))
     number = rank % lanes
-    lane = _lane(rank, world, lanes)
+    lane, group = _lane(rank, world, lanes)
     examples = SetExamples(job.sets, job.rows, job.features)
-    tasks = job.tasks[number::lanes]
-    epochs = job.settings.epochs
-    # Reports are a barrier, so every lane makes as many as the one with the most tasks.
-    ticks = -(-len(job.tasks) // lanes) * epochs
-    start, fit = _restore(number, tasks, examples, job, lane)
-    for tick in range(start, ticks):
-        index, epoch = divmod(tick, epochs)
-        if index < len(tasks):
-            if fit is None or epoch == 0:
-                fit = Fit(tasks[index], examples, job.settings, device=get_device(), lane=lane)
+    for task in job.tasks[number::lanes]:
+        done, state = _told(job.kept(task) if lane.rank == 0 else None, number, group)
+        if done:
+            continue
+        fit = Fit(task, examples, job.settings, device=get_device(), lane=lane)
+        if state is not None:
+            fit.load_state_dict(state)
+        while not fit.done:
             point = fit.run_epoch()
             if lane.rank == 0:
                 _append(job.folder / f"curve-{number}.jsonl", point)
-                if fit.done:
-                    save_weights(
-                        job.folder / f"{tasks[index].name}.safetensors", fit.result().state_dict()
-                    )
-        with tempfile.TemporaryDirectory() as folder:
-            state = {"tick": tick + 1, "fit": fit.state_dict() if fit and not fit.done else None}
-            if lane.rank == 0:
-                torch.save(state, Path(folder) / f"lane-{number}.pt")
-            ray.train.report(
-                {"tick": tick + 1},
-                checkpoint=Checkpoint.from_directory(folder) if lane.rank == 0 else None,
-            )
+                job.keep(task, fit)
+        if lane.rank == 0:
+            job.finish(task, fit)
 
 
-def _lane(rank: int, world: int, lanes: int) -> Lane:
-    """This worker's lane; every worker makes every process group, as torch.distributed wants it."""
-    mine = Lane()
+def _lane(rank: int, world: int, lanes: int) -> tuple[Lane, Any]:
+    """This worker's lane and its process group, None where it is alone in it.
+
+    Every worker makes every process group, as torch.distributed wants it.
+    """
+    mine, mine_group = Lane(), None
     for number in range(lanes):
         ranks = list(range(number, world, lanes))
         group = torch.distributed.new_group(ranks) if len(ranks) > 1 else None
@@ -382,31 +439,34 @@ def _lane(rank: int, world: int, lanes: int) -> Lane:
                 return nn.parallel.DistributedDataParallel(network, process_group=group)
 
             mine = Lane(rank=ranks.index(rank), size=len(ranks), wrap=wrap)
-    return mine
+            mine_group = group
+    return mine, mine_group
 
 
-def _restore(
-    number: int, tasks: Sequence[FitTask], examples: SetExamples, job: _Job, lane: Lane
-) -> tuple[int, Fit | None]:
-    """Where the last checkpoint stopped: the next tick, and the fit in progress, if any."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return 0, None
-    with checkpoint.as_directory() as folder:
-        state = torch.load(
-            Path(folder) / f"lane-{number}.pt", weights_only=True, map_location="cpu"
-        )
-    if state["fit"] is None:
-        return state["tick"], None
-    task = next(t for t in tasks if t.name == state["fit"]["task"])
-    fit = Fit(task, examples, job.settings, device=get_device(), lane=lane)
-    fit.load_state_dict(state["fit"])
-    return state["tick"], fit
+def _told(what: Any, first: int, group: Any) -> Any:
+    """What the first worker of a lane has: other nodes may not see at once what it sees on a shared disk."""
+    if group is None:
+        return what
+    told = [what]
+    torch.distributed.broadcast_object_list(told, src=first, group=group, device=get_device())
+    return told[0]
+
+
+def _curves(rounds: Path) -> list[Epoch]:
+    """Every epoch so far; where one was run again after a failure, the later run counts."""
+    epochs = {}
+    for file in sorted(rounds.glob("d*/curve-*.jsonl")):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):  # it was cut short, and its epoch was run again
+                epoch = Epoch(**json.loads(line))
+                epochs[epoch.task, epoch.epoch] = epoch
+    return [epochs[key] for key in sorted(epochs)]
 
 
 def _append(file: Path, epoch: Epoch) -> None:
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(asdict(epoch)) + "\n")
+    """Add a line of its own, also after one that a full disk cut short."""
+    with naming(file), file.open("a", encoding="utf-8") as stream:
+        stream.write("\n" + json.dumps(asdict(epoch)) + "\n")
 
 
 def _held_out(examples: SetExamples, settings: Settings) -> HeldOut:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -17,7 +18,7 @@ import torch
 from cryoray.boosting.filtering import everything
 from cryoray.errors import InputError
 from cryoray.models.ensemble import Ensemble, training_record
-from cryoray.models.fit import FitTask
+from cryoray.models.fit import Epoch, Fit, FitTask
 from cryoray.models.networks import DEFAULT_MEMBERS, Network, build, logits
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.records import MEMBERS, Event, Progress, ignore
@@ -63,7 +64,8 @@ def test_an_ensemble_comes_out_with_its_record(
     assert ensemble.path is not None
     files = sorted(f.name for f in ensemble.path.iterdir())
     weights = [f"d{i}.safetensors" for i in (1, 2, 3)]
-    assert files == ["card.md", *weights, "ensemble.json", "held-out.parquet", "training.json"]
+    others = ["held-out.parquet", "run.json", "training.json"]
+    assert files == ["card.md", *weights, "ensemble.json", *others]
     said = pq.read_table(ensemble.path / "held-out.parquet")
     labels = np.concatenate([PreparedSet.open(path).labels for path in sets])
     assert said["keep"].to_numpy().tolist() == (labels[labels >= 0] == 1).tolist()
@@ -210,9 +212,56 @@ def _own_train_workers() -> list[int]:
     return [pid for pid in found if ours(pid)]
 
 
-def test_an_ensemble_is_never_overwritten(
-    ray_cluster: RuntimeSettings, sets: list[Path], tmp_path: Path
+def test_two_workers_go_on_with_what_one_began(
+    fit_by: Callable[..., Network], ray_cluster: RuntimeSettings, sets: list[Path], tmp_path: Path
 ) -> None:
+    """They share one network, and what the first of them finds in the folder."""
+    chosen = settings(ray_cluster)
+    examples, _ = gather(sets, chosen.train)
+    nothing = np.empty(0, np.int64)
+    task = FitTask("d1-final", DEFAULT_MEMBERS[0], everything(len(examples)), nothing, 5)
+    alone = Fit(task, examples, chosen.train.fit)
+    alone.run_epoch()
+    rounds = tmp_path / "rounds" / "d1"
+    rounds.mkdir(parents=True)
+    torch.save(alone.state_dict(), rounds / "d1-final.pt")
+    alone.run_epoch()
+    images = torch.from_numpy(examples.images(np.arange(50)))
+    features = torch.full((50, len(examples.names)), torch.nan)
+    said = [logits(network, images, features) for network in (alone.result(), fit_by(2, tmp_path))]
+    assert said[0].std() > 1
+    np.testing.assert_allclose(*said, atol=0.1)
+    curve = [line for line in (rounds / "curve-0.jsonl").read_text().splitlines() if line]
+    assert [json.loads(line)["epoch"] for line in curve] == [2], "the first was not run again"
+    assert sorted(rounds.glob("d1-*")) == [rounds / "d1-final.safetensors"]
+
+
+def test_an_ensemble_is_never_overwritten_and_one_that_is_there_is_not_made_again(
+    ray_cluster: RuntimeSettings,
+    sets: list[Path],
+    one_worker: tuple[Ensemble, list[Progress], list[Event]],
+    tmp_path: Path,
+) -> None:
+    there = one_worker[0].path
+    assert there is not None
+    (there / "rounds").mkdir()  # as whoever is killed at the very end leaves it
+    told: list[Progress] = []
+    assert train(sets, there, settings(ray_cluster, workers=2), on_progress=told.append) == there
+    assert told == []
+    assert not (there / "rounds").exists()
+    with pytest.raises(InputError, match="exists already"):
+        train(sets, there, settings(ray_cluster, seed=1))
     (tmp_path / "there").mkdir()
     with pytest.raises(InputError, match="exists already"):
         train(sets, tmp_path / "there", settings(ray_cluster))
+
+
+def test_a_curve_is_read_where_a_full_disk_cut_a_line_short(tmp_path: Path) -> None:
+    file = tmp_path / "d1" / "curve-0.jsonl"
+    file.parent.mkdir()
+    points = [Epoch("d1-final", number, 0.5, 1e-3, 10.0) for number in (1, 2, 3)]
+    trainer._append(file, points[0])
+    trainer._append(file, points[1])
+    os.truncate(file, file.stat().st_size - 20)
+    trainer._append(file, points[2])
+    assert trainer._curves(tmp_path) == [points[0], points[2]]
