@@ -268,7 +268,7 @@ def read_frames(stack: Stack, frames: np.ndarray) -> np.ndarray:
     raw = np.empty((len(frames), stack.image_bytes), np.uint8)
     ends = np.flatnonzero(np.diff(frames, append=-2) != 1) + 1
     try:
-        with stack.path.open("rb", buffering=0) as file:
+        with open(stack.path, "rb", buffering=0, opener=_at_once) as file:
             status = os.fstat(file.fileno())
             identity = status.st_size, status.st_mtime_ns
             if identity != (stack.size, stack.mtime_ns):

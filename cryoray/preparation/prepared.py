@@ -134,10 +134,7 @@ class PreparedSet:
             FormatError: it is missing, damaged or of another length than the images.
         """
         file = self.path / _TABLE
-        try:
-            table = pq.read_table(file)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise FormatError("cannot be read", file=file, remedy="ingest again") from error
+        table = _read_table(file)
         if len(table) != self.n:
             raise FormatError(
                 f"has {len(table):,} rows for {self.n:,} images", file=file, remedy="ingest again"
@@ -151,11 +148,21 @@ class PreparedSet:
         Raises:
             FormatError: it is missing or damaged.
         """
-        file = self.path / _QUARANTINE
-        try:
-            return pq.read_table(file)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise FormatError("cannot be read", file=file, remedy="ingest again") from error
+        return _read_table(self.path / _QUARANTINE)
+
+    def check(self) -> None:
+        """See whether all of the set is there, by its table and the headers of its stacks.
+
+        Raises:
+            FormatError: some of it is missing, damaged, of another length, or no file.
+        """
+        rows, images = len(self.table), int(self._stacks[0][-1])
+        if rows != images:
+            raise FormatError(
+                f"has {rows:,} rows, and its stacks {images:,} images",
+                file=self.path / _TABLE,
+                remedy="ingest again",
+            )
 
     @cached_property
     def _stacks(self) -> tuple[np.ndarray, list[Any]]:
@@ -697,6 +704,15 @@ def _particles(part: Part, rows: _Collected, settings: IngestSettings) -> pa.Tab
     for name, column in zip(plan.features, rows.features.T, strict=True):
         columns[name] = pa.array(column, pa.float32(), mask=np.isnan(column))
     return pa.table(columns, schema=particles_schema(plan.features))
+
+
+def _read_table(file: Path) -> pa.Table:
+    try:
+        if not file.is_file():  # a pipe would be waited for, for ever
+            raise FileNotFoundError
+        return pq.read_table(file)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise FormatError("cannot be read", file=file, remedy="ingest again") from error
 
 
 def _write_table(path: Path, table: pa.Table) -> None:

@@ -82,10 +82,13 @@ def gather(sets: Sequence[Path], settings: TrainSettings) -> tuple[SetExamples, 
 
     Raises:
         InputError: sets that do not go together.
+        FormatError: one is damaged.
         SelectionError: no labels, or of one kind only.
         SettingsError: a feature or a group to hold out is not there, or too few groups are left.
     """
     opened = [PreparedSet.open(path) for path in sets]
+    for each in opened:
+        each.check()
     first = opened[0]
     for other in opened[1:]:
         if other.kind != first.kind or other.settings.box != first.settings.box:

@@ -11,13 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from cryoray.errors import FormatError
+from cryoray.formats.source import Source
+from cryoray.inference import classify
 from cryoray.ingest import ingest
 from cryoray.preparation.prepared import PreparedSet
-from cryoray.settings import load
+from cryoray.settings import RuntimeSettings, load
+from cryoray.training import train
 from tests.faults.machines import small_disk
 from tests.preparation.sources import particles, write_source
+from tests.training.sets import write_labelled_set
 
 ROOT = Path(__file__).parents[2]
 faults = pytest.mark.faults
@@ -116,15 +123,62 @@ def test_a_full_disk_is_said_in_a_sentence_and_with_room_it_goes_on(tmp_path: Pa
         assert PreparedSet.open(disk / "set").digest == expected
 
 
-def test_a_pipe_in_place_of_a_stack_hangs_nobody_and_its_rows_are_quarantined(
-    tmp_path: Path,
-) -> None:
+@pytest.fixture
+def piped(tmp_path: Path) -> Source:
+    """Two stacks of six and five images, a pipe in place of the second."""
     source = write_source(tmp_path / "source", [particles(6, seed=1), particles(5, seed=2)])
     source.stacks[1].unlink()
     os.mkfifo(source.stacks[1])
+    return source
+
+
+def test_a_pipe_in_place_of_a_stack_hangs_nobody_and_its_rows_are_quarantined(
+    piped: Source, tmp_path: Path
+) -> None:
     settings = load(ingest={"preparation": {"box": 32}})
     prepared = PreparedSet.open(ingest([tmp_path / "source"], tmp_path / "set", settings))
-    assert len(prepared) == int(np.count_nonzero(source.stack == 0)) == 6
-    reasons = set(prepared.quarantine["reason"].to_pylist())
-    assert prepared.quarantine.num_rows == 5
-    assert all("is a pipe or a device, no file" in reason for reason in reasons)
+    assert len(prepared) == int(np.count_nonzero(piped.stack == 0)) == 6
+    _quarantined(prepared.quarantine)
+
+
+@pytest.mark.ray
+def test_a_pipe_in_place_of_a_stack_is_not_waited_for_by_judges(
+    ray_cluster: RuntimeSettings, piped: Source, tiny_ensemble: Path, tmp_path: Path
+) -> None:
+    settings = load(classify={"ensemble": str(tiny_ensemble)})
+    out = classify(piped.path, tmp_path / "verdicts", settings)
+    judged = pq.read_table(out / "verdicts.parquet")["image"].to_pylist()
+    assert judged == piped.images[piped.stack == 0].tolist()
+    _quarantined(pq.read_table(out / "quarantine.parquet"))
+
+
+def _quarantined(rows: pa.Table) -> None:
+    assert rows.num_rows == 5
+    assert all("is a pipe or a device, no file" in why for why in rows["reason"].to_pylist())
+
+
+@pytest.mark.ray
+def test_a_pipe_in_place_of_a_file_of_a_set_is_said_by_a_training_before_and_while_it_runs(
+    ray_cluster: RuntimeSettings, tmp_path: Path
+) -> None:
+    prepared = [write_labelled_set(tmp_path, f"p{i}", n=20, seed=i) for i in range(2)]
+    settings = load(train={"fit": {"epochs": 200, "batch": 32}, "folds": 2, "workers": 2})
+    rounds = tmp_path / "ensemble.partial" / "rounds"
+    for name in ("particles.parquet", "images-00000.mrcs"):
+        file = prepared[1] / name
+        kept = file.rename(file.with_suffix(".kept"))
+        os.mkfifo(file)
+        with pytest.raises(FormatError, match=f"{name}: (cannot be read|is a pipe)"):
+            train(prepared, tmp_path / "ensemble", settings)
+        assert not rounds.exists(), "no worker was asked"
+        file.unlink()
+        kept.rename(file)
+
+    def replace(_: object) -> None:
+        if file.is_file() and [*rounds.glob("d1/*.pt")]:
+            file.unlink()
+            os.mkfifo(file)
+
+    with pytest.raises(FormatError, match=r"images-00000\.mrcs: "):
+        train(prepared, tmp_path / "ensemble", settings, on_progress=replace)
+    assert not file.is_file(), "it became a pipe while workers read it"
