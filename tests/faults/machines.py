@@ -175,6 +175,17 @@ class Machine:
         """Start Ray on it, as a worker of a head."""
         self.ray(f"--address={head.address}:{RAY_PORT}", cpus=cpus)
 
+    def has_ray(self) -> bool:
+        """Whether Ray runs on it: it ends by itself on a machine that was cut off for too long."""
+        with suppress(FileNotFoundError):
+            inside = Path(f"/proc/{self._first}/task/{self._first}/children").read_text().split()
+            # One that has ended, and that nobody has asked about, has a name and no command.
+            began = [
+                Path(f"/proc/{one}/cmdline").read_bytes().partition(b"\0")[0] for one in inside
+            ]
+            return any(command.endswith(b"/raylet") for command in began)
+        return False
+
     def pull(self) -> None:
         """Pull its cable."""
         _ip("-n", self.name, "link", "set", "eth0", "down")

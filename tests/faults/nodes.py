@@ -1,4 +1,4 @@
-"""Scenarios on several Ray nodes of this machine: ``python -m tests.faults.nodes SCENARIO FOLDER``.
+"""Scenarios on several Ray nodes of this machine: ``python -m tests.faults.nodes SCENARIO FOLDER…``.
 
 Each runs in a process of its own, with a Ray of its own, and prints what came out as JSON.
 """
@@ -271,20 +271,33 @@ def asking(folder: Path) -> dict[str, Any]:
     from cryoray.errors import CryorayError
     from cryoray.protocol.client import Client
 
-    errors: list[str] = []
+    errors: list[tuple[float, str]] = []
     with Client("http://127.0.0.1:8123", "a-token", timeout=60) as client:
         while not (folder / "enough").exists():
             asked = time.time()
             try:
                 said = client.judge(folder / "project/particles.star").verdicts
             except CryorayError as error:
-                errors.append(str(error))
+                errors.append((asked, str(error)))
                 time.sleep(0.2)
                 continue
             content = "\n".join(f"{one.image} {one.verdict}" for one in said)
             with (folder / "answers").open("a") as file:
                 file.write(f"{asked} {hashlib.sha256(content.encode()).hexdigest()}\n")
     return {"errors": errors}
+
+
+def slowly(source: Path, out: Path) -> dict[str, Any]:
+    """A judging that says how far it is, slowly enough to be met in the middle."""
+    from cryoray.inference import classify
+    from cryoray.settings import load
+
+    def progress(now: Any) -> None:
+        print(f"done {now.done}", flush=True)
+        time.sleep(0.05)
+
+    classify(source, out, load(), on_progress=progress)
+    return {}
 
 
 def _project(folder: Path, n: int, box: int) -> Path:
@@ -314,8 +327,10 @@ def apart(one: Path, other: Path) -> float:
     return float(np.abs(scores[0] - scores[1]).max())
 
 
-SCENARIOS = {one.__name__: one for one in (ingestion, driver, training, judging, service, asking)}
+SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
+    one.__name__: one for one in (ingestion, driver, training, judging, slowly, service, asking)
+}
 
 if __name__ == "__main__":
-    found = SCENARIOS[sys.argv[1]](Path(sys.argv[2]))
+    found = SCENARIOS[sys.argv[1]](*map(Path, sys.argv[2:]))
     print("FOUND " + json.dumps(found), flush=True)

@@ -22,7 +22,7 @@ from cryoray.ingest import ingest
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.settings import RuntimeSettings, load
 from cryoray.training import train
-from tests.faults.machines import small_disk
+from tests.faults.machines import filled, small_disk
 from tests.preparation.sources import particles, write_source
 from tests.training.sets import write_labelled_set
 
@@ -112,7 +112,7 @@ def test_a_full_disk_is_said_in_a_sentence_and_with_room_it_goes_on(tmp_path: Pa
             command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
         )
         assert full.returncode == 2, full.stderr
-        assert "No space left on device" in full.stdout + full.stderr
+        assert "No space left on device; make room and give the same command" in full.stderr
         assert "Traceback" not in full.stdout + full.stderr
         assert not (disk / "set").exists(), "nothing half-done is visible"
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
@@ -121,6 +121,30 @@ def test_a_full_disk_is_said_in_a_sentence_and_with_room_it_goes_on(tmp_path: Pa
         )
         assert again.returncode == 0, again.stdout + again.stderr
         assert PreparedSet.open(disk / "set").digest == expected
+
+
+@faults
+def test_a_training_on_a_disk_that_is_full_from_the_beginning_says_so_and_leaves_nothing(
+    tmp_path: Path,
+) -> None:
+    sets = [write_labelled_set(tmp_path, f"p{i}", n=20, seed=i) for i in range(2)]
+    command = [sys.executable, "-m", "cryoray.cli.main", "train", *map(str, sets)]
+    with small_disk(tmp_path / "disk", 1) as disk:
+        out = disk / "ensemble"
+        with filled(disk):
+            full = subprocess.run(
+                [*command, "--out", str(out)],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        assert full.returncode == 2, full.stderr
+        assert full.stderr.strip() == (
+            f"{out}.partial/run.json: No space left on device; make room and give the same command"
+            " again, or choose another folder."
+        )
+        assert [one for one in disk.rglob("*") if one.is_file()] == []
 
 
 @pytest.fixture

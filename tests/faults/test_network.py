@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -12,7 +13,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -53,10 +55,13 @@ def expected(source: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @contextmanager
-def cluster(*processors: int, **of_the_head: str) -> Iterator[list[Machine]]:
-    """A head and workers with so many processors each; with settings of the head, the last has a Redis."""
+def cluster(*processors: int, disk: int = 0, **of_the_head: str) -> Iterator[list[Machine]]:
+    """A head and workers with so many processors each; with settings of the head, the last has a Redis.
+
+    Each machine's own folder is a disk of so many MiB, where it is to be a small one.
+    """
     temp = Path(tempfile.mkdtemp(prefix="cry-", dir="/tmp")) / "ray"
-    with machines.network(1 + len(processors), temp) as made:
+    with machines.network(1 + len(processors), temp, disk) as made:
         head, *workers = made
         if of_the_head:
             redis = ["redis-server", "--bind", made[-1].address, "--port", str(REDIS_PORT)]
@@ -79,11 +84,19 @@ def cluster(*processors: int, **of_the_head: str) -> Iterator[list[Machine]]:
 
 
 @pytest.fixture(scope="module")
-def facility() -> Iterator[list[Machine]]:
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A small disk that all machines of the facility see."""
+    with small_disk(tmp_path_factory.mktemp("shared") / "disk", 48) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def facility(disk: Path) -> Iterator[list[Machine]]:
     """A head that keeps its state in Redis, and two workers."""
     if shutil.which("redis-server") is None:
         pytest.skip("no redis-server")
     with cluster(2, 2, RAY_REDIS_ADDRESS=f"{{redis}}:{REDIS_PORT}") as made:
+        made[0].environment.update(CRYORAY_RUNTIME__ADDRESS=f"{made[0].address}:{RAY_PORT}")
         yield made
 
 
@@ -108,21 +121,46 @@ def ingesting(
     return running
 
 
+def done(running: subprocess.Popen[str], code: int = 0) -> str:
+    """What a command said that ends so, in a sentence or two."""
+    said, _ = running.communicate(timeout=400)
+    assert running.returncode == code, said[-3000:]
+    assert "Traceback" not in said, said[-3000:]
+    return said
+
+
+def cut_off(*cut: Machine) -> None:
+    """Cut the network for half a minute."""
+    for one in cut:
+        one.pull()
+    time.sleep(30)
+    for one in cut:
+        one.plug()
+
+
+def start_again(cut: Machine, head: Machine) -> None:
+    """What is cut off for longer than Ray waits is a node lost: it ends its Ray, and is started again."""
+    cut.off()
+    cut.on()
+    cut.worker(head, 2)
+
+
+def kill(driver: subprocess.Popen[str], head: Machine) -> None:
+    """Have a driver end at once."""
+    head.kill(driver)
+    driver.communicate(timeout=60)
+    assert driver.returncode == -signal.SIGKILL
+
+
 def test_a_network_that_is_cut_for_half_a_minute_costs_time_alone(
     facility: list[Machine], source: Path, expected: str, tmp_path: Path
 ) -> None:
     head, cut, _ = facility
     running = ingesting(head, head, source, tmp_path / "set")
-    cut.pull()
-    time.sleep(30)
-    cut.plug()
-    said, _ = running.communicate(timeout=240)
-    assert running.returncode == 0, said
+    cut_off(cut)
+    done(running)
     assert PreparedSet.open(tmp_path / "set").digest == expected
-    # What is cut off for longer than Ray waits is a node lost: it ends its Ray, and is started again.
-    cut.off()
-    cut.on()
-    cut.worker(head, 2)
+    start_again(cut, head)
 
 
 def test_a_head_with_redis_comes_back_and_finds_what_runs(
@@ -134,8 +172,7 @@ def test_a_head_with_redis_comes_back_and_finds_what_runs(
     time.sleep(3)
     head.on()
     head.head()
-    said, _ = running.communicate(timeout=240)
-    assert running.returncode == 0, said
+    done(running)
     assert PreparedSet.open(tmp_path / "set").digest == expected
 
 
@@ -147,10 +184,8 @@ def test_a_head_without_redis_is_missed_in_a_sentence_and_what_was_done_is_kept(
         running = ingesting(desk, head, source, tmp_path / "set", **patience)
         head.off()
         worker.off()
-        said, _ = running.communicate(timeout=120)
-    assert running.returncode == 2, said
+        said = done(running, 2)
     assert f"The head of Ray at {head.address}:{RAY_PORT} has been away for 1" in said
-    assert "Traceback" not in said
     assert not (tmp_path / "set").exists(), "nothing half-done is visible"
     events: list[str] = []
     again = ingest(
@@ -160,74 +195,238 @@ def test_a_head_without_redis_is_missed_in_a_sentence_and_what_was_done_is_kept(
     assert PreparedSet.open(again).digest == expected
 
 
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two sets to learn from."""
+    folder = tmp_path_factory.mktemp("sets")
+    return [write_labelled_set(folder, f"p{i}", n=30, seed=i) for i in range(2)]
+
+
+def training(head: Machine, sets: list[Path], out: Path) -> subprocess.Popen[str]:
+    """The command on the head; its workers are on two machines."""
+    head.environment.update(CRYORAY_TRAIN__FIT__EPOCHS="3", CRYORAY_TRAIN__FOLDS="2")
+    return cryoray(head, "train", *sets, "--out", out, "--workers", 2)
+
+
+@pytest.fixture(scope="module")
+def learned(
+    facility: list[Machine], sets: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> str:
+    """The digest of the ensemble that an undisturbed training makes."""
+    out = tmp_path_factory.mktemp("learned") / "ensemble"
+    done(training(facility[0], sets, out))
+    return Ensemble.load(out).digest
+
+
 @pytest.mark.exhaustive
 def test_a_training_on_two_machines_outlives_a_cut_and_learns_the_same(
-    facility: list[Machine], tmp_path: Path
+    facility: list[Machine], sets: list[Path], learned: str, tmp_path: Path
 ) -> None:
     head, cut, _ = facility
-    sets = [write_labelled_set(tmp_path, f"p{i}", n=30, seed=i) for i in range(2)]
-    head.environment.update(
-        CRYORAY_RUNTIME__ADDRESS=f"{head.address}:{RAY_PORT}",
-        CRYORAY_TRAIN__FIT__EPOCHS="3",
-        CRYORAY_TRAIN__FOLDS="2",
-    )
-    made = []
-    for name in ("undisturbed", "cut-off"):
-        out = tmp_path / name
-        running = cryoray(head, "train", *sets, "--out", out, "--workers", 2)
-        if name == "cut-off":
-            until(lambda: (tmp_path / "cut-off.partial/rounds/d1").exists(), running)
-            cut.pull()
-            time.sleep(30)
-            cut.plug()
-        told, _ = running.communicate(timeout=400)
-        assert running.returncode == 0, told
-        made.append(Ensemble.load(out).digest)
-    assert made[0] == made[1]
-    cut.off()
-    cut.on()
-    cut.worker(head, 2)
+    running = training(head, sets, tmp_path / "ensemble")
+    until(lambda: (tmp_path / "ensemble.partial/rounds/d1").exists(), running)
+    cut_off(cut)
+    done(running)
+    assert Ensemble.load(tmp_path / "ensemble").digest == learned
+    start_again(cut, head)
 
 
 @pytest.mark.exhaustive
-def test_a_service_whose_judges_are_cut_off_answers_the_same_when_they_are_back(
-    facility: list[Machine], tmp_path: Path
+def test_a_training_whose_driver_is_killed_again_and_again_goes_on_and_learns_the_same(
+    facility: list[Machine], sets: list[Path], learned: str, tmp_path: Path
 ) -> None:
-    head, *workers = facility
-    write_project(tmp_path / "project")
-    ensemble = save_ensemble(tmp_path / "tiny").path
+    head, out = facility[0], tmp_path / "ensemble"
+    rounds = tmp_path / "ensemble.partial/rounds"
+    for reached in ("d1/d1-*.pt", "d1/held-out.npy", "d2/d2-*.pt"):
+        running = training(head, sets, out)
+        until(lambda sign=reached: any(rounds.glob(sign)), running)
+        kill(running, head)
+        assert not out.exists(), "nothing half-done is visible"
+    first = (rounds / "d1/final.safetensors").stat().st_mtime_ns
+    running = training(head, sets, out)
+    until(lambda: any(rounds.glob("d3/*")), running)
+    assert (rounds / "d1/final.safetensors").stat().st_mtime_ns == first, "d1 was not fitted again"
+    done(running)
+    assert Ensemble.load(out).digest == learned
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["ensemble", "ensemble-labels"]
+
+
+@pytest.mark.exhaustive
+def test_a_training_says_that_a_disk_is_full_and_with_room_goes_on_and_learns_the_same(
+    facility: list[Machine], sets: list[Path], learned: str, disk: Path
+) -> None:
+    head, out = facility[0], disk / "ensemble"
+    rounds = disk / "ensemble.partial/rounds"
+    for reached in ("d1/d1-*.pt", "d2/d2-*.pt"):
+        running = training(head, sets, out)
+        until(lambda sign=reached: any(rounds.glob(sign)), running)
+        with filled(disk):
+            told = done(running, 2)
+            assert f"{disk}/" in told
+            assert "No space left on device; make room and give the same command again" in told
+            assert not out.exists(), "nothing half-done is visible"
+    with filled(disk):
+        assert f"{disk}/" in done(training(head, sets, out), 2)
+    done(training(head, sets, out))
+    assert Ensemble.load(out).digest == learned
+    assert sorted(one.name for one in disk.iterdir()) == ["ensemble", "ensemble-labels"]
+    for one in disk.iterdir():
+        shutil.rmtree(one)
+
+
+@pytest.fixture(scope="module")
+def judge(facility: list[Machine], source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ensemble; it judged the source undisturbed, into a folder beside it."""
+    folder = tmp_path_factory.mktemp("judge")
+    ensemble = save_ensemble(folder / "tiny").path
+    facility[0].environment.update(
+        CRYORAY_CLASSIFY__ENSEMBLE=str(ensemble), CRYORAY_CLASSIFY__RANGE_MIB="1"
+    )
+    done(cryoray(facility[0], "classify", source, "--out", folder / "verdicts"))
+    return folder / "verdicts"
+
+
+def judging(head: Machine, source: Path, out: Path) -> subprocess.Popen[str]:
+    """A judging, as soon as it is in the middle."""
+    script = [sys.executable, str(Path(nodes.__file__)), "slowly", str(source), str(out)]
+    running = head.start(script, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert running.stdout is not None
+    so_far = ""
+    for line in running.stdout:
+        so_far += line
+        if line.startswith("done ") and int(line.split()[1]) >= 200:
+            assert int(line.split()[1]) < 2000
+            return running
+    raise AssertionError(so_far[-3000:])
+
+
+def same(verdicts: Path, undisturbed: Path) -> None:
+    """They say the same of the same images, each once, and lie alone in their folder."""
+    assert said(verdicts) == said(undisturbed)
+    assert said(verdicts)["judged"] == said(verdicts)["images"] == 2400
+    assert apart(verdicts, undisturbed) < 1e-4
+    assert [one.name for one in verdicts.parent.iterdir()] == ["verdicts"]
+
+
+@pytest.mark.exhaustive
+def test_judging_outlives_a_cut_and_says_the_same(
+    facility: list[Machine], source: Path, judge: Path, tmp_path: Path
+) -> None:
+    head, cut, _ = facility
+    running = judging(head, source, tmp_path / "verdicts")
+    cut_off(cut)
+    done(running)
+    same(tmp_path / "verdicts", judge)
+    start_again(cut, head)
+
+
+@pytest.mark.exhaustive
+def test_judging_whose_driver_is_killed_says_the_same_when_it_is_asked_again(
+    facility: list[Machine], source: Path, judge: Path, tmp_path: Path
+) -> None:
+    head, out = facility[0], tmp_path / "verdicts"
+    kill(judging(head, source, out), head)
+    assert not out.exists(), "nothing half-done is visible"
+    done(cryoray(head, "classify", source, "--out", out))
+    same(out, judge)
+
+
+@pytest.mark.exhaustive
+def test_judging_says_that_a_disk_is_full_and_with_room_says_the_same(
+    facility: list[Machine], source: Path, judge: Path, disk: Path
+) -> None:
+    head, out = facility[0], disk / "verdicts"
+    needed = sum(one.stat().st_size for one in judge.rglob("*"))
+    for room in (0, needed // 4, 3 * needed // 4):
+        with filled(disk, but=room):
+            told = done(cryoray(head, "classify", source, "--out", out), 2)
+        assert f"{out}: No space left on device; make room and give the same command again" in told
+        assert [*disk.iterdir()] == [], "nothing half-done is left"
+    done(cryoray(head, "classify", source, "--out", out))
+    same(out, judge)
+    shutil.rmtree(out)
+
+
+@dataclass
+class Service:
+    """A service, the process that deployed it, and those who ask it again and again."""
+
+    deployer: subprocess.Popen[str]
+    asking: subprocess.Popen[str]
+    answers: Path
+    failed: list[tuple[float, str]] = field(default_factory=list)  # known at the end
+
+    def answered(self, after: float) -> int:
+        """How many were answered what they asked after a time."""
+        lines = self.answers.read_text().splitlines() if self.answers.exists() else []
+        return sum(float(line.split()[0]) > after for line in lines)
+
+    def answers_now(self, enough: int = 5) -> None:
+        """Wait until so many are answered what they ask from now on."""
+        began = time.time()
+        until(lambda: self.answered(began) >= enough, self.asking)
+
+
+@contextmanager
+def service(head: Machine, folder: Path) -> Iterator[Service]:
+    """A service deployed from the head, which says the same all the time."""
+    write_project(folder / "project")
+    ensemble = save_ensemble(folder / "tiny").path
     head.environment.update(
         CRYORAY_RUNTIME__ADDRESS=f"{head.address}:{RAY_PORT}", CRYORAY_TOKEN="a-token"
     )
-    served = cryoray(head, "serve", "--ensemble", ensemble, "--root", tmp_path, "--port", 8123)
+    served = cryoray(head, "serve", "--ensemble", ensemble, "--root", folder, "--port", 8123)
     try:
-        script = str(Path(nodes.__file__))
-        command = [sys.executable, script, "asking", str(tmp_path)]
-        asking = head.start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        answers = tmp_path / "answers"
-
-        def answered(after: float, enough: int = 5) -> bool:
-            lines = answers.read_text().splitlines() if answers.exists() else []
-            return sum(float(line.split()[0]) > after for line in lines) >= enough
-
-        until(lambda: answered(0), served, asking)
-        for one in workers:  # nobody is left who could judge
-            one.pull()
-        dark = time.time()
-        time.sleep(30)
-        assert not answered(dark + 5, 1), "somebody answered whom nothing could have told"
-        for one in workers:
-            one.plug()
-        light = time.time()
-        until(lambda: answered(light), served, asking)
-        (tmp_path / "enough").touch()
-        told, _ = asking.communicate(timeout=120)
-        assert asking.returncode == 0, told
+        script = [sys.executable, str(Path(nodes.__file__)), "asking", str(folder)]
+        asking = head.start(script, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        one = Service(served, asking, folder / "answers")
+        until(lambda: one.answered(0) >= 5, served, asking)
+        yield one
+        (folder / "enough").touch()
+        (found,) = (line for line in done(asking).splitlines() if line.startswith("FOUND "))
+        one.failed += json.loads(found.removeprefix("FOUND "))["errors"]
     finally:
         head.kill(served)
         served.communicate(timeout=60)
-    said = {line.split()[1] for line in answers.read_text().splitlines()}
-    assert len(said) == 1, "the same answer before and after"
+    digests = {line.split()[1] for line in one.answers.read_text().splitlines()}
+    assert len(digests) == 1, "the same answer all the time"
+
+
+@pytest.mark.exhaustive
+def test_a_service_outlives_a_cut_and_whoever_deployed_it(
+    facility: list[Machine], tmp_path: Path
+) -> None:
+    head, *judges = facility
+    with service(head, tmp_path) as one:
+        dark = time.time()
+        cut_off(*judges)  # nobody is left who could judge
+        assert not one.answered(dark + 5), "somebody answered whom nothing could have told"
+        light = time.time()
+
+        def back() -> bool:
+            for judge in judges:
+                if not judge.has_ray():
+                    start_again(judge, head)
+            return one.answered(light) >= 5
+
+        until(back, one.asking)
+        kill(one.deployer, head)
+        alone = time.time()
+        one.answers_now(20)
+    assert [why for asked, why in one.failed if asked > alone] == []
+
+
+@pytest.mark.exhaustive
+def test_a_service_on_machines_whose_disks_are_full_answers_everybody(tmp_path: Path) -> None:
+    with cluster(2, 2, disk=64) as made, service(made[0], tmp_path) as one:
+        began = time.time()
+        with ExitStack() as full:
+            for machine in made:
+                full.enter_context(filled(machine.own))
+            one.answers_now(100)
+            assert {shutil.disk_usage(machine.own).free for machine in made} == {0}
+        one.answers_now()
+    assert [why for asked, why in one.failed if asked > began] == []
 
 
 def until(what: Callable[[], bool], *running: subprocess.Popen[str]) -> None:
