@@ -1,8 +1,8 @@
 """How much of a plain PyTorch loop's speed Ray Train keeps, and what a second worker brings.
 
 The same network, images, threads, batches and random choices in each row: ``plain`` runs `models.fit.Fit`
-in this process, the others run it in the workers of Ray Train, as `cryoray train` does, with a checkpoint
-after each epoch. Start-up stands apart: of Ray, of the workers, of their imports.
+in this process, the others run it in the workers of Ray Train, as `cryoray train` does, which keep its
+state after each epoch. Start-up stands apart: of Ray, of the workers, of their imports.
 """
 
 from __future__ import annotations
