@@ -7,6 +7,7 @@ on none. So the best of a job is always kept, and the others are as far as they 
 from __future__ import annotations
 
 import numpy as np
+from scipy.special import expit
 
 from cryoray.boosting.prevalence import log_odds
 
@@ -36,5 +37,4 @@ def beside_the_best(odds: np.ndarray, threshold: float) -> np.ndarray:
 def review_band(threshold: float) -> tuple[float, float]:
     """The band of scores, around an ensemble's threshold, in which a person should look."""
     line = float(log_odds(threshold))
-    low, high = (float(1 / (1 + np.exp(-(line + side * _DOUBT)))) for side in (-1, 1))
-    return low, high
+    return float(expit(line - _DOUBT)), float(expit(line + _DOUBT))

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
+from scipy.special import expit
 
 from cryoray.boosting.prevalence import log_odds
 from cryoray.boosting.voting import score as vote_score
@@ -201,7 +202,7 @@ def judge_volumes(
 
 
 def _probability(odds: np.ndarray) -> np.ndarray:
-    return np.asarray(1 / (1 + np.exp(-odds)), np.float32)
+    return np.asarray(expit(odds), np.float32)
 
 
 def classify_volumes(
