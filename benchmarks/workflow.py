@@ -2,8 +2,8 @@
 
 One simulated collection of about 600 particles in a small box, 40 % of them junk, goes through RELION's
 stages twice in one project: with cryoray's choices among them, and without, on every particle and class.
-Options are small enough for two cores: fewer iterations, coarser angles than RELION's defaults. Nothing is
-extracted again: these particles have no micrographs, and the box that they need. Needs RELION.
+Options are small enough for two cores: fewer iterations, coarser angles than RELION's defaults. What is kept
+is extracted again from the simulated micrographs, centred, in the box that it had. Needs RELION.
 
 ``CRYORAY_BENCH_FOLDER`` names a folder that is kept: jobs that are done are not done again, and their times
 are those of their own files. Its ``project-01`` is a RELION project with the report's page in it.
@@ -31,7 +31,15 @@ from cryoray.workflow.single_particle import (
 )
 
 PROJECT = SimulateSettings(
-    projects=1, images=600, box=48, pixel_size=4.0, snr=0.3, junk=0.4, human_error=0.0, seed=21
+    projects=1,
+    images=600,
+    micrographs=True,
+    box=48,
+    pixel_size=4.0,
+    snr=0.3,
+    junk=0.4,
+    human_error=0.0,
+    seed=21,
 )
 _COARSE = {"sampling": "30 degrees", "offset_range": "4", "offset_step": "2", "do_pad1": "Yes"}
 CHOSEN = WorkflowSettings(
@@ -39,7 +47,6 @@ CHOSEN = WorkflowSettings(
     iterations_2d=12,
     classes_3d=2,
     iterations_3d=6,
-    reextract=False,
     initial_resolution=40,
     threads=2,
     options={
@@ -107,7 +114,8 @@ def measure() -> dict[str, Any]:
 def workflow(folder: Path, judge: bool) -> Workflow:
     """The stages of an arm, on the collection in a folder."""
     (project,) = simulate(folder, Settings(simulate=PROJECT))
-    chosen = CHOSEN.model_copy(update={"judge": judge})
+    micrographs = project / "MotionCorr/job001/corrected_micrographs.star"
+    chosen = CHOSEN.model_copy(update={"judge": judge, "micrographs": micrographs})
     return Workflow(project / "particles.star", Settings(workflow=chosen))
 
 
