@@ -2,7 +2,8 @@
 
 A job is written as a ``job.star``, added and run by ``relion_pipeliner``, which keeps the
 project's ``default_pipeline.star``, the job's folder, its ``note.txt`` and exit files, as RELION's window
-does. A job of the same type and options that ended well is not run again, whoever ran it.
+does. A job of the same type and options that ended well is not run again, whoever ran it; one that still
+runs here, since RELION's programs outlive who began them, is waited for.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,8 @@ from cryoray.formats.star import StarFile, parse
 
 PIPELINE = "default_pipeline.star"
 SUCCESS = "RELION_JOB_EXIT_SUCCESS"
+#: Begins the name of every file by which a job says that it is over.
+_OVER = "RELION_JOB_EXIT_"
 #: A job type's number in RELION 3.1 and label in 4 and 5 (pipeline_jobs.h), by the name of its folder.
 _TYPES: Mapping[str, tuple[int, str]] = {
     "Import": (0, "relion.import.other"),
@@ -41,6 +45,8 @@ _TYPES: Mapping[str, tuple[int, str]] = {
 _INPUTS = ("fn_img", "fn_ref", "fn_in", "fn_mask", "in_part", "star_mics", "fndata_reextract")
 #: Lines of a failed job's output that are shown.
 _SHOWN = 12
+#: Seconds between two looks at whether a job still runs.
+_LOOK = 1.0
 
 
 class RelionError(CryorayError):
@@ -54,7 +60,7 @@ class Job:
     Attributes:
         project: RELION's project folder.
         name: relative to it, ``Class2D/job002``.
-        skipped: whether it had been done before.
+        skipped: whether it had been done, or begun, before.
     """
 
     project: Path
@@ -113,7 +119,7 @@ class Relion:
                 temporary.write_bytes(VERSION + text.encode())
 
     def run(self, kind: str, options: Mapping[str, str]) -> Job:
-        """Run a job, unless one of this type and these options ended well.
+        """Run a job, unless one of this type and these options ended well, or runs here and then does.
 
         Args:
             kind: the name of the type's folder, ``Class2D``.
@@ -124,6 +130,8 @@ class Relion:
             RelionError: it failed.
         """
         done = self.done(kind, options)
+        if done is None and self._waited(kind, options):
+            done = self.done(kind, options)
         if done is not None:
             return Job(self.project, done, skipped=True)
         for name, value in options.items():  # RELION would wait for them for ever
@@ -156,12 +164,39 @@ class Relion:
 
     def done(self, kind: str, options: Mapping[str, str]) -> str | None:
         """The name of the last job of this type and these options that ended well."""
+        alike = self._alike(kind, options)
+        return next((job for job in alike if (self.project / job / SUCCESS).is_file()), None)
+
+    def _alike(self, kind: str, options: Mapping[str, str]) -> Iterator[str]:
+        """Names of the jobs of this type and these options, the last first."""
         for folder in sorted((self.project / kind).glob("job*"), reverse=True):
-            if (folder / SUCCESS).is_file():
-                had = options_of(folder / "job.star")
-                if all(had.get(name) == value for name, value in options.items()):
-                    return f"{kind}/{folder.name}"
-        return None
+            had = options_of(folder / "job.star")
+            if all(had.get(name) == value for name, value in options.items()):
+                yield f"{kind}/{folder.name}"
+
+    def _waited(self, kind: str, options: Mapping[str, str]) -> bool:
+        """Wait for jobs of this type and these options that run on this machine; whether any did.
+
+        A flow that is stopped, or dies, leaves RELION's program to itself, for hours.
+        """
+        running = [
+            job
+            for job in self._alike(kind, options)
+            if not any((self.project / job).glob(f"{_OVER}*")) and self._runs(job)
+        ]
+        for job in running:
+            while self._runs(job):
+                time.sleep(_LOOK)
+        return bool(running)
+
+    def _runs(self, job: str) -> bool:
+        """Whether a process of this machine works on a job: in the project, with its folder's name."""
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it ended, or is another person's
+                words = (process / "cmdline").read_bytes().split(b"\0")
+                if f"{job}/".encode() in words and (process / "cwd").samefile(self.project):
+                    return True
+        return False
 
     def _counter(self) -> int:
         table = parse(self.project / PIPELINE)["pipeline_general"]

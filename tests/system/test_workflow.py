@@ -7,6 +7,9 @@ import logging
 import os
 import re
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -151,6 +154,38 @@ def test_a_job_done_is_recognised_and_one_that_fails_says_what_relion_said(
     # RELION's own pipeline knows the jobs: a person can go on from here in its window.
     jobs = parse(project / "default_pipeline.star")["pipeline_processes"]
     assert jobs.column("rlnPipeLineProcessName").tolist()[0] == f"{first.name}/"
+
+
+def test_a_job_that_outlived_who_began_it_is_waited_for_and_not_begun_twice(
+    project: Path, relion: Run
+) -> None:
+    options = {
+        "fn_img": "particles.star",
+        "nr_classes": "2",
+        "nr_iter": "6",
+        "particle_diameter": "150",
+        "nr_threads": "1",
+        **OPTIONS["class2d"],
+    }
+    begin = (
+        "import sys, pathlib; from cryoray.workflow.relion import Relion; "
+        f"Relion(pathlib.Path(sys.argv[1])).run('Class2D', {options!r})"
+    )
+    flow = subprocess.Popen([sys.executable, "-c", begin, str(project)])
+    before = {folder.name for folder in project.glob("Class2D/job*")}
+    job: set[Path] = set()
+    while flow.poll() is None and not job:
+        time.sleep(0.1)
+        job = {path.parent for path in project.glob("Class2D/job*/run_it000_data.star")}
+        job = {folder for folder in job if folder.name not in before}
+    flow.kill()
+    flow.wait()
+    (begun,) = job
+    assert not list(begun.glob("RELION_JOB_EXIT_*"))
+    done = Relion(project).run("Class2D", options)
+    assert (done.folder, done.skipped) == (begun, True)
+    assert (begun / "run_it006_data.star").is_file()
+    assert {folder.name for folder in project.glob("Class2D/job*")} == before | {begun.name}
 
 
 def test_kept_particles_are_extracted_again_from_their_micrographs(
