@@ -64,6 +64,10 @@ class Said(NamedTuple):
     threshold: float
 
 
+#: What RELION's network has in common with ours: the width of its last layer, and how much of it is dropped.
+RANKER = NetworkConfig(head=48, dropout=0.3)
+
+
 class Ranker(Network):
     """The network of RELION's class ranker, from the layers that its authors published.
 
@@ -75,7 +79,7 @@ class Ranker(Network):
     """
 
     def __init__(self, features: int) -> None:
-        super().__init__(NetworkConfig(head=48, dropout=0.3), features)
+        super().__init__(RANKER, features)
         del self.stem, self.stages, self.metadata, self.head
         layers: list[nn.Module] = []
         channels = 1
@@ -147,7 +151,7 @@ class Fold:
         first = self._member(MEMBERS[0], "d1", 0)
         alike = [first, *(self._member(MEMBERS[0], f"alike{n}", n) for n in (1, 2))]
         kinds = [first, *(self._member(MEMBERS[n], f"kind{n}", n) for n in (1, 2))]
-        ranker = self._member(MEMBERS[0], "ranker", 0, RankerFit)
+        ranker = self._member(RANKER, "ranker", 0, RankerFit)
         return {
             ONE: self._averaged([first]),
             BOOSTED: Said(score(p[0], p[1], d3), threshold),
