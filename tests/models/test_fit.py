@@ -102,3 +102,14 @@ def test_learning_rate_rises_then_falls_to_zero(examples):
     rates = [fit._learning_rate(step) for step in range(40)]
     assert rates[0] < rates[3] == max(rates) == SETTINGS.learning_rate
     assert rates[-1] < 0.01 * SETTINGS.learning_rate
+
+
+def test_the_network_that_ours_is_compared_with_learns_by_the_same_loop(examples):
+    from benchmarks.boosting import RANKER, RankerFit
+
+    all_rows = everything(len(examples.labels))
+    settings = SETTINGS.model_copy(update={"epochs": 8, "learning_rate": 1e-3})
+    nothing = np.empty(0, np.int64)
+    fit = RankerFit(FitTask("ranker-final", RANKER, all_rows, nothing, 0), examples, settings)
+    points = run(fit)
+    assert points[-1].loss < 0.9 * points[0].loss
