@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.common import Row, main, result
 from cryoray.settings import Settings, SimulateSettings, WorkflowSettings
-from cryoray.simulation import read_truth, simulate
+from cryoray.simulation import MICROGRAPHS, read_truth, simulate
 from cryoray.workflow.single_particle import (
     ASKED,
     FOLDER,
@@ -114,8 +114,7 @@ def measure() -> dict[str, Any]:
 def workflow(folder: Path, judge: bool) -> Workflow:
     """The stages of an arm, on the collection in a folder."""
     (project,) = simulate(folder, Settings(simulate=PROJECT))
-    micrographs = project / "MotionCorr/job001/corrected_micrographs.star"
-    chosen = CHOSEN.model_copy(update={"judge": judge, "micrographs": micrographs})
+    chosen = CHOSEN.model_copy(update={"judge": judge, "micrographs": project / MICROGRAPHS})
     return Workflow(project / "particles.star", Settings(workflow=chosen))
 
 

@@ -39,6 +39,8 @@ _CROWDING = (0.03, 0.3)
 #: A particle must fit its box with some background round it.
 _LARGEST = 0.85
 _BROKEN_FORMS = 4
+#: STAR file of the micrographs that are written, in a project.
+MICROGRAPHS = "MotionCorr/job001/corrected_micrographs.star"
 #: Side of a micrograph that is not written, px.
 _MICROGRAPH = 4096
 #: Images formed at a time, which bounds memory.
@@ -324,7 +326,7 @@ def _write_project(
     if chosen.micrographs:
         names = [_micrograph(m) for m in range(len(project.exposures))]
         _write_star(
-            folder / "MotionCorr/job001/corrected_micrographs.star",
+            folder / MICROGRAPHS,
             project.optics,
             {"rlnMicrographPixelSize": f"{project.optics.original_pixel_size:.6f}"},
             "micrographs",

@@ -129,9 +129,7 @@ class Relion:
             InputError: a file that it is given is not there, or the job's folder is.
             RelionError: it failed.
         """
-        done = self.done(kind, options)
-        if done is None and self._waited(kind, options):
-            done = self.done(kind, options)
+        done = self.done(kind, options) or self._waited(kind, options)
         if done is not None:
             return Job(self.project, done, skipped=True)
         for name, value in options.items():  # RELION would wait for them for ever
@@ -174,23 +172,20 @@ class Relion:
             if all(had.get(name) == value for name, value in options.items()):
                 yield f"{kind}/{folder.name}"
 
-    def _waited(self, kind: str, options: Mapping[str, str]) -> bool:
-        """Wait for jobs of this type and these options that run on this machine; whether any did.
+    def _waited(self, kind: str, options: Mapping[str, str]) -> str | None:
+        """`done`, once no job of this type and these options runs on this machine any more.
 
         A flow that is stopped, or dies, leaves RELION's program to itself, for hours.
         """
-        running = [
-            job
-            for job in self._alike(kind, options)
-            if not any((self.project / job).glob(f"{_OVER}*")) and self._runs(job)
-        ]
-        for job in running:
+        for job in self._alike(kind, options):
             while self._runs(job):
                 time.sleep(_LOOK)
-        return bool(running)
+        return self.done(kind, options)
 
     def _runs(self, job: str) -> bool:
-        """Whether a process of this machine works on a job: in the project, with its folder's name."""
+        """Whether a job is not over, and a process of this machine, in the project, has its name."""
+        if any((self.project / job).glob(f"{_OVER}*")):
+            return False
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):  # it ended, or is another person's
                 words = (process / "cmdline").read_bytes().split(b"\0")

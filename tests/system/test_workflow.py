@@ -25,7 +25,7 @@ from cryoray.formats.star import parse
 from cryoray.models.ensemble import Calibration, Ensemble
 from cryoray.records import Kind
 from cryoray.settings import Settings, SimulateSettings, WorkflowSettings
-from cryoray.simulation import simulate
+from cryoray.simulation import MICROGRAPHS, simulate
 from cryoray.workflow.relion import Job, Relion, RelionError, options_of
 from cryoray.workflow.single_particle import ASKED, STAGES, Done, Workflow, looks
 from cryoray.workflow.single_particle import arms as workflow_arms
@@ -82,9 +82,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         micrographs=True,
     )
     return simulate(out, Settings(simulate=wanted))[0]
-
-
-MICROGRAPHS = "MotionCorr/job001/corrected_micrographs.star"
 
 
 def again(particles: Path, **chosen: object) -> Workflow:

@@ -21,7 +21,7 @@ from cryoray.formats.mrc import StackWriter
 from cryoray.formats.star import parse
 from cryoray.formats.volume import write_volume
 from cryoray.settings import Settings, SimulateSettings, WorkflowSettings, load
-from cryoray.simulation import simulate
+from cryoray.simulation import MICROGRAPHS, simulate
 from cryoray.workflow.extraction import (
     MissingMicrographsError,
     extractable,
@@ -32,8 +32,6 @@ from cryoray.workflow.relion import Job, Relion, options_of
 from cryoray.workflow.single_particle import STAGES, Workflow
 
 pytestmark = pytest.mark.long
-
-MICROGRAPHS = "MotionCorr/job001/corrected_micrographs.star"
 
 
 def relion(folder: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
