@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from cryoray.boosting import operating_point
 from cryoray.boosting.filtering import folds_of_groups
@@ -27,9 +26,8 @@ from cryoray.boosting.voting import score
 from cryoray.cli.common import Show
 from cryoray.formats.files import replacing
 from cryoray.ingest import ingest
-from cryoray.models.ensemble import save_weights
-from cryoray.models.fit import Epoch, Examples, FitTask
-from cryoray.models.networks import Network, NetworkConfig
+from cryoray.models.fit import Epoch, Examples
+from cryoray.models.networks import NetworkConfig
 from cryoray.models.rounds import Boosted, Levels, LocalFits, boost
 from cryoray.preparation.features import FEATURES
 from cryoray.records import Progress
@@ -174,27 +172,15 @@ def boosted_of(
         on_epoch=lambda epoch: show.progress(
             Progress("train", epoch.epoch, settings.train.fit.epochs, "epochs", epoch.task)
         ),
+        store=store,
     )
-
-    def fit(task: FitTask) -> Network:
-        kept = None if store is None else store / f"{task.name}.safetensors"
-        if kept is not None and kept.is_file():
-            network = Network(task.network, examples.features.shape[1])
-            network.load_state_dict(load_file(kept))
-            return network
-        (network,) = fits([task])
-        if kept is not None:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            save_weights(kept, network.state_dict())
-        return network
-
     with ThreadPoolExecutor(min(os.cpu_count() or 1, settings.train.folds + 1)) as pool:
         boosted = boost(
             examples,
             levels,
             folds_of_groups(levels["project"], settings.train.folds, settings.train.seed),
             settings.train,
-            fit_all=lambda tasks: list(pool.map(fit, tasks)),
+            fit_all=lambda tasks: list(pool.map(fits.fit, tasks)),
             held_out=fits.held_out,
             members=MEMBERS,
             on_event=show.event,

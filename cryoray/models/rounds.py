@@ -111,10 +111,10 @@ def boost(
         elif number == 1:
             suspects = filtering.suspected_labels(p[0], keep)
             threshold = _choose(p[0], keep, levels, settings).threshold
-            sampler = filtering.right_and_wrong(p[0], keep, threshold, suspects)
+            sampler = filtering.right_and_wrong(p[0], keep, threshold, suspects, settings.hard)
         else:
             threshold = _choose((p[0] + p[1]) / 2, keep, levels, settings).threshold
-            sampler = filtering.disagreements(p[0], p[1], keep, threshold, suspects)
+            sampler = filtering.disagreements(p[0], p[1], keep, threshold, suspects, settings.hard)
         network, logit = _round(
             name, config, sampler, examples, fold_of, settings, fit_all, held_out, store
         )
@@ -244,6 +244,9 @@ class LocalFits:
         settings: of each fit.
         device: to train on.
         on_epoch: told after every epoch.
+        store: where each network is kept once it is fitted, under its task's name, and looked for
+            before it is; of these examples and settings alone. None: nowhere.
+        kind: what fits a network; a benchmark compares another one.
     """
 
     def __init__(
@@ -252,24 +255,30 @@ class LocalFits:
         settings: FitSettings,
         device: str = "cpu",
         on_epoch: Callable[[Epoch], None] = ignore,
+        store: Path | None = None,
+        kind: type[Fit] = Fit,
     ) -> None:
-        self.examples, self.settings, self.device, self.on_epoch = (
-            examples,
-            settings,
-            device,
-            on_epoch,
-        )
+        self.examples, self.settings, self.device = examples, settings, device
+        self.on_epoch, self.store, self.kind = on_epoch, store, kind
         self.curves: list[Epoch] = []
 
     def __call__(self, tasks: Sequence[FitTask]) -> list[Network]:
         """See `FitAll`."""
-        return [self._fit(task) for task in tasks]
+        return [self.fit(task) for task in tasks]
 
-    def _fit(self, task: FitTask) -> Network:
-        fit = Fit(task, self.examples, self.settings, device=self.device)
+    def fit(self, task: FitTask) -> Network:
+        """One network; several threads may fit one each."""
+        fit = self.kind(task, self.examples, self.settings, device=self.device)
+        kept = None if self.store is None else self.store / f"{task.name}.safetensors"
+        if kept is not None and kept.is_file():
+            fit.network.load_state_dict(load_file(kept, device=self.device))
+            return fit.network
         while not fit.done:
             self.curves.append(fit.run_epoch())
             self.on_epoch(self.curves[-1])
+        if kept is not None:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            save_weights(kept, fit.result().state_dict())
         return fit.result()
 
     def held_out(self, networks: Sequence[Network], fold_of: np.ndarray) -> np.ndarray:
