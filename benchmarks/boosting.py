@@ -41,7 +41,7 @@ from flows.ensemble_class2d import MEMBERS, prepared_sets, settings_of
 
 PROTEINS, FOLDS = 20, 5
 SEEDS = int(os.environ.get("CRYORAY_BENCH_SEEDS", "3"))
-EPOCHS = int(os.environ.get("CRYORAY_BENCH_EPOCHS", "6"))
+EPOCHS = int(os.environ.get("CRYORAY_BENCH_EPOCHS", "6"))  # few proteins: more than for what ships
 _WORK = Path("build/ensembles/class2d.work")
 
 ONE, ALIKE, ALIKE_VOTE, KINDS, KINDS_VOTE, BOOSTED, SOFT, BOOSTED_MEAN, RELION = ARMS = (

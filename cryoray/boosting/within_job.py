@@ -12,11 +12,11 @@ from scipy.special import expit
 from cryoray.boosting.prevalence import log_odds
 
 #: Log-odds by which a class may be worse than the best of its job and still be kept, and around that the
-#: half-width of the review band. In five Class3D jobs of RELION on simulated collections, classes of mostly
-#: good particles were up to 3.1 behind, those half of junk 2.5 to 3.9, two thirds of junk 4.1, and those with
-#: next to no good particle 6.9 and more. Losing good particles is the worse error, and a class of half junk
-#: holds many.
-_WITHIN, _DOUBT = 4.5, 1.0
+#: half-width of the review band. In six Class3D jobs of RELION on simulated collections, classes of mostly
+#: good particles were up to 3.6 behind, those of mostly junk that held a third or more of good ones 2.0 to
+#: 6.7, and those with next to no good particle 5.6 to 11.8. Losing good particles is the worse error, and a
+#: class of half junk holds many; there are few 3D classes, and each is worth a look.
+_WITHIN, _DOUBT = 5.3, 1.3
 
 
 def beside_the_best(odds: np.ndarray, threshold: float) -> np.ndarray:
