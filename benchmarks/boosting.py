@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from multiprocessing import get_context
@@ -44,14 +43,14 @@ SEEDS = int(os.environ.get("CRYORAY_BENCH_SEEDS", "3"))
 EPOCHS = int(os.environ.get("CRYORAY_BENCH_EPOCHS", "6"))  # few proteins: more than for what ships
 _WORK = Path("build/ensembles/class2d.work")
 
-ONE, ALIKE, ALIKE_VOTE, KINDS, KINDS_VOTE, BOOSTED, SOFT, BOOSTED_MEAN, RELION = ARMS = (
+ONE, DEEPER, ALIKE, ALIKE_VOTE, KINDS, KINDS_VOTE, BOOSTED, BOOSTED_MEAN, RELION = ARMS = (
     "one network, d1",
+    "one network, of d2's kind",
     "three of d1's kind, averaged",
     "three of d1's kind, vote",
     "three kinds, averaged",
     "three kinds, vote",
     "three kinds, boosted, vote",
-    "three kinds, boosted softly, vote",
     "three kinds, boosted, averaged",
     "RELION's network",
 )
@@ -69,8 +68,6 @@ class Said(NamedTuple):
     threshold: float
 
 
-#: What d2 and d3 draw of what the members before get wrong, softly; by the book it is half.
-_SOFT = 0.25
 #: What RELION's network has in common with ours: the width of its last layer, and how much of it is dropped.
 RANKER = NetworkConfig(head=48, dropout=0.3)
 _RANKER_RATE = 1e-3
@@ -165,35 +162,26 @@ class Fold:
         d1 = self._member(MEMBERS[0], "d1", 0)
         alike = [d1, *(self._member(MEMBERS[0], f"alike{n}", n) for n in (1, 2))]
         kinds = [d1, *(self._member(MEMBERS[n], f"kind{n}", n) for n in (1, 2))]
-        boosted, softly = self._boosted(0.5), self._boosted(_SOFT)
+        boosted = self._boosted()
         return {
             ONE: self._averaged([d1]),
+            DEEPER: self._averaged([kinds[1]]),
             ALIKE: self._averaged(alike),
             ALIKE_VOTE: self._voted(alike),
             KINDS: self._averaged(kinds),
             KINDS_VOTE: self._voted(kinds),
             BOOSTED: self._voted(boosted),
-            SOFT: self._voted(softly),
             BOOSTED_MEAN: self._averaged(boosted),
             RELION: self._averaged([self._member(RANKER, "ranker", 0, self.ranker_fits)]),
         }
 
-    def _boosted(self, hard: float) -> list[Probabilities]:
-        def fit_all(tasks: Sequence[FitTask]) -> list[Network]:
-            """d1 is the same for any filter; the others have a name of their own."""
-            return self.fits(
-                [
-                    t if t.name.startswith("d1") else replace(t, name=f"{t.name}-hard{hard}")
-                    for t in tasks
-                ]
-            )
-
+    def _boosted(self) -> list[Probabilities]:
         boosted = boost(
             self.learned,
             self.levels,
             self.fold_of,
-            self.train.model_copy(update={"hard": hard}),
-            fit_all=fit_all,
+            self.train,
+            fit_all=self.fits,
             held_out=self.fits.held_out,
             members=MEMBERS,
         )

@@ -188,12 +188,6 @@ class TrainSettings(Section):
     hold_out: str | None = Field(None, description="groups, comma separated, or a fraction")
     split_by: Literal["auto", "project", "micrograph"] = "auto"
     folds: int = Field(3, ge=2, description="cross-fitting folds over groups")
-    hard: float = Field(
-        0.5,
-        ge=0,
-        le=0.5,
-        description="part of what d2 draws that d1 gets wrong, and of what d3 draws that they dispute",
-    )
     workers: int | None = Field(
         None, ge=1, description="None: one per GPU or core, up to folds + 1"
     )

@@ -112,11 +112,7 @@ def everything(n: int) -> Sampler:
 
 
 def right_and_wrong(
-    d1: np.ndarray,
-    keep: np.ndarray,
-    threshold: float,
-    suspects: np.ndarray,
-    hard: float = 0.5,
+    d1: np.ndarray, keep: np.ndarray, threshold: float, suspects: np.ndarray
 ) -> Sampler:
     """d2's sampler: per label, half of what is drawn d1 gets wrong and half it gets right.
 
@@ -125,52 +121,39 @@ def right_and_wrong(
         keep: bool [n].
         threshold: the operating threshold at which right and wrong are judged.
         suspects: bool [n], likely label errors: not drawn, since boosting would concentrate on them.
-        hard: which part of what is drawn d1 gets wrong, if not half: fewer is a softer filter, and as
-            many as there are in the set no filter.
     """
     wrong = (d1 >= threshold) != keep
     strata: list[Stratum] = []
     for label in (True, False):
         usable = (keep == label) & ~suspects
-        strata += _drawn(np.flatnonzero(usable & wrong), np.flatnonzero(usable & ~wrong), hard)
+        strata += _halves(np.flatnonzero(usable & wrong), np.flatnonzero(usable & ~wrong))
     return Sampler(tuple(strata))
 
 
 def disagreements(
-    d1: np.ndarray,
-    d2: np.ndarray,
-    keep: np.ndarray,
-    threshold: float,
-    suspects: np.ndarray,
-    hard: float = 0.5,
+    d1: np.ndarray, d2: np.ndarray, keep: np.ndarray, threshold: float, suspects: np.ndarray
 ) -> Sampler:
     """d3's sampler: half of what is drawn d1 and d2 disagree about or nearly do, half is the rest.
 
     Good members disagree about a few images in a hundred, and many of those are beyond anybody: a network
     that sees nothing else learns noise. So near-ties (the images whose mean of d1 and d2 lies closest to
     the threshold) make the disagreements up to an eighth of all, and the other half keeps d3 a judge of
-    its own. Likely label errors are not drawn. ``hard`` as for `right_and_wrong`.
+    its own. Likely label errors are not drawn.
     """
     distance = np.abs((d1 + d2) / 2 - threshold)
     distance[disagree(d1, d2, threshold)] = 0.0
     distance[suspects] = np.inf
     apart = int(np.count_nonzero(distance == 0.0))
-    doubtful = np.zeros(len(keep), bool)
-    doubtful[np.argsort(distance, kind="stable")[: max(apart, len(keep) // 8)]] = True
-    doubtful &= ~suspects
-    return Sampler(
-        tuple(_drawn(np.flatnonzero(doubtful), np.flatnonzero(~doubtful & ~suspects), hard))
-    )
+    hard = np.zeros(len(keep), bool)
+    hard[np.argsort(distance, kind="stable")[: max(apart, len(keep) // 8)]] = True
+    hard &= ~suspects
+    return Sampler(tuple(_halves(np.flatnonzero(hard), np.flatnonzero(~hard & ~suspects))))
 
 
-def _drawn(first: np.ndarray, second: np.ndarray, part: float) -> list[Stratum]:
-    """``part`` of an epoch from the first, unless they are so few that it would be learned by heart.
-
-    A part of less than a half never makes them rarer than they are.
-    """
+def _halves(first: np.ndarray, second: np.ndarray) -> list[Stratum]:
+    """Half an epoch from each, unless ``first`` is so small that it would be learned by heart."""
     total = len(first) + len(second)
-    wanted = max(int(part * total), min(len(first), total // 2))
-    one = min(wanted, MAX_REPEATS * len(first)) if len(second) else total
+    one = min(total // 2, MAX_REPEATS * len(first)) if len(second) else total
     other = total - one
     return [
         Stratum(rows, count)

@@ -111,10 +111,10 @@ def boost(
         elif number == 1:
             suspects = filtering.suspected_labels(p[0], keep)
             threshold = _choose(p[0], keep, levels, settings).threshold
-            sampler = filtering.right_and_wrong(p[0], keep, threshold, suspects, settings.hard)
+            sampler = filtering.right_and_wrong(p[0], keep, threshold, suspects)
         else:
             threshold = _choose((p[0] + p[1]) / 2, keep, levels, settings).threshold
-            sampler = filtering.disagreements(p[0], p[1], keep, threshold, suspects, settings.hard)
+            sampler = filtering.disagreements(p[0], p[1], keep, threshold, suspects)
         network, logit = _round(
             name, config, sampler, examples, fold_of, settings, fit_all, held_out, store
         )

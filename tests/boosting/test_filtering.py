@@ -40,20 +40,6 @@ def test_d1_is_right_half_the_time_on_what_d2_sees_for_each_label(judged):
     assert keep[drawn].mean() == pytest.approx(keep.mean(), abs=0.001)
 
 
-def test_a_softer_filter_draws_fewer_of_the_wrong_but_no_fewer_than_there_are(judged):
-    p, keep = judged
-    sure, wrong = np.zeros(len(keep), bool), (p >= 0.5) != keep
-    for hard in (0.4, 0.0):
-        drawn = right_and_wrong(p, keep, 0.5, sure, hard).draw(0, 0)
-        for label in (True, False):
-            natural = wrong[keep == label].mean()
-            assert wrong[drawn][keep[drawn] == label].mean() == pytest.approx(
-                max(hard, natural), abs=0.001
-            )
-    drawn = disagreements(p, p, keep, 0.5, sure, 0.0).draw(0, 0)
-    assert sorted(drawn) == list(range(len(keep)))
-
-
 def test_few_wrong_examples_are_not_learned_by_heart():
     keep = np.arange(1000) < 700
     p = keep.astype(np.float32)
