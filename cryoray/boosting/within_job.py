@@ -13,8 +13,8 @@ from cryoray.boosting.prevalence import log_odds
 
 #: Log-odds by which a class may be worse than the best of its job and still be kept, and around that the
 #: half-width of the review band. In six Class3D jobs of RELION on simulated collections, classes of mostly
-#: good particles were up to 3.6 behind, those of mostly junk that held a third or more of good ones 2.0 to
-#: 6.7, and those with next to no good particle 5.6 to 11.8. Losing good particles is the worse error, and a
+#: good particles were up to 3.4 behind, those of mostly junk that held a third or more of good ones 3.5 to
+#: 6.7, and those with next to no good particle 5.7 to 11.8. Losing good particles is the worse error, and a
 #: class of half junk holds many; there are few 3D classes, and each is worth a look.
 _WITHIN, _DOUBT = 5.3, 1.3
 
