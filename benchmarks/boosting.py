@@ -4,7 +4,8 @@
 proteins, three seeds, the same splits, epochs and search for a threshold, which never sees a tested
 protein. It prepares classes as ``make ensembles KIND=class2d`` does, in the same folder, and keeps
 networks and what each fold gave beside them, so that a run that was stopped goes on; remove them after a
-change. ``CRYORAY_BENCH_SEEDS`` and ``CRYORAY_BENCH_EPOCHS`` shorten it. Two hours on two cores.
+change. ``CRYORAY_BENCH_SEEDS`` and ``CRYORAY_BENCH_EPOCHS`` shorten it. Two and a half hours on two
+threads of one core.
 """
 
 from __future__ import annotations
