@@ -279,7 +279,8 @@ def card(rows: Mapping[str, Mapping[str, Any]], lost: np.ndarray, settings: Sett
         "(`python -m benchmarks.class2d` trains without it altogether), and members are calibrated with it. "
         "Networks and settings were not chosen by these numbers, but for one: the bound is promised with "
         f"{settings.train.operating_point.confidence:.0%}, since at 95% both real proteins lost more than it "
-        "allows. The look of simulated classes was made to resemble the real ones, by eye and by how well single features tell the kept from the others.",
+        "allows. The look of simulated classes was made to resemble the real ones, "
+        "by eye and by how well single features tell the kept from the others.",
         "",
         "Learned from: simulated jobs (`cryoray.simulation.classes`, of random proteins; no structure of a "
         "real one is used)"
