@@ -3,9 +3,9 @@
 ``python -m benchmarks.boosting`` trains each on simulated 2D classes of 20 proteins: five folds over
 proteins, three seeds, the same splits, epochs and search for a threshold, which never sees a tested
 protein. It prepares classes as ``make ensembles KIND=class2d`` does, in the same folder, and keeps
-networks and what each fold gave beside them, so that a run that was stopped goes on; remove them after a
-change. ``CRYORAY_BENCH_SEEDS`` and ``CRYORAY_BENCH_EPOCHS`` shorten it. Two and a half hours on two
-threads of one core.
+networks beside them, so that a run that was stopped goes on; remove them after a change.
+``CRYORAY_BENCH_SEEDS`` and ``CRYORAY_BENCH_EPOCHS`` shorten it. Two and a half hours on two threads of one
+core.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from cryoray.boosting.calibration import fit_platt
 from cryoray.boosting.filtering import everything, folds_of_groups
 from cryoray.boosting.voting import score
 from cryoray.cli.common import Show
-from cryoray.formats.files import replacing
 from cryoray.models.fit import Fit, FitTask, score_rows
 from cryoray.models.networks import Network, NetworkConfig
 from cryoray.models.rounds import Levels, LocalFits, boost
-from cryoray.settings import Settings
+from cryoray.settings import OperatingPointSettings, Settings
 from cryoray.training.examples import SetExamples, gather
 from cryoray.validation.accuracy import auroc
 from flows.ensemble_class2d import MEMBERS, prepared_sets, settings_of
 
 PROTEINS, FOLDS = 20, 5
 SEEDS = int(os.environ.get("CRYORAY_BENCH_SEEDS", "3"))
-EPOCHS = int(os.environ.get("CRYORAY_BENCH_EPOCHS", "6"))  # few proteins: more than for what ships
-#: The default: simulated proteins, which are tested, are like those that are learned from.
-_CONFIDENCE = 0.95
+#: More than for what ships, which has more proteins.
+EPOCHS = int(os.environ.get("CRYORAY_BENCH_EPOCHS", "6"))
+#: Not that of what ships: the proteins that are tested are simulated like those that are learned from.
+_CONFIDENCE = OperatingPointSettings().confidence
 _WORK = Path("build/ensembles/class2d.work")
 
 ONE, DEEPER, ALIKE, ALIKE_VOTE, KINDS, KINDS_VOTE, BOOSTED, BOOSTED_MEAN, RELION = ARMS = (
@@ -244,9 +244,9 @@ def measure() -> dict[str, Any]:
     jobs = [(seed, fold) for fold in range(FOLDS) for seed in range(SEEDS)]
     # Spawned: torch's threads do not survive a fork.
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        files = list(pool.map(partial(_fold, sets, work), *zip(*jobs, strict=True)))
-    of_job = dict(zip(jobs, map(np.load, files), strict=True))
-    rows = [_row(arm, number, of_job) for number, arm in enumerate(ARMS)]
+        done = pool.map(partial(_fold, sets, work), *zip(*jobs, strict=True))
+        of_job = dict(zip(jobs, done, strict=True))
+    rows = [_row(arm, of_job) for arm in ARMS]
     return result(
         "What does boosting buy?",
         rows,
@@ -259,37 +259,29 @@ def measure() -> dict[str, Any]:
     )
 
 
-def _fold(sets: Sequence[Path], work: Path, seed: int, fold: int) -> Path:
-    """Train all arms without one fold of the proteins, and keep what they say of it."""
-    out = work / f"seed{seed}-fold{fold}.npz"
-    if out.is_file():
-        return out
+def _fold(
+    sets: Sequence[Path], work: Path, seed: int, fold: int
+) -> tuple[np.ndarray, dict[str, Said]]:
+    """Which classes of one fold of the proteins are good, bool [n], and what all arms say without it."""
     torch.set_num_threads(1)
     settings = settings_of(EPOCHS, seed, _CONFIDENCE)
     examples, _ = gather(sets, settings.train)
     # The folds are the same for all seeds, so that their verdicts can be compared.
     here = folds_of_groups(examples.groups("project"), FOLDS, 0) == fold
     tested = examples.where(here)
-    said = Fold(examples.where(~here), tested, settings, work / f"seed{seed}-fold{fold}").said()
-    with replacing(out) as temporary, temporary.open("wb") as stream:
-        np.savez(
-            stream,
-            keep=tested.labels == 1,
-            scores=np.stack([said[arm].scores for arm in ARMS]),
-            thresholds=np.array([said[arm].threshold for arm in ARMS], np.float32),
-        )
-    return out
+    arms = Fold(examples.where(~here), tested, settings, work / f"seed{seed}-fold{fold}")
+    return tested.labels == 1, arms.said()
 
 
-def _row(arm: str, number: int, of_job: dict[tuple[int, int], Any]) -> Row:
-    keep = np.concatenate([of_job[0, fold]["keep"] for fold in range(FOLDS)])
+def _row(arm: str, of_job: dict[tuple[int, int], tuple[np.ndarray, dict[str, Said]]]) -> Row:
+    keep = np.concatenate([of_job[0, fold][0] for fold in range(FOLDS)])
     judged, ranked = [], []
     for seed in range(SEEDS):
-        folds = [of_job[seed, fold] for fold in range(FOLDS)]
+        folds = [(good, said[arm]) for good, said in (of_job[seed, f] for f in range(FOLDS))]
         judged.append(
-            np.concatenate([f["scores"][number] >= f["thresholds"][number] for f in folds])
+            np.concatenate([said.scores >= np.float32(said.threshold) for _, said in folds])
         )
-        ranked.append(float(np.mean([auroc(f["keep"], f["scores"][number]) for f in folds])))
+        ranked.append(float(np.mean([auroc(good, said.scores) for good, said in folds])))
     accuracy = [float(np.mean(one == keep)) for one in judged]
     differ = [float(np.mean(one != other)) for one, other in combinations(judged, 2)]
     row: Row = {"arm": arm, "classes": len(keep), "AUROC": f"{np.mean(ranked):.4f}"}

@@ -20,7 +20,8 @@ from benchmarks.common import Row, main, result
 from cryoray.boosting.operating_point import ask_third
 from cryoray.boosting.voting import score
 from cryoray.cli.common import Show
-from cryoray.models.fit import score_rows
+from cryoray.inference.ablation import Blind
+from cryoray.models.fit import Examples, score_rows
 from cryoray.models.rounds import Boosted, Levels
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.settings import Settings
@@ -40,30 +41,25 @@ _WORK = Path("build/ensembles/class2d.work")
 _RANK = "class_distribution_rank"
 _PARTS = ("both", "images", "metadata")
 _RESAMPLES = 2000
-#: Side of an image on which nothing is to be seen: the smaller, the sooner it has been looked at.
-_NOTHING = 16
 
 
-class Part:
-    """Examples of which images or metadata are hidden.
+class ImagesAlone:
+    """Examples whose metadata are missing.
 
     Args:
         examples: all there is to see.
-        part: ``both``, ``images`` or ``metadata``: what is seen.
     """
 
-    def __init__(self, examples: SetExamples, part: str) -> None:
-        self._examples, self._blind = examples, part == "metadata"
-        self.labels = examples.labels
-        self.features = (
-            np.full_like(examples.features, np.nan) if part == "images" else examples.features
-        )
+    def __init__(self, examples: SetExamples) -> None:
+        self.images, self.labels = examples.images, examples.labels
+        self.features = np.full_like(examples.features, np.nan)
 
-    def images(self, rows: np.ndarray) -> np.ndarray:
-        """See `models.fit.Examples`."""
-        if self._blind:
-            return np.zeros((len(rows), _NOTHING, _NOTHING), np.float32)
-        return self._examples.images(rows)
+
+def part_of(examples: SetExamples, part: str) -> Examples:
+    """Examples of which images or metadata are hidden, or neither: ``both`` are seen."""
+    if part == "metadata":
+        return Blind(examples.features, examples.labels)
+    return examples if part == "both" else ImagesAlone(examples)
 
 
 def measure() -> dict[str, Any]:
@@ -84,7 +80,7 @@ def measure() -> dict[str, Any]:
             rows.append(_baseline(protein, held_out, keep))
             for part in parts:
                 boosted = _trained(examples, part, settings, show)
-                scores = judged(boosted, Part(held_out, part), len(keep))
+                scores = judged(boosted, part_of(held_out, part), len(keep))
                 how = f"{part if part == 'both' else f'{part} alone'}, threshold beforehand"
                 rows.append(_row(protein, how, scores, keep, boosted.point.threshold))
     return result(
@@ -108,10 +104,10 @@ def _trained(examples: SetExamples, part: str, settings: Settings, show: Show) -
         "project": examples.groups("project"),
         "micrograph": examples.groups("micrograph"),
     }
-    return boosted_of(Part(examples, part), levels, settings, show)[0]
+    return boosted_of(part_of(examples, part), levels, settings, show)[0]
 
 
-def judged(boosted: Boosted, examples: Part, n: int) -> np.ndarray:
+def judged(boosted: Boosted, examples: Examples, n: int) -> np.ndarray:
     """Scores [n] as the ensemble gives them, d3 asked where d1 and d2 disagree."""
     d1, d2, d3 = (
         platt(score_rows(network, examples, np.arange(n)))

@@ -149,13 +149,19 @@ def _within(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return order
 
 
-class _Blind:
-    """Examples whose images show nothing."""
+class Blind:
+    """Examples whose images show nothing.
+
+    Args:
+        features: float32 [N, F], NaN where missing.
+        labels: int8 [N], 1 keep and 0 discard.
+    """
 
     def __init__(self, features: np.ndarray, labels: np.ndarray) -> None:
         self.features, self.labels = features, labels
 
     def images(self, rows: np.ndarray) -> np.ndarray:
+        """See `models.fit.Examples`."""
         return np.zeros((len(rows), _BLANK, _BLANK), np.float32)
 
 
@@ -179,7 +185,7 @@ def metadata_alone(
         what gives scores, float32 [m], of metadata [m, F]; and its threshold.
     """
     fit = settings.fit.model_copy(update={"metadata_dropout": 0.0, "augment": _UNCHANGED})
-    examples = _Blind(features, labels)
+    examples = Blind(features, labels)
     fits = LocalFits(examples, fit)
     boosted = boost(
         examples,
@@ -192,7 +198,7 @@ def metadata_alone(
     )
 
     def judge(new: np.ndarray) -> np.ndarray:
-        blind, rows = _Blind(new, np.zeros(len(new), np.int8)), np.arange(len(new))
+        blind, rows = Blind(new, np.zeros(len(new), np.int8)), np.arange(len(new))
         return score(
             *(
                 platt(score_rows(network, blind, rows))
