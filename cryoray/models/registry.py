@@ -168,13 +168,12 @@ def install(ensemble: Path, registry: Path, name: str) -> str:
         shutil.copytree(ensemble, copy / digest)
         if Ensemble.load(copy / digest).digest != digest:
             raise EnsembleError("changed while it was copied", file=ensemble, remedy="try again")
-        if place.exists():  # a damaged one, which nobody can be using
-            place.rename(copy / "damaged")
-        (copy / digest).rename(place)
-    except OSError:
-        # Somebody who installed the same at the same time was first.
-        if not _whole(place):
-            raise
+        with _locked(registry, name):
+            # Another may have installed the same meanwhile, and use it: only a damaged one gives way.
+            if not _whole(place):
+                if place.exists():
+                    place.rename(copy / "damaged")
+                (copy / digest).rename(place)
     finally:
         shutil.rmtree(copy, ignore_errors=True)
     return digest

@@ -172,6 +172,24 @@ def test_many_who_promote_at_once_leave_a_history_that_ends_with_the_active_one(
     assert all(before != after for before, after in pairwise(digests(root)))
 
 
+def test_who_installs_the_same_meanwhile_is_not_replaced(
+    saved: list[Ensemble], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copytree = shutil.copytree
+
+    def slow(source: Path, target: Path) -> None:
+        copytree(source, target)
+        monkeypatch.setattr(registry.shutil, "copytree", copytree)
+        registry.install(saved[0].path, root, NAME)
+        used.append((root / NAME / saved[0].digest).stat().st_ino)
+
+    used: list[int] = []
+    monkeypatch.setattr(registry.shutil, "copytree", slow)
+    digest = registry.install(saved[0].path, root, NAME)
+    assert used == [(root / NAME / digest).stat().st_ino]
+    assert not list((root / NAME).glob(f".{digest[:12]}.*"))
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("verb", ["promote", "rollback"])
 def test_a_crash_before_the_history_was_written_is_made_good(
