@@ -11,8 +11,10 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -87,20 +89,36 @@ def settings_of(epochs: int = _EPOCHS, seed: int = 0, confidence: float = _CONFI
 
 def prepared_sets(work: Path, real: Path | None, show: Show) -> dict[str, list[Path]]:
     """The prepared sets of simulated proteins, and of each protein with a human selection."""
-    folders = simulate_classes(work / "simulated", PROJECTS, JOBS, on_progress=show.progress)
-    sources: dict[str, Sequence[Path]] = {folder.name: [folder] for folder in folders}
+    sets: dict[str, list[Path]] = {"simulated": []}
+    # Not forked: torch's threads do not survive that.
+    with ProcessPoolExecutor(
+        os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,)
+    ) as pool:
+        for made in pool.map(partial(_simulated, work, JOBS), range(PROJECTS)):
+            sets["simulated"].append(made)
+            show.progress(Progress("simulate", len(sets["simulated"]), PROJECTS, "proteins"))
     human = real / "class-averages-human" if real else None
     if human is not None and human.is_dir():
         for protein, begins in HUMAN.items():
-            sources[protein] = sorted(human.glob(f"{begins}*_model.star"))
-    sets: dict[str, list[Path]] = {"simulated": []}
-    for name, paths in sources.items():
-        out = work / "sets" / name
-        if not (out / "set.json").is_file():
-            chosen = settings_of().ingest.model_copy(update={"group": name})
-            ingest(paths, out, settings_of().model_copy(update={"ingest": chosen}))
-        sets.setdefault(name if name in HUMAN else "simulated", []).append(out)
+            sources = sorted(human.glob(f"{begins}*_model.star"))
+            sets[protein] = [_prepared(sources, work / "sets" / protein)]
     return sets
+
+
+def _simulated(work: Path, jobs: int, number: int) -> Path:
+    """The prepared set of one simulated protein."""
+    name = f"simulated-{number + 1:03d}"
+    folder = simulate_classes(work / "simulated" / name, number, jobs)
+    return _prepared([folder], work / "sets" / name)
+
+
+def _prepared(sources: Sequence[Path], out: Path) -> Path:
+    """A set that is its own group, named as its folder."""
+    if not (out / "set.json").is_file():
+        settings = settings_of()
+        chosen = settings.ingest.model_copy(update={"group": out.name})
+        ingest(sources, out, settings.model_copy(update={"ingest": chosen}))
+    return out
 
 
 def build(out: Path, work: Path, real: Path | None) -> Path:

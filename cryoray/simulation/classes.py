@@ -23,7 +23,6 @@ import torch
 from cryoray.errors import InputError
 from cryoray.formats.files import replacing
 from cryoray.formats.mrc import StackWriter
-from cryoray.records import OnProgress, Progress, ignore
 from cryoray.simulation import junk
 from cryoray.simulation.junk import PARTICLE, Stage
 from cryoray.simulation.microscope import (
@@ -110,52 +109,43 @@ class Job:
     translations: np.ndarray
 
 
-def simulate_classes(
-    out: Path, projects: int, jobs: int, seed: int = 0, *, on_progress: OnProgress = ignore
-) -> list[Path]:
-    """Simulate 2D classification jobs, with a person's selection and the truth.
+def simulate_classes(out: Path, number: int, jobs: int, seed: int = 0) -> Path:
+    """Simulate 2D classification jobs of one protein, with a person's selection and the truth.
 
-    A project is a folder of jobs of one protein: ``jobNNN_classes.mrcs`` (float16),
-    ``jobNNN_model.star``, and of all of them ``labels.csv`` (the person's, with the reason of what is
-    discarded) and ``truth.csv``. ``classes.json`` says how it was made, and is written last; a folder
-    that the same numbers have already filled is left as it is.
+    ``jobNNN_classes.mrcs`` (float16), ``jobNNN_model.star``, and of all of them ``labels.csv`` (the
+    person's, with the reason of what is discarded) and ``truth.csv``. ``classes.json`` says how it was
+    made, and is written last; a folder that the same numbers have already filled is left as it is.
 
     Args:
         out: folder to write into; made where it is missing.
-        projects: how many, each of another protein.
-        jobs: in each.
-        seed: of everything random.
-        on_progress: told after each job.
+        number: of the protein, from 0 on: it and ``seed`` make all that is random.
+        jobs: how many.
+        seed: of a series of proteins.
 
     Returns:
-        the folders of the projects.
+        ``out``.
 
     Raises:
         InputError: ``out`` holds another simulation.
     """
-    folders = [out / f"simulated-{number + 1:03d}" for number in range(projects)]
-    book, made = out / "classes.json", {"projects": projects, "jobs": jobs, "seed": seed}
+    book, made = out / "classes.json", {"number": number, "jobs": jobs, "seed": seed}
     if book.is_file() and json.loads(book.read_text(encoding="utf-8")) == made:
-        return folders
+        return out
     if book.exists():
         raise InputError("holds another simulation", file=out, remedy="give a new folder")
-    for number, family in enumerate(islice(families(seed), projects)):
-        rng = np.random.default_rng((seed, number))
-        subject, labels, truth = _subject(rng, family), [], []
-        for job in range(jobs):
-            name = f"job{job + 1:03d}"
-            simulated = simulate_job(subject, rng)
-            _write(folders[number], name, simulated, subject)
-            labels += _labels(name, simulated)
-            truth += _truth(name, simulated)
-            on_progress(
-                Progress("simulate", number * jobs + job + 1, projects * jobs, "jobs", family)
-            )
-        _write_csv(folders[number] / "labels.csv", labels)
-        _write_csv(folders[number] / "truth.csv", truth)
+    rng = np.random.default_rng((seed, number))
+    subject, labels, truth = _subject(rng, next(islice(families(seed), number, None))), [], []
+    for job in range(jobs):
+        name = f"job{job + 1:03d}"
+        simulated = simulate_job(subject, rng)
+        _write(out, name, simulated, subject)
+        labels += _labels(name, simulated)
+        truth += _truth(name, simulated)
+    _write_csv(out / "labels.csv", labels)
+    _write_csv(out / "truth.csv", truth)
     with replacing(book) as temporary:
         temporary.write_text(json.dumps(made), encoding="utf-8")
-    return folders
+    return out
 
 
 def _subject(rng: np.random.Generator, family: str) -> Subject:

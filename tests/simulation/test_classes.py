@@ -81,7 +81,7 @@ def test_cryosparc_shows_the_largest_class_first() -> None:
 
 @pytest.mark.long
 def test_a_project_is_a_folder_that_ingest_reads(tmp_path: Path) -> None:
-    (folder,) = simulate_classes(tmp_path / "out", 1, 2, seed=3)
+    folder = simulate_classes(tmp_path / "out", 0, 2, seed=3)
     models = find_sources(folder, "class2d")
     assert [path.name for path in models] == ["job001_model.star", "job002_model.star"]
     source = open_source(models[1], "class2d")
@@ -92,7 +92,7 @@ def test_a_project_is_a_folder_that_ingest_reads(tmp_path: Path) -> None:
     features = source_features(source, ["estimated_resolution_rank", "protein_area"])
     assert np.isfinite(features).mean() > 0.8
     before = (folder / "job001_classes.mrcs").stat().st_mtime_ns
-    assert simulate_classes(tmp_path / "out", 1, 2, seed=3) == [folder]
+    assert simulate_classes(tmp_path / "out", 0, 2, seed=3) == folder
     assert (folder / "job001_classes.mrcs").stat().st_mtime_ns == before
     with pytest.raises(InputError, match="holds another simulation"):
-        simulate_classes(tmp_path / "out", 2, 2, seed=3)
+        simulate_classes(tmp_path / "out", 1, 2, seed=3)
