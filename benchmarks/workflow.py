@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import Row, main, result
+from cryoray.formats.source import open_source
 from cryoray.settings import Settings, SimulateSettings, WorkflowSettings
 from cryoray.simulation import MICROGRAPHS, read_truth, simulate
 from cryoray.workflow.single_particle import (
@@ -85,6 +86,9 @@ def measure() -> dict[str, Any]:
         project = folder / "project-01"
         told = arms(project / FOLDER)
         truth = read_truth(project)
+        good = {f"{int(row['index']):06d}@{row['stack']}" for row in truth if row["keep"] == "1"}
+        (selected,) = (s["job"] for s in told["with"]["stages"] if s["stage"] == "select2d")
+        kept = open_source(project / selected / "particles.star").images
     rows: list[Row] = [
         {
             "stage": f"{stage['stage']}, {name} cryoray",
@@ -95,7 +99,10 @@ def measure() -> dict[str, Any]:
         for name, arm in told.items()
         for stage in arm["stages"]
     ]
-    notes = [f"{len(truth)} particles, {sum(line['keep'] == '1' for line in truth)} of them good"]
+    notes = [
+        f"{len(truth)} particles, {len(good)} of them good",
+        f"select2d kept {len(kept)} particles, {sum(image in good for image in kept)} of them good",
+    ]
     for name, arm in told.items():
         asked = ", ".join(f"{arm['decisions'][what]:,} {what}" for what in ASKED)
         spent = sum(stage["seconds"] or 0.0 for stage in arm["stages"])
