@@ -40,11 +40,11 @@ def normalize_background(images: torch.Tensor, radius: float) -> torch.Tensor:
     )
     pixels, beneath = images.reshape(n, -1), plane[:, outside]
     residual = pixels.index_select(1, outside)
-    coefficients = residual @ solver
+    coefficients = _fitted(residual, solver)
     residual -= coefficients @ beneath
     deviation = _deviation(residual)
     for _ in range(_PASSES):
-        change = _cut(residual, _HUBER * deviation) @ solver
+        change = _fitted(_cut(residual, _HUBER * deviation), solver)
         coefficients = coefficients + change
         residual -= change @ beneath
         deviation = _deviation(_cut(residual, _HUBER * deviation), _HUBER)
@@ -63,6 +63,15 @@ def normalize_background(images: torch.Tensor, radius: float) -> torch.Tensor:
 def clip(images: torch.Tensor, limit: float) -> torch.Tensor:
     """Images with values beyond ±``limit`` (standard deviations, after normalising) cut off."""
     return images.clamp(-limit, limit)
+
+
+def _fitted(residual: torch.Tensor, solver: torch.Tensor) -> torch.Tensor:
+    """Coefficients [n, 3] of the plane through each ring [n, p].
+
+    Not a matrix product: on some processors that sums a row in another order at another place in the
+    batch, and an image must not depend on its neighbours.
+    """
+    return (residual[:, None] * solver).sum(2)
 
 
 def _cut(values: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
@@ -85,14 +94,14 @@ def _deviation(values: torch.Tensor, cut: float | None = None) -> torch.Tensor:
 def _background(
     height: int, width: int, radius: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Indices of the ring [p] and of the rest, basis of a plane [3, H*W], its solver [p, 3]."""
+    """Indices of the ring [p] and of the rest, basis of a plane [3, H*W], its solver [3, p]."""
     y = (np.arange(height) - height // 2)[:, None] / height
     x = (np.arange(width) - width // 2)[None, :] / width
     ring = np.hypot(y, x).ravel() > radius
     outside, inside = np.flatnonzero(ring), np.flatnonzero(~ring)
     grids = np.broadcast_arrays(np.ones_like(y), y, x)
     plane = np.stack([grid.ravel() for grid in grids])
-    solver = np.linalg.pinv(plane[:, outside].T).T
+    solver = np.linalg.pinv(plane[:, outside].T)
     return (
         torch.from_numpy(outside),
         torch.from_numpy(inside),
