@@ -37,9 +37,10 @@ from cryoray.simulation.junk import KINDS
 from cryoray.training import train
 from cryoray.validation.accuracy import auroc
 
-#: Simulated projects and images of each. Many and small: it is proteins that have to be new.
-PROJECTS, IMAGES = 96, 200
-EPOCHS = 8
+#: Simulated projects and images of each. Many and small: it is proteins that have to be new. With five times
+#: as many, seen less often each, a real protein held out went from an AUROC of 0.938 to 0.963.
+PROJECTS, IMAGES = 480, 200
+EPOCHS = 5
 SEED = 2026
 #: Raw boxes, px, and how often; signal-to-noise ratio at 128 px, which falls as sampling gets finer.
 _BOXES, _OFTEN = (72, 96, 128, 160), (0.2, 0.4, 0.3, 0.1)
