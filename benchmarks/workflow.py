@@ -86,7 +86,7 @@ def measure() -> dict[str, Any]:
         project = folder / "project-01"
         told = arms(project / FOLDER)
         truth = read_truth(project)
-        good = {f"{int(row['index']):06d}@{row['stack']}" for row in truth if row["keep"] == "1"}
+        good = {row["image"] for row in truth if row["keep"] == "1"}
         (selected,) = (s["job"] for s in told["with"]["stages"] if s["stage"] == "select2d")
         kept = open_source(project / selected / "particles.star").images
     rows: list[Row] = [

@@ -143,9 +143,7 @@ def held_out(trained: Path, collections: Path) -> HeldOut:
     project_of, image = (np.array(table[name].to_pylist(), object) for name in ("project", "image"))
     kind = np.full(len(project_of), "", object)
     for project in sorted(file.parent for file in collections.glob("*/*/truth.csv")):
-        true = {
-            f"{int(row['index']):06d}@{row['stack']}": row["kind"] for row in read_truth(project)
-        }
+        true = {row["image"]: row["kind"] for row in read_truth(project)}
         here = np.flatnonzero(project_of == project.name)
         kind[here] = [true[i] for i in image[here]]
     keep, score = (table[name].to_numpy() for name in ("keep", "score"))

@@ -553,9 +553,15 @@ def _write_star(
 
 
 def read_truth(project: Path) -> list[dict[str, str]]:
-    """The rows of a project's ``truth.csv``: what each image is, by stack and index (from 1)."""
+    """The rows of a project's ``truth.csv``: what each image is, by stack and index (from 1).
+
+    Each has a column more, ``image``, its name as a `formats.source.Source` of the project gives it.
+    """
     with (project / "truth.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        return [
+            row | {"image": f"{int(row['index']):06d}@{row['stack']}"}
+            for row in csv.DictReader(file)
+        ]
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, object]]) -> None:

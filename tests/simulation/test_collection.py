@@ -86,9 +86,7 @@ def test_each_project_is_a_source_with_a_selection_and_the_truth(
         assert [stack.is_file() for stack in source.stacks] == [True] * 3
         assert images(project).shape == (25, BOX, BOX)
         true = truth(project)
-        assert [f"{int(i):06d}@{s}" for i, s in zip(true["index"], true["stack"], strict=True)] == [
-            *source.images
-        ]
+        assert true["image"].tolist() == [*source.images]
         selection = find_selection(found)
         assert selection is not None
         labels = read_selection(selection, source)
