@@ -238,7 +238,7 @@ class Fold:
 def measure() -> dict[str, Any]:
     """Accuracy and false negatives of each arm, their spread over seeds, and verdicts that differ."""
     with Show() as show:
-        sets = prepared_sets(_WORK, None, show)["simulated"][:PROTEINS]
+        sets = prepared_sets(_WORK, PROTEINS, None, show)["simulated"]
     work = _WORK / f"boosting-{EPOCHS}"
     work.mkdir(exist_ok=True)
     jobs = [(seed, fold) for fold in range(FOLDS) for seed in range(SEEDS)]

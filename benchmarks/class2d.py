@@ -30,6 +30,7 @@ from cryoray.validation.accuracy import auroc, confusion
 from flows.ensemble_class2d import (
     HUMAN,
     HUMAN_WEIGHT,
+    PROJECTS,
     boosted_of,
     one_thread,
     prepared_sets,
@@ -69,7 +70,7 @@ def measure() -> dict[str, Any]:
     settings = settings_of(int(epochs)) if epochs else settings_of()
     rows: list[Row] = []
     with Show() as show, one_thread():
-        sets = prepared_sets(_WORK, _REAL, show)
+        sets = prepared_sets(_WORK, PROJECTS, _REAL, show)
         if any(protein not in sets for protein in HUMAN):
             raise SystemExit(f"{_REAL} has no class-averages-human")
         for protein in HUMAN:
