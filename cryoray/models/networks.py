@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import Lock
 from typing import Literal
 
 import torch
@@ -23,6 +24,7 @@ _ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
 _RINGS = ((0.0, 0.4), (0.4, 0.75), (0.75, 1.5))
 #: A feature whose standard deviation in training is below this is the same for all.
 _CONSTANT = 1e-3
+_DRAWING = Lock()
 
 
 class NetworkConfig(BaseModel):
@@ -180,7 +182,8 @@ def _ring_weights(maps: Tensor) -> Tensor:
 
 def build(config: NetworkConfig, features: int, seed: int, outputs: int = 1) -> Network:
     """A network with weights that are a function of ``seed`` alone."""
-    with torch.random.fork_rng(devices=[]):
+    # Layers draw from the process's one generator, and several fits may begin at once.
+    with _DRAWING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Network(config, features, outputs)
 

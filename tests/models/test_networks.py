@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -32,6 +34,17 @@ def test_weights_are_a_function_of_the_seed_and_leave_the_global_generator_alone
     assert torch.equal(torch.rand(1), expected)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_weights_are_a_function_of_the_seed_where_several_threads_build_at_once():
+    def weights(seed):
+        return torch.cat([p.flatten() for p in build(DEFAULT_MEMBERS[1], 3, seed).parameters()])
+
+    seeds = [*range(4)] * 25
+    alone = [weights(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(weights, seeds))
+    assert all(torch.equal(w, alone[seed]) for w, seed in zip(together, seeds, strict=True))
 
 
 def test_an_images_logit_does_not_depend_on_the_rest_of_its_batch():
