@@ -13,10 +13,10 @@ from cryoray.boosting.prevalence import log_odds
 
 #: Log-odds by which a class may be worse than the best of its job and still be kept, and around that the
 #: half-width of the review band. In six Class3D jobs of RELION on simulated collections, classes of mostly
-#: good particles were up to 3.4 behind, those of mostly junk that held a third or more of good ones 3.5 to
-#: 6.7, and those with next to no good particle 5.7 to 11.8. Losing good particles is the worse error, and a
-#: class of half junk holds many; there are few 3D classes, and each is worth a look.
-_WITHIN, _DOUBT = 5.3, 1.3
+#: good particles were up to 4.5 behind, those of mostly junk 4.6 to 9.0. Losing good particles is the worse
+#: error, and a class of half junk holds many; there are few 3D classes, and each is worth a look. These
+#: follow the spread of the ensemble's log-odds: look at such jobs again when another one ships.
+_WITHIN, _DOUBT = 5.0, 1.1
 
 
 def beside_the_best(odds: np.ndarray, threshold: float) -> np.ndarray:
