@@ -41,7 +41,7 @@ from cryoray.validation.accuracy import auroc, confusion
 
 #: Simulated proteins, and jobs of each: enough that most have a hundred classes worth keeping, and that
 #: a quantile of those bounds what is lost with `_CONFIDENCE`. With four times as many, seen half as often
-#: each, accuracy on proteins held out rose by two to four points.
+#: each, accuracy on proteins held out rose by one to four points.
 PROJECTS, JOBS = 288, 5
 #: Simulated proteins do not vouch for real ones: at 0.95 each of the two real ones, held out, lost 4 to 5 %
 #: of its good classes where 3 % were allowed.
