@@ -36,7 +36,7 @@ from cryoray.models.rounds import Levels, LocalFits, boost
 from cryoray.settings import OperatingPointSettings, Settings
 from cryoray.training.examples import SetExamples, gather
 from cryoray.validation.accuracy import auroc
-from flows.ensemble_class2d import MEMBERS, prepared_sets, settings_of
+from flows.ensemble_class2d import MEMBERS, SIMULATED, prepared_sets, settings_of
 
 PROTEINS, FOLDS = 20, 5
 SEEDS = int(os.environ.get("CRYORAY_BENCH_SEEDS", "3"))
@@ -238,7 +238,7 @@ class Fold:
 def measure() -> dict[str, Any]:
     """Accuracy and false negatives of each arm, their spread over seeds, and verdicts that differ."""
     with Show() as show:
-        sets = prepared_sets(_WORK, PROTEINS, None, show)["simulated"]
+        sets = prepared_sets(_WORK, PROTEINS, 0, None, show)[SIMULATED]
     work = _WORK / f"boosting-{EPOCHS}"
     work.mkdir(exist_ok=True)
     jobs = [(seed, fold) for fold in range(FOLDS) for seed in range(SEEDS)]

@@ -2,9 +2,9 @@
 
 ``python -m benchmarks.class2d`` trains without beta-galactosidase and judges it, then without TcdA1, by
 images alone, by metadata alone and by both, beside the rank of a class's particles within its job. It
-prepares what ``make ensembles KIND=class2d`` does, in the same folder, and needs the human selections in
-``../shared/data``; ``CRYORAY_BENCH_EPOCHS`` shortens the training, ``CRYORAY_BENCH_PARTS=both`` leaves
-out the ablation. An hour on two cores.
+prepares what ``make ensembles KIND=class2d`` does, in the same folder, and needs RELION, and the human
+selections in ``../shared/data``; ``CRYORAY_BENCH_EPOCHS`` shortens the training,
+``CRYORAY_BENCH_PARTS=both`` leaves out the ablation. An hour on two cores.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ from cryoray.training.examples import SetExamples, gather
 from cryoray.validation.accuracy import auroc, confusion
 from flows.ensemble_class2d import (
     HUMAN,
-    HUMAN_WEIGHT,
     PROJECTS,
+    RELION_JOBS,
+    SIMULATED,
     boosted_of,
+    learned_from,
     one_thread,
     prepared_sets,
     settings_of,
@@ -70,12 +72,11 @@ def measure() -> dict[str, Any]:
     settings = settings_of(int(epochs)) if epochs else settings_of()
     rows: list[Row] = []
     with Show() as show, one_thread():
-        sets = prepared_sets(_WORK, PROJECTS, _REAL, show)
+        sets = prepared_sets(_WORK, PROJECTS, RELION_JOBS, _REAL, show)
         if any(protein not in sets for protein in HUMAN):
             raise SystemExit(f"{_REAL} has no class-averages-human")
         for protein in HUMAN:
-            rest = [path for other in HUMAN if other != protein for path in sets[other]]
-            examples, _ = gather([*sets["simulated"], *rest * HUMAN_WEIGHT], settings.train)
+            examples, _ = gather(learned_from(sets, without=protein), settings.train)
             held_out = SetExamples(sets[protein], [_labelled(sets[protein])], examples.names)
             keep = held_out.labels == 1
             rows.append(_baseline(protein, held_out, keep))
@@ -90,7 +91,7 @@ def measure() -> dict[str, Any]:
         ratios=(),
         notes=[
             "95 % intervals over resampled classes of the one protein; no interval covers other proteins",
-            f"{len(sets['simulated'])} simulated proteins, {settings.train.fit.epochs} epochs",
+            f"{len(sets[SIMULATED])} simulated proteins, {settings.train.fit.epochs} epochs",
         ],
     )
 

@@ -28,9 +28,7 @@ from scipy.spatial.transform import Rotation
 
 from benchmarks.common import RESULTS, Row, command, main, result
 from cryoray.formats.files import replacing
-from cryoray.formats.relion import VERSION, loop
 from cryoray.formats.source import open_source
-from cryoray.formats.star import parse
 from cryoray.formats.volume import read_volume, write_volume
 from cryoray.inference.classes import judge_here
 from cryoray.models.ensemble import Ensemble
@@ -39,6 +37,7 @@ from cryoray.settings import Settings, SimulateSettings
 from cryoray.simulation import read_truth, simulate
 from cryoray.simulation.junk import PARTICLE
 from cryoray.validation import fsc, report
+from flows.relion_jobs import without_poses
 
 GOOD, SHARES, ARMS = 300, (0.0, 0.2, 0.4, 0.6), ("without", "with")
 PROJECT = SimulateSettings(
@@ -46,8 +45,6 @@ PROJECT = SimulateSettings(
 )
 #: Å, to which the true map is filtered that a refinement begins from.
 START = 30.0
-#: What a refinement would find out, and its halves: these are taken away, and the halves kept.
-_POSE = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst")
 _REFINE = (
     *("--auto_refine", "--split_random_halves", "--firstiter_cc", "--ini_high", f"{START:g}"),
     *("--low_resol_join_halves", f"{START:g}", "--ctf", "--flatten_solvent", "--zero_mask"),
@@ -141,19 +138,6 @@ def refined(folder: Path, share: float, arm: str) -> Row:
         with replacing(book) as temporary:
             temporary.write_text(json.dumps(row))
     return dict(json.loads(book.read_text()))
-
-
-def without_poses(out: Path, source: Path, rows: np.ndarray) -> None:
-    """Write rows of a STAR file without what a refinement would find out."""
-    star = parse(source)
-    table = star["particles"]
-    columns = [name for name in table.columns if name not in _POSE]
-    places = [table.columns.index(name) for name in columns]
-    lines = [[fields[at] for at in places] for fields in map(table.fields, rows.tolist())]
-    with out.open("wb") as file:
-        file.write(VERSION)
-        star["optics"].copy(file)
-        file.write(b"\n" + VERSION + loop("particles", columns, lines))
 
 
 def _refine(project: Path, out: Path) -> float:

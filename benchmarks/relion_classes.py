@@ -13,7 +13,6 @@ jobs that are done are not done again.
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,12 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import Row, command, main, result
-from benchmarks.junk import without_poses
+from benchmarks.common import Row, main, result
 from cryoray.formats.class_selection import model_of
 from cryoray.formats.class_volumes import open_volumes
 from cryoray.formats.source import open_source
-from cryoray.formats.star import parse
 from cryoray.formats.volume import read_volume, write_volume
 from cryoray.inference.classes import judge_classes
 from cryoray.inference.volumes import judge_volumes
@@ -37,19 +34,16 @@ from cryoray.settings import Settings, SimulateSettings
 from cryoray.simulation import read_truth, simulate
 from cryoray.validation import fsc
 from cryoray.validation.accuracy import auroc
+from flows.relion_jobs import OPTIONS_2D, counted, refine, there_is_relion
 
 #: Jobs and particles of each.
 JOBS = {"class2d": (8, 600), "class3d": (30, 300)}
 SEED = 770_000
 #: Å, to which the true map is filtered that a 3D classification begins from.
 START = 40.0
-_COMMON = (
-    *("--ctf", "--flatten_solvent", "--zero_mask", "--norm", "--scale", "--oversampling", "1"),
-    *("--offset_range", "4", "--offset_step", "2", "--pool", "30", "--preread_images"),
-    *("--dont_combine_weights_via_disc", "--j", "2", "--random_seed", "1", "--pad", "1"),
-)
+_COMMON = ("--offset_range", "4", "--j", "2", "--random_seed", "1")
 OPTIONS = {
-    "class2d": ("--K", "12", "--iter", "12", "--tau2_fudge", "2", "--psi_step", "12"),
+    "class2d": ("--K", "12", "--iter", "12", *OPTIONS_2D),
     "class3d": (
         *("--K", "3", "--iter", "7", "--tau2_fudge", "4", "--healpix_order", "1"),
         *("--ini_high", f"{START:g}", "--skip_gridding"),
@@ -59,7 +53,7 @@ OPTIONS = {
 
 def measure() -> dict[str, Any]:
     """A row for each kind of class; notes say what was ranked first."""
-    if shutil.which("relion_refine") is None:
+    if not there_is_relion():
         raise SystemExit("RELION is not on the PATH: apt-get install relion")
     folder = shipped("class2d")
     if folder is None:
@@ -114,7 +108,7 @@ def class2d(folder: Path, number: int, ensemble: Ensemble) -> Judged:
     """A job of 2D classes; the best of them is the largest good one."""
     data = _job(folder, number, "class2d")
     said = judge_classes(open_source(model_of(data), "class2d"), ensemble)
-    good, bad = _counted(data, len(said.score))
+    good, bad = counted(data, data.parents[1])
     seen = np.isfinite(said.score) & (good + bad > 0)
     return Judged(
         said.score[seen],
@@ -130,7 +124,7 @@ def class3d(folder: Path, number: int, ensemble: Ensemble) -> Judged:
     data = _job(folder, number, "class3d")
     classes = open_volumes(data)
     said = judge_volumes(classes, ensemble)
-    good, bad = _counted(data, len(classes))
+    good, bad = counted(data, data.parents[1])
     truth = torch.from_numpy(read_volume(data.parents[1] / "truth.mrc")[0])
     mask, _ = fsc.automatic_mask(truth, _project("class3d", number).pixel_size or 1.0)
     like = []
@@ -196,32 +190,14 @@ def _job(folder: Path, number: int, kind: str) -> Path:
     iterations = int(OPTIONS[kind][OPTIONS[kind].index("--iter") + 1])
     data = out / f"run_it{iterations:03d}_data.star"
     if not data.is_file():
-        shutil.rmtree(out, ignore_errors=True)
-        out.mkdir()
-        everyone = np.arange(len(read_truth(project)))
-        without_poses(out / "particles.star", project / "particles.star", everyone)
-        words = ["relion_refine", "--i", str(out / "particles.star"), "--o", str(out / "run")]
-        words += ["--particle_diameter", f"{0.8 * 48 * 4:g}", *OPTIONS[kind], *_COMMON]
+        words = ["--particle_diameter", f"{0.8 * 48 * 4:g}", *OPTIONS[kind], *_COMMON]
         if kind == "class3d":
             truth, pixel_size = read_volume(project / "truth.mrc")
             start = fsc.low_passed(torch.from_numpy(truth), pixel_size or 4.0, START)
-            write_volume(out / "start.mrc", start.numpy(), pixel_size or 4.0)
-            words += ["--ref", str(out / "start.mrc")]
-        command(*words, cwd=project)
+            write_volume(project / "start.mrc", start.numpy(), pixel_size or 4.0)
+            words += ["--ref", str(project / "start.mrc")]
+        refine(out, project, np.arange(len(read_truth(project))), *words)
     return data
-
-
-def _counted(data: Path, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """int64 [classes] each: good and bad particles of every class."""
-    project = data.parents[1]
-    names = parse(project / "particles.star")["particles"].column("rlnImageName").tolist()
-    kept = [line["keep"] == "1" for line in read_truth(project)]
-    is_good = dict(zip(names, kept, strict=True))
-    table = parse(data)["particles"]
-    good = np.array([is_good[name] for name in table.column("rlnImageName").tolist()])
-    number = table.numbers("rlnClassNumber").astype(np.int64) - 1
-    counts = np.bincount(number[good], minlength=classes)
-    return counts, np.bincount(number, minlength=classes) - counts
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The ensemble of 2D classes: simulated jobs and two human selections, in one training without Ray.
+"""The ensemble of 2D classes: simulated jobs, RELION's own and two human selections, in one training.
 
-There are few examples and the networks are small, so this process fits them itself. Cross-fitting
-judges every protein by networks that were not trained on it; what the card says of the human
+There are few examples and the networks are small, so this process fits them itself, without Ray.
+Cross-fitting judges every protein by networks that were not trained on it; what the card says of the human
 selections comes from those, at a threshold that the protein had no part in.
 """
 
@@ -38,11 +38,15 @@ from cryoray.simulation.classes import simulate_classes
 from cryoray.training.examples import SetExamples, gather
 from cryoray.training.trainer import write_ensemble
 from cryoray.validation.accuracy import auroc, confusion
+from flows.relion_jobs import class2d_job, there_is_relion
 
 #: Simulated proteins, and jobs of each: enough that most have a hundred classes worth keeping, and that
 #: a quantile of those bounds what is lost with `_CONFIDENCE`. With four times as many, seen half as often
 #: each, accuracy on proteins held out rose by one to four points.
 PROJECTS, JOBS = 288, 5
+#: Simulated collections that RELION itself classified, and how often each of their classes counts beside
+#: one of a simulated job. The ensemble that ships has not learned from any yet.
+RELION_JOBS, RELION_WEIGHT = 0, 3
 #: Simulated proteins do not vouch for real ones: at 0.95 each of the two real ones, held out, lost 4 to 5 %
 #: of its good classes where 3 % were allowed.
 _CONFIDENCE = 0.98
@@ -58,6 +62,8 @@ _ALONE = ("protein_area", "protein_outline", "scattered_signal", "edge_signal")
 _WITH_PARTICLES = ("particle_number", "weighted_resolution", "relative_resolution")
 #: The human selections: the protein, and how the names of its stacks begin.
 HUMAN = {"beta-galactosidase": "Bgal_", "TcdA1": "TcdA1_"}
+#: What is no person's selection, as the card names it.
+SIMULATED, RELION = "simulated proteins", "RELION's classes of simulated particles"
 #: How often each class that a person judged counts beside a simulated one: a twentieth of all, together.
 HUMAN_WEIGHT = 12
 _EPOCHS = 2
@@ -89,17 +95,25 @@ def settings_of(epochs: int = _EPOCHS, seed: int = 0, confidence: float = _CONFI
 
 
 def prepared_sets(
-    work: Path, projects: int, real: Path | None, show: Show
+    work: Path, projects: int, relion: int, real: Path | None, show: Show
 ) -> dict[str, list[Path]]:
-    """The prepared sets of so many simulated proteins, and of each protein with a human selection."""
-    sets: dict[str, list[Path]] = {"simulated": []}
+    """The prepared sets of so many simulated proteins, of so many jobs of RELION, and of human selections.
+
+    Returns:
+        paths of the sets `SIMULATED`, of those of `RELION`, and of each protein of `HUMAN` in ``real``.
+    """
+    sets: dict[str, list[Path]] = {SIMULATED: [], RELION: []}
     # Not forked: torch's threads do not survive that.
     with ProcessPoolExecutor(
         os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,)
     ) as pool:
-        for made in pool.map(partial(_simulated, work, JOBS), range(projects)):
-            sets["simulated"].append(made)
-            show.progress(Progress("simulate", len(sets["simulated"]), projects, "proteins"))
+        for kind, make, number in (
+            (SIMULATED, partial(_simulated, work, JOBS), projects),
+            (RELION, partial(_classified, work), relion),
+        ):
+            for made in pool.map(make, range(number)):
+                sets[kind].append(made)
+                show.progress(Progress("simulate", len(sets[kind]), number, "proteins", kind))
     human = real / "class-averages-human" if real else None
     if human is not None and human.is_dir():
         for protein, begins in HUMAN.items():
@@ -115,6 +129,12 @@ def _simulated(work: Path, jobs: int, number: int) -> Path:
     return _prepared([folder], work / "sets" / name)
 
 
+def _classified(work: Path, number: int) -> Path:
+    """The prepared set of a job of RELION's."""
+    name = f"relion-{number + 1:03d}"
+    return _prepared([class2d_job(work / "relion" / name, number)], work / "sets" / name)
+
+
 def _prepared(sources: Sequence[Path], out: Path) -> Path:
     """A set that is its own group, named as its folder."""
     if not (out / "set.json").is_file():
@@ -122,6 +142,12 @@ def _prepared(sources: Sequence[Path], out: Path) -> Path:
         chosen = settings.ingest.model_copy(update={"group": out.name})
         ingest(sources, out, settings.model_copy(update={"ingest": chosen}))
     return out
+
+
+def learned_from(sets: Mapping[str, Sequence[Path]], without: str | None = None) -> list[Path]:
+    """Of `prepared_sets`, what networks are trained on: some sets often, and one protein perhaps not."""
+    human = [path for name in HUMAN if name != without for path in sets.get(name, ())]
+    return [*sets[SIMULATED], *list(sets[RELION]) * RELION_WEIGHT, *human * HUMAN_WEIGHT]
 
 
 def build(out: Path, work: Path, real: Path | None) -> Path:
@@ -134,9 +160,9 @@ def build(out: Path, work: Path, real: Path | None) -> Path:
     """
     settings = settings_of()
     with Show() as show, one_thread():
-        sets = prepared_sets(work, PROJECTS, real, show)
-        human = [path for protein in HUMAN for path in sets.get(protein, ())]
-        examples, level = gather([*sets["simulated"], *human * HUMAN_WEIGHT], settings.train)
+        relion = RELION_JOBS if there_is_relion() else 0
+        sets = prepared_sets(work, PROJECTS, relion, real, show)
+        examples, level = gather(learned_from(sets), settings.train)
         levels: Levels = {
             "project": examples.groups("project"),
             "micrograph": examples.groups("micrograph"),
@@ -147,10 +173,17 @@ def build(out: Path, work: Path, real: Path | None) -> Path:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     write_ensemble(boosted, curves, examples, level, settings, out)
-    rows = {name: unseen(boosted, examples, name, settings) for name in HUMAN if human}
-    simulated = ~np.isin(levels["project"], list(HUMAN))
-    rows["simulated proteins"] = measured(boosted, examples, simulated, boosted.point.threshold)
-    lost = lost_of_each(boosted, examples, simulated)
+    rows = {name: unseen(boosted, examples, name, settings) for name in HUMAN if name in sets}
+    of = {
+        kind: np.isin(levels["project"], [path.name for path in sets[kind]])
+        for kind in (SIMULATED, RELION)
+        if sets[kind]
+    }
+    rows |= {
+        kind: measured(boosted, examples, mine, boosted.point.threshold)
+        for kind, mine in of.items()
+    }
+    lost = lost_of_each(boosted, examples, of[SIMULATED])
     text = (out / "card.md").read_text(encoding="utf-8")
     with replacing(out / "card.md") as temporary:
         temporary.write_text(card(rows, lost, settings) + text, encoding="utf-8")
@@ -278,13 +311,18 @@ def card(rows: Mapping[str, Mapping[str, Any]], lost: np.ndarray, settings: Sett
         else "no real protein; at the ensemble's threshold, by networks that did not see the protein"
         for name in rows
     }
+    counted = (
+        f"; Class2D jobs of RELION itself on {RELION_JOBS} simulated collections (iterations 6, 9 and 12 of "
+        "300 to 700 particles in small boxes), where a class is good if most of its particles are, each "
+        f"counted {RELION_WEIGHT} times"
+    )
     lines = [
         "# 2D classes: what its numbers rest on",
         "",
         f"**Real proteins: {len(real)}** ({', '.join(real) or 'none'}), with the selections of one group of "
         f"people. Simulated ones: {len(lost)}. Each real number below rests on one protein.",
         "",
-        "| held out | classes | kept by people | AUROC | accuracy | good lost | threshold | rests on |",
+        "| held out | classes | to keep | AUROC | accuracy | good lost | threshold | rests on |",
         "|---|---|---|---|---|---|---|---|",
         *(
             f"| {name} | {row['n']:,} | {row['keep']:,} | {row['auroc']:.3f} | {row['accuracy']:.3f} "
@@ -307,6 +345,7 @@ def card(rows: Mapping[str, Mapping[str, Any]], lost: np.ndarray, settings: Sett
         "",
         "Learned from: simulated jobs (`cryoray.simulation.classes`, of random proteins; no structure of a "
         "real one is used)"
+        + (counted if RELION in rows else "")
         + (
             "; 300 cryoSPARC classes of beta-galactosidase (EMPIAR-10017) and TcdA1, chosen by people, from "
             "the published screenshots of airis4d/CASSPER, 8-bit greys, which come without a licence file. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,17 @@ def test_the_threshold_for_a_held_out_protein_is_none_of_its_own_doing() -> None
     assert before["auroc"] > 0.9 > 0.1 > after["auroc"]
 
 
+def test_a_protein_that_is_held_out_is_not_learned_from_and_relions_classes_count_thrice() -> None:
+    sets = {
+        ensemble_class2d.SIMULATED: [Path("s1")],
+        ensemble_class2d.RELION: [Path("r1"), Path("r2")],
+        **{protein: [Path(protein)] for protein in ensemble_class2d.HUMAN},
+    }
+    often = Counter(path.name for path in ensemble_class2d.learned_from(sets, without="TcdA1"))
+    assert often == {"s1": 1, "r1": 3, "r2": 3, "beta-galactosidase": 12}
+    assert "TcdA1" in {path.name for path in ensemble_class2d.learned_from(sets)}
+
+
 def test_the_card_says_first_on_how_many_real_proteins_each_number_rests() -> None:
     row = {
         "n": 150,
@@ -95,6 +107,7 @@ def test_a_build_stops_and_goes_on_and_writes_an_ensemble_that_judges(
 ) -> None:
     monkeypatch.setattr(ensemble_class2d, "PROJECTS", 3)
     monkeypatch.setattr(ensemble_class2d, "JOBS", 1)
+    monkeypatch.setattr(ensemble_class2d, "RELION_JOBS", 0)
     monkeypatch.setattr(ensemble_class2d.settings_of, "__defaults__", (1, 0, 0.95))
     made = ensemble_class2d.build(tmp_path / "class2d", tmp_path / "work", None)
     weights = (made / "d1.safetensors").read_bytes()
