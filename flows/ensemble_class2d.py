@@ -132,7 +132,9 @@ def _simulated(work: Path, jobs: int, number: int) -> Path:
 def _classified(work: Path, number: int) -> Path:
     """The prepared set of a job of RELION's."""
     name = f"relion-{number + 1:03d}"
-    return _prepared([class2d_job(work / "relion" / name, number)], work / "sets" / name)
+    job = class2d_job(work / "relion" / name, number)
+    # One by one: a folder of RELION's is opened at its last iteration alone.
+    return _prepared(sorted(job.glob("run_it*_model.star")), work / "sets" / name)
 
 
 def _prepared(sources: Sequence[Path], out: Path) -> Path:

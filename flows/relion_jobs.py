@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from cryoray.errors import CryorayError
+from cryoray.formats.class_selection import model_of
 from cryoray.formats.files import replacing
 from cryoray.formats.relion import VERSION, loop
 from cryoray.formats.star import parse
@@ -28,7 +29,7 @@ OPTIONS = (
     *("--offset_step", "2", "--pool", "30", "--preread_images"),
     *("--dont_combine_weights_via_disc", "--pad", "1"),
 )
-#: Those of a job of 2D classes, on which each other's options follow.
+#: Those of every job of 2D classes beside them.
 OPTIONS_2D = ("--tau2_fudge", "2", "--psi_step", "12")
 _SEED = 520_000
 #: Iterations of a job, and those whose classes are learned from: people look before the end, too.
@@ -142,8 +143,7 @@ def counted(data: Path, project: Path) -> tuple[np.ndarray, np.ndarray]:
         data: the job's ``run_itNNN_data.star``, beside its model.
         project: the simulated project whose particles they are.
     """
-    model = parse(data.with_name(data.name.replace("_data", "_model")))
-    classes = len(model["model_classes"])
+    classes = len(parse(model_of(data))["model_classes"])
     names = parse(project / "particles.star")["particles"].column("rlnImageName").tolist()
     kept = [line["keep"] == "1" for line in read_truth(project)]
     is_good = dict(zip(names, kept, strict=True))
