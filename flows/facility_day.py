@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 import secrets
@@ -27,6 +26,7 @@ from rich.table import Table
 from cryoray import serving, simulation
 from cryoray.cli import common
 from cryoray.errors import InputError
+from cryoray.formats.files import write_csv
 from cryoray.formats.selection import find_selection, read_selection
 from cryoray.formats.source import Source, find_sources, open_source
 from cryoray.formats.subset import write_star
@@ -134,15 +134,10 @@ def set_aside(source: Path, evaluation: Path, out: Path) -> Path:
     selection = find_selection(found)
     if selection is None:
         raise InputError("has no selection beside it", file=found, remedy="add a labels.csv")
-    with (out / "truth.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(("stack", "index", "keep"))
-        labels = read_selection(selection, opened)[rows].tolist()
-        table.writerows(
-            (stack, frame + 1, label)
-            for stack, frame, label in zip(stacks, opened.frame[rows].tolist(), labels, strict=True)
-            if label >= 0
-        )
+    labels = read_selection(selection, opened)[rows].tolist()
+    lines = zip(stacks, (opened.frame[rows] + 1).tolist(), labels, strict=True)
+    kept = [line for line in lines if line[-1] >= 0]
+    write_csv(out / "truth.csv", ("stack", "index", "keep"), kept)
     return out
 
 

@@ -7,7 +7,6 @@ class is good if most of its particles are.
 
 from __future__ import annotations
 
-import csv
 import shutil
 import subprocess
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 
 from cryoray.errors import CryorayError
 from cryoray.formats.class_selection import model_of
-from cryoray.formats.files import replacing
+from cryoray.formats.files import write_csv
 from cryoray.formats.relion import VERSION, loop
 from cryoray.formats.star import parse
 from cryoray.settings import Settings, SimulateSettings
@@ -91,12 +90,7 @@ def class2d_job(folder: Path, number: int) -> Path:
             continue
         good, bad = counted(out / f"{run}_data.star", project)
         labels += [(f"{run}_classes.mrcs", i + 1, int(good[i] > bad[i])) for i in range(len(good))]
-    with (
-        replacing(out / "labels.csv") as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([("stack", "index", "selected"), *labels])
+    write_csv(out / "labels.csv", ("stack", "index", "selected"), labels)
     return out
 
 

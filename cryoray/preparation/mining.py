@@ -8,8 +8,6 @@ is a particle among the negatives. So mined rows are marked as such.
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from cryoray.errors import FormatError, InputError
-from cryoray.formats.files import check_replaceable, replacing
+from cryoray.formats.files import check_replaceable, replacing, write_csv
 from cryoray.formats.mrc import StackWriter, read_frames, read_header
 from cryoray.formats.relion import VERSION, loop, quoted
 from cryoray.formats.star import StarFile, as_objects, parse
@@ -205,9 +203,4 @@ def _write(
         temporary.write_bytes(
             VERSION + loop("optics", optics, [values]) + VERSION + loop("particles", columns, rows)
         )
-    text = io.StringIO(newline="")
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(("stack", "index", "selected", "mined"))
-    lines.writerows(labels)
-    with replacing(out / LABELS) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
+    write_csv(out / LABELS, ("stack", "index", "selected", "mined"), labels)

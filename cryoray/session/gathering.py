@@ -8,7 +8,6 @@ since an override was made by somebody who had seen the machine's answer.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -18,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cryoray.formats.files import replacing, replacing_folder
+from cryoray.formats.files import replacing_folder, write_csv
 from cryoray.formats.source import open_source
 from cryoray.formats.subset import write_star
 from cryoray.records import Kind
@@ -122,7 +121,7 @@ def _written(session: str, use: Use, rows: list[Any], lost: int, out: Path, kind
                 for number, (path, each) in enumerate(said.items(), 1)
                 for line in _subset(path, each, partial / f"{number:04d}.star", kind)
             ]
-            _write_labels(partial / "labels.csv", lines)
+            write_csv(partial / "labels.csv", ("stack", "index", "label"), lines)
     return Gathered(session, use, len(labels), sum(labels), lost, digest, folder)
 
 
@@ -141,10 +140,3 @@ def _subset(
         (stack, frame, int(labels[source.images[row]]))
         for row, (stack, frame) in zip(rows, places, strict=True)
     ]
-
-
-def _write_labels(path: Path, lines: Iterable[tuple[str, int, int]]) -> None:
-    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("stack", "index", "label"))
-        writer.writerows(lines)

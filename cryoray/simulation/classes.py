@@ -10,9 +10,7 @@ were put together without belonging together.
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,7 +19,7 @@ import numpy as np
 import torch
 
 from cryoray.errors import InputError
-from cryoray.formats.files import replacing
+from cryoray.formats.files import replacing, write_csv
 from cryoray.formats.mrc import StackWriter
 from cryoray.simulation import junk
 from cryoray.simulation.junk import PARTICLE, Stage
@@ -141,8 +139,8 @@ def simulate_classes(out: Path, number: int, jobs: int, seed: int = 0) -> Path:
         _write(out, name, simulated, subject)
         labels += _labels(name, simulated)
         truth += _truth(name, simulated)
-    _write_csv(out / "labels.csv", labels)
-    _write_csv(out / "truth.csv", truth)
+    write_csv(out / "labels.csv", labels[0], (row.values() for row in labels))
+    write_csv(out / "truth.csv", truth[0], (row.values() for row in truth))
     with replacing(book) as temporary:
         temporary.write_text(json.dumps(made), encoding="utf-8")
     return out
@@ -575,10 +573,3 @@ def _truth(name: str, job: Job) -> list[dict[str, object]]:
         {"stack": stack, "index": i + 1, "kind": kind, "shown": round(float(job.shown[i]), 4)}
         for i, kind in enumerate(job.kind)
     ]
-
-
-def _write_csv(path: Path, rows: Sequence[dict[str, object]]) -> None:
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from cryoray.errors import InputError, SettingsError
-from cryoray.formats.files import replacing
+from cryoray.formats.files import replacing, write_csv
 from cryoray.formats.mrc import StackWriter
 from cryoray.formats.volume import write_volume
 from cryoray.records import Event, OnEvent, OnProgress, Progress, ignore
@@ -341,8 +341,8 @@ def _write_project(
         }
         for line, choice in zip(truth, selected, strict=True)
     ]
-    _write_csv(folder / "labels.csv", labels)
-    _write_csv(folder / "truth.csv", truth)
+    write_csv(folder / "labels.csv", labels[0], (row.values() for row in labels))
+    write_csv(folder / "truth.csv", truth[0], (row.values() for row in truth))
     true_map = blurred_density(project.structure, chosen.box, project.optics.pixel_size)
     write_volume(folder / "truth.mrc", true_map, project.optics.pixel_size)
     return {
@@ -562,13 +562,6 @@ def read_truth(project: Path) -> list[dict[str, str]]:
             row | {"image": f"{int(row['index']):06d}@{row['stack']}"}
             for row in csv.DictReader(file)
         ]
-
-
-def _write_csv(path: Path, rows: Sequence[dict[str, object]]) -> None:
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
 
 
 def _write_json(path: Path, content: dict[str, object]) -> None:

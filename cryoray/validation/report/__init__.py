@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from importlib import resources
 from itertools import zip_longest
@@ -12,7 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 import cryoray
-from cryoray.formats.files import replacing
+from cryoray.formats.files import replacing, write_csv
 from cryoray.validation.report.plots import Drawing, Line, against
 from cryoray.validation.report.sections import (
     Block,
@@ -123,10 +122,5 @@ def _write_figure(folder: Path, drawing: Drawing, pictures: bool) -> None:
         with replacing(folder / f"{drawing.name}.png") as partial:
             partial.write_bytes(drawing.png())
     if drawing.columns:
-        with (
-            replacing(folder / f"{drawing.name}.csv") as partial,
-            partial.open("w", newline="", encoding="utf-8") as file,
-        ):
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(drawing.columns)
-            table.writerows(zip_longest(*drawing.columns.values(), fillvalue=""))
+        lines = zip_longest(*drawing.columns.values(), fillvalue="")
+        write_csv(folder / f"{drawing.name}.csv", drawing.columns, lines)
