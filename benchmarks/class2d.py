@@ -25,7 +25,7 @@ from cryoray.models.fit import Examples, score_rows
 from cryoray.models.rounds import Boosted, Levels
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.settings import Settings
-from cryoray.training.examples import SetExamples, gather
+from cryoray.training.examples import SetExamples
 from cryoray.validation.accuracy import auroc, confusion
 from flows.ensemble_class2d import (
     HUMAN,
@@ -76,12 +76,12 @@ def measure() -> dict[str, Any]:
         if any(protein not in sets for protein in HUMAN):
             raise SystemExit(f"{_REAL} has no class-averages-human")
         for protein in HUMAN:
-            examples, _ = gather(learned_from(sets, without=protein), settings.train)
+            examples, _, times = learned_from(sets, settings, without=protein)
             held_out = SetExamples(sets[protein], [_labelled(sets[protein])], examples.names)
             keep = held_out.labels == 1
             rows.append(_baseline(protein, held_out, keep))
             for part in parts:
-                boosted = _trained(examples, part, settings, show)
+                boosted = _trained(examples, times, part, settings, show)
                 scores = judged(boosted, part_of(held_out, part), len(keep))
                 how = f"{part if part == 'both' else f'{part} alone'}, threshold beforehand"
                 rows.append(_row(protein, how, scores, keep, boosted.point.threshold))
@@ -101,12 +101,14 @@ def _labelled(sets: Sequence[Path]) -> np.ndarray:
     return np.flatnonzero(PreparedSet.open(path).labels >= 0)
 
 
-def _trained(examples: SetExamples, part: str, settings: Settings, show: Show) -> Boosted:
+def _trained(
+    examples: SetExamples, times: np.ndarray, part: str, settings: Settings, show: Show
+) -> Boosted:
     levels: Levels = {
         "project": examples.groups("project"),
         "micrograph": examples.groups("micrograph"),
     }
-    return boosted_of(part_of(examples, part), levels, settings, show)[0]
+    return boosted_of(part_of(examples, part), levels, settings, show, times=times)[0]
 
 
 def judged(boosted: Boosted, examples: Examples, n: int) -> np.ndarray:

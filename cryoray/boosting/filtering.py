@@ -58,6 +58,21 @@ class Sampler:
                 inside.append(Stratum(left, round(stratum.count * len(left) / len(stratum.rows))))
         return Sampler(tuple(inside))
 
+    def repeating(self, times: np.ndarray) -> Sampler:
+        """The same filter, strata as large to each other, where some examples count more than once.
+
+        Args:
+            times: how often each example counts among those of its stratum, int64 [N] from 1 on.
+        """
+        repeated = [np.repeat(stratum.rows, times[stratum.rows]) for stratum in self.strata]
+        longer = sum(map(len, repeated)) / sum(len(stratum.rows) for stratum in self.strata)
+        return Sampler(
+            tuple(
+                Stratum(rows, round(stratum.count * longer))
+                for rows, stratum in zip(repeated, self.strata, strict=True)
+            )
+        )
+
 
 def _draw(stratum: Stratum, rng: np.random.Generator) -> np.ndarray:
     """Whole permutations first, so that within an epoch no row is drawn n+2 times and another n."""

@@ -81,6 +81,7 @@ def boost(
     fit_all: FitAll,
     held_out: HeldOut,
     members: Sequence[NetworkConfig] = DEFAULT_MEMBERS,
+    times: np.ndarray | None = None,
     store: Path | None = None,
     on_event: OnEvent = ignore,
 ) -> Boosted:
@@ -94,6 +95,8 @@ def boost(
         fit_all: how networks are fitted.
         held_out: how examples are scored.
         members: what d1, d2 and d3 look like.
+        times: how often each example is learned from beside the others, int64 [N]; None: once. Whatever is
+            measured or calibrated, and the operating point, counts each once: to repeat is no evidence.
         store: where finished rounds are kept, so that a run that was killed does not redo them.
         on_event: told what each round found.
     """
@@ -115,6 +118,8 @@ def boost(
         else:
             threshold = _choose((p[0] + p[1]) / 2, keep, levels, settings).threshold
             sampler = filtering.disagreements(p[0], p[1], keep, threshold, suspects)
+        if times is not None:
+            sampler = sampler.repeating(times)
         network, logit = _round(
             name, config, sampler, examples, fold_of, settings, fit_all, held_out, store
         )

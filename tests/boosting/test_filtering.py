@@ -89,6 +89,21 @@ def test_a_fold_sees_the_same_filter_without_the_others_rows(judged):
     assert np.mean((p[drawn] >= 0.5) == keep[drawn]) == pytest.approx(0.5, abs=0.03)
 
 
+def test_what_counts_more_is_drawn_more_often_beside_the_others_of_its_stratum(judged):
+    p, keep = judged
+    once = right_and_wrong(p, keep, 0.5, np.zeros(len(keep), bool))
+    times = np.where(np.arange(len(keep)) % 10 == 0, 4, 1)
+    sampler = once.repeating(times)
+    sizes, before = ([s.count for s in each.strata] for each in (sampler, once))
+    assert len(sampler) == pytest.approx(len(once) * times.mean(), rel=0.02)
+    np.testing.assert_allclose(np.divide(sizes, before), len(sampler) / len(once), rtol=0.005)
+    drawn = np.bincount(sampler.draw(0, 0), minlength=len(keep))
+    for stratum in once.strata:
+        often = times[stratum.rows] == 4
+        ratio = drawn[stratum.rows[often]].mean() / drawn[stratum.rows[~often]].mean()
+        assert ratio == pytest.approx(4, rel=0.15)
+
+
 def test_groups_are_never_split_over_folds_and_folds_are_even():
     rng = np.random.default_rng(2)
     groups = rng.integers(0, 15, 3000).astype(str).astype(object)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from cryoray.models.ensemble import Ensemble
 from cryoray.models.networks import build
 from cryoray.models.rounds import Boosted
 from cryoray.preparation.features import feature_names
+from cryoray.simulation.classes import simulate_classes
 from flows import ensemble_class2d, ensembles
 
 
@@ -41,9 +41,6 @@ class Table:
 
     def groups(self, _: str) -> np.ndarray:
         return self.projects
-
-    def column(self, _: str) -> np.ndarray:
-        return np.array([f"{i % 200:06d}@a.mrcs" for i in range(600)], object)
 
 
 def _boosted(probabilities: np.ndarray) -> Boosted:
@@ -73,15 +70,30 @@ def test_the_threshold_for_a_held_out_protein_is_none_of_its_own_doing() -> None
     assert before["auroc"] > 0.9 > 0.1 > after["auroc"]
 
 
-def test_a_protein_that_is_held_out_is_not_learned_from_and_relions_classes_count_thrice() -> None:
-    sets = {
-        ensemble_class2d.SIMULATED: [Path("s1")],
-        ensemble_class2d.RELION: [Path("r1"), Path("r2")],
-        **{protein: [Path(protein)] for protein in ensemble_class2d.HUMAN},
+def test_a_protein_that_is_held_out_is_not_learned_from_and_relions_classes_count_more(
+    tmp_path: Path,
+) -> None:
+    settings = ensemble_class2d.settings_of()
+    source = simulate_classes(tmp_path / "classes", 0, 1)
+    kinds = {
+        ensemble_class2d.SIMULATED: ["s1"],
+        ensemble_class2d.RELION: ["r1", "r2"],
+        **{protein: [protein] for protein in ensemble_class2d.HUMAN},
     }
-    often = Counter(path.name for path in ensemble_class2d.learned_from(sets, without="TcdA1"))
-    assert often == {"s1": 1, "r1": 3, "r2": 3, "beta-galactosidase": 12}
-    assert "TcdA1" in {path.name for path in ensemble_class2d.learned_from(sets)}
+    sets = {
+        kind: [ensemble_class2d.prepared([source], tmp_path / name) for name in names]
+        for kind, names in kinds.items()
+    }
+    examples, level, times = ensemble_class2d.learned_from(sets, settings, without="TcdA1")
+    of = examples.groups("project")
+    assert level == "project"
+    assert len(times) == len(examples)
+    often = {name: set(times[of == name].tolist()) for name in np.unique(of)}
+    more = ensemble_class2d.RELION_WEIGHT
+    assert more > 1
+    assert often == {"s1": {1}, "r1": {more}, "r2": {more}, "beta-galactosidase": {12}}
+    everything, _, _ = ensemble_class2d.learned_from(sets, settings)
+    assert "TcdA1" in everything.groups("project")
 
 
 def test_the_card_says_first_on_how_many_real_proteins_each_number_rests() -> None:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.long
 SETTINGS = TrainSettings(fit=FitSettings(epochs=3, batch=24, learning_rate=1e-2), folds=2)
 
 
-def rounds(examples, fits, store=None, events=None):
+def rounds(examples, fits, store=None, events=None, times=None):
     return boost(
         examples,
         {"project": examples.groups, "micrograph": examples.groups},
@@ -28,6 +28,7 @@ def rounds(examples, fits, store=None, events=None):
         fit_all=fits,
         held_out=fits.held_out,
         members=TINY,
+        times=times,
         store=store,
         on_event=(events.append if events is not None else lambda event: None),
     )
@@ -38,11 +39,12 @@ class Fits(LocalFits):
 
     def __init__(self, examples):
         super().__init__(examples, SETTINGS.fit)
-        self.shown = {}
+        self.shown, self.drawn = {}, {}
 
     def __call__(self, tasks):
         for task in tasks:
             self.shown[task.name] = {int(r) for s in task.sampler.strata for r in s.rows}
+            self.drawn[task.name] = task.sampler.draw(0, 0)
         return super().__call__(tasks)
 
 
@@ -72,6 +74,20 @@ def test_every_prediction_comes_from_a_network_that_did_not_train_on_it(trained)
             held_out = set(np.flatnonzero(fold_of == fold).tolist())
             assert fits.shown[f"{member}-fold{fold}"].isdisjoint(held_out)
         assert fits.shown[f"{member}-final"] & held_out
+
+
+def test_what_is_repeated_is_learned_from_more_often_and_counted_once(trained):
+    examples, _, _, once = trained
+    times = np.where(np.arange(len(examples.labels)) < 40, 5, 1)
+    fits = Fits(examples)
+    boosted = rounds(examples, fits, times=times)
+    assert len(fits.drawn["d1-final"]) == times.sum()
+    assert np.bincount(fits.drawn["d1-final"])[:41].tolist() == [5] * 40 + [1]
+    assert boosted.point.groups == once.point.groups
+    assert boosted.probabilities.shape == once.probabilities.shape
+    # Its achieved rate is that of the examples, not of what was drawn.
+    kept = score(*boosted.probabilities.T)[examples.labels == 1]
+    assert boosted.point.achieved == pytest.approx(np.mean(kept < boosted.point.threshold))
 
 
 def test_finished_rounds_are_not_redone(trained):
