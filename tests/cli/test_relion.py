@@ -342,7 +342,7 @@ def test_a_job_may_leave_nothing_under_review(
     run: Run, tmp_path: Path, class_ensemble: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_volume_job(tmp_path) / "run_it025_data.star"
-    monkeypatch.setattr(within_job, "_DOUBT", 20.0)  # all but the clearest
+    monkeypatch.setattr(within_job, "_DOUBTFUL", (-20.0, 20.0))
     arguments = ("--o", "External/job005/", "--in_parts", data.relative_to(tmp_path))
     for review, reviewed in (("Yes", sum(COUNTS_OF_VOLUMES)), ("No", 0)):
         wanted = ("--kind", "class3d", "--ensemble", class_ensemble, "--review", review)

@@ -118,7 +118,7 @@ def test_without_review_every_class_is_kept_or_discarded(
     class_ensemble: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = open_volumes(write_volume_job(tmp_path))
-    monkeypatch.setattr(within_job, "_DOUBT", 20.0)  # all but the clearest
+    monkeypatch.setattr(within_job, "_DOUBTFUL", (-20.0, 20.0))
     made = Ensemble.load(class_ensemble)
     doubtful, decided = (judge_volumes(job, judge).judgement for judge in (made, made.decided()))
     assert set(doubtful.verdict) == {"review"}
