@@ -7,6 +7,7 @@ class is good if most of its particles are.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -109,7 +110,9 @@ def refine(out: Path, project: Path, rows: np.ndarray, *options: str) -> None:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     without_poses(out / "particles.star", project / "particles.star", rows)
-    words = [PROGRAM, "--i", str(out / "particles.star"), "--o", str(out / "run")]
+    # Relative, since RELION names the classes by it: a job is the same wherever it is made.
+    run = os.path.relpath(out / "run", project)
+    words = [PROGRAM, "--i", str(out / "particles.star"), "--o", run]
     ended = subprocess.run(
         [*words, *options, *OPTIONS], cwd=project, capture_output=True, text=True, check=False
     )
