@@ -66,7 +66,7 @@ demo: install ## run the main job: simulated, or on SOURCE=particles with human 
 	$(BIN)/python -m flows.facility_day --out $(OUT) $(if $(SOURCE),--source $(SOURCE))
 
 ensembles: install ## make the ensembles that ship, into build/ensembles; KIND="class2d" for one (hours)
-	$(BIN)/python -m flows.ensembles $(KIND) --real $(REAL) --out build/ensembles
+	$(BIN)/python -m cryoray.recipes $(KIND) --real $(REAL) --out build/ensembles
 
 # setuptools packs whatever an earlier build left behind.
 dist: install ## build a wheel that holds the ensembles that ship, into dist/

@@ -27,17 +27,17 @@ import numpy as np
 
 from benchmarks.common import Row, main, result
 from cryoray.formats.source import open_source
-from cryoray.inference.adapt import adapt
-from cryoray.inference.classes import judge_here
-from cryoray.inference.evaluate import cross_validate
-from cryoray.ingest import ingest
+from cryoray.metrics.accuracy import auroc
 from cryoray.models.ensemble import Ensemble
 from cryoray.models.registry import shipped
 from cryoray.settings import Settings, SimulateSettings, load
 from cryoray.simulation import read_truth, simulate
 from cryoray.simulation.junk import KINDS, PARTICLE
-from cryoray.training import train
-from cryoray.validation.accuracy import auroc
+from cryoray.verbs.adapt import adapt
+from cryoray.verbs.evaluate import cross_validate
+from cryoray.verbs.ingest import ingest
+from cryoray.verbs.rank import judge_here
+from cryoray.verbs.train import train
 
 _REAL = Path(__file__).parents[2] / "shared/data/particles-empiar10017"
 #: Structures and images of each; seed and number make a structure, and training has other seeds.

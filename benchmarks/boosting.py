@@ -29,14 +29,14 @@ from cryoray.boosting import operating_point
 from cryoray.boosting.calibration import fit_platt
 from cryoray.boosting.filtering import everything, folds_of_groups
 from cryoray.boosting.voting import score
-from cryoray.cli.common import Show
+from cryoray.metrics.accuracy import auroc
 from cryoray.models.fit import Fit, FitTask, score_rows
 from cryoray.models.networks import Network, NetworkConfig
 from cryoray.models.rounds import Levels, LocalFits, boost
+from cryoray.preparation.examples import SetExamples, gather
+from cryoray.recipes.class2d import MEMBERS, SIMULATED, prepared_sets, settings_of
 from cryoray.settings import OperatingPointSettings, Settings
-from cryoray.training.examples import SetExamples, gather
-from cryoray.validation.accuracy import auroc
-from flows.ensemble_class2d import MEMBERS, SIMULATED, prepared_sets, settings_of
+from cryoray.terminal import Show
 
 PROTEINS, FOLDS = 20, 5
 SEEDS = int(os.environ.get("CRYORAY_BENCH_SEEDS", "3"))

@@ -19,15 +19,12 @@ import numpy as np
 from benchmarks.common import Row, main, result
 from cryoray.boosting.operating_point import ask_third
 from cryoray.boosting.voting import score
-from cryoray.cli.common import Show
-from cryoray.inference.ablation import Blind
+from cryoray.metrics.accuracy import auroc, confusion
 from cryoray.models.fit import Examples, score_rows
 from cryoray.models.rounds import Boosted, Levels
+from cryoray.preparation.examples import SetExamples
 from cryoray.preparation.prepared import PreparedSet
-from cryoray.settings import Settings
-from cryoray.training.examples import SetExamples
-from cryoray.validation.accuracy import auroc, confusion
-from flows.ensemble_class2d import (
+from cryoray.recipes.class2d import (
     HUMAN,
     PROJECTS,
     RELION_JOBS,
@@ -38,6 +35,9 @@ from flows.ensemble_class2d import (
     prepared_sets,
     settings_of,
 )
+from cryoray.settings import Settings
+from cryoray.terminal import Show
+from cryoray.verbs.ablation import Blind
 
 _REAL = Path(__file__).parents[2] / "shared/data"
 _WORK = Path("build/ensembles/class2d.work")

@@ -18,8 +18,8 @@ import torch
 from benchmarks.common import Row, command, main, result
 from cryoray.formats.star import parse
 from cryoray.formats.volume import write_volume
+from cryoray.maps import fsc
 from cryoray.simulation.phantom import blurred_density, random_structure
-from cryoray.validation import fsc
 
 SIDE, PIXEL, REPEATS = 128, 2.0, 3
 

@@ -27,12 +27,12 @@ import torch
 
 from benchmarks.common import in_process, main, result
 from cryoray.formats.mrc import StackWriter
-from cryoray.ingest.pipeline import ingest, plan_sources
 from cryoray.preparation.plan import grouped
 from cryoray.preparation.prepare import prepare_images, prepare_range
 from cryoray.preparation.reader import read_blocks
 from cryoray.records import RowRange
 from cryoray.settings import PreparationSettings, Settings
+from cryoray.verbs.ingest import ingest, plan_sources
 
 RAW, BOX, PIXEL_SIZE = 256, 64, 1.0625
 #: Images in a stack, and stacks in a GiB.
@@ -170,7 +170,7 @@ def _once(star: Path, workers: int | None) -> float:
 
 def _disconnect(workers: int | None) -> None:
     if workers is not None:
-        from cryoray import runtime
+        from cryoray.engine import runtime
 
         runtime.disconnect()
 

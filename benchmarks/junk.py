@@ -27,17 +27,18 @@ from scipy.optimize import minimize
 from scipy.spatial.transform import Rotation
 
 from benchmarks.common import RESULTS, Row, command, main, result
+from cryoray import report
 from cryoray.formats.files import replacing
 from cryoray.formats.source import open_source
 from cryoray.formats.volume import read_volume, write_volume
-from cryoray.inference.classes import judge_here
+from cryoray.maps import fsc
 from cryoray.models.ensemble import Ensemble
 from cryoray.models.registry import shipped
+from cryoray.recipes.relion_jobs import without_poses
 from cryoray.settings import Settings, SimulateSettings
 from cryoray.simulation import read_truth, simulate
 from cryoray.simulation.junk import PARTICLE
-from cryoray.validation import fsc, report
-from flows.relion_jobs import without_poses
+from cryoray.verbs.rank import judge_here
 
 GOOD, SHARES, ARMS = 300, (0.0, 0.2, 0.4, 0.6), ("without", "with")
 PROJECT = SimulateSettings(

@@ -13,13 +13,13 @@ import ray
 import torch
 
 from benchmarks.common import Row, command, main, result
-from cryoray import runtime
+from cryoray.engine import runtime
+from cryoray.engine.reduce import accumulate, invert, particles_of, summed
 from cryoray.formats.source import open_source
 from cryoray.formats.volume import read_volume
-from cryoray.inference.reconstruct import accumulate, invert, particles_of, summed
+from cryoray.maps import fsc, reconstruct
 from cryoray.settings import RuntimeSettings, Settings, SimulateSettings
 from cryoray.simulation import simulate
-from cryoray.validation import fsc, reconstruct
 
 BOX, PARTICLES = 96, 3000
 

@@ -34,12 +34,12 @@ import ray.data
 
 from benchmarks.common import Row, in_process, main, result
 from benchmarks.plan import BOX, HEADER, write_sparse
-from cryoray import runtime
-from cryoray.ingest.pipeline import plan_sources
-from cryoray.ingest.source import ShardDatasource
+from cryoray.engine import runtime
+from cryoray.engine.datasource import ShardDatasource
 from cryoray.preparation.prepared import Shard, Work, divide
 from cryoray.session.ledger import Happened, Ledger, Micrograph, Outcome, Seen
 from cryoray.settings import IngestSettings, load
+from cryoray.verbs.ingest import plan_sources
 
 SIZES = tuple(
     int(float(one))

@@ -27,8 +27,8 @@ import torch
 from ray import serve as ray_serve
 
 from benchmarks.common import Row, main, result
-from cryoray import runtime
 from cryoray.boosting.voting import disagree, score, verdicts
+from cryoray.engine import runtime
 from cryoray.formats.source import open_source
 from cryoray.models.ensemble import Calibration, Ensemble, Judgement
 from cryoray.models.networks import logits

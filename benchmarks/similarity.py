@@ -12,12 +12,12 @@ import torch
 from scipy.stats import spearmanr
 
 from benchmarks.common import Row, main, result
+from cryoray.engine.reduce import Particles, particles_of, read_images, summed
 from cryoray.formats.source import open_source
 from cryoray.formats.volume import read_volume
-from cryoray.inference.reconstruct import Particles, particles_of, read_images, summed
+from cryoray.maps import fsc, reconstruct, similarity
 from cryoray.settings import Settings, SimulateSettings
 from cryoray.simulation import read_truth, simulate
-from cryoray.validation import fsc, reconstruct, similarity
 
 BOX, PARTICLES, CLASSES = 64, 2400, 12
 #: Share of the good that a selection loses, and of the bad that it lets through.

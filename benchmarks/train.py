@@ -18,16 +18,16 @@ import numpy as np
 import torch
 
 from benchmarks.common import Row, main, result
-from cryoray import runtime
 from cryoray.boosting.filtering import everything
-from cryoray.ingest import ingest
+from cryoray.engine import runtime
 from cryoray.models.fit import Epoch, Fit, FitTask
 from cryoray.models.networks import DEFAULT_MEMBERS
+from cryoray.preparation.examples import SetExamples, gather
 from cryoray.records import ignore
 from cryoray.settings import Settings, load
 from cryoray.simulation import simulate
-from cryoray.training.examples import SetExamples, gather
-from cryoray.training.trainer import _RayFits
+from cryoray.verbs.ingest import ingest
+from cryoray.verbs.train import _RayFits
 
 #: Images of each of three simulated projects, and epochs; the first epoch warms up and is not counted.
 IMAGES = int(os.environ.get("BENCH_TRAIN_IMAGES", "1000"))

@@ -21,7 +21,7 @@ from benchmarks.common import Row, main, result
 from cryoray.formats.source import open_source
 from cryoray.settings import Settings, SimulateSettings, WorkflowSettings
 from cryoray.simulation import MICROGRAPHS, read_truth, simulate
-from cryoray.workflow.single_particle import (
+from cryoray.verbs.single_particle import (
     ASKED,
     FOLDER,
     MANY,

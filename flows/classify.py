@@ -33,7 +33,7 @@ def classify(source: Path, out: Path, overrides: dict[str, Any] | None = None) -
 
 @task(cache_policy=NO_CACHE, task_run_name="judge {source}")
 def judge(source: Path, out: Path, overrides: dict[str, Any]) -> Path:
-    """Have ``cryoray.inference.classify`` done."""
+    """Have ``cryoray.verbs.classify.classify`` done."""
     with Telling("verdicts") as told:
         asked = {"source": source, "out": out}
         engine.run("classify", asked, out, overrides, told.progress, told.event)

@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from cryoray import report
 from cryoray.formats.source import Source, open_source
-from cryoray.inference.verdict_page import strips
 from cryoray.models.ensemble import Manifest
+from cryoray.report.verdicts import strips
 from cryoray.settings import load
 from cryoray.simulation import read_truth
-from cryoray.validation import report
 
 
 @task(cache_policy=NO_CACHE, task_run_name="report on {out}")

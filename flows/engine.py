@@ -25,10 +25,10 @@ from cryoray.settings import Settings, load
 
 #: A verb's function; its arguments are paths, lists of paths, or what JSON has.
 VERBS = {
-    "ingest": "cryoray.ingest:ingest",
-    "train": "cryoray.training:train",
-    "classify": "cryoray.inference:classify",
-    "evaluate": "cryoray.cli.evaluate:measure",
+    "ingest": "cryoray.verbs.ingest:ingest",
+    "train": "cryoray.verbs.train:train",
+    "classify": "cryoray.verbs.classify:classify",
+    "evaluate": "cryoray.verbs.evaluate:measure",
 }
 _SAYS = "cryoray says "
 #: Seconds between two looks at a job.

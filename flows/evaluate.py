@@ -33,7 +33,7 @@ def evaluate(
 
 @task(cache_policy=NO_CACHE, task_run_name="judge {prepared}")
 def judge(ensemble: Path, prepared: Path, out: Path, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Have ``cryoray.inference.evaluate``, or ``cross_validate`` where the settings say so, done."""
+    """Have ``cryoray.verbs.evaluate``, or ``cross_validate`` where the settings say so, done."""
     with Telling("evaluation") as told:
         asked = {"ensemble": ensemble, "prepared": prepared, "out": out}
         engine.run("evaluate", asked, out, overrides, told.progress, told.event)

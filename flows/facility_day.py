@@ -23,19 +23,18 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict, Field
 from rich.table import Table
 
-from cryoray import serving, simulation
-from cryoray.cli import common
+from cryoray import serving, simulation, terminal
 from cryoray.errors import InputError
 from cryoray.formats.files import write_csv
 from cryoray.formats.selection import find_selection, read_selection
 from cryoray.formats.source import Source, find_sources, open_source
 from cryoray.formats.subset import write_star
 from cryoray.formats.verdicts import write_verdicts
+from cryoray.metrics import accuracy
 from cryoray.protocol.client import Client
 from cryoray.protocol.messages import JudgeAnswer
 from cryoray.records import VERDICTS_SCHEMA
 from cryoray.settings import FitSettings, load
-from cryoray.validation import accuracy
 from flows.day_report import judged, manifest_of, truth, write_report
 from flows.evaluate import evaluate, numbers
 from flows.ingest import ingest
@@ -192,7 +191,7 @@ def merge(answers: list[tuple[Path, np.ndarray]], source: Source, out: Path) -> 
     books.check(
         max_quarantined=load().classify.max_quarantined, listed_in=out / "quarantine.parquet"
     )
-    common.out.print(f"new collection: {books}")
+    terminal.out.print(f"new collection: {books}")
     return out
 
 
@@ -233,14 +232,14 @@ def main(
     ] = False,
 ) -> None:
     """Run a facility's day: learn from past projects, then judge a new collection as it is recorded."""
-    with common.complaints(debug=debug):
+    with terminal.complaints(debug=debug):
         if not debug:
             quiet()
         out, began = out.absolute(), time.monotonic()
         day = RECORDED if source else Day()
         made = facility_day(emptied(out), source and source.absolute(), day)
-        common.out.print(_summary(made))
-        common.out.print(
+        terminal.out.print(_summary(made))
+        terminal.out.print(
             f"{(time.monotonic() - began) / 60:.1f} minutes; each network trained {day.epochs} epochs,"
             f" where the default is {FitSettings().epochs}. See everything in {made['report']}"
         )
@@ -272,7 +271,7 @@ def _summary(made: dict[str, Any]) -> Table:
     for name, title in zip(
         names, ("images", "accuracy", "good images lost", "AUROC", "review"), strict=True
     ):
-        shown.add_row(title, *(common.text(made[which][name]) for which in ("held_out", "live")))
+        shown.add_row(title, *(terminal.text(made[which][name]) for which in ("held_out", "live")))
     shown.add_row("images per second", "", f"{made['images_per_second']:,.0f}")
     for name in ("ensemble", "verdicts", "report"):
         shown.add_row(name, "", str(made[name]))

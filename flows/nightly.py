@@ -13,8 +13,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from cryoray.errors import SettingsError
-from cryoray.inference.challenge import challenge as compare
-from cryoray.inference.challenge import challenge_page
+from cryoray.metrics.comparison import Comparison
 from cryoray.models import registry
 from cryoray.models.ensemble import Ensemble
 from cryoray.preparation.prepared import PreparedSet
@@ -22,7 +21,8 @@ from cryoray.session import gathering
 from cryoray.session.gathering import Gathered
 from cryoray.session.ledger import Ledger
 from cryoray.settings import Settings, load
-from cryoray.validation.comparison import Comparison
+from cryoray.verbs.challenge import challenge as compare
+from cryoray.verbs.challenge import challenge_page
 from flows.ingest import ingest
 from flows.promote import promote
 from flows.telling import Telling, key
@@ -157,7 +157,7 @@ def past(root: Path, name: str, challenger: Path) -> str:
 def judge(
     champion: Path, challenger: Path, audits: Sequence[Path], overrides: dict[str, Any]
 ) -> Comparison:
-    """Call ``cryoray.inference.challenge.challenge``."""
+    """Call ``cryoray.verbs.challenge.challenge``."""
     with Telling("ensemble") as told:
         return compare(champion, challenger, audits, load(**overrides), on_event=told.event)
 

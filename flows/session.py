@@ -12,11 +12,11 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.deployments import run_deployment
 
-from cryoray.cli.watch import service_of
 from cryoray.records import Event, OnEvent
 from cryoray.session.ledger import FATES
 from cryoray.session.watcher import Watcher, places
 from cryoray.settings import load
+from cryoray.verbs.watch import service_of
 from flows.telling import Telling, key
 
 

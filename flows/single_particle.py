@@ -14,10 +14,10 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
+from cryoray.integrations.relion import Job
 from cryoray.settings import Settings, load
-from cryoray.workflow.relion import Job
-from cryoray.workflow.single_particle import Workflow
-from cryoray.workflow.single_particle import arms as found
+from cryoray.verbs.single_particle import Workflow
+from cryoray.verbs.single_particle import arms as found
 from flows.telling import key
 
 Arms = Literal["with", "without", "both"]

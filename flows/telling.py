@@ -11,8 +11,8 @@ from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.events import emit_event
 
-from cryoray.cli.common import Show
 from cryoray.records import Event, Progress
+from cryoray.terminal import Show
 
 if TYPE_CHECKING:
     from uuid import UUID

@@ -11,8 +11,8 @@ from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from cryoray.inference.validate import validate_fsc, validate_reconstruct, validate_similarity
 from cryoray.settings import load
+from cryoray.verbs.validate import validate_fsc, validate_reconstruct, validate_similarity
 from flows.telling import Telling, key
 
 
@@ -102,7 +102,7 @@ def _proved(
 def prove(
     verb: Callable[..., dict[str, Any]], out: Path, overrides: dict[str, Any]
 ) -> dict[str, Any]:
-    """Call one of ``cryoray.inference.validate``."""
+    """Call one of ``cryoray.verbs.validate``."""
     with Telling("proof") as told:
         return verb(
             out=out, settings=load(**overrides), on_progress=told.progress, on_event=told.event

@@ -8,7 +8,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from cryoray import runtime
+from cryoray.engine import runtime
 from cryoray.records import REASONS
 from cryoray.settings import RuntimeSettings
 from tests import examples

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cryoray import terminal
 from cryoray.cli import common
 
 
@@ -32,12 +33,12 @@ def adapt(
     settings = common.settings(ctx)
     from rich.table import Table
 
-    from cryoray.inference.adapt import adapt as run
     from cryoray.models import registry
     from cryoray.preparation.prepared import PreparedSet
+    from cryoray.verbs.adapt import adapt as run
 
     judge = registry.resolve(ensemble, settings.registry)
-    with common.Show() as show:
+    with terminal.Show() as show:
         record = run(
             judge,
             prepared,
@@ -50,11 +51,11 @@ def adapt(
     for title, sides in record["tables"].items():
         table = Table("", *sides, title=f"On {title}", title_justify="left")
         for name in sides["before"]:
-            table.add_row(name, *(common.text(side[name]) for side in sides.values()))
-        common.out.print(table)
+            table.add_row(name, *(terminal.text(side[name]) for side in sides.values()))
+        terminal.out.print(table)
     said, n = record["labels"], PreparedSet.open(prepared).n
     share = record["prevalence"]
-    common.finish(
+    terminal.finish(
         "Adapted",
         {
             "keeps, estimated": f"{share['estimate']:.1%} ({share['low']:.1%} to {share['high']:.1%}), in"
@@ -63,5 +64,5 @@ def adapt(
             "promise": record["operating_point"]["method"],
             "folder": out,
         },
-        common.balance(n, {**said, "without a label": n - sum(said.values())}),
+        terminal.balance(n, {**said, "without a label": n - sum(said.values())}),
     )

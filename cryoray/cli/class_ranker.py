@@ -119,7 +119,7 @@ def _work(arguments: Sequence[str]) -> None:
     named = given["ensemble"]
     settings = load(rank={"ensemble": named} if named else {})
 
-    from cryoray.inference.classes import Choice, rank
+    from cryoray.verbs.rank import Choice, rank
 
     out = given["o"] if given["o"].endswith("/") else given["o"] + "/"
     done: dict[str, object] = {}

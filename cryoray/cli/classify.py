@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from cryoray import terminal
 from cryoray.cli import common
 
 _BOOKS = ("rows_in", "rows_out", "quarantined")
@@ -67,13 +68,11 @@ def classify(
             "also_star": also_star,
         },
     )
-    from cryoray import inference
     from cryoray.records import VERDICTS, Books
+    from cryoray.verbs import classify as verb
 
-    with common.Show() as show:
-        made = inference.classify(
-            source, out, settings, on_progress=show.progress, on_event=show.event
-        )
+    with terminal.Show() as show:
+        made = verb.classify(source, out, settings, on_progress=show.progress, on_event=show.event)
     each: list[Mapping[str, Any]] = [
         happened.data for happened in show.events if happened.name == "classify.done"
     ]
@@ -81,7 +80,7 @@ def classify(
     known = [one for one in each if one.get("prevalence") is not None]
     judged = sum(one["rows_out"] for one in known)
     good = sum(one["prevalence"] * one["rows_out"] for one in known)
-    common.finish(
+    terminal.finish(
         "Judged",
         {
             "sources": len(each),

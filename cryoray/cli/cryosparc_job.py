@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from cryoray.cli import common, relion
+from cryoray import terminal
+from cryoray.cli import relion
 from cryoray.errors import InputError, SettingsError
 
 if TYPE_CHECKING:
@@ -39,9 +40,9 @@ def main() -> NoReturn:
     try:
         given = _parser().parse_args(sys.argv[1:])
         job, rows, counts = work(given)
-        print(f"{given.project} {job}: {common.balance(rows, counts)}", flush=True)
+        print(f"{given.project} {job}: {terminal.balance(rows, counts)}", flush=True)
     except Exception as error:
-        sentence, code = common.complaint(error)
+        sentence, code = terminal.complaint(error)
         print(sentence, file=sys.stderr, flush=True)
         sys.exit(code)
     sys.exit(0)
@@ -110,7 +111,7 @@ def _judged(job: Any, settings: Settings) -> tuple[int, dict[str, int]]:
     import numpy as np
     import pyarrow.parquet as pq
 
-    from cryoray import inference
+    from cryoray.verbs.classify import classify
 
     folder = Path(str(job.dir))
     if not folder.is_dir():
@@ -122,7 +123,7 @@ def _judged(job: Any, settings: Settings) -> tuple[int, dict[str, int]]:
     particles = job.load_input(INPUT)
     table = folder / "cryoray_particles.cs"
     particles.save(table)
-    made = inference.classify(table, folder / "cryoray", settings)
+    made = classify(table, folder / "cryoray", settings)
     said = pq.read_table(made / "verdicts.parquet", columns=["uid", "verdict"])
     uid, verdict = said["uid"].to_numpy(), said["verdict"].to_numpy(zero_copy_only=False)
     known = np.asarray(particles["uid"])
@@ -133,7 +134,7 @@ def _judged(job: Any, settings: Settings) -> tuple[int, dict[str, int]]:
         if counts[name]:
             job.add_output("particle", name, slots=["blob"], passthrough=INPUT, title=title)
             job.save_output(name, particles.mask(mine).filter_prefixes(["blob"]))
-    job.log(f"cryoray: {common.balance(len(known), counts)}. See {made / 'report.html'}")
+    job.log(f"cryoray: {terminal.balance(len(known), counts)}. See {made / 'report.html'}")
     return len(known), counts
 
 

@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cryoray import terminal
 from cryoray.cli import common
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from rich.table import Table
-
-    from cryoray.records import OnEvent, OnProgress
-    from cryoray.settings import Settings
 
 
 def evaluate(
@@ -50,17 +48,18 @@ def evaluate(
         ctx, evaluate={"cross_validate": cross_validate, "repeats": repeats, "ablate": ablate}
     )
     from cryoray.preparation.prepared import PreparedSet
+    from cryoray.verbs.evaluate import measure
 
-    with common.Show() as show:
+    with terminal.Show() as show:
         metrics = measure(ensemble, prepared, out, settings, show.progress, show.event)
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     if "ablation" in metrics:
-        common.out.print(_ablation(metrics["ablation"]))
+        terminal.out.print(_ablation(metrics["ablation"]))
     fates = {"judged": metrics["n"], "left out": metrics["left_out"]}
-    common.finish(
+    terminal.finish(
         "Evaluated",
         {**numbers, "folder": out},
-        common.balance(PreparedSet.open(prepared).n, fates),
+        terminal.balance(PreparedSet.open(prepared).n, fates),
     )
 
 
@@ -73,7 +72,7 @@ def _ablation(ablation: Mapping[str, Any]) -> Table:
     said = {"both": "image and metadata", "image": "image only", "metadata": "metadata only"}
     for how, word in (("retrained", "trained with"), ("hidden", "given")):
         for name, numbers in ablation.get(how, {}).items():
-            made.add_row(f"{word} {said[name]}", *(common.text(numbers[key]) for key in keys))
+            made.add_row(f"{word} {said[name]}", *(terminal.text(numbers[key]) for key in keys))
     columns = ablation["permutation"]["columns"]
     for name in sorted(columns, key=lambda name: -columns[name]["auroc"])[:12]:
         lost = columns[name]
@@ -81,36 +80,3 @@ def _ablation(ablation: Mapping[str, Any]) -> Table:
             f"shuffled {name}: lost", f"{lost['accuracy']:.4f}", "", f"{lost['auroc']:.4f}"
         )
     return made
-
-
-def measure(
-    ensemble: str | Path,
-    prepared: Path,
-    out: Path,
-    settings: Settings,
-    on_progress: OnProgress,
-    on_event: OnEvent,
-) -> dict[str, Any]:
-    """Evaluate the ensemble, or cross-validate where the settings say so, which trains anew.
-
-    Returns:
-        what ``metrics.json`` holds.
-    """
-    from cryoray import inference, training
-    from cryoray.models import registry
-
-    if settings.evaluate.cross_validate is None:
-        judge = registry.resolve(ensemble, settings.registry)
-        return inference.evaluate(
-            judge, prepared, out, settings, on_progress=on_progress, on_event=on_event
-        )
-    return inference.cross_validate(
-        prepared,
-        out,
-        settings,
-        train=training.train,
-        folds=settings.evaluate.cross_validate,
-        repeats=settings.evaluate.repeats,
-        on_progress=on_progress,
-        on_event=on_event,
-    )

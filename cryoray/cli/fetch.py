@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cryoray.cli import common
+from cryoray import terminal
 
 if TYPE_CHECKING:
-    from cryoray.workflow.fetch import Remote
+    from cryoray.integrations.empiar import Remote
 
 
 def fetch(
@@ -29,17 +29,17 @@ def fetch(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before downloading.")] = False,
 ) -> None:
     """Download an EMPIAR entry's particles and STAR files; interrupted, it goes on when run again."""
-    from cryoray.workflow import fetch as verb
+    from cryoray.integrations import empiar as verb
 
     def confirm(files: Sequence[Remote]) -> bool:
         shown = {file.path: size(file.size) for file in files[:_SHOWN]}
         if len(files) > _SHOWN:
             shown[f"and {len(files) - _SHOWN:,} more"] = size(sum(f.size for f in files[_SHOWN:]))
         total = size(sum(file.size for file in files))
-        common.out.print(common.table(f"{len(files):,} files, {total}", shown))
+        terminal.out.print(terminal.table(f"{len(files):,} files, {total}", shown))
         return yes or typer.confirm(f"Download {total} into {out}?")
 
-    with common.Show() as show:
+    with terminal.Show() as show:
         files = verb.fetch(
             entry,
             out,
@@ -50,11 +50,11 @@ def fetch(
             on_event=show.event,
         )
     if not files:
-        common.out.print("Nothing was fetched.")
+        terminal.out.print("Nothing was fetched.")
         return
     total = sum(file.size for file in files)
-    common.out.print(
-        common.table("Fetched", {"files": len(files), "size": size(total), "folder": out})
+    terminal.out.print(
+        terminal.table("Fetched", {"files": len(files), "size": size(total), "folder": out})
     )
 
 

@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from cryoray import terminal
 from cryoray.cli import common
 
 if TYPE_CHECKING:
@@ -88,15 +89,15 @@ def ingest(
     if plan:
         _show_plan(sources, out, settings)
         return
-    from cryoray import ingest as verb
     from cryoray.preparation.prepared import PreparedSet
     from cryoray.records import Books
+    from cryoray.verbs import ingest as verb
 
-    with common.Show() as show:
+    with terminal.Show() as show:
         made = verb.ingest(sources, out, settings, on_progress=show.progress, on_event=show.event)
     prepared = PreparedSet.open(made)
     counts = prepared.counts
-    common.finish(
+    terminal.finish(
         "Prepared",
         {
             "images": prepared.n,
@@ -120,12 +121,12 @@ def _reasons(prepared: PreparedSet) -> dict[str, int]:
 
 def _show_plan(paths: list[Path], out: Path, settings: Settings) -> None:
     """What would be read of each source, what would be quarantined and why; size and time of all."""
-    from cryoray.ingest import expected, plan_sources
-    from cryoray.ingest.telling import duration
+    from cryoray.engine.meter import duration
     from cryoray.preparation.plan import grouped
     from cryoray.preparation.prepared import PreparedSet
     from cryoray.preparation.reader import by_reason
     from cryoray.records import Books
+    from cryoray.verbs.ingest import expected, plan_sources
 
     shown = Table(
         *("source", "rows", "kept", "discarded", "stacks", "tasks", "MiB", "quarantined"),
@@ -149,11 +150,11 @@ def _show_plan(paths: list[Path], out: Path, settings: Settings) -> None:
         reasons = "\n".join(f"{count:,}: {reason}" for reason, count in list(lost.items())[:3])
         shown.add_row(part.project, *(f"{count:,}" for count in counts), escape(reasons) or "0")
         rows, bad = rows + len(planned.wanted), bad + len(planned.quarantined)
-    common.out.print(shown)
+    terminal.out.print(shown)
     takes = expected(parts, chosen)
     seconds = "–" if takes.seconds is None else duration(takes.seconds)
-    common.out.print(
-        common.table(
+    terminal.out.print(
+        terminal.table(
             "Expected",
             {
                 "files": takes.files,
@@ -164,4 +165,4 @@ def _show_plan(paths: list[Path], out: Path, settings: Settings) -> None:
             },
         )
     )
-    common.out.print(str(Books(rows, rows - bad, bad)))
+    terminal.out.print(str(Books(rows, rows - bad, bad)))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.table import Table
 
+from cryoray import terminal
 from cryoray.cli import common
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def _inspect_set(path: Path, sheet: Path | None, images: int) -> None:
     counts = prepared.counts
     reasons = by_reason(prepared.quarantine["reason"].to_pylist())
     size = sum((path / file["name"]).stat().st_size for p in prepared.parts for file in p["files"])
-    common.finish(
+    terminal.finish(
         f"Prepared set {path}",
         {
             "kind": prepared.kind,
@@ -112,7 +113,7 @@ def _inspect_sources(
         bad = len(planned.quarantined)
         reasons = by_reason(reason for _, reason in planned.quarantined)
         stacks = {part.stack.path: part.stack for part in planned.ranges}.values()
-        common.finish(
+        terminal.finish(
             f"Source {found}",
             {
                 "project": source.name,
@@ -149,7 +150,7 @@ def _spread(values: np.ndarray) -> str:
     known = values[np.isfinite(values)]
     if not len(known):
         return "unknown"
-    low, high = common.text(float(known.min())), common.text(float(known.max()))
+    low, high = terminal.text(float(known.min())), terminal.text(float(known.max()))
     missing = f", {len(values) - len(known):,} unknown" if len(known) < len(values) else ""
     return (low if low == high else f"{low} to {high}") + missing
 
@@ -188,12 +189,12 @@ def _show_features(names: tuple[str, ...], values: np.ndarray, labels: np.ndarra
             low, high = (float(end) for end in np.percentile(column[known], _REACH))
             bars = [_histogram(column[known & some], low, high) for some in groups.values()]
             share = f"{known.mean():.0%}"
-            made.add_row(name, units[name], share, common.text(low), *bars, common.text(high))
-    common.out.print(made)
+            made.add_row(name, units[name], share, terminal.text(low), *bars, terminal.text(high))
+    terminal.out.print(made)
     if ranked:
-        common.out.print(f"and {ranked} of the same, as ranks and z-scores in their job")
+        terminal.out.print(f"and {ranked} of the same, as ranks and z-scores in their job")
     if missing:
-        common.out.print(f"missing: {', '.join(missing)}")
+        terminal.out.print(f"missing: {', '.join(missing)}")
 
 
 def _histogram(values: np.ndarray, low: float, high: float) -> str:
@@ -201,7 +202,7 @@ def _histogram(values: np.ndarray, low: float, high: float) -> str:
     import numpy as np
 
     if low == high:
-        return f"all {common.text(low)}" if len(values) else ""
+        return f"all {terminal.text(low)}" if len(values) else ""
     counts, _ = np.histogram(values.clip(low, high), _BINS, (low, high))
     steps = np.ceil(counts / max(counts.max(), 1) * (len(_BARS) - 1)).astype(int)
     return "".join(_BARS[step] for step in steps)
@@ -241,4 +242,4 @@ def _write_sheet(path: Path, parts: dict[str, np.ndarray]) -> None:
         place.set_title(title, loc="left")
         place.set_axis_off()
     figure.savefig(path, dpi=72)
-    common.out.print(f"contact sheet: {path}")
+    terminal.out.print(f"contact sheet: {path}")

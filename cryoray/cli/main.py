@@ -27,7 +27,8 @@ from cryoray.cli import (
     validate,
     watch,
 )
-from cryoray.cli.common import Given, complaints, out
+from cryoray.cli.common import Given
+from cryoray.terminal import complaints, out
 
 app = typer.Typer(
     name="cryoray",

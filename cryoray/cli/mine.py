@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cryoray.cli import common
+from cryoray import terminal
 
 
 def mine(
@@ -28,7 +28,7 @@ def mine(
     """Cut out particles at picks, and negatives at random away from them, marked as mined."""
     from cryoray.preparation import mining
 
-    with common.Show() as show:
+    with terminal.Show() as show:
         made = mining.mine(
             picks,
             micrographs,
@@ -40,7 +40,7 @@ def mine(
             on_progress=show.progress,
         )
     picked = made.positives + made.outside
-    common.finish(
+    terminal.finish(
         "Cut out",
         {
             "micrographs": made.micrographs,
@@ -48,5 +48,5 @@ def mine(
             "negatives": made.negatives,
             "folder": out,
         },
-        common.balance(picked, {"cut out": made.positives, "too near an edge": made.outside}),
+        terminal.balance(picked, {"cut out": made.positives, "too near an edge": made.outside}),
     )

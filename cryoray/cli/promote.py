@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cryoray import terminal
 from cryoray.cli import common
 
 
@@ -43,8 +44,8 @@ def promote(
         path = registry.resolve(ensemble, settings.registry)
         change = registry.promote(path, settings.registry, name, reason=reason)
     assert change is not None
-    common.out.print(
-        common.table(
+    terminal.out.print(
+        terminal.table(
             f"cryoray promote: {change.change}",
             {
                 "name": rollback or name,

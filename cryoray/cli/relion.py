@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from cryoray.cli import common
+from cryoray import terminal
 
 #: Names, and exit codes, of RELION's pipeline_control.cpp.
 SUCCESS, FAILURE, ABORTED, ABORT_NOW = (
@@ -101,7 +101,7 @@ def _fate(work: Callable[[], None], folder: Path | None) -> str:
     except Exception as error:
         if folder and (folder / ABORT_NOW).exists():
             return ABORTED  # what is interrupted may fail in its own way
-        sentence, _ = common.complaint(error)
+        sentence, _ = terminal.complaint(error)
         print(sentence, file=sys.stderr, flush=True)
         return FAILURE
     finally:

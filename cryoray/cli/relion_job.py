@@ -92,8 +92,8 @@ def _work(arguments: Sequence[str]) -> None:
         sections["runtime"] = {"cpus": max(2, given.j)}
     settings = load(None, **sections)
 
-    from cryoray import inference
     from cryoray.records import VERDICTS, Event
+    from cryoray.verbs import classify as verb
 
     out = Path(given.o)
     done: dict[str, Any] = {}
@@ -102,7 +102,7 @@ def _work(arguments: Sequence[str]) -> None:
         if event.name == "classify.done":
             done.update(event.data)
 
-    made = inference.classify(Path(given.in_parts), out / "cryoray", settings, on_event=told)
+    made = verb.classify(Path(given.in_parts), out / "cryoray", settings, on_event=told)
     volumes = given.kind == "class3d"
     _move(made, out, {} if volumes else _NAMES)
     files = _OF_CLASSES if volumes else _SIDES

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from cryoray import terminal
 from cryoray.cli import common
 
 if TYPE_CHECKING:
@@ -57,4 +58,4 @@ def serve(
 
 def _say(happened: Event) -> None:
     """One line for each thing that happens: what it is, and plain data."""
-    common.out.print(escape(f"{happened.name} {dict(happened.data)}"), soft_wrap=True)
+    terminal.out.print(escape(f"{happened.name} {dict(happened.data)}"), soft_wrap=True)

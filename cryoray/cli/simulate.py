@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cryoray import terminal
 from cryoray.cli import common
 
 
@@ -28,10 +29,10 @@ def simulate(
     from cryoray import simulation
     from cryoray.records import Books
 
-    with common.Show() as show:
+    with terminal.Show() as show:
         simulation.simulate(out, settings, on_progress=show.progress, on_event=show.event)
     made = settings.simulate.projects * settings.simulate.images
-    common.finish(
+    terminal.finish(
         "Simulated",
         {"collections": settings.simulate.projects, "images": made, "folder": out},
         Books(made, made, 0),

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from cryoray import terminal
 from cryoray.cli import common
 
 
@@ -43,14 +44,15 @@ def train(
             "fit": {"epochs": epochs},
         },
     )
-    from cryoray import training
     from cryoray.models.ensemble import Ensemble
     from cryoray.preparation.prepared import PreparedSet
+    from cryoray.report.label_errors import report_labels
+    from cryoray.verbs import train as verb
 
-    with common.Show() as show:
-        made = training.train(sets, out, settings, on_progress=show.progress, on_event=show.event)
+    with terminal.Show() as show:
+        made = verb.train(sets, out, settings, on_progress=show.progress, on_event=show.event)
     labels = made.with_name(f"{made.name}-labels")
-    suspected = training.report_labels(made, sets, labels)
+    suspected = report_labels(made, sets, labels)
     manifest = Ensemble.load(made).manifest
     known = set(manifest.training_groups)
     rows = trained = 0
@@ -58,7 +60,7 @@ def train(
         groups = prepared.groups(manifest.split_by)
         rows += prepared.n
         trained += sum(group in known for group in groups[prepared.labels >= 0])
-    common.finish(
+    terminal.finish(
         "Trained",
         {
             "trained on": f"{len(known):,} groups, each a {manifest.split_by}",
@@ -72,5 +74,7 @@ def train(
             "digest": manifest.digest,
             "folder": made,
         },
-        common.balance(rows, {"trained on": trained, "held out or without label": rows - trained}),
+        terminal.balance(
+            rows, {"trained on": trained, "held out or without label": rows - trained}
+        ),
     )

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cryoray import terminal
 from cryoray.cli import common
 
 
@@ -29,10 +30,10 @@ def tune(
     from rich.table import Table
 
     from cryoray.preparation.prepared import PreparedSet
-    from cryoray.training.search import AXES, TABLE, bought
-    from cryoray.training.search import tune as run
+    from cryoray.verbs.tune import AXES, TABLE, bought
+    from cryoray.verbs.tune import tune as run
 
-    with common.Show() as show:
+    with terminal.Show() as show:
         best = run(sets, out, settings, on_progress=show.progress, on_event=show.event)
     from pyarrow import csv
 
@@ -40,13 +41,13 @@ def tune(
     table = Table("axis", "value", "trials", "median, first rung", "best loss", "accuracy")
     for axis in AXES:
         for row in bought(trials, axis):
-            table.add_row(axis, *map(common.text, row.values()))
-    common.out.print(table)
+            table.add_row(axis, *map(terminal.text, row.values()))
+    terminal.out.print(table)
     opened = [PreparedSet.open(prepared) for prepared in sets]
     rows = sum(prepared.n for prepared in opened)
     labelled = sum(int((prepared.labels >= 0).sum()) for prepared in opened)
-    common.finish(
+    terminal.finish(
         "Tuned",
         {"trials": len(trials), **best, "folder": out},
-        common.balance(rows, {"with a label": labelled, "without": rows - labelled}),
+        terminal.balance(rows, {"with a label": labelled, "without": rows - labelled}),
     )

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cryoray import terminal
 from cryoray.cli import common
 
 Out = Annotated[
@@ -34,9 +35,9 @@ def fsc(
 ) -> None:
     """FSC of two half-maps: unmasked, masked, corrected, by direction."""
     settings = common.settings(ctx, proof={"pixel_size": pixel_size})
-    from cryoray.inference.validate import validate_fsc
+    from cryoray.verbs.validate import validate_fsc
 
-    with common.Show() as show:
+    with terminal.Show() as show:
         numbers = validate_fsc(
             half1,
             half2,
@@ -47,9 +48,9 @@ def fsc(
             on_progress=show.progress,
             on_event=show.event,
         )
-    common.out.print(common.table("Validated", {**_resolutions(numbers), "folder": out}))
+    terminal.out.print(terminal.table("Validated", {**_resolutions(numbers), "folder": out}))
     for warning in numbers["warnings"]:
-        common.err.print(f"[yellow]{warning}.[/]", soft_wrap=True)
+        terminal.err.print(f"[yellow]{warning}.[/]", soft_wrap=True)
 
 
 def reconstruct(
@@ -73,9 +74,9 @@ def reconstruct(
 ) -> None:
     """Maps of the kept, of all, of the discarded and of random subsets, and their FSC."""
     settings = common.settings(ctx, proof={"symmetry": symmetry})
-    from cryoray.inference.validate import validate_reconstruct
+    from cryoray.verbs.validate import validate_reconstruct
 
-    with common.Show() as show:
+    with terminal.Show() as show:
         numbers = validate_reconstruct(
             source,
             verdicts,
@@ -91,11 +92,11 @@ def reconstruct(
         for name, found in numbers["sets"].items()
     }
     fates = {"used": numbers["used"], "left out": numbers["left_out"]}
-    common.finish(
-        "Resolution at 0.143", {**rows, "folder": out}, common.balance(numbers["rows"], fates)
+    terminal.finish(
+        "Resolution at 0.143", {**rows, "folder": out}, terminal.balance(numbers["rows"], fates)
     )
     if numbers["more_anisotropic"]:
-        common.err.print(
+        terminal.err.print(
             "[yellow]The kept make a more anisotropic map than all: views may have been lost.[/]"
         )
 
@@ -124,9 +125,9 @@ def similarity(
 ) -> None:
     """Class averages of what we kept beside those of what a person kept."""
     settings = common.settings(ctx, proof={"diameter": diameter})
-    from cryoray.inference.validate import validate_similarity
+    from cryoray.verbs.validate import validate_similarity
 
-    with common.Show() as show:
+    with terminal.Show() as show:
         numbers = validate_similarity(
             source,
             verdicts,
@@ -144,10 +145,10 @@ def similarity(
         for name, said in names.items()
     }
     fates = {"used": numbers["used"], "left out": numbers["left_out"]}
-    common.finish(
+    terminal.finish(
         f"Likeness of {numbers['classes'] - numbers['classes_left_out']} classes",
         {**rows, "folder": out},
-        common.balance(numbers["rows"], fates),
+        terminal.balance(numbers["rows"], fates),
     )
 
 

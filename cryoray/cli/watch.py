@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
+from cryoray import terminal
 from cryoray.cli import common
 
 if TYPE_CHECKING:
     from cryoray.protocol.client import Client
     from cryoray.records import Event
-    from cryoray.session.watcher import Places
-    from cryoray.settings import Settings
-
-#: Seconds for which a full service is asked again before other stacks get their turn.
-_PATIENCE = 30.0
 
 
 def watch(
@@ -65,6 +59,7 @@ def watch(
         },
     )
     from cryoray.session.watcher import Watcher, places
+    from cryoray.verbs.watch import service_of
 
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -79,7 +74,9 @@ def watch(
         finally:
             watcher.close()
     rows = {name: int(str(books[name])) for name in ("kept", "discarded", "review", "quarantined")}
-    common.finish("Session", {**books, "folder": where.folder}, common.balance(_rows(books), rows))
+    terminal.finish(
+        "Session", {**books, "folder": where.folder}, terminal.balance(_rows(books), rows)
+    )
 
 
 def _rows(books: dict[str, object]) -> int:
@@ -87,35 +84,12 @@ def _rows(books: dict[str, object]) -> int:
 
 
 def _say_where(token_file: Path, client: Client) -> None:
-    common.out.print(escape(f"session page {client.url}/ token {token_file}"), soft_wrap=True)
-
-
-@contextmanager
-def service_of(
-    settings: Settings, where: Places, ensembles: list[str] | None = None
-) -> Iterator[Client]:
-    """A client of the service that was named, or of one that runs here while the block lasts."""
-    from cryoray.protocol.client import Client
-
-    if settings.watch.service is not None:
-        yield Client(settings.watch.service, settings.serve.token, patience=_PATIENCE)
-        return
-    from cryoray import serving
-
-    given = settings.serve.model_copy(
-        update={
-            "ensembles": tuple(ensembles or settings.serve.ensembles),
-            "roots": (where.root, *settings.serve.roots),
-            "ledger": where.ledger,
-        }
-    )
-    with serving.start(settings.model_copy(update={"serve": given})) as running:
-        yield Client(running.url, running.token, patience=_PATIENCE)
+    terminal.out.print(escape(f"session page {client.url}/ token {token_file}"), soft_wrap=True)
 
 
 def _say(happened: Event) -> None:
     """One line for each thing that happens."""
     data = " ".join(
-        f"{key}={common.text(value)}" for key, value in happened.data.items() if value is not None
+        f"{key}={terminal.text(value)}" for key, value in happened.data.items() if value is not None
     )
-    common.out.print(escape(f"{happened.name} {data}"), soft_wrap=True)
+    terminal.out.print(escape(f"{happened.name} {data}"), soft_wrap=True)

@@ -28,6 +28,8 @@ from cryoray.records import MEMBERS, VERDICTS, VERDICTS_SCHEMA, Kind, Reason
 from cryoray.settings import PreparationSettings
 
 MANIFEST = "ensemble.json"
+#: Beside it: what was said of each image by networks that had not seen its group.
+HELD_OUT = "held-out.parquet"
 _REASONS = "reasons"
 
 

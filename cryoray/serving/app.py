@@ -18,7 +18,7 @@ from ray import serve as ray_serve
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.schema import LoggingConfig
 
-from cryoray import runtime
+from cryoray.engine import runtime
 from cryoray.errors import CryorayError, SettingsError
 from cryoray.models.ensemble import Ensemble
 from cryoray.models.registry import default, resolve

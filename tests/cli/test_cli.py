@@ -12,8 +12,10 @@ from ray.exceptions import RayTaskError
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from cryoray.cli import common, doctor
+from cryoray import terminal
+from cryoray.cli import common
 from cryoray.cli.main import app
+from cryoray.diagnostics import machine
 from cryoray.errors import FormatError, InternalError
 from cryoray.models.ensemble import Ensemble
 from cryoray.models.registry import promote
@@ -29,8 +31,8 @@ def run(*arguments: str | Path) -> Result:
 @pytest.fixture(autouse=True)
 def consoles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Consoles as wide as the sentences, on the streams that the runner has."""
-    monkeypatch.setattr(common, "out", Console(width=200, highlight=False))
-    monkeypatch.setattr(common, "err", Console(stderr=True, width=200, highlight=False))
+    monkeypatch.setattr(terminal, "out", Console(width=200, highlight=False))
+    monkeypatch.setattr(terminal, "err", Console(stderr=True, width=200, highlight=False))
 
 
 def test_help_names_every_verb() -> None:
@@ -91,7 +93,7 @@ def test_a_kind_that_is_not_there_yet_is_refused() -> None:
 
 
 def complain(error: Exception, *, debug: bool = False) -> int:
-    with pytest.raises(typer.Exit) as left, common.complaints(debug=debug):
+    with pytest.raises(typer.Exit) as left, terminal.complaints(debug=debug):
         raise error
     return left.value.exit_code
 
@@ -104,7 +106,7 @@ def test_a_bug_is_our_fault(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_debug_shows_the_traceback() -> None:
-    with pytest.raises(ZeroDivisionError), common.complaints(debug=True):
+    with pytest.raises(ZeroDivisionError), terminal.complaints(debug=True):
         raise ZeroDivisionError
 
 
@@ -166,7 +168,7 @@ def test_what_is_not_given_overrides_nothing(
 
 
 def test_bars_follow_the_stages(capsys: pytest.CaptureFixture[str]) -> None:
-    with common.Show() as show:
+    with terminal.Show() as show:
         show.progress(Progress("read", 10, None))
         show.progress(Progress("read", 40, 40))
         show.progress(Progress("judge", 3, 9, "stacks", note="half way"))
@@ -192,7 +194,7 @@ def test_bars_follow_the_stages(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_values_as_people_read_them(value: object, shown: str) -> None:
-    assert common.text(value) == shown
+    assert terminal.text(value) == shown
 
 
 def test_doctor_names_a_remedy_for_what_it_does_not_like(
@@ -202,11 +204,11 @@ def test_doctor_names_a_remedy_for_what_it_does_not_like(
     token.write_text("secret")
     token.chmod(0o644)
     monkeypatch.setenv("CRYORAY_TOKEN_FILE", str(token))
-    found = {one.name: one for one in doctor.examine(load())}
+    found = {one.name: one for one in machine.examine(load())}
     assert found["token of the service"].state == "bad"
     assert found["token of the service"].remedy == f"chmod 600 {token}"
     token.chmod(0o600)
-    found = {one.name: one for one in doctor.examine(load())}
+    found = {one.name: one for one in machine.examine(load())}
     assert found["token of the service"].state == "good"
     assert all(one.remedy for one in found.values() if one.state != "good")
     assert {"torch", "ray", "prefect", "cores", "memory", "/dev/shm", "GPU"} <= found.keys()
@@ -217,10 +219,10 @@ def test_doctor_names_the_ensembles_that_judge_where_none_is_named(
 ) -> None:
     monkeypatch.setenv("CRYORAY_REGISTRY", str(tmp_path))
     digest = promote(tiny_ensemble, tmp_path, "particle").digest
-    found = doctor._ensemble("particle", tmp_path)
+    found = machine._ensemble("particle", tmp_path)
     assert (found.state, found.found) == ("good", f"{digest[:12]}, active in the registry")
     (tmp_path / "particle" / digest / "d1.safetensors").write_bytes(b"")
-    assert doctor._ensemble("particle", tmp_path).state == "bad"
+    assert machine._ensemble("particle", tmp_path).state == "bad"
 
 
 def test_doctor_exits_2_where_something_is_missing(

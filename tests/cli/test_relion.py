@@ -23,10 +23,10 @@ from cryoray.errors import FormatError
 from cryoray.formats.class_selection import read_optimiser
 from cryoray.formats.source import open_source
 from cryoray.formats.star import parse
-from cryoray.inference.classes import rank
 from cryoray.models import registry
 from cryoray.records import Event
 from cryoray.settings import RuntimeSettings, load
+from cryoray.verbs.rank import rank
 from tests.classes import COUNTS, write_class_job
 from tests.volumes import COUNTS as COUNTS_OF_VOLUMES
 from tests.volumes import write_volume_job

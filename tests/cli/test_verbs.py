@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from cryoray.cli import common, inspect
+from cryoray import terminal
+from cryoray.cli import inspect
 from cryoray.cli.main import app
 from cryoray.models.ensemble import Ensemble
 from cryoray.preparation.prepared import PreparedSet
@@ -26,8 +27,8 @@ def run(*arguments: str | Path) -> str:
 
 @pytest.fixture(autouse=True)
 def consoles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(common, "out", Console(width=200, highlight=False))
-    monkeypatch.setattr(common, "err", Console(stderr=True, width=200, highlight=False))
+    monkeypatch.setattr(terminal, "out", Console(width=200, highlight=False))
+    monkeypatch.setattr(terminal, "err", Console(stderr=True, width=200, highlight=False))
 
 
 @pytest.fixture(scope="module")

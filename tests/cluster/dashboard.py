@@ -16,14 +16,14 @@ from typing import Any
 import httpx
 import ray
 
-from cryoray import runtime
-from cryoray.inference import classify
-from cryoray.ingest import ingest
+from cryoray.engine import runtime
 from cryoray.serving import start
 from cryoray.settings import load
-from cryoray.training import train
+from cryoray.verbs.classify import classify
+from cryoray.verbs.ingest import ingest
+from cryoray.verbs.train import train
 from tests.examples import save_ensemble, write_project
-from tests.training.sets import write_labelled_set
+from tests.sets import write_labelled_set
 
 
 def listed(folder: Path) -> dict[str, Any]:

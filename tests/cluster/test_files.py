@@ -29,7 +29,7 @@ RAYS = {
     "ray_node_gpus_utilization", "ray_node_gram_used", "ray_object_store_memory",
     "ray_train_controller_state", "ray_train_report_total_blocked_time_s",
 }  # fmt: skip
-#: Counters of `cryoray.ingest.telling`, as Ray exports them.
+#: Counters of `cryoray.engine.meter`, as Ray exports them.
 INGEST = {f"ray_cryoray_ingest_{what}_total" for what in ("rows", "bytes", "quarantined")}
 
 

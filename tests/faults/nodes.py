@@ -76,8 +76,8 @@ def ingest_settings(**more: Any) -> Any:
 
 def ingestion(folder: Path) -> dict[str, Any]:
     """A node is lost in one ingestion, its driver is killed in another; both end as an undisturbed one."""
-    from cryoray.ingest import ingest
     from cryoray.preparation.prepared import PreparedSet
+    from cryoray.verbs.ingest import ingest
     from tests.preparation.sources import particles, write_source
 
     source = folder / "source"
@@ -127,7 +127,7 @@ def ingestion(folder: Path) -> dict[str, Any]:
 
 def driver(folder: Path) -> dict[str, Any]:
     """An ingestion that says how far it is, slowly enough to be killed in the middle."""
-    from cryoray.ingest import ingest
+    from cryoray.verbs.ingest import ingest
 
     def progress(now: Any) -> None:
         print(f"done {now.done}", flush=True)
@@ -141,8 +141,8 @@ def training(folder: Path) -> dict[str, Any]:
     """A node of two is lost while a training runs on both."""
     from cryoray.models.ensemble import Ensemble
     from cryoray.settings import load
-    from cryoray.training import train
-    from tests.training.sets import write_labelled_set
+    from cryoray.verbs.train import train
+    from tests.sets import write_labelled_set
 
     sets = [write_labelled_set(folder, f"p{i}", n=30, seed=i) for i in range(2)]
     fit = {"epochs": 2, "batch": 32, "learning_rate": 5e-3}
@@ -166,8 +166,8 @@ def training(folder: Path) -> dict[str, Any]:
 
 def judging(folder: Path) -> dict[str, Any]:
     """All nodes are lost while images are judged: those that are read and the judges themselves."""
-    from cryoray.inference import classify
     from cryoray.settings import load
+    from cryoray.verbs.classify import classify
     from tests.examples import save_ensemble
 
     source = _project(folder / "source", 500, 64)
@@ -289,8 +289,8 @@ def asking(folder: Path) -> dict[str, Any]:
 
 def slowly(source: Path, out: Path) -> dict[str, Any]:
     """A judging that says how far it is, slowly enough to be met in the middle."""
-    from cryoray.inference import classify
     from cryoray.settings import load
+    from cryoray.verbs.classify import classify
 
     def progress(now: Any) -> None:
         print(f"done {now.done}", flush=True)

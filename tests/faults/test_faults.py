@@ -17,14 +17,14 @@ import pytest
 
 from cryoray.errors import FormatError
 from cryoray.formats.source import Source
-from cryoray.inference import classify
-from cryoray.ingest import ingest
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.settings import RuntimeSettings, load
-from cryoray.training import train
+from cryoray.verbs.classify import classify
+from cryoray.verbs.ingest import ingest
+from cryoray.verbs.train import train
 from tests.faults.machines import filled, small_disk
 from tests.preparation.sources import particles, write_source
-from tests.training.sets import write_labelled_set
+from tests.sets import write_labelled_set
 
 ROOT = Path(__file__).parents[2]
 faults = pytest.mark.faults

@@ -19,16 +19,16 @@ from pathlib import Path
 
 import pytest
 
-from cryoray.ingest import ingest
 from cryoray.models.ensemble import Ensemble
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.settings import load
+from cryoray.verbs.ingest import ingest
 from tests.examples import save_ensemble, write_project
 from tests.faults import machines, nodes
 from tests.faults.machines import RAY_PORT, REDIS_PORT, Machine, filled, small_disk
 from tests.faults.nodes import apart, said
 from tests.preparation.sources import particles, write_source
-from tests.training.sets import write_labelled_set
+from tests.sets import write_labelled_set
 
 pytestmark = [
     pytest.mark.faults,

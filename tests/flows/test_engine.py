@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cryoray import runtime
+from cryoray.engine import runtime
 from cryoray.errors import SettingsError
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.records import Event, Progress

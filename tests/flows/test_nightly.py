@@ -20,7 +20,7 @@ from flows import nightly as flow
 from flows.nightly import nightly
 from tests.examples import save_ensemble
 from tests.session.test_gathering import JUDGES, TEACHES
-from tests.training.sets import BOX, write_labelled_set
+from tests.sets import BOX, write_labelled_set
 
 pytestmark = pytest.mark.long
 

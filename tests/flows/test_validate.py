@@ -10,7 +10,7 @@ from prefect.client.orchestration import get_client
 
 from cryoray.formats.volume import write_volume
 from flows import validate
-from tests.validation.maps import PIXEL, half_maps, phantom
+from tests.half_maps import PIXEL, half_maps, phantom
 
 pytestmark = pytest.mark.long
 

@@ -11,9 +11,9 @@ from cryoray.errors import SelectionError
 from cryoray.formats.mrc import StackWriter
 from cryoray.formats.selection import find_selection, read_selection
 from cryoray.formats.source import find_sources, open_source
-from cryoray.ingest.pipeline import ingest
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.settings import Settings
+from cryoray.verbs.ingest import ingest
 
 #: Of each class: red, magenta, green, blue, cyan, yellow, no colour.
 GRADES = (1, 5, 2, 3, 4, 6, 0)

@@ -13,10 +13,10 @@ from cryoray.formats.mrc import read_frames, read_header
 from cryoray.formats.selection import find_selection, read_selection
 from cryoray.formats.source import open_source
 from cryoray.formats.star import parse
-from cryoray.ingest.pipeline import ingest
 from cryoray.preparation.mining import mine
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.settings import Settings
+from cryoray.verbs.ingest import ingest
 
 DIAMETER, PIXEL_SIZE, BOX = 40.0, 2.0, 36
 PICKS = ((60, 50), (150, 90), (30, 100), (5, 40))  # the last too near the edge

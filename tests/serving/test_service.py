@@ -16,13 +16,13 @@ import ray
 from ray import serve as ray_serve
 
 from cryoray.errors import InputError, SettingsError
-from cryoray.inference import classify
 from cryoray.models.registry import active, install, promote
 from cryoray.protocol.client import Client
 from cryoray.protocol.messages import JudgeAnswer
 from cryoray.serving import Running, start
 from cryoray.serving.app import Arguments, build, find_ensembles
 from cryoray.settings import ClassifySettings, RuntimeSettings, ServeSettings, Settings
+from cryoray.verbs.classify import classify
 from tests.examples import save_ensemble
 
 

@@ -281,14 +281,14 @@ def test_a_file_of_another_machine_is_refused(
 
 
 def test_the_doctor_looks_at_the_ledger(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cryoray.cli import doctor
+    from cryoray.diagnostics import machine
 
     given = ledger.url.render_as_string()
-    assert doctor._ledger(given).state == "good"
-    monkeypatch.setattr(doctor, "_file_system", lambda _: "nfs4")
-    finding = doctor._ledger(given)
+    assert machine._ledger(given).state == "good"
+    monkeypatch.setattr(machine, "_file_system", lambda _: "nfs4")
+    finding = machine._ledger(given)
     assert (finding.state, "postgresql" in finding.remedy) == (
         ("warning", True) if ledger.is_sqlite else ("good", False)
     )
     monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
-    assert doctor._ledger(given).state == ("bad" if ledger.is_sqlite else "good")
+    assert machine._ledger(given).state == ("bad" if ledger.is_sqlite else "good")

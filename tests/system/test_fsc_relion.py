@@ -12,8 +12,8 @@ import torch
 
 from cryoray.formats.star import parse
 from cryoray.formats.volume import read_volume, write_volume
-from cryoray.validation import fsc
-from tests.validation.maps import PIXEL, half_maps, phantom
+from cryoray.maps import fsc
+from tests.half_maps import PIXEL, half_maps, phantom
 
 pytestmark = [
     pytest.mark.system,

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from cryoray.engine.reduce import particles_of, read_images
 from cryoray.formats.source import open_source
 from cryoray.formats.volume import read_volume
-from cryoray.inference.reconstruct import particles_of, read_images
+from cryoray.maps import fsc, reconstruct
 from cryoray.settings import Settings, SimulateSettings
 from cryoray.simulation import simulate
-from cryoray.validation import fsc, reconstruct
 
 pytestmark = [
     pytest.mark.system,

@@ -13,8 +13,8 @@ import starfile
 
 from cryoray.errors import CryorayError
 from cryoray.formats.source import open_source
+from cryoray.recipes import relion_jobs
 from cryoray.simulation import read_truth
-from flows import relion_jobs
 
 pytestmark = [
     pytest.mark.system,

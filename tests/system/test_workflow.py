@@ -22,13 +22,13 @@ from cryoray.boosting.within_job import review_band
 from cryoray.errors import InputError
 from cryoray.formats.mrc import read_frames, read_header
 from cryoray.formats.star import parse
+from cryoray.integrations.relion import Job, Relion, RelionError, options_of
 from cryoray.models.ensemble import Calibration, Ensemble
 from cryoray.records import Kind
 from cryoray.settings import Settings, SimulateSettings, WorkflowSettings
 from cryoray.simulation import MICROGRAPHS, simulate
-from cryoray.workflow.relion import Job, Relion, RelionError, options_of
-from cryoray.workflow.single_particle import ASKED, STAGES, Done, Workflow, looks
-from cryoray.workflow.single_particle import arms as workflow_arms
+from cryoray.verbs.single_particle import ASKED, STAGES, Done, Workflow, looks
+from cryoray.verbs.single_particle import arms as workflow_arms
 from tests.examples import save_ensemble
 from tests.system.programs import Relion as Run
 
@@ -165,7 +165,7 @@ def test_a_job_that_outlived_who_began_it_is_waited_for_and_not_begun_twice(
         **OPTIONS["class2d"],
     }
     begin = (
-        "import sys, pathlib; from cryoray.workflow.relion import Relion; "
+        "import sys, pathlib; from cryoray.integrations.relion import Relion; "
         f"Relion(pathlib.Path(sys.argv[1])).run('Class2D', {options!r})"
     )
     flow = subprocess.Popen([sys.executable, "-c", begin, str(project)])

@@ -1,0 +1,1 @@
+"""What `cryoray doctor` looks at: this machine, a Ray cluster, Prefect."""

@@ -1,0 +1,1 @@
+"""Other programs and archives: driven by cryoray, or read from."""

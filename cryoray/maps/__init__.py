@@ -1,0 +1,1 @@
+"""Maps from particles, curves from maps, and how alike two images are."""

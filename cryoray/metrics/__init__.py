@@ -1,0 +1,1 @@
+"""Numbers from arrays: accuracy, calibration, and the comparison of two ensembles."""

@@ -1,0 +1,1 @@
+"""How the ensembles that ship are made: simulated, prepared, trained, measured, written."""

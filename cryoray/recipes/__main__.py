@@ -1,0 +1,7 @@
+"""``python -m cryoray.recipes``: make the ensembles that ship."""
+
+import typer
+
+from cryoray.recipes.build import main
+
+typer.run(main)

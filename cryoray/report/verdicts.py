@@ -1,0 +1,170 @@
+"""The page beside verdicts: what went in and out, how scores lie, how the images of each side look."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from cryoray import report
+from cryoray.boosting.prevalence import Prevalence
+from cryoray.formats.source import Source
+from cryoray.models.ensemble import Ensemble
+from cryoray.preparation.look import look_at
+from cryoray.records import REASON_WORDS, VERDICTS, Books
+from cryoray.settings import ClassifySettings, PreparationSettings
+
+REPORT = "report.html"
+
+#: Images in each strip of the gallery.
+_SHOWN = 24
+#: A particle's reason may be its class, of which there are many.
+_BY_CLASS = "its class is discarded"
+_TITLES = {"keep": "Kept", "discard": "Discarded", "review": "For review"}
+
+
+def write_page(
+    folder: Path,
+    source: Source,
+    table: pa.Table,
+    ensemble: Ensemble,
+    books: Books,
+    chosen: ClassifySettings,
+    seconds: float,
+    share: Prevalence | None = None,
+) -> Path:
+    """Write ``report.html`` and its figures into a folder of verdicts.
+
+    Args:
+        folder: of the verdicts.
+        source: whose rows were judged.
+        table: the verdicts, with ``row``.
+        ensemble: that judged.
+        books: rows in and out.
+        chosen: the settings in force.
+        seconds: that it took.
+        share: of images worth keeping, as estimated from the scores.
+    """
+    manifest, verdict = ensemble.manifest, np.array(table["verdict"].to_pylist(), object)
+    counts = {name: int((verdict == name).sum()) for name in VERDICTS}
+    sections = [
+        report.summary_section(
+            f"{len(source):,} images were judged by an ensemble of three networks; a score at or above"
+            f" {manifest.threshold:.3f} keeps.",
+            {
+                "source": source.path,
+                "ensemble": f"{ensemble.digest[:12]}, made for {manifest.kind}",
+            },
+            {
+                "books": books,
+                "files": ", ".join(
+                    sorted(path.name for path in folder.iterdir() if path.is_file())
+                ),
+                "seconds": f"{seconds:.1f}",
+                **({"good images, estimated": _estimated(share)} if share else {}),
+            },
+            {_TITLES[name].lower(): f"{count:,}" for name, count in counts.items()},
+        )
+    ]
+    if len(verdict):
+        sections += [
+            *_reasons(table),
+            report.gallery_section(
+                strips(source, table, ensemble.preparation),
+                "Images",
+                "As the networks saw them: windowed, rescaled, normalised; spread evenly over the source.",
+            ),
+            report.scores_section(table["score"].to_numpy(), manifest.threshold, manifest.review),
+            _vouched(manifest.operating_point),
+        ]
+    sections.append(
+        report.provenance_section(report.command(), [chosen], {"ensemble": ensemble.digest})
+    )
+    return report.render(folder / REPORT, f"Verdicts about {source.name}", sections)
+
+
+def _estimated(share: Prevalence) -> str:
+    low, estimate, high = (
+        report.percent(part, 0) for part in (share.low, share.estimate, share.high)
+    )
+    return f"{estimate} ({low} to {high} by chance alone; in training {report.percent(share.training, 0)})"
+
+
+def _vouched(point: Mapping[str, object]) -> report.Section:
+    """What the ensemble promises of its errors."""
+    rows = [(name.replace("_", " "), str(value)) for name, value in point.items()]
+    return report.table_section(
+        "Operating point",
+        ("", "value"),
+        rows,
+        "How the threshold was set when the ensemble was trained: the bound on good images lost, the level at"
+        " which it was calibrated, and what was achieved there. Nothing on this page measures errors: there"
+        " are no labels here.",
+    )
+
+
+def _in_words(table: pa.Table) -> np.ndarray:
+    """The reason of each row, object [n], '' where there is none; whatever the class is one reason."""
+    words = [REASON_WORDS.get(one, _BY_CLASS) if one else "" for one in table["reason"].to_pylist()]
+    return np.array(words, object)
+
+
+def _by_number(reasons: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(one for one in reasons if one).most_common())
+
+
+def _reasons(table: pa.Table) -> list[report.Section]:
+    """What was discarded for which reason; nothing where no reasons are given."""
+    counts = _by_number(_in_words(table))
+    if not counts:
+        return []
+    return [
+        report.table_section(
+            "Why images were discarded",
+            ("likeliest reason", "images", "of all judged"),
+            [(why, f"{n:,}", f"{n / len(table):.1%}") for why, n in counts.items()],
+            "A network of its own names the likeliest reason of each discard, from the image alone. It was"
+            " taught on simulated images, has no part in the verdict, and always names one: look at the"
+            " images below before you believe it.",
+        )
+    ]
+
+
+def strips(source: Source, table: pa.Table, settings: PreparationSettings) -> list[report.Strip]:
+    """Some kept, discarded and review images, spread evenly over the source; discards by reason.
+
+    Args:
+        source: of the images.
+        table: verdicts, with ``row``.
+        settings: how the networks had them prepared.
+    """
+    table = table.sort_by("row")
+    verdict = np.array(table["verdict"].to_pylist(), object)
+    rows, score = table["row"].to_numpy(), table["score"].to_numpy()
+    reason = _in_words(table)
+    asked = [
+        (tone, f"{title}: {why}" if why else title, why)
+        for tone, title in _TITLES.items()
+        for why in ("", *_by_number(reason[verdict == tone]))
+    ]
+    made = []
+    for tone, title, why in asked:
+        those = np.flatnonzero((verdict == tone) & (reason == why))
+        if len(those):
+            some = those[np.unique(np.linspace(0, len(those) - 1, _SHOWN).astype(int))]
+            found, images = look_at(source, rows[some], settings)
+            place = np.searchsorted(rows, found)
+            made.append(
+                report.Strip(
+                    title,
+                    tone,
+                    images,
+                    score[place],
+                    source.images[found],
+                    f"{len(those):,} images",
+                )
+            )
+    return made

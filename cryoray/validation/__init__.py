@@ -1,1 +1,0 @@
-"""What the choices did: accuracy on arrays, and the page that shows it."""

@@ -1,0 +1,333 @@
+"""An ensemble set right for a new project: from no labels, from twenty clicks, or from hundreds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from copy import copy
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import numpy as np
+import torch
+
+from cryoray.boosting import adaptation, operating_point, prevalence
+from cryoray.boosting.adaptation import Change
+from cryoray.boosting.calibration import Platt, fit_platt
+from cryoray.boosting.voting import score
+from cryoray.errors import InputError, SelectionError
+from cryoray.metrics import accuracy
+from cryoray.models.ensemble import Calibration, Ensemble, Manifest, training_record
+from cryoray.models.networks import logits
+from cryoray.preparation.labelling import labels_from
+from cryoray.preparation.prepared import PreparedSet
+from cryoray.records import Event, OnEvent, OnProgress, Progress, ignore
+from cryoray.settings import Settings
+from cryoray.verbs.evaluate import check_same_look
+
+RECORD = "adaptation.json"
+
+#: Images judged together.
+_BATCH = 512
+
+#: Parts of the labels that are left out in turn for the table, where there are more labels than this.
+_FOLDS = 20
+
+
+def adapt(
+    ensemble: Path,
+    prepared: Path,
+    out: Path,
+    settings: Settings,
+    *,
+    labels: Path | None = None,
+    on_progress: OnProgress = ignore,
+    on_event: OnEvent = ignore,
+) -> dict[str, Any]:
+    """Recalibrate an ensemble for the project that a set is of, and draw its threshold anew.
+
+    Without labels, and with few, all members are changed alike, so the promise about good images lost is
+    kept: see `boosting.adaptation`. From a hundred labelled keeps on each member has a sigmoid of its own
+    and the threshold a bound that rests on this project's labels alone. Networks stay as they are.
+
+    Args:
+        ensemble: its folder.
+        prepared: a set of the project, prepared as the ensemble's were. Labels that it has itself are
+            not learned from: they are what before and after are measured on.
+        out: folder of the adapted ensemble; must not exist.
+        settings: ``adapt`` and ``train.operating_point`` are used.
+        labels: a selection that labels some of its images.
+        on_progress: told how many images were judged.
+        on_event: ``adapt.done``, with the record.
+
+    Returns:
+        what `adaptation.json` holds: ``labels``, ``prevalence`` (estimated), ``change`` (null where each
+        member was calibrated anew), ``tables`` (before and after), ``operating_point``.
+
+    Raises:
+        InputError: ``out`` exists.
+        EnsembleError: the set is of another kind or look.
+        SelectionError: the labels are of no image of the set, or hundreds of one kind only.
+    """
+    out = Path(out).absolute()
+    if out.exists():
+        raise InputError("exists already", file=out, remedy="give --out another name, or remove it")
+    judge, examples = Ensemble.load(ensemble), PreparedSet.open(prepared)
+    check_same_look(judge, examples)
+    clicked = np.full(examples.n, -1, np.int8) if labels is None else labels_from(examples, labels)
+    rows = _some(examples, clicked, settings.adapt.images)
+    said = _logits(judge, examples, rows, on_progress)
+    given, own = clicked[rows], examples.labels[rows]
+    known = given >= 0
+    keep = given[known] == 1
+
+    before = judge.manifest
+    plain = _score(before, said)
+    share = prevalence.estimate(plain, before.prevalence)
+    few = int(keep.sum()) < adaptation.ENOUGH_KEEPS
+    if few:
+        change = adaptation.fit_change(plain[known], keep, share.shift)
+        after = _changed(before, change, plain[known][keep], share.estimate, settings)
+    else:
+        change = None
+        groups = {level: examples.groups(level)[rows][known] for level in ("project", "micrograph")}
+        after = _anew(before, said[known], keep, groups, labels, settings)
+    point = dict(after.operating_point)
+    lost = int((_score(after, said[known])[keep] < np.float32(after.threshold)).sum())
+    point["labels_here"] = {
+        "keep": int(keep.sum()),
+        "discard": int((~keep).sum()),
+        "lost": lost,
+        # What these labels alone would let one promise of this project.
+        "false_negative_rate_at_most": operating_point.clopper_pearson_upper(
+            lost, max(1, int(keep.sum())), settings.train.operating_point.confidence
+        ),
+    }
+    touched = examples.groups(before.split_by)[rows][known]
+    after = after.model_copy(
+        update={
+            "operating_point": point,
+            "digest": "",
+            "calibration_groups": tuple(sorted({*before.calibration_groups, *touched})),
+        }
+    )
+
+    tables = {}
+    if len(keep):
+        tables["labels given, each left out in turn"] = _compare(
+            keep,
+            (plain[known], before.threshold),
+            _left_out(before, said[known], keep, share, settings, few=few),
+        )
+    other = (own >= 0) & ~known
+    if other.any():
+        tables["the set's own labels of other images"] = _compare(
+            own[other] == 1,
+            (plain[other], before.threshold),
+            (_score(after, said[other]), after.threshold),
+        )
+    record: dict[str, Any] = {
+        "of": judge.digest,
+        "set": examples.digest,
+        "labels": {"keep": int(keep.sum()), "discard": int((~keep).sum())},
+        "prevalence": share.as_json(),
+        "change": None if change is None else {"stretch": change.stretch, "shift": change.shift},
+        "tables": tables,
+        "operating_point": point,
+        "threshold": after.threshold,
+    }
+    made = _write(judge, after, out, record)
+    on_event(Event("adapt.done", {"ensemble": str(out), "digest": made.digest, **record["labels"]}))
+    return record
+
+
+def _some(examples: PreparedSet, clicked: np.ndarray, most: int) -> np.ndarray:
+    """The rows that are looked at: all with a click, and of the others as many as there is time for."""
+    chosen = np.flatnonzero(clicked >= 0)
+    others = np.flatnonzero(clicked < 0)
+    left = max(0, most - len(chosen))
+    if len(others) > left:
+        others = np.random.default_rng(0).choice(others, left, replace=False)
+    return np.sort(np.concatenate([chosen, others]))
+
+
+def _logits(
+    judge: Ensemble, examples: PreparedSet, rows: np.ndarray, on_progress: OnProgress
+) -> np.ndarray:
+    """What the members say before calibration, float32 [n, 3]."""
+    judge.to("cuda" if torch.cuda.is_available() else "cpu")
+    features = examples.feature_matrix(judge.features)[rows]
+    said = np.empty((len(rows), 3), np.float32)
+    for start in range(0, len(rows), _BATCH):
+        here = slice(start, start + _BATCH)
+        images = torch.from_numpy(examples.images(rows[here]))
+        for member, network in enumerate(judge.networks):
+            said[here, member] = logits(network, images, torch.from_numpy(features[here])).numpy()
+        on_progress(Progress("judge", min(start + _BATCH, len(rows)), len(rows), "images"))
+    return said
+
+
+def _score(manifest: Manifest, said: np.ndarray) -> np.ndarray:
+    """Median of three, float32 [n], of logits [n, 3]."""
+    return score(
+        *(
+            Platt(c.slope, c.offset)(logit)
+            for c, logit in zip(manifest.calibration, said.T, strict=True)
+        )
+    )
+
+
+def _changed(
+    manifest: Manifest, change: Change, keeps: np.ndarray, share: float, settings: Settings
+) -> Manifest:
+    """All members changed alike, and the threshold drawn within the changed limit.
+
+    Args:
+        manifest: before.
+        change: of log-odds.
+        keeps: scores of labelled keeps before, [k].
+        share: of keeps in this project.
+        settings: ``train.operating_point`` is used.
+    """
+    chosen = settings.train.operating_point
+    point = manifest.operating_point
+    bound = _number(point, "bound", chosen.bound)
+    old = _number(point, "limit", manifest.threshold)
+    limit = adaptation.not_contradicted(keeps, old, bound, chosen.confidence)
+    new = float(np.float32(change(limit)))
+    # Of a calibrated score the most accurate threshold is a half.
+    threshold = new if chosen.prefer == "junk" else float(np.float32(min(new, 0.5)))
+    low, high = (float(change(end)) for end in manifest.review)
+    method = str(point.get("method", "")) + "; all members recalibrated alike for one project"
+    if limit < old:
+        method += f", and lowered, since {len(keeps)} labelled keeps contradicted the bound"
+    return manifest.model_copy(
+        update={
+            "calibration": tuple(
+                Calibration(
+                    slope=c.slope * change.stretch,
+                    offset=c.offset * change.stretch + change.shift,
+                )
+                for c in manifest.calibration
+            ),
+            "threshold": threshold,
+            "review": (min(low, threshold), max(high, threshold)),
+            "prevalence": float(np.clip(share, 1e-3, 1 - 1e-3)),
+            "operating_point": {**point, "threshold": threshold, "limit": new, "method": method},
+        }
+    )
+
+
+def _anew(
+    manifest: Manifest,
+    said: np.ndarray,
+    keep: np.ndarray,
+    groups: Mapping[Any, np.ndarray],
+    labels: Path | None,
+    settings: Settings,
+) -> Manifest:
+    """Each member calibrated on this project's labels, and the threshold chosen as in training."""
+    if keep.all():
+        raise SelectionError(
+            f"all {len(keep):,} labels say keep, so nothing can be told apart",
+            file=labels,
+            remedy="label some images that should go, too",
+        )
+    platt = [fit_platt(logit, keep) for logit in said.T]
+    calibration = tuple(Calibration(slope=p.slope, offset=p.offset) for p in platt)
+    p = [member(logit) for member, logit in zip(platt, said.T, strict=True)]
+    point = operating_point.choose(
+        score(*p), keep, groups, **settings.train.operating_point.model_dump()
+    )
+    deployed = score(p[0], p[1], operating_point.ask_third(p[0], p[1], p[2], point.threshold))
+    return manifest.model_copy(
+        update={
+            "calibration": calibration,
+            "threshold": point.threshold,
+            "review": operating_point.review_band(deployed, keep, point.threshold),
+            "prevalence": float(keep.mean()),
+            "operating_point": point.as_json(),
+        }
+    )
+
+
+def _left_out(
+    manifest: Manifest,
+    said: np.ndarray,
+    keep: np.ndarray,
+    share: prevalence.Prevalence,
+    settings: Settings,
+    *,
+    few: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and thresholds, [n] each, by adaptations that did not know the label in question."""
+    scores, thresholds = np.empty(len(keep), np.float32), np.empty(len(keep), np.float32)
+    fold = np.random.default_rng(0).permutation(len(keep)) % min(_FOLDS, len(keep))
+    for out in np.unique(fold):
+        others, here = fold != out, fold == out
+        if few:
+            plain = _score(manifest, said[others])
+            change = adaptation.fit_change(plain, keep[others], share.shift)
+            after = _changed(manifest, change, plain[keep[others]], share.estimate, settings)
+        else:
+            image = np.arange(others.sum()).astype(str)
+            after = _anew(
+                manifest,
+                said[others],
+                keep[others],
+                {"project": np.zeros_like(image), "micrograph": np.zeros_like(image)},
+                None,
+                settings,
+            )
+        scores[here], thresholds[here] = _score(after, said[here]), after.threshold
+    return scores, thresholds
+
+
+def _compare(
+    keep: np.ndarray,
+    before: tuple[np.ndarray, float],
+    after: tuple[np.ndarray, float | np.ndarray],
+) -> dict[str, dict[str, float | int | None]]:
+    """The numbers that adaptation may change, before and after."""
+    table = {}
+    for name, (scores, threshold) in (("before", before), ("after", after)):
+        found = accuracy.confusion(keep, scores, threshold)
+        table[name] = {
+            "images": found.n,
+            "accuracy": found.accuracy,
+            "false_negative_rate": found.false_negative_rate,
+            "false_positive_rate": found.false_positive_rate,
+            "ece": accuracy.reliability(keep, scores).ece,
+            "log_loss": adaptation.log_loss(scores, keep),
+        }
+    return table
+
+
+def _number(point: Mapping[str, object], name: str, default: float) -> float:
+    value = point.get(name)
+    return float(value) if isinstance(value, int | float) else default
+
+
+def _write(judge: Ensemble, after: Manifest, out: Path, record: Mapping[str, Any]) -> Ensemble:
+    """The folder of the adapted ensemble, which appears when it is complete."""
+    assert judge.path is not None
+    partial = out.with_name(f"{out.name}.partial")
+    rmtree(partial, ignore_errors=True)
+    adapted = copy(judge.to("cpu"))
+    adapted.manifest = after
+    card = (judge.path / "card.md").read_text("utf-8") if (judge.path / "card.md").is_file() else ""
+    counts = record["labels"]
+    lead = (
+        f"# Adapted to one project\n\nFrom the ensemble `{judge.digest[:16]}` with {counts['keep']} labels"
+        f" keep and {counts['discard']} discard of that project; the networks are unchanged. Keep where"
+        f" score ≥ {after.threshold:.4f}: {after.operating_point['method']}. What stands below is of the"
+        " ensemble that it was adapted from.\n\n"
+    )
+    made = adapted.save(partial, lead + card)
+    texts = {RECORD: dict(record), "training.json": training_record(judge.path)}
+    for name, content in texts.items():
+        if content:
+            (partial / name).write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    partial.rename(out)
+    return made

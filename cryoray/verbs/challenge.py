@@ -1,0 +1,130 @@
+"""Champion and challenger on images that were labelled blind: scores, the comparison, a page about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cryoray import report
+from cryoray.metrics.comparison import Comparison, Judged, compare
+from cryoray.models.ensemble import Ensemble
+from cryoray.preparation.prepared import PreparedSet
+from cryoray.records import Event, OnEvent, ignore
+from cryoray.settings import Settings
+from cryoray.verbs.evaluate import check_same_look, unseen
+
+#: Images judged together; blind samples are small, and need no Ray.
+_BATCH = 1024
+
+
+def challenge(
+    champion: Path,
+    challenger: Path,
+    sets: Sequence[Path],
+    settings: Settings,
+    *,
+    on_event: OnEvent = ignore,
+) -> Comparison:
+    """Compare two ensembles on the labelled images of groups that neither knows.
+
+    Args:
+        champion: folder of the ensemble that is served.
+        challenger: folder of the one that may take its place.
+        sets: prepared sets of images that were labelled blind.
+        settings: ``nightly``, and the bound of ``train.operating_point``, are used.
+        on_event: ``challenge.decided`` with the outcome.
+
+    Raises:
+        EnsembleError: a set holds images of another kind or look than an ensemble judges.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    both = [Ensemble.load(path).to(device) for path in (champion, challenger)]
+    scores: list[list[np.ndarray]] = [[], []]
+    keep, groups = [], []
+    for path in sets:
+        examples = PreparedSet.open(path)
+        new = examples.labels >= 0
+        for ensemble in both:
+            check_same_look(ensemble, examples)
+            new &= unseen(ensemble, examples)
+        rows = np.flatnonzero(new)
+        keep.append(examples.labels[rows] == 1)
+        groups.append(examples.groups("project")[rows])
+        for ensemble, said in zip(both, scores, strict=True):
+            said.extend(_scores(ensemble, examples, rows))
+    ours, theirs = (
+        Judged(np.concatenate([np.empty(0, np.float32), *said]), ensemble.threshold)
+        for ensemble, said in zip(both, scores, strict=True)
+    )
+    chosen = settings.nightly
+    outcome = compare(
+        ours,
+        theirs,
+        np.concatenate([np.empty(0, bool), *keep]),
+        np.concatenate([np.empty(0, object), *groups]),
+        bound=settings.train.operating_point.bound,
+        confidence=chosen.confidence,
+        least=chosen.least,
+        resamples=chosen.resamples,
+        seed=chosen.seed,
+    )
+    on_event(
+        Event(
+            "challenge.decided",
+            {
+                "champion": both[0].digest,
+                "challenger": both[1].digest,
+                "better": outcome.better,
+                "why": outcome.why,
+            },
+        )
+    )
+    return outcome
+
+
+def challenge_page(out: Path, outcome: Comparison, champion: Path, challenger: Path) -> Path:
+    """Write the comparison as a page that a person can read and file away."""
+    verdict = "The challenger is better" if outcome.better else "The champion stays"
+    sections = [
+        report.summary_section(
+            f"{verdict}: {outcome.why}.",
+            {"champion": champion, "challenger": challenger},
+            {
+                "good images, labelled blind": f"{outcome.good:,}",
+                "bad images, labelled blind": f"{outcome.bad:,}",
+                "groups": outcome.groups,
+            },
+        )
+    ]
+    if rows := outcome.table():
+        cells = [
+            (str(row["what"]), *(report.percent(_number(row[name])) for name in _BOTH))
+            for row in rows
+        ]
+        sections.append(report.table_section("Numbers", ("", *_BOTH), cells))
+        curves = [
+            (f"{bound:.1%}", report.percent(ours), report.percent(theirs))
+            for bound, ours, theirs in outcome.curves
+        ]
+        sections.append(
+            report.table_section("Junk removed, by good images lost", ("lost", *_BOTH), curves)
+        )
+    return report.render(out, "Champion and challenger", sections)
+
+
+_BOTH = ("champion", "challenger")
+
+
+def _number(value: object) -> float:
+    assert isinstance(value, float)
+    return value
+
+
+def _scores(ensemble: Ensemble, examples: PreparedSet, rows: np.ndarray) -> Iterator[np.ndarray]:
+    features = examples.feature_matrix(ensemble.features)
+    for begin in range(0, len(rows), _BATCH):
+        some = rows[begin : begin + _BATCH]
+        yield ensemble.judge(examples.images(some), features[some], everyone=True).score

@@ -1,0 +1,378 @@
+"""3D classes: judged by pictures of their maps and by what the job and the maps say, within the job."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from scipy.special import expit
+
+from cryoray import report
+from cryoray.boosting.prevalence import log_odds
+from cryoray.boosting.voting import score as vote_score
+from cryoray.boosting.voting import verdicts
+from cryoray.boosting.within_job import beside_the_best, review_band
+from cryoray.errors import FormatError, InternalError
+from cryoray.formats.class_volumes import VolumeClasses, open_volumes
+from cryoray.formats.files import replacing, replacing_folder
+from cryoray.formats.relion import image_table
+from cryoray.formats.star import parse
+from cryoray.formats.verdicts import SIDES, write_side, write_verdicts
+from cryoray.formats.volume import read_volume
+from cryoray.models.ensemble import Ensemble, Judgement
+from cryoray.models.registry import resolve
+from cryoray.preparation.prepare import prepare_images
+from cryoray.preparation.reader import reason
+from cryoray.preparation.volume_features import MEASURED, SLICES, VIEWS, measure, pictures
+from cryoray.records import MEMBERS, VERDICTS, Event, OnEvent, OnProgress, Progress, ignore
+from cryoray.settings import Settings
+
+TABLE, QUARANTINE, REPORT = "verdicts.parquet", "quarantine.parquet", "report.html"
+#: The file of the particles of each verdict's classes: RELION's users look for particles.star.
+PARTICLES = {
+    "keep": "particles.star",
+    "discard": "particles_discarded.star",
+    "review": "particles_review.star",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Trait:
+    """Something in which the classes of a job differ, and what it tells.
+
+    Attributes:
+        name: of a column of the job, or of what is measured on its maps.
+        unit: in which a person reads it.
+        step: a difference that tells; negative where less is better.
+        weight: what one step from the job's mean adds to the log-odds of keep, at most two steps.
+        ratio: whether what counts is the logarithm.
+    """
+
+    name: str
+    unit: str
+    step: float
+    weight: float
+    ratio: bool = False
+
+    def evidence(self, values: np.ndarray) -> np.ndarray:
+        """float64 [n], log-odds; 0 where the value is not known."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            x = np.log(np.where(values > 0, values, np.nan)) if self.ratio else values
+        known = np.isfinite(x)
+        if known.sum() < 2:
+            return np.zeros(len(x))
+        steps = (x - x[known].mean()) / self.step
+        return self.weight * np.clip(np.where(known, steps, 0.0), -2, 2)
+
+
+#: Steps are about what parts maps of 300 noisy projections of one phantom from all sides, from few sides, at
+#: a fifth of the signal, and of noise alone. What the job itself claims weighs less than what its maps
+#: show: resolution and accuracies improve where a class is over-fitted. Connectedness and completeness weigh
+#: little, since RELION's good classes of one job differ in them by as much.
+TRAITS = (
+    Trait("connectedness", "", 0.25, 0.4),
+    Trait("solvent", "", -0.05, 1.0),
+    Trait("anisotropy", "", -0.1, 0.8),
+    Trait("share", "", 0.5, 0.6, ratio=True),
+    Trait("completeness", "", 0.05, 0.25),
+    Trait("resolution", "Å", -0.2, 0.25, ratio=True),
+    Trait("rotations", "°", -0.3, 0.25, ratio=True),
+    Trait("translations", "Å", -0.3, 0.25, ratio=True),
+)
+
+
+def evidence(traits: Mapping[str, np.ndarray], n: int) -> np.ndarray:
+    """float64 [n], log-odds: what the traits of a job's n classes say, [n] each by name."""
+    found = np.zeros(n)
+    for trait in TRAITS:
+        if trait.name in traits:
+            found += trait.evidence(traits[trait.name])
+    return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VolumeVerdicts:
+    """What was said of the classes of a job; n of them were judged.
+
+    Attributes:
+        classes: all of the job.
+        rows: int64 [n], 0-based, those that were judged.
+        judgement: of the n; every member was asked about each.
+        looks: float32 [n], the mean probability of keep of a class's pictures alone.
+        traits: float64 [n] by name of `TRAITS`.
+        pictures: float32 [n, SLICES + views, s, s], each with a scale of its own.
+        quarantined: (0-based class, reason) of the others.
+    """
+
+    classes: VolumeClasses
+    rows: np.ndarray
+    judgement: Judgement
+    looks: np.ndarray
+    traits: Mapping[str, np.ndarray]
+    pictures: np.ndarray
+    quarantined: tuple[tuple[int, str], ...]
+
+    def table(self) -> pa.Table:
+        """As `write_verdicts` takes it: the traits, and what the pictures alone say, follow."""
+        table = self.judgement.table(self.classes.images[self.rows])
+        table = table.append_column("row", pa.array(self.rows))
+        more = {"particles": self.classes.particles[self.rows], "looks": self.looks, **self.traits}
+        for name, values in more.items():
+            column = pa.array(values.astype(np.float32), pa.float32(), from_pandas=True)
+            table = table.append_column(name, column)
+        return table
+
+
+def judge_volumes(
+    classes: VolumeClasses, ensemble: Ensemble, on_progress: OnProgress = ignore
+) -> VolumeVerdicts:
+    """Judge the classes of a job in this process.
+
+    A class's three central slices and its projections are judged as 2D classes without metadata; the
+    mean of the log-odds of each member is moved by the evidence of `TRAITS`, in which the classes are
+    compared with each other; so the score is the median of three, and the vote cannot disagree with it.
+    No calibration vouches for the level of a map's pictures, so it is that of the job's best class that
+    counts: scores are moved until that one lies as far above the threshold as a good class may lie below
+    it. The best class is always kept.
+
+    Raises:
+        EnsembleError: the ensemble judges something else than 2D classes.
+    """
+    ensemble.check_kind("class2d", classes.path)
+    ensemble = ensemble.to("cuda" if torch.cuda.is_available() else "cpu")
+    counted = classes.particles
+    seen: list[tuple[int, np.ndarray, dict[str, float], np.ndarray]] = []
+    quarantined: list[tuple[int, str]] = []
+    for row, path in enumerate(classes.volumes):
+        on_progress(Progress("look", row + 1, len(classes), "classes"))
+        if counted[row] == 0:
+            quarantined.append((row, "no particle belongs to it"))
+            continue
+        try:
+            volume, pixel_size = read_volume(path)
+            pixel_size = classes.pixel_size or pixel_size
+            radius = 0.5
+            if classes.diameter and pixel_size:
+                radius = min(radius, classes.diameter / pixel_size / len(volume) / 2)
+            measured = measure(volume, radius)
+            shown, side = pictures(volume)
+        except FormatError as error:
+            quarantined.append((row, reason(error)))
+            continue
+        scale = (pixel_size or np.nan) * len(volume) / side
+        sizes = np.full(len(shown), scale, np.float32)
+        prepared, bad = prepare_images(shown, sizes, False, ensemble.preparation)
+        if bad:
+            quarantined.append((row, next(iter(bad.values()))))
+            continue
+        nothing = np.full((len(shown), len(ensemble.features)), np.nan, np.float32)
+        said = ensemble.judge(prepared, nothing, everyone=True)
+        # Cut at 1:1000: no single picture may outvote the others.
+        pictures_said = (np.clip(getattr(said, name), 1e-3, 1 - 1e-3) for name in MEMBERS)
+        odds = np.array([log_odds(one).mean() for one in pictures_said])
+        seen.append((row, odds, measured, prepared))
+    rows = np.array([row for row, *_ in seen], np.int64)
+    odds = np.array([odds for _, odds, *_ in seen]).reshape(-1, len(MEMBERS))
+    traits = {name: np.array([one[2][name] for one in seen]) for name in MEASURED}
+    said_of = {**classes.said, "share": classes.share}
+    for trait in TRAITS:
+        if trait.name in said_of:
+            traits[trait.name] = said_of[trait.name][rows]
+    moved = beside_the_best(odds + evidence(traits, len(rows))[:, None], ensemble.threshold)
+    d1, d2, d3 = (_probability(column) for column in moved.T)
+    score = vote_score(d1, d2, d3)
+    review = ensemble.review
+    if review[0] < review[1]:
+        review = review_band(ensemble.threshold)
+    verdict = verdicts(score, review)
+    return VolumeVerdicts(
+        classes,
+        rows,
+        Judgement(score, verdict, d1, d2, d3, np.full(len(score), None, object)),
+        _probability(np.median(odds, axis=1)) if len(rows) else np.empty(0, np.float32),
+        traits,
+        np.array([one[3] for one in seen], np.float32),
+        tuple(quarantined),
+    )
+
+
+def _probability(odds: np.ndarray) -> np.ndarray:
+    return np.asarray(expit(odds), np.float32)
+
+
+def classify_volumes(
+    source: Path,
+    out: Path,
+    settings: Settings,
+    *,
+    on_progress: OnProgress = ignore,
+    on_event: OnEvent = ignore,
+) -> Path:
+    """Judge the classes of a 3D classification, and write the particles of each verdict's classes.
+
+    Args:
+        source: as `open_volumes` takes it.
+        out: folder of the verdicts on the classes (contracts: Verdicts), with the particles of those kept
+            in ``particles.star``, of the others beside it, and the ranking with pictures as a page.
+        settings: ``registry`` and ``classify`` are used.
+        on_progress: as classes are looked at.
+        on_event: ``classify.done``.
+
+    Returns:
+        ``out``, absolute.
+
+    Raises:
+        InputError: nothing can be read, or ``out`` holds something else.
+        EnsembleError: there is no such ensemble, or it judges something else than 2D classes.
+        QuarantineError: no class could be read; the list is written.
+    """
+    began = time.monotonic()
+    out, chosen = Path(out).absolute(), settings.classify
+    path = resolve(chosen.ensemble, settings.registry, "class3d")
+    ensemble = Ensemble.load(path, review=chosen.review)
+    classes = open_volumes(Path(source))
+    with replacing_folder(out, "folder of verdicts", lambda it: (it / TABLE).is_file()) as partial:
+        said = judge_volumes(classes, ensemble, on_progress)
+        books = write_verdicts(partial, classes.source, said.table(), said.quarantined)
+        counts = _write_particles(partial, said)
+        seconds = time.monotonic() - began
+        page = _sections(said, ensemble, counts, settings, seconds)
+        report.render(partial / REPORT, f"3D classes of {classes.source.name}", page)
+        words = said.judgement.verdict.tolist()
+        on_event(
+            Event(
+                "classify.done",
+                {
+                    "out": str(out),
+                    "ensemble": ensemble.digest,
+                    "books": str(books),
+                    **asdict(books),
+                    **{verdict: words.count(verdict) for verdict in VERDICTS},
+                    "particles": counts,
+                    "seconds": round(seconds, 1),
+                },
+            )
+        )
+    books.check(max_quarantined=1.0, listed_in=out / QUARANTINE)
+    return out
+
+
+def _write_particles(out: Path, said: VolumeVerdicts) -> dict[str, int] | None:
+    """Particles by verdict of their class, those of quarantined classes as ``quarantined``."""
+    classes = said.classes
+    if classes.data is None or classes.number is None:
+        return None
+    of_class = np.full(len(classes) + 1, "quarantined", object)
+    of_class[said.rows + 1] = said.judgement.verdict
+    fate = of_class[np.where(classes.number <= len(classes), classes.number, 0)]
+    star = parse(classes.data)
+    if len(image_table(star, "particle")) != len(fate):
+        raise InternalError(f"{classes.data} changed while its classes were judged")
+    counts = {verdict: int((fate == verdict).sum()) for verdict in SIDES}
+    for verdict, name in {**PARTICLES, "quarantined": "particles_quarantined.star"}.items():
+        rows = np.flatnonzero(fate == verdict)
+        with replacing(out / name) as temporary, temporary.open("wb") as file:
+            write_side(file, star, "particle", rows)
+    return counts
+
+
+_TONES = {"keep": "kept", "discard": "discarded", "review": "for review"}
+
+
+def _sections(
+    said: VolumeVerdicts,
+    ensemble: Ensemble,
+    counts: Mapping[str, int] | None,
+    settings: Settings,
+    seconds: float,
+) -> list[report.Section]:
+    classes, judged = said.classes, said.judgement
+    order = np.argsort(-judged.score, kind="stable")
+    kept = int((judged.verdict == "keep").sum())
+    facts = {"particles kept": f"{counts['keep']:,} of {sum(counts.values()):,}"} if counts else {}
+    sections = [
+        report.summary_section(
+            f"{kept} of {len(classes)} classes are kept. A class is judged by three central slices and"
+            f" {len(VIEWS)} projections of its map with an ensemble of 2D classes, and compared with the"
+            " other classes of the job; no calibration of this score on 3D classes vouches for it.",
+            {"source": classes.path, "ensemble": f"{ensemble.digest[:12]}, made for class2d"},
+            {"threshold": f"{ensemble.threshold:.3f}", "seconds": f"{seconds:.1f}"},
+            {"classes kept": f"{kept}", **facts},
+        )
+    ]
+    strips = []
+    particles = classes.particles[said.rows]
+    for place in order.tolist():
+        verdict = str(judged.verdict[place])
+        shown = said.pictures[place, : SLICES + 3]
+        strips.append(
+            report.Strip(
+                f"Class {said.rows[place] + 1}: {_TONES[verdict]}",
+                verdict,
+                shown,
+                np.full(len(shown), judged.score[place]),
+                [f"slice {i}" for i in "zyx"] + [f"projection along {i}" for i in "zxy"],
+                _words(said, place, particles[place]),
+            )
+        )
+    sections.append(
+        report.gallery_section(
+            strips,
+            "Ranking",
+            "Best first. Three central slices, then three projections along the same axes.",
+        )
+    )
+    known = [trait for trait in TRAITS if trait.name in said.traits]
+    rows = [
+        (
+            f"{said.rows[place] + 1}",
+            f"{judged.score[place]:.3f}",
+            f"{said.looks[place]:.3f}",
+            *(_shown(said.traits[trait.name][place]) for trait in known),
+        )
+        for place in order.tolist()
+    ]
+    heads = [f"{t.name}{', ' + t.unit if t.unit else ''}" for t in known]
+    sections.append(
+        report.table_section(
+            "What tells them apart",
+            ("class", "score", "pictures alone", *heads),
+            rows,
+            "connectedness: share of the brightest voxels that lie in one body. solvent: its deviation over"
+            " the contrast with the protein. anisotropy: of power, between directions. The rest is what the"
+            " job's files say; share is of its particles.",
+        )
+    )
+    if said.quarantined:
+        sections.append(
+            report.table_section(
+                "Not judged",
+                ("class", "reason"),
+                [(f"{r + 1}", why) for r, why in said.quarantined],
+            )
+        )
+    provenance = report.provenance_section(
+        report.command(), [settings.classify], {"ensemble": ensemble.digest}
+    )
+    return [*sections, provenance]
+
+
+def _words(said: VolumeVerdicts, place: int, particles: float) -> str:
+    """Particles, share and resolution of a class, as far as they are known."""
+    row, words = said.rows[place], []
+    if np.isfinite(particles):
+        words.append(f"{particles:,.0f} particles")
+    for name, text in (("distribution", "class distribution {:.1%}"), ("resolution", "{:.1f} Å")):
+        value = said.classes.said.get(name, np.full(len(said.classes), np.nan))[row]
+        if np.isfinite(value):
+            words.append(text.format(value))
+    return ", ".join(words) + f". Score {said.judgement.score[place]:.3f}."
+
+
+def _shown(value: float) -> str:
+    return f"{value:.3g}" if np.isfinite(value) else "–"

@@ -1,1 +1,0 @@
-"""Driving other programs, and fetching public entries."""

@@ -1,0 +1,132 @@
+"""The ensembles that ship are made by one flow, and a card says on what their numbers rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cryoray.boosting.calibration import Platt
+from cryoray.boosting.operating_point import OperatingPoint
+from cryoray.models.ensemble import Ensemble
+from cryoray.models.networks import build
+from cryoray.models.rounds import Boosted
+from cryoray.preparation.features import feature_names
+from cryoray.recipes import build as ensembles
+from cryoray.recipes import class2d as ensemble_class2d
+from cryoray.simulation.classes import simulate_classes
+
+
+def test_the_target_finds_the_kinds_it_can_make() -> None:
+    assert "class2d" in ensembles.builders()
+
+
+def test_features_are_comparisons_within_the_job_and_need_no_particles() -> None:
+    names = ensemble_class2d.features()
+    assert set(names) <= set(feature_names("class2d"))
+    assert "class_distribution_rank" in names
+    assert "estimated_resolution" not in names
+    assert not any(name.startswith("particle_number") for name in names)
+
+
+class Table:
+    """Examples of three proteins, as far as numbers on them are concerned."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        self.labels = (rng.random(600) < 0.5).astype(np.int8)
+        self.projects = np.repeat(
+            np.array(["simulated-001", "simulated-002", "TcdA1"], object), 200
+        )
+
+    def groups(self, _: str) -> np.ndarray:
+        return self.projects
+
+
+def _boosted(probabilities: np.ndarray) -> Boosted:
+    config = ensemble_class2d.MEMBERS[0]
+    network, platt = build(config, 1, 0), Platt(1.0, 0.0)
+    return Boosted(
+        networks=(network, network, network),
+        calibration=(platt, platt, platt),
+        point=OperatingPoint(0.5, 0.03, "image", "", 1, 0.0, 0.5),
+        review=(0.4, 0.6),
+        probabilities=probabilities.astype(np.float32),
+        suspects=np.zeros(len(probabilities), bool),
+        bound={},
+    )
+
+
+def test_the_threshold_for_a_held_out_protein_is_none_of_its_own_doing() -> None:
+    table, settings = Table(), ensemble_class2d.settings_of()
+    rng = np.random.default_rng(1)
+    good = np.clip(rng.normal(0.3 + 0.4 * table.labels[:, None], 0.12, (600, 3)), 0, 1)
+    before = ensemble_class2d.unseen(_boosted(good), table, "TcdA1", settings)  # type: ignore[arg-type]
+    worse = good.copy()
+    worse[400:] = 1 - worse[400:]
+    after = ensemble_class2d.unseen(_boosted(worse), table, "TcdA1", settings)  # type: ignore[arg-type]
+    assert before["threshold"] == after["threshold"]
+    assert before["n"] == after["n"] == 200
+    assert before["auroc"] > 0.9 > 0.1 > after["auroc"]
+
+
+def test_a_protein_that_is_held_out_is_not_learned_from_and_relions_classes_count_more(
+    tmp_path: Path,
+) -> None:
+    settings = ensemble_class2d.settings_of()
+    source = simulate_classes(tmp_path / "classes", 0, 1)
+    kinds = {
+        ensemble_class2d.SIMULATED: ["s1"],
+        ensemble_class2d.RELION: ["r1", "r2"],
+        **{protein: [protein] for protein in ensemble_class2d.HUMAN},
+    }
+    sets = {
+        kind: [ensemble_class2d.prepared([source], tmp_path / name) for name in names]
+        for kind, names in kinds.items()
+    }
+    examples, level, times = ensemble_class2d.learned_from(sets, settings, without="TcdA1")
+    of = examples.groups("project")
+    assert level == "project"
+    assert len(times) == len(examples)
+    often = {name: set(times[of == name].tolist()) for name in np.unique(of)}
+    more = ensemble_class2d.RELION_WEIGHT
+    assert more > 1
+    assert often == {"s1": {1}, "r1": {more}, "r2": {more}, "beta-galactosidase": {12}}
+    everything, _, _ = ensemble_class2d.learned_from(sets, settings)
+    assert "TcdA1" in everything.groups("project")
+
+
+def test_the_card_says_first_on_how_many_real_proteins_each_number_rests() -> None:
+    row = {
+        "n": 150,
+        "keep": 67,
+        "auroc": 0.9,
+        "accuracy": 0.8,
+        "false_negative_rate": 0.02,
+        "threshold": 0.4,
+    }
+    rows, lost = {"TcdA1": row, "simulated proteins": row}, np.array([0.0, 0.02, 0.05])
+    text = ensemble_class2d.card(rows, lost, ensemble_class2d.settings_of())
+    assert "**Real proteins: 1**" in text.split("\n\n")[1]
+    assert "| TcdA1 | 150 | 67 | 0.900 | 0.800 | 2.0% |" in text
+    assert "no real protein" in text
+    assert "2 of the 3 simulated proteins lost at most 3%" in text
+
+
+@pytest.mark.long
+def test_a_build_stops_and_goes_on_and_writes_an_ensemble_that_judges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ensemble_class2d, "PROJECTS", 3)
+    monkeypatch.setattr(ensemble_class2d, "JOBS", 1)
+    monkeypatch.setattr(ensemble_class2d, "RELION_JOBS", 0)
+    monkeypatch.setattr(ensemble_class2d.settings_of, "__defaults__", (1, 0, 0.95))
+    made = ensemble_class2d.build(tmp_path / "class2d", tmp_path / "work", None)
+    weights = (made / "d1.safetensors").read_bytes()
+    ensemble = Ensemble.load(made)
+    assert ensemble.kind == "class2d"
+    assert (made / "card.md").read_text().startswith("# 2D classes: what its numbers rest on")
+    again = ensemble_class2d.build(tmp_path / "class2d", tmp_path / "work", None)
+    assert (again / "d1.safetensors").read_bytes() == weights
+    assert Ensemble.load(again).digest == ensemble.digest
