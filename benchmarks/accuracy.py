@@ -29,6 +29,7 @@ from benchmarks.common import Row, main, result
 from cryoray.formats.source import open_source
 from cryoray.metrics.accuracy import auroc
 from cryoray.models.ensemble import Ensemble
+from cryoray.models.predict import judge_source
 from cryoray.models.registry import shipped
 from cryoray.settings import Settings, SimulateSettings, load
 from cryoray.simulation import read_truth, simulate
@@ -36,7 +37,6 @@ from cryoray.simulation.junk import KINDS, PARTICLE
 from cryoray.verbs.adapt import adapt
 from cryoray.verbs.evaluate import cross_validate
 from cryoray.verbs.ingest import ingest
-from cryoray.verbs.rank import judge_here
 from cryoray.verbs.train import train
 
 _REAL = Path(__file__).parents[2] / "shared/data/particles-empiar10017"
@@ -164,12 +164,11 @@ def _write_labels(out: Path, project: Path, rows: np.ndarray) -> None:
 
 def judged(project: Path, ensemble: Ensemble) -> tuple[np.ndarray, np.ndarray]:
     """Scores, float32 [n], and what is true, object [n], of a simulated project's images, in order."""
-    table, bad = judge_here(open_source(project / "particles.star", "particle"), ensemble)
-    if bad:
-        raise RuntimeError(f"simulated images were quarantined: {bad[0]}")
-    table = table.sort_by("row")
+    said = judge_source(open_source(project / "particles.star", "particle"), ensemble)
+    if said.quarantined:
+        raise RuntimeError(f"simulated images were quarantined: {said.quarantined[0]}")
     kind = np.array([row["kind"] for row in read_truth(project)], object)
-    return table["score"].to_numpy(), kind
+    return said.score, kind
 
 
 def empiar() -> tuple[list[Row], list[str]]:

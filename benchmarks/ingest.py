@@ -97,7 +97,7 @@ def _settings(workers: int | None) -> Settings:
     alone = 1 << 20 if workers is None else 0
     return Settings(
         runtime={"cpus": workers, "gpus": 0, "dashboard": False, "object_store_mib": 256},
-        ingest={"preparation": _PREPARATION, "alone_mib": alone},
+        ingest={"preparation": _PREPARATION, "local_max_mib": alone},
     )
 
 

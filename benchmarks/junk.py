@@ -33,12 +33,12 @@ from cryoray.formats.source import open_source
 from cryoray.formats.volume import read_volume, write_volume
 from cryoray.maps import fsc
 from cryoray.models.ensemble import Ensemble
+from cryoray.models.predict import judge_source
 from cryoray.models.registry import shipped
 from cryoray.recipes.relion_jobs import without_poses
 from cryoray.settings import Settings, SimulateSettings
 from cryoray.simulation import read_truth, simulate
 from cryoray.simulation.junk import PARTICLE
-from cryoray.verbs.rank import judge_here
 
 GOOD, SHARES, ARMS = 300, (0.0, 0.2, 0.4, 0.6), ("without", "with")
 PROJECT = SimulateSettings(
@@ -92,9 +92,9 @@ def pool(folder: Path) -> tuple[Path, np.ndarray, np.ndarray]:
         if judge is None:
             raise RuntimeError("no particle ensemble ships with this checkout")
         ensemble = Ensemble.load(judge)
-        table, _ = judge_here(open_source(project / "particles.star"), ensemble)
+        judged = judge_source(open_source(project / "particles.star"), ensemble)
         kept = np.zeros(len(kind), bool)
-        kept[table["row"].to_numpy()] = table["score"].to_numpy() >= np.float32(ensemble.threshold)
+        kept[judged.rows] = judged.score >= np.float32(ensemble.threshold)
         told.write_text(json.dumps(kept.tolist()))
     return project, kind, np.array(json.loads(told.read_text()))
 

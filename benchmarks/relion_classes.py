@@ -132,7 +132,7 @@ def class3d(folder: Path, number: int, ensemble: Ensemble) -> Judged:
         volume = torch.from_numpy(read_volume(classes.volumes[row])[0])
         curve = fsc.correlation(volume * mask, truth * mask)
         like.append(float(curve[1 : len(truth) // 4 + 1].mean()))
-    judged = said.judgement
+    judged = said.verdicts
     return Judged(
         judged.score,
         judged.verdict == "keep",

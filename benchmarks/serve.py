@@ -30,18 +30,18 @@ from benchmarks.common import Row, main, result
 from cryoray.boosting.voting import disagree, score, verdicts
 from cryoray.engine import runtime
 from cryoray.formats.source import open_source
-from cryoray.models.ensemble import Calibration, Ensemble, Judgement
+from cryoray.models.ensemble import Calibration, Ensemble
 from cryoray.models.networks import logits
-from cryoray.preparation.plan import plan
+from cryoray.models.predict import judge_ranges
+from cryoray.preparation.plan import grouped, plan
 from cryoray.preparation.prepare import prepare_range
 from cryoray.protocol.messages import JUDGE
-from cryoray.records import MEMBERS
+from cryoray.records import MEMBERS, Verdicts
 from cryoray.serving.app import Arguments, build, find_ensembles, start
 from cryoray.serving.ingress import Ingress
 from cryoray.serving.lineup import Served
 from cryoray.serving.preparer import Prepared, Preparer
-from cryoray.serving.replica import Held, Judged
-from cryoray.serving.sources import slices
+from cryoray.serving.replica import Held, JudgedRange
 from cryoray.settings import RuntimeSettings, ServeSettings, Settings
 from tests.examples import particles, save_ensemble, write_stack, write_star
 
@@ -70,7 +70,7 @@ def ensemble_for(star: Path, path: Path) -> Path:
     """Members of the size that ships, untrained, which disagree as often as trained ones do."""
     made = save_ensemble(path, box=64)
     source = open_source(star)
-    given = made.preparation.model_copy(update={"features": made.features})
+    given = made.preparation
     part = prepare_range(plan(source, given, 64, rows=np.arange(PER_STACK)).ranges[0], given)
     images, features = torch.from_numpy(part.images), torch.from_numpy(part.features)
     calibration = []
@@ -87,14 +87,13 @@ def _limit(star: Path, path: Path, barrier: Any, answers: Any) -> None:
     """One process of the limit: all it can do for some seconds, on one thread."""
     torch.set_num_threads(1)
     ensemble = Ensemble.load(path)
-    given = ensemble.preparation.model_copy(update={"features": ensemble.features})
-    ranges = list(slices(plan(open_source(star), given, 64).ranges, 512))
+    planned = plan(open_source(star), ensemble.preparation, 64)
+    ranges = [part for few in grouped(planned.ranges, 64, 512) for part in few]
 
     def judge(part: Any) -> int:
-        prepared = prepare_range(part, given)
-        said = ensemble.judge(prepared.images, prepared.features)
+        (said,) = judge_ranges([part], ensemble)
         answers_of.append(float((~np.isnan(said.d3)).mean()))
-        return len(prepared.rows)
+        return len(said.rows)
 
     answers_of: list[float] = []
     judge(ranges[0])
@@ -195,7 +194,7 @@ class Voter:
         self.ensemble = Ensemble.load(served.path)
         self.members = members
 
-    async def __call__(self, given: Prepared, served: Served) -> Judged:
+    async def __call__(self, given: Prepared, served: Served) -> JudgedRange:
         """Judge a range, as `cryoray.serving.replica.Judge` does."""
         part = given.rows
         refs = [ray.put((part.images, part.features))]
@@ -207,19 +206,15 @@ class Voter:
         if len(asked):
             d3[asked] = await self.members[2].remote(refs, asked)
         said = score(d1, d2, d3)
-        return Judged(
-            rows=part.rows,
-            judgement=Judgement(
-                score=said,
-                verdict=verdicts(said, self.ensemble.review),
-                d1=d1,
-                d2=d2,
-                d3=d3,
-                reason=np.full(len(rows), None, object),
-            ),
-            quarantined=part.quarantined,
-            prepare_seconds=given.seconds,
-        )
+        columns = {
+            "score": said,
+            "verdict": verdicts(said, self.ensemble.review),
+            "d1": d1,
+            "d2": d2,
+            "d3": d3,
+        }
+        judged = Verdicts.of(part.rows, columns, part.quarantined, self.ensemble.about)
+        return JudgedRange(judged, prepare_seconds=given.seconds)
 
     async def attend(self, served: Served, queued: int) -> str:
         """Answer that all is well."""

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import starfile
 
 from benchmarks.common import Cost, Row, command, in_process, main, result, typical
 from cryoray.formats.source import open_source
 from cryoray.formats.star import parse
 from cryoray.formats.verdicts import write_verdicts
-from cryoray.records import VERDICTS_SCHEMA
+from cryoray.records import Verdicts
 
 ROWS, PER_MICROGRAPH, REPEATS = 1_000_000, 250, 3
 CLASSES, SHELLS = 2_000, 129
@@ -131,16 +130,15 @@ def by_cryoray(path: Path, out: Path) -> None:
     rows = np.flatnonzero(fate != "quarantined")
     score = np.random.default_rng(3).random(len(rows), np.float32)
     columns = {
-        "image": source.images[rows],
         "score": score,
         "verdict": fate[rows],
-        **dict.fromkeys(("d1", "d2"), score),
-        **dict.fromkeys(("d3", "reason"), pa.nulls(len(rows))),
+        "d1": score,
+        "d2": score,
+        "d3": score * np.nan,
     }
-    table = pa.table({name: pa.array(column) for name, column in columns.items()})
-    table = table.cast(VERDICTS_SCHEMA).append_column("row", pa.array(rows))
     lost = np.flatnonzero(fate == "quarantined")
-    write_verdicts(out, source, table, [(row, "all pixels are 0") for row in lost.tolist()])
+    quarantined = [(row, "all pixels are 0") for row in lost.tolist()]
+    write_verdicts(out, source, Verdicts.of(rows, columns, quarantined))
 
 
 def read_by_cryoray(path: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cryoray.errors import InternalError, QuarantineError
 
@@ -201,6 +203,198 @@ VERDICTS_SCHEMA = pa.schema(
         ("d3", pa.float32()),
         ("reason", pa.string()),
     ]
+)
+
+#: One row of `Verdicts`: `row` counts from 0 in its source; `quarantined` says why a row has no verdict.
+JUDGED_SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        *(VERDICTS_SCHEMA.field(name) for name in VERDICTS_SCHEMA.names[1:]),
+        ("quarantined", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Verdicts:
+    """What became of some rows of a source: each has a verdict, or a reason why it has none.
+
+    The only form that a judged row has, from the networks to the wire and the disk.
+
+    Attributes:
+        table: `JUDGED_SCHEMA`, and further columns after it: `image`, and float32 ones. A row with a
+            verdict has null as `quarantined`, every other column of a quarantined row but `row` and
+            `image` is null. The schema's metadata say who judged: see `about`.
+    """
+
+    table: pa.Table
+
+    @classmethod
+    def of(
+        cls,
+        rows: np.ndarray,
+        columns: Mapping[str, np.ndarray],
+        quarantined: Iterable[tuple[int, str]] = (),
+        about: Mapping[str, str] | None = None,
+    ) -> Verdicts:
+        """Put verdicts and quarantined rows together.
+
+        Args:
+            rows: int64 [n], 0-based, those with a verdict.
+            columns: [n] each: `score`, `verdict`, `d1`, `d2`, `d3` (NaN where it was not asked), and
+                `reason` (None where there is none) where any is known; further float columns, NaN where
+                not known.
+            quarantined: (0-based row, why) of the others.
+            about: of `about`.
+        """
+        bad = list(quarantined)
+        nothing = {"reason": np.full(len(rows), None, object)}
+        made: dict[str, pa.Array | pa.ChunkedArray] = {"row": pa.array(rows, pa.int64())}
+        for name, values in {**nothing, **columns}.items():
+            text = name in ("verdict", "reason")
+            made[name] = (
+                pa.array(values, pa.string())
+                if text
+                else pa.array(np.asarray(values, np.float32), pa.float32(), from_pandas=True)
+            )
+        table = pa.table(made).append_column("quarantined", pa.nulls(len(rows), pa.string()))
+        if bad:
+            where, why = zip(*bad, strict=True)
+            lost = {"row": pa.array(where, pa.int64()), "quarantined": pa.array(why, pa.string())}
+            table = pa.concat_tables([table, pa.table(lost)], promote_options="default")
+        further = [name for name in table.column_names if name not in JUDGED_SCHEMA.names]
+        table = table.select([*JUDGED_SCHEMA.names, *further])
+        return cls(table.replace_schema_metadata(dict(about) if about else None))
+
+    @classmethod
+    def none(cls, about: Mapping[str, str] | None = None) -> Verdicts:
+        """Those of no row."""
+        return cls(JUDGED_SCHEMA.empty_table().replace_schema_metadata(dict(about or {}) or None))
+
+    @classmethod
+    def together(cls, parts: Iterable[Verdicts]) -> Verdicts:
+        """Those of several parts, by row; who judged is taken from the first."""
+        tables = [part.table for part in parts]
+        if not tables:
+            return cls.none()
+        about = tables[0].schema.metadata
+        bare = [table.replace_schema_metadata(None) for table in tables]
+        joined = pa.concat_tables(bare, promote_options="default").sort_by("row").combine_chunks()
+        return cls(joined.replace_schema_metadata(about))
+
+    def __len__(self) -> int:
+        """The number of rows, quarantined ones included."""
+        return len(self.table)
+
+    def __repr__(self) -> str:
+        counted = ", ".join(f"{count:,} {name}" for name, count in self.counts().items() if count)
+        return f"Verdicts({counted or 'of no row'})"
+
+    @property
+    def about(self) -> dict[str, str]:
+        """Who judged and how: ``ensemble`` (digest), ``threshold``, as far as it is known."""
+        given = self.table.schema.metadata or {}
+        return {key.decode(): value.decode() for key, value in given.items()}
+
+    @property
+    def ensemble(self) -> str:
+        """Digest of the ensemble that judged, '' where it is not known."""
+        return self.about.get("ensemble", "")
+
+    @cached_property
+    def judged(self) -> pa.Table:
+        """The rows that have a verdict, without the column `quarantined`."""
+        there = pc.is_null(self.table["quarantined"])
+        return self.table.filter(there).drop_columns("quarantined").combine_chunks()
+
+    @property
+    def quarantined(self) -> list[tuple[int, str]]:
+        """0-based row, and why, of each that has no verdict."""
+        lost = self.table.filter(pc.is_valid(self.table["quarantined"]))
+        return list(zip(lost["row"].to_pylist(), lost["quarantined"].to_pylist(), strict=True))
+
+    @property
+    def rows(self) -> np.ndarray:
+        """int64 [n], 0-based, the rows that have a verdict."""
+        return self.judged["row"].to_numpy()
+
+    def column(self, name: str) -> np.ndarray:
+        """Of the rows that have a verdict, [n]: float32 with NaN for null, or str objects with None."""
+        return self.judged[name].to_numpy(zero_copy_only=False)
+
+    score = property(lambda self: self.column("score"), doc="float32 [n], see `boosting.voting`.")
+    verdict = property(lambda self: self.column("verdict"), doc="Objects [n], of `VERDICTS`.")
+    d1 = property(
+        lambda self: self.column("d1"), doc="Calibrated probability of keep, float32 [n]."
+    )
+    d2 = property(lambda self: self.column("d2"), doc="The same of the second member.")
+    d3 = property(lambda self: self.column("d3"), doc="Of the third, NaN where it was not asked.")
+    reason = property(
+        lambda self: self.column("reason"), doc="Objects [n], None where there is none."
+    )
+
+    def members(self) -> np.ndarray:
+        """float32 [3, n], calibrated probabilities of keep, NaN where d3 was not asked."""
+        return np.stack([self.column(name) for name in MEMBERS])
+
+    def with_column(self, name: str, values: np.ndarray) -> Verdicts:
+        """A column that is added, or takes an older one's place; ``values`` are of the judged rows."""
+        there = pc.is_null(self.table["quarantined"]).to_numpy(zero_copy_only=False)
+        text = values.dtype.kind in "OU"
+        column = np.full(len(self), None if text else np.nan, object if text else np.float32)
+        column[there] = values
+        made = pa.array(column, pa.string() if text else pa.float32(), from_pandas=True)
+        at = self.table.schema.get_field_index(name)
+        if at >= 0:
+            return Verdicts(self.table.set_column(at, name, made))
+        return Verdicts(self.table.append_column(name, made))
+
+    def with_images(self, names: np.ndarray) -> Verdicts:
+        """With the column `image`; ``names`` are of all rows of the source, by row."""
+        images = pa.array(names[self.table["row"].to_numpy()], pa.string())
+        return Verdicts(self.table.append_column("image", images))
+
+    def and_quarantined(self, others: Iterable[tuple[int, str]]) -> Verdicts:
+        """With further rows, which have no verdict: (0-based row, why)."""
+        bad = list(others)
+        return Verdicts.together([self, Verdicts.of(*_NOTHING, bad)]) if bad else self
+
+    def renumbered(self, numbers: np.ndarray | int) -> Verdicts:
+        """The same of other rows: row i becomes ``numbers[i]``, or i + ``numbers``; in any order."""
+        rows = self.table["row"].to_numpy()
+        new = rows + numbers if isinstance(numbers, int) else numbers[rows]
+        at = self.table.schema.get_field_index("row")
+        return Verdicts(self.table.set_column(at, "row", pa.array(new, pa.int64())))
+
+    def between(self, first: int, end: int) -> Verdicts:
+        """Those of rows ``first`` to ``end``, which is excluded."""
+        row = self.table["row"]
+        return Verdicts(self.table.filter(pc.and_(pc.greater_equal(row, first), pc.less(row, end))))
+
+    def counts(self) -> dict[str, int]:
+        """How many rows have each verdict, and how many were quarantined."""
+        verdict = self.table["verdict"]
+        found: dict[str, int] = {
+            name: pc.sum(pc.equal(verdict, name)).as_py() or 0 for name in VERDICTS
+        }
+        return {**found, "quarantined": len(self) - sum(found.values())}
+
+    def verdict_counts(self) -> dict[str, int]:
+        """How many rows have each verdict."""
+        return {name: count for name, count in self.counts().items() if name != "quarantined"}
+
+    def row_counts(self) -> Books:
+        """Rows in and out."""
+        lost = self.counts()["quarantined"]
+        return Books(rows_in=len(self), rows_out=len(self) - lost, quarantined=lost)
+
+
+_NOTHING: tuple[np.ndarray, dict[str, np.ndarray]] = (
+    np.empty(0, np.int64),
+    {
+        "verdict": np.empty(0, object),
+        **{name: np.empty(0, np.float32) for name in ("score", *MEMBERS)},
+    },
 )
 
 

@@ -44,6 +44,10 @@ FileOrUrl = Annotated[str, BeforeValidator(_place)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
+#: How much is done by threads of this process before Ray is started.
+LocalMax: Any = Field(16384, ge=0, description="raw MiB up to which no Ray is started; 0: always")
+
+
 class Section(BaseModel):
     """A frozen group of settings that knows all its keys."""
 
@@ -99,9 +103,7 @@ class IngestSettings(Section):
     images_per_file: int = Field(65536, ge=1, description="images in one images-*.mrcs")
     max_quarantined: Fraction = 0.01
     add: bool = Field(False, description="keep the set, and ingest what it does not have yet")
-    alone_mib: int = Field(
-        16384, ge=0, description="raw MiB up to which no Ray is started; 0: always"
-    )
+    local_max_mib: int = LocalMax
     gpu: bool = Field(False, description="prepare on GPUs, shared by the workers of each")
 
 
@@ -228,6 +230,7 @@ class EvaluateSettings(Section):
     ablate_images: int = Field(
         20_000, ge=100, description="images that are looked at for it, at most"
     )
+    local_max_mib: int = LocalMax
 
 
 class AdaptSettings(Section):
@@ -256,6 +259,7 @@ class ClassifySettings(Section):
     score_column: bool = Field(False, description="rlnCryorayScore in the STAR files written")
     also_star: bool = Field(False, description="of a .cs source, STAR files for RELION too")
     range_mib: int = Field(64, ge=1)
+    local_max_mib: int = LocalMax
     max_quarantined: Fraction = 0.01
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 from prefect import flow, task
@@ -31,9 +30,9 @@ from cryoray.formats.source import Source, find_sources, open_source
 from cryoray.formats.subset import write_star
 from cryoray.formats.verdicts import write_verdicts
 from cryoray.metrics import accuracy
+from cryoray.protocol import answers
 from cryoray.protocol.client import Client
-from cryoray.protocol.messages import JudgeAnswer
-from cryoray.records import VERDICTS_SCHEMA
+from cryoray.records import Verdicts
 from cryoray.settings import FitSettings, load
 from flows.day_report import judged, manifest_of, truth, write_report
 from flows.evaluate import evaluate, numbers
@@ -153,41 +152,35 @@ def collect(new: Path, ensemble: Path, out: Path) -> tuple[Path, float]:
             "token": secrets.token_urlsafe(32),
         }
     )
-    answers, seconds = [], 0.0
+    given, seconds = [], 0.0
     with serving.start(settings) as service, service.client() as client:
         for stack, rows in record(source, live):
             began = time.monotonic()
-            answers.append((judge_stack(client, stack), rows))
+            given.append((judge_stack(client, stack), rows))
             seconds += time.monotonic() - began
-    return merge(answers, source, out / "verdicts"), len(source) / seconds
+    return merge(given, source, out / "verdicts"), len(source) / seconds
 
 
 @task(cache_policy=NO_CACHE, task_run_name="judge {stack}")
 def judge_stack(client: Client, stack: Path) -> Path:
     """Have a stack judged, and keep the answer beside it."""
-    answer = stack.with_suffix(".json")
-    answer.write_text(client.judge(stack).model_dump_json())
+    answer = stack.with_suffix(".arrow")
+    answer.write_bytes(answers.to_arrow(client.judge(stack)))
     return answer
 
 
-def merge(answers: list[tuple[Path, np.ndarray]], source: Source, out: Path) -> Path:
+def merge(given: list[tuple[Path, np.ndarray]], source: Source, out: Path) -> Path:
     """Put the answers for all stacks together as verdicts of the collection, its rows in order.
 
     Args:
-        answers: what the service said of each stack, and int64 [k], the collection's rows in it.
+        given: what the service said of each stack, and int64 [k], the collection's rows in it.
         source: the collection.
         out: folder of the verdicts.
     """
-    judged, quarantined = [], []
-    for file, rows in answers:
-        answer = JudgeAnswer.model_validate_json(file.read_text())
-        for one in answer.verdicts:
-            row = int(rows[one.row])
-            judged.append({**one.model_dump(), "row": row, "image": source.images[row]})
-        quarantined += [(int(rows[one.row]), one.reason) for one in answer.quarantined]
-    judged.sort(key=lambda one: one["row"])
-    schema = VERDICTS_SCHEMA.append(pa.field("row", pa.int64()))
-    books = write_verdicts(out, source, pa.Table.from_pylist(judged, schema), sorted(quarantined))
+    parts = [
+        answers.read(file.read_bytes(), answers.ARROW_TYPE).renumbered(rows) for file, rows in given
+    ]
+    books = write_verdicts(out, source, Verdicts.together(parts))
     books.check(
         max_quarantined=load().classify.max_quarantined, listed_in=out / "quarantine.parquet"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from cryoray.formats.mrc import StackWriter
 from cryoray.models.ensemble import Calibration, Ensemble, Manifest
 from cryoray.models.networks import DEFAULT_MEMBERS, REASONS_NETWORK, build, logits
-from cryoray.records import Kind, Reason
+from cryoray.records import MEMBERS, Kind, Reason, Verdicts
 from cryoray.settings import PreparationSettings
 
 BOX = 32
@@ -125,3 +126,22 @@ def write_star(path: Path, rows: list[str]) -> Path:
     """A STAR file of particles with the columns of `write_project`."""
     path.write_text(_STAR + "\n".join(rows) + "\n")
     return path
+
+
+def verdicts_of(fates: Sequence[str], score: np.ndarray | None = None) -> Verdicts:
+    """Rows with these fates, in reversed order, as tasks that finish when they finish would give them.
+
+    Args:
+        fates: of each row: keep, discard, review or quarantined.
+        score: float32 [n], of the judged rows; None: from 1 down to 0.
+    """
+    rows = np.array([row for row, fate in enumerate(fates) if fate != "quarantined"], np.int64)
+    said = np.linspace(1, 0, len(rows), dtype=np.float32) if score is None else score
+    unknown = np.full(len(rows), np.nan, np.float32)
+    columns = {
+        "score": said[::-1],
+        "verdict": np.array([fates[row] for row in rows], object)[::-1],
+        **dict.fromkeys(MEMBERS, unknown),
+    }
+    lost = [(row, f"reason {row}") for row, fate in enumerate(fates) if fate == "quarantined"]
+    return Verdicts.of(rows[::-1], columns, lost[::-1])

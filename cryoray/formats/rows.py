@@ -83,7 +83,9 @@ def resolve(names: Iterable[str], folder: Path, project: Path | None = None) -> 
 
     Programs name them from the project's folder, which is the file's own or one above it; where the
     project is another's copy or has moved, wherever above the file they are found. The folder in which
-    the last one was found is tried first, at first ``project``; a file found nowhere is given as in it.
+    the last one was found is tried first, at first ``project``. What is found nowhere may have been copied
+    together with the file: then the file of that name beside it is meant. A file that is not there either
+    is given as in the likeliest folder.
     """
     above = [folder, *folder.parents]
     likely = project or folder
@@ -92,7 +94,9 @@ def resolve(names: Iterable[str], folder: Path, project: Path | None = None) -> 
         if not Path(name).is_absolute():
             tried = (likely, *above)
             likely = next((root for root in tried if _exists(root / name)), likely)
-        resolved.append(likely / name)
+        path = likely / name
+        beside = folder / path.name
+        resolved.append(beside if not _exists(path) and _exists(beside) else path)
     return resolved
 
 

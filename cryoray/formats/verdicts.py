@@ -31,7 +31,7 @@ from cryoray.formats.relion import (
 )
 from cryoray.formats.rows import Source
 from cryoray.formats.star import Block, StarFile, as_objects, parse
-from cryoray.records import QUARANTINE_SCHEMA, VERDICTS_SCHEMA, Books, Kind
+from cryoray.records import QUARANTINE_SCHEMA, VERDICTS_SCHEMA, Books, Kind, Verdicts
 
 #: The file of each verdict, and that of the rows without one.
 SIDES = {"keep": "kept", "discard": "discarded", "review": "review", "quarantined": "quarantined"}
@@ -40,8 +40,7 @@ SIDES = {"keep": "kept", "discard": "discarded", "review": "review", "quarantine
 def write_verdicts(
     out: Path,
     source: Source,
-    table: pa.Table,
-    quarantined: Sequence[tuple[int, str]],
+    verdicts: Verdicts,
     *,
     star_columns: Sequence[str] = (),
     also_star: bool = False,
@@ -59,10 +58,9 @@ def write_verdicts(
     Args:
         out: folder, made where it is missing.
         source: whose rows were judged.
-        table: ``VERDICTS_SCHEMA``, ``row`` int64, 0-based, in any order, and further float32 columns,
-            which follow the others in ``verdicts.parquet``.
-        quarantined: 0-based row and reason of each row that has no verdict.
-        star_columns: columns of the table that STAR files get after their own, ``score`` as
+        verdicts: on its rows, in any order; further float32 columns follow the others in
+            ``verdicts.parquet``.
+        star_columns: columns of the verdicts that STAR files get after their own, ``score`` as
             ``rlnCryorayScore``, ``class_score`` as ``rlnCryorayClassScore``.
         also_star: of a cryoSPARC table, write the sides as STAR files for RELION too.
 
@@ -73,16 +71,17 @@ def write_verdicts(
         InternalError: a row has two fates.
         FormatError: the source is gone or changed since it was opened.
     """
-    table = table.sort_by("row")
-    quarantined = sorted(quarantined)
-    rows = table["row"].to_numpy()
+    verdicts = Verdicts.together([verdicts])
+    table, quarantined = verdicts.judged, verdicts.quarantined
+    rows = verdicts.rows
     lost = np.array([row for row, _ in quarantined], np.int64)
     fates = np.concatenate([rows, lost])
     if len(np.unique(fates)) != len(fates):
         raise InternalError(f"a row of {source.path} was judged twice, or judged and quarantined")
     verdict = as_objects(table["verdict"])
     sides = {name: rows[verdict == name] for name in SIDES} | {"quarantined": lost}
-    _write_table(out / "verdicts.parquet", _verdicts(source, table))
+    made = _verdicts(source, table).replace_schema_metadata(dict(verdicts.about))
+    _write_table(out / "verdicts.parquet", made)
     _write_table(out / "quarantine.parquet", quarantine_table(source, quarantined))
     if source.format == "cs":
         _write_cs(out, source, sides)
@@ -154,7 +153,9 @@ def _changed(source: Source) -> FormatError:
 def _verdicts(source: Source, table: pa.Table) -> pa.Table:
     """The columns of ``verdicts.parquet``: cryoSPARC's uid after the image, further ones at the end."""
     further = [name for name in table.column_names if name not in (*VERDICTS_SCHEMA.names, "row")]
-    made = table.select(VERDICTS_SCHEMA.names).cast(VERDICTS_SCHEMA)
+    images = pa.array(source.images[table["row"].to_numpy()], pa.string())
+    made = table.drop_columns("image") if "image" in table.column_names else table
+    made = made.append_column("image", images).select(VERDICTS_SCHEMA.names)
     for name in further:
         made = made.append_column(pa.field(name, pa.float32()), table[name].cast(pa.float32()))
     if source.uid is not None:

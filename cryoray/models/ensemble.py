@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
@@ -24,7 +23,7 @@ from cryoray.boosting.voting import disagree, score, verdicts
 from cryoray.errors import EnsembleError, InternalError
 from cryoray.formats.files import replacing
 from cryoray.models.networks import Network, NetworkConfig, logits
-from cryoray.records import MEMBERS, VERDICTS, VERDICTS_SCHEMA, Kind, Reason
+from cryoray.records import MEMBERS, VERDICTS, Kind, Reason, Verdicts
 from cryoray.settings import PreparationSettings
 
 MANIFEST = "ensemble.json"
@@ -74,59 +73,6 @@ class Manifest(BaseModel):
     reasons: Reasons | None = Field(None, exclude_if=lambda value: value is None)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Judgement:
-    """What the ensemble said of n images.
-
-    Attributes:
-        score: float32 [n], see `boosting.voting.score`.
-        verdict: object [n] of keep, discard, review.
-        d1: calibrated probability of keep, float32 [n].
-        d2: the same of the second member.
-        d3: the same of the third, NaN where it was not asked.
-        reason: object [n], one of `records.REASONS` for what is discarded, else None; None for all
-            where the ensemble knows no reasons.
-    """
-
-    score: np.ndarray
-    verdict: np.ndarray
-    d1: np.ndarray
-    d2: np.ndarray
-    d3: np.ndarray
-    reason: np.ndarray
-
-    def __getitem__(self, some: slice | np.ndarray) -> Judgement:
-        """What was said of some of the images."""
-        return Judgement(**{each.name: getattr(self, each.name)[some] for each in fields(self)})
-
-    @classmethod
-    def together(cls, parts: Sequence[Judgement]) -> Judgement:
-        """What was said of the images of several parts, one after the other; may be none."""
-        numbers, texts = np.empty(0, np.float32), np.empty(0, object)
-        empty = cls(numbers, texts, numbers, numbers, numbers, texts)
-        return cls(
-            **{
-                each.name: np.concatenate([getattr(part, each.name) for part in (empty, *parts)])
-                for each in fields(cls)
-            }
-        )
-
-    def table(self, images: Sequence[str] | np.ndarray) -> pa.Table:
-        """As rows of `verdicts.parquet`; ``images`` are their names, [n]."""
-        return pa.table(
-            {
-                "image": pa.array(images, pa.string()),
-                "score": self.score,
-                "verdict": pa.array(self.verdict, pa.string()),
-                "d1": self.d1,
-                "d2": self.d2,
-                "d3": pa.array(self.d3, pa.float32(), from_pandas=True),
-                "reason": pa.array(self.reason, pa.string()),
-            },
-            schema=VERDICTS_SCHEMA,
-        )
-
-
 class Ensemble:
     """Three calibrated members and the threshold that serves vote, review band and ROC.
 
@@ -163,7 +109,11 @@ class Ensemble:
     threshold = property(lambda self: self.manifest.threshold)
     review = property(lambda self: self.manifest.review)
     features = property(lambda self: self.manifest.features)
-    preparation = property(lambda self: self.manifest.preparation)
+
+    @cached_property
+    def preparation(self) -> PreparationSettings:
+        """How images are prepared for it, with its own features."""
+        return self.manifest.preparation.model_copy(update={"features": self.features})
 
     def decided(self) -> Ensemble:
         """The same judges, who leave nothing under review: their threshold decides."""
@@ -171,8 +121,9 @@ class Ensemble:
         manifest = self.manifest.model_copy(update={"review": band})
         return Ensemble(manifest, self.networks, self.path, self.reasons)
 
-    def to(self, device: torch.device | str) -> Ensemble:
-        """Move the members to a device; returns self."""
+    def to(self, device: torch.device | str | None = None) -> Ensemble:
+        """Move the members to a device, None for a GPU where there is one; returns self."""
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         # TF32 has ten bits, too few for scores that agree within 1e-4 between batches and devices.
         torch.backends.cudnn.allow_tf32 = False
         for network in self._all:
@@ -181,7 +132,7 @@ class Ensemble:
 
     def judge(
         self, images: np.ndarray, features: np.ndarray, *, everyone: bool = False
-    ) -> Judgement:
+    ) -> Verdicts:
         """Judge prepared images; d3 is asked about the disagreements alone.
 
         Args:
@@ -190,6 +141,9 @@ class Ensemble:
             everyone: ask d3 everywhere, as ROC and calibration need it: ``score`` is then the median of
                 three everywhere. Verdicts are those that deployment gives, and no forced decision
                 changes.
+
+        Returns:
+            verdicts on rows 0 to n - 1.
         """
         x = torch.tensor(images, dtype=torch.float32)
         f = torch.tensor(features, dtype=torch.float32).reshape(len(x), len(self.features))
@@ -202,14 +156,20 @@ class Ensemble:
             d3[ask] = self._probability(2, x[where], f[where])
         deployed = score(d1, d2, np.where(asked, d3, np.float32(np.nan)))
         verdict = verdicts(deployed, self.review)
-        return Judgement(
-            score=score(d1, d2, d3) if everyone else deployed,
-            verdict=verdict,
-            d1=d1,
-            d2=d2,
-            d3=d3,
-            reason=self._reason(x, verdict == VERDICTS[1]),
-        )
+        columns = {
+            "score": score(d1, d2, d3) if everyone else deployed,
+            "verdict": verdict,
+            "d1": d1,
+            "d2": d2,
+            "d3": d3,
+            "reason": self._reason(x, verdict == VERDICTS[1]),
+        }
+        return Verdicts.of(np.arange(len(x)), columns, about=self.about)
+
+    @property
+    def about(self) -> dict[str, str]:
+        """Who judges and where the line is, as tables of verdicts say it."""
+        return {"ensemble": self.digest, "threshold": repr(float(self.threshold))}
 
     def _reason(self, images: torch.Tensor, discarded: np.ndarray) -> np.ndarray:
         """The likeliest reason of each image discarded, object [n], None for the others."""
@@ -220,6 +180,11 @@ class Ensemble:
             said = logits(self.reasons, images[where], nothing).argmax(1).numpy()
             reason[discarded] = np.array(self.manifest.reasons.labels, object)[said]
         return reason
+
+    def logits(self, images: np.ndarray, features: np.ndarray) -> np.ndarray:
+        """What each member says before it is calibrated, float32 [n, 3]; see `judge`."""
+        x, f = torch.tensor(images, dtype=torch.float32), torch.tensor(features)
+        return np.stack([logits(network, x, f).numpy() for network in self.networks], 1)
 
     def _probability(self, member: int, images: torch.Tensor, features: torch.Tensor) -> np.ndarray:
         return self._platt[member](logits(self.networks[member], images, features).numpy())

@@ -13,6 +13,9 @@ from torch.nn import functional
 
 Activation = Literal["relu", "silu", "gelu"]
 
+#: Images that a network sees together, for their results to stay in a core's cache; a GPU wants more.
+_BATCH, _BATCH_GPU = 64, 1024
+
 _ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
     "relu": lambda: nn.ReLU(inplace=True),
     "silu": lambda: nn.SiLU(inplace=True),
@@ -194,14 +197,22 @@ def parameters(network: nn.Module) -> int:
 
 
 @torch.inference_mode()
-def logits(network: nn.Module, images: Tensor, features: Tensor, batch: int = 256) -> Tensor:
-    """Logits of prepared images in batches, as `Network.forward`, on its device; returned on the CPU."""
+def logits(network: nn.Module, images: Tensor, features: Tensor) -> Tensor:
+    """Logits of prepared images, as `Network.forward`, on its device; returned on the CPU.
+
+    A batch always holds as many images, blanks where there are fewer: a batch of another size may be added
+    up in another order, so an image's logit is the same to the last bit, whatever images are beside it.
+    """
     device = next(network.parameters()).device
     network.eval()
-    parts = [
-        network(i.to(device), f.to(device)).float().cpu()
-        for i, f in zip(torch.split(images, batch), torch.split(features, batch), strict=True)
-    ]
+    batch = _BATCH if device.type == "cpu" else _BATCH_GPU
+    parts = []
+    for some, known in zip(torch.split(images, batch), torch.split(features, batch), strict=True):
+        blank = batch - len(some)
+        if blank:
+            some = torch.cat([some, some.new_zeros((blank, *some.shape[1:]))])
+            known = torch.cat([known, known.new_full((blank, *known.shape[1:]), torch.nan)])
+        parts.append(network(some.to(device), known.to(device)).float().cpu()[: batch - blank])
     return torch.cat(parts) if parts else torch.empty(0)
 
 

@@ -167,16 +167,29 @@ def plan(
     )
 
 
-def grouped(ranges: Sequence[RowRange], range_mib: int) -> list[list[RowRange]]:
-    """Neighbouring ranges put together, up to twice ``range_mib`` raw MiB: one task's work."""
+def grouped(
+    ranges: Sequence[RowRange], range_mib: int, images: int | None = None
+) -> list[list[RowRange]]:
+    """Neighbouring ranges put together: one task's work.
+
+    Args:
+        ranges: of a plan.
+        range_mib: a group has up to twice as many raw MiB, and at least one range.
+        images: most rows of a group; a longer range is cut, unless its stack is compressed, which whoever
+            reads any of it unpacks from its beginning. None: ranges stay whole.
+    """
     groups: list[list[RowRange]] = []
-    filled, most = 0, 2 * (range_mib << 20)
-    for part in ranges:
-        if not groups or filled + part.bytes > most:
-            groups.append([])
-            filled = 0
-        groups[-1].append(part)
-        filled += part.bytes
+    room_bytes, room_rows = 0, 0
+    for whole in ranges:
+        step = len(whole.rows) if images is None or whole.stack.compression else images
+        for start in range(0, len(whole.rows), step):
+            part = whole[start : start + step] if step < len(whole.rows) else whole
+            if not groups or part.bytes > room_bytes or (images and len(part.rows) > room_rows):
+                groups.append([])
+                room_bytes, room_rows = 2 * (range_mib << 20), images or 0
+            groups[-1].append(part)
+            room_bytes -= part.bytes
+            room_rows -= len(part.rows)
     return groups
 
 

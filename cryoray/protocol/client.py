@@ -12,6 +12,8 @@ import httpx
 from pydantic import ValidationError
 
 from cryoray.errors import CryorayError, InputError
+from cryoray.protocol import answers
+from cryoray.protocol.answers import ARROW_TYPE, JSON_TYPE
 from cryoray.protocol.messages import (
     ENSEMBLES,
     HEALTH,
@@ -20,15 +22,18 @@ from cryoray.protocol.messages import (
     SHADOW,
     STACK_TYPE,
     Ensembles,
-    JudgeAnswer,
     JudgeRequest,
     Message,
     Problem,
     ShadowReport,
 )
 from cryoray.protocol.token import find_token
+from cryoray.records import Verdicts
 
 M = TypeVar("M", bound=Message)
+
+#: Arrow, which takes a tenth of the time to write and read; a service without it answers in JSON.
+_ANSWERS = f"{ARROW_TYPE}, {JSON_TYPE};q=0.5"
 
 
 class UnreachableError(InputError):
@@ -79,13 +84,16 @@ class Client:
         rows: tuple[int, int] | None = None,
         *,
         ensemble: str | None = None,
-    ) -> JudgeAnswer:
+    ) -> Verdicts:
         """Judge rows of a STAR file or stack that the service sees under the same path.
 
         Args:
             source: path; a relative one is meant from here.
             rows: (first, end), 0-based, end excluded; None for all.
             ensemble: name of one of the service's; None for its first.
+
+        Returns:
+            verdicts by row of the source, with the column `image`.
 
         Raises:
             RefusedError: the service refused, in its own words.
@@ -95,14 +103,10 @@ class Client:
         some = None if rows is None else (int(rows[0]), int(rows[1]))
         request = JudgeRequest(source=str(Path(source).absolute()), rows=some, ensemble=ensemble)
         body = request.model_dump_json()
-        return self._answer(
-            lambda: self._http.post(
-                JUDGE, content=body, headers={"Content-Type": "application/json"}
-            ),
-            JudgeAnswer,
-        )
+        headers = {"Content-Type": JSON_TYPE, "Accept": _ANSWERS}
+        return self._verdicts(lambda: self._http.post(JUDGE, content=body, headers=headers))
 
-    def judge_upload(self, stack: Path | bytes, *, ensemble: str | None = None) -> JudgeAnswer:
+    def judge_upload(self, stack: Path | bytes, *, ensemble: str | None = None) -> Verdicts:
         """Send a whole `.mrcs` file, or its bytes, and have all its images judged.
 
         Raises:
@@ -111,7 +115,7 @@ class Client:
             CryorayError: the service failed, or stayed full for longer than ``patience``.
         """
         query = {} if ensemble is None else {"ensemble": ensemble}
-        headers = {"Content-Type": STACK_TYPE}
+        headers = {"Content-Type": STACK_TYPE, "Accept": _ANSWERS}
 
         def send() -> httpx.Response:
             if isinstance(stack, bytes):
@@ -122,7 +126,7 @@ class Client:
                     JUDGE, content=file, headers={**headers, **size}, params=query
                 )
 
-        return self._answer(send, JudgeAnswer)
+        return self._verdicts(send)
 
     def ensembles(self) -> Ensembles:
         """Which ensembles judge now, and what happened to them.
@@ -174,6 +178,10 @@ class Client:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _verdicts(self, send: Callable[[], httpx.Response]) -> Verdicts:
+        response = self._successful(send)
+        return answers.read(response.content, response.headers.get("Content-Type", ""))
 
     def _answer(self, send: Callable[[], httpx.Response], kind: type[M]) -> M:
         return kind.model_validate_json(self._successful(send).content)

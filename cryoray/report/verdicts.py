@@ -14,7 +14,7 @@ from cryoray.boosting.prevalence import Prevalence
 from cryoray.formats.source import Source
 from cryoray.models.ensemble import Ensemble
 from cryoray.preparation.look import look_at
-from cryoray.records import REASON_WORDS, VERDICTS, Books
+from cryoray.records import REASON_WORDS, VERDICTS, Books, Verdicts
 from cryoray.settings import ClassifySettings, PreparationSettings
 
 REPORT = "report.html"
@@ -29,7 +29,7 @@ _TITLES = {"keep": "Kept", "discard": "Discarded", "review": "For review"}
 def write_page(
     folder: Path,
     source: Source,
-    table: pa.Table,
+    verdicts: Verdicts,
     ensemble: Ensemble,
     books: Books,
     chosen: ClassifySettings,
@@ -41,15 +41,14 @@ def write_page(
     Args:
         folder: of the verdicts.
         source: whose rows were judged.
-        table: the verdicts, with ``row``.
+        verdicts: on them.
         ensemble: that judged.
         books: rows in and out.
         chosen: the settings in force.
         seconds: that it took.
         share: of images worth keeping, as estimated from the scores.
     """
-    manifest, verdict = ensemble.manifest, np.array(table["verdict"].to_pylist(), object)
-    counts = {name: int((verdict == name).sum()) for name in VERDICTS}
+    manifest, table, counts = ensemble.manifest, verdicts.judged, verdicts.counts()
     sections = [
         report.summary_section(
             f"{len(source):,} images were judged by an ensemble of three networks; a score at or above"
@@ -66,10 +65,10 @@ def write_page(
                 "seconds": f"{seconds:.1f}",
                 **({"good images, estimated": _estimated(share)} if share else {}),
             },
-            {_TITLES[name].lower(): f"{count:,}" for name, count in counts.items()},
+            {_TITLES[name].lower(): f"{counts[name]:,}" for name in VERDICTS},
         )
     ]
-    if len(verdict):
+    if len(table):
         sections += [
             *_reasons(table),
             report.gallery_section(
@@ -77,7 +76,7 @@ def write_page(
                 "Images",
                 "As the networks saw them: windowed, rescaled, normalised; spread evenly over the source.",
             ),
-            report.scores_section(table["score"].to_numpy(), manifest.threshold, manifest.review),
+            report.scores_section(verdicts.score, manifest.threshold, manifest.review),
             _vouched(manifest.operating_point),
         ]
     sections.append(

@@ -8,16 +8,14 @@ replicas, queues and nodes stay where Ray puts them.
 
 from __future__ import annotations
 
-from collections import Counter as Tally
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from cryoray.records import VERDICTS
-from cryoray.serving.replica import Judged
-from cryoray.serving.sources import Chosen
+from cryoray.records import Verdicts
+from cryoray.serving.replica import JudgedRange
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
 _FILL = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -114,7 +112,7 @@ class Counts:
         finally:
             self.waiting -= 1
 
-    def measured(self, part: Judged, elapsed: float) -> None:
+    def measured(self, part: JudgedRange, elapsed: float) -> None:
         """Count the stages of one range, which took so many seconds in all."""
         self.stages.labels("prepare").observe(part.prepare_seconds)
         if part.batch:
@@ -123,21 +121,16 @@ class Counts:
         waited = elapsed - part.prepare_seconds - part.judge_seconds
         self.stages.labels("wait").observe(max(0.0, waited))
 
-    def count(self, ensemble: str, chosen: Chosen, judged: Sequence[Judged]) -> None:
+    def count(self, ensemble: str, answer: Verdicts) -> None:
         """Count the images of one answer."""
-        tally: Tally[str] = Tally()
-        asked = 0
-        for part in judged:
-            tally.update(part.judgement.verdict.tolist())
-            tally["quarantined"] += len(part.quarantined)
-            asked += int(np.count_nonzero(~np.isnan(part.judgement.d3)))
+        counts = answer.counts()
+        asked = int(np.count_nonzero(~np.isnan(answer.d3)))
         self._disagreements.labels(ensemble).inc(asked)
-        tally["quarantined"] += len(chosen.quarantined)
-        for verdict in (*VERDICTS, "quarantined"):
-            self._images.labels(ensemble, verdict).inc(tally[verdict])
-        images = sum(tally[verdict] for verdict in VERDICTS)
-        if images:
-            self._lately(ensemble, images, tally["keep"] / images, asked / images)
+        for fate, images in counts.items():
+            self._images.labels(ensemble, fate).inc(images)
+        judged = sum(answer.verdict_counts().values())
+        if judged:
+            self._lately(ensemble, judged, counts["keep"] / judged, asked / judged)
 
     def _lately(self, ensemble: str, images: int, kept: float, disagreed: float) -> None:
         """Rates that forget: an image weighs half as much when ten thousand others have come."""

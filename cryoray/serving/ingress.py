@@ -14,6 +14,7 @@ from hmac import compare_digest
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
+import numpy as np
 import ray
 from fastapi import FastAPI, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
@@ -27,6 +28,8 @@ from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
 from cryoray.errors import FULL, CryorayError, InputError, InternalError, SettingsError
+from cryoray.protocol import answers
+from cryoray.protocol.answers import ARROW_TYPE, JSON_TYPE
 from cryoray.protocol.messages import (
     ENSEMBLES,
     HEALTH,
@@ -36,17 +39,15 @@ from cryoray.protocol.messages import (
     STACK_TYPE,
     Ensembles,
     JudgeAnswer,
-    JudgedRow,
     JudgeRequest,
     Problem,
-    QuarantinedRow,
     ServedEnsemble,
     ShadowReport,
 )
-from cryoray.records import RowRange
+from cryoray.records import RowRange, Verdicts
 from cryoray.serving.counts import Counts
 from cryoray.serving.lineup import Lineup, Served, attempt, sentence
-from cryoray.serving.replica import Judged
+from cryoray.serving.replica import JudgedRange
 from cryoray.serving.sessions import OpenSessions
 from cryoray.serving.shadow import Comparison
 from cryoray.serving.sources import (
@@ -91,14 +92,14 @@ _STATUS: Mapping[type[CryorayError], int] = {
 class Judging(Protocol):
     """Whatever prepares and judges for the ingress."""
 
-    async def judge(self, served: Served, ranges: Sequence[RowRange]) -> list[Judged]:
+    async def judge(self, served: Served, ranges: Sequence[RowRange]) -> list[JudgedRange]:
         """Judge ranges with an ensemble.
 
         Raises:
             JudgesFailedError: that cannot be done.
         """
 
-    async def beside(self, shadow: Served, ranges: Sequence[RowRange]) -> list[Judged]:
+    async def beside(self, shadow: Served, ranges: Sequence[RowRange]) -> list[JudgedRange]:
         """Judge ranges with a shadow, in what time is left."""
 
     async def ready(self) -> bool:
@@ -252,6 +253,7 @@ def create(
         JUDGE,
         response_model=JudgeAnswer,
         responses=refusals
+        | {200: {"content": {ARROW_TYPE: {"schema": {"type": "string", "format": "binary"}}}}}
         | {status: {"model": Problem} for status in (400, 403, 404, 413, 415, 422, 500, 503, 507)},
         dependencies=[bearer],
         openapi_extra={
@@ -280,18 +282,19 @@ def create(
             )
 
     async def heard(request: Request, ensemble: str | None) -> Response:
+        accept = request.headers.get("Accept", "")
         kind_of_body = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if kind_of_body == "application/json":
             asked = _asked(await _body(request, _JSON_BYTES))
             where = await asyncio.to_thread(_within, catalogue, ledger, request.state.session)
-            return await answer(where, asked.source, asked.rows, asked.ensemble or ensemble)
+            return await answer(where, asked.source, asked.rows, asked.ensemble or ensemble, accept)
         if kind_of_body == STACK_TYPE:
             async with AsyncExitStack() as keep:
                 stack = await keep.enter_async_context(
                     _uploaded(request, settings.max_upload_mib << 20)
                 )
                 itself = Catalogue((stack.parent,), settings.max_rows)
-                return await answer(itself, stack.name, None, ensemble, keep)
+                return await answer(itself, stack.name, None, ensemble, accept, keep)
         return _problem(415, f"Send application/json, or a stack as {STACK_TYPE}.")
 
     async def answer(
@@ -299,6 +302,7 @@ def create(
         source: str,
         rows: tuple[int, int] | None,
         ensemble: str | None,
+        accept: str,
         keep: AsyncExitStack | None = None,
     ) -> Response:
         names = [name for name in lineup if name != shadow]
@@ -324,10 +328,11 @@ def create(
                 if served is None:
                     raise
         with counts.stages.labels("answer").time():
-            body = await asyncio.to_thread(_answer, by.digest, chosen, judged)
-        counts.count(name, chosen, judged)
-        comparison.see(by, judged, plan, keep)
-        return Response(body, media_type="application/json")
+            answered = await asyncio.to_thread(_answer, by, chosen, judged)
+            response = await asyncio.to_thread(_written, answered, accept)
+        counts.count(name, answered)
+        comparison.see(by, answered, plan, keep)
+        return response
 
     if ledger is not None:
         counts.registry.register(OpenSessions(ledger))
@@ -387,7 +392,7 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create(self.settings, self.lineup, self, self.counts, self._shadow)
 
-    async def judge(self, served: Served, ranges: Sequence[RowRange]) -> list[Judged]:
+    async def judge(self, served: Served, ranges: Sequence[RowRange]) -> list[JudgedRange]:
         """Have ranges prepared and judged; a range whose replica was lost goes to another.
 
         Raises:
@@ -398,7 +403,7 @@ class Ingress:
         # So that a request of a few rows need not wait for all of one with a million.
         mine = asyncio.Semaphore(self._slots.limit)
 
-        async def one(part: RowRange) -> Judged:
+        async def one(part: RowRange) -> JudgedRange:
             nonlocal images
             async with mine, self._slots:
                 begun = time.perf_counter()
@@ -416,7 +421,7 @@ class Ingress:
                 task.cancel()
             self._wait(served.name, -images)
 
-    async def _one(self, served: Served, part: RowRange) -> Judged:
+    async def _one(self, served: Served, part: RowRange) -> JudgedRange:
         # An ensemble that takes its judges down must not do so for long.
         again = _AGAIN_SECONDS[: 1 if self.lineup.before(served) else None]
         for pause in (*again, None):
@@ -438,7 +443,7 @@ class Ingress:
                 raise _failed(served, error) from error
         raise AssertionError
 
-    async def beside(self, shadow: Served, ranges: Sequence[RowRange]) -> list[Judged]:
+    async def beside(self, shadow: Served, ranges: Sequence[RowRange]) -> list[JudgedRange]:
         """Have the shadow judge ranges, one after the other."""
         return [await self.judges[shadow.name].remote(part, shadow) for part in ranges]
 
@@ -578,46 +583,21 @@ async def _uploaded(request: Request, most: int) -> AsyncIterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _answer(digest: str, chosen: Chosen, judged: Sequence[Judged]) -> bytes:
-    """The body of the answer, after a check that every row is in it once."""
-    verdicts = [
-        JudgedRow.model_construct(
-            row=row,
-            image=chosen.images[row],
-            score=score,
-            verdict=verdict,
-            d1=d1,
-            d2=d2,
-            d3=None if d3 != d3 else d3,
-            reason=reason,
-        )
-        for part in judged
-        for row, score, verdict, d1, d2, d3, reason in zip(
-            part.rows.tolist(),
-            part.judgement.score.tolist(),
-            part.judgement.verdict.tolist(),
-            part.judgement.d1.tolist(),
-            part.judgement.d2.tolist(),
-            part.judgement.d3.tolist(),
-            part.judgement.reason.tolist(),
-            strict=True,
-        )
-    ]
-    quarantined = [*chosen.quarantined, *(entry for part in judged for entry in part.quarantined)]
-    rows = {entry.row for entry in verdicts} | {row for row, _ in quarantined}
-    if not len(rows) == len(verdicts) + len(quarantined) == chosen.rows:
+def _answer(served: Served, chosen: Chosen, judged: Sequence[JudgedRange]) -> Verdicts:
+    """All that was asked about, after a check that every row is in it once."""
+    about = {"ensemble": served.digest, "threshold": repr(served.threshold)}
+    planned = Verdicts.none(about).and_quarantined(chosen.quarantined)
+    answer = Verdicts.together([planned, *(part.verdicts for part in judged)])
+    rows = answer.table["row"].to_numpy()
+    if not len(np.unique(rows)) == len(rows) == chosen.rows:
         raise InternalError(
-            f"{chosen.rows} rows were asked about, {len(verdicts)} judged, {len(quarantined)} quarantined"
+            f"{chosen.rows} rows were asked about, and {len(rows)} judged or quarantined"
         )
-    return (
-        JudgeAnswer.model_construct(
-            ensemble=digest,
-            verdicts=sorted(verdicts, key=lambda entry: entry.row),
-            quarantined=[
-                QuarantinedRow.model_construct(row=row, reason=reason)
-                for row, reason in sorted(quarantined)
-            ],
-        )
-        .model_dump_json()
-        .encode()
-    )
+    return answer.with_images(chosen.images)
+
+
+def _written(answer: Verdicts, accept: str) -> Response:
+    """The body in Arrow where the client asks for it, else in JSON."""
+    if ARROW_TYPE in accept:
+        return Response(answers.to_arrow(answer), media_type=ARROW_TYPE)
+    return Response(answers.to_json(answer), media_type=JSON_TYPE)

@@ -48,7 +48,7 @@ class Served:
             path=path,
             digest=ensemble.digest,
             kind=ensemble.kind,
-            preparation=ensemble.preparation.model_copy(update={"features": ensemble.features}),
+            preparation=ensemble.preparation,
             threshold=ensemble.threshold,
             training=Training(
                 prevalence=ensemble.manifest.prevalence,

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-import numpy as np
-import torch
 from ray import serve
 
 from cryoray.errors import CryorayError, EnsembleError
-from cryoray.models.ensemble import Ensemble, Judgement
-from cryoray.records import PreparedRows, RowRange
+from cryoray.models.ensemble import Ensemble
+from cryoray.models.predict import judge_prepared
+from cryoray.records import PreparedRows, RowRange, Verdicts
 from cryoray.serving.lineup import Served
 from cryoray.serving.preparer import Prepared, prepared
 from cryoray.serving.scaling import Queue
@@ -26,44 +25,31 @@ _HELD = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Judged:
-    """What became of a row range.
+class JudgedRange:
+    """What became of a row range, and how long it took.
 
     Attributes:
-        rows: int64 [n], source rows, in the order of the judgement.
-        judgement: of n images.
-        quarantined: (row, reason) of the others.
+        verdicts: by source row.
         prepare_seconds: that reading and preparing took.
         judge_seconds: that the networks took, for the whole batch.
         batch: images in that batch; 0 for all but one of its ranges, so that it counts once.
     """
 
-    rows: np.ndarray
-    judgement: Judgement
-    quarantined: tuple[tuple[int, str], ...]
+    verdicts: Verdicts
     prepare_seconds: float = 0.0
     judge_seconds: float = 0.0
     batch: int = 0
 
 
-def judge_together(ensemble: Ensemble, parts: Sequence[PreparedRows]) -> list[Judged]:
+def judge_together(ensemble: Ensemble, parts: Sequence[PreparedRows]) -> list[JudgedRange]:
     """Judge the images of several ranges in one go."""
     begun = time.perf_counter()
-    judged = ensemble.judge(
-        np.concatenate([part.images for part in parts]),
-        np.concatenate([part.features for part in parts]),
-    )
+    judged = judge_prepared(parts, ensemble)
     seconds = time.perf_counter() - begun
-    ends = np.cumsum([len(part.rows) for part in parts])
+    images = sum(len(part.rows) for part in parts)
     return [
-        Judged(
-            rows=part.rows,
-            judgement=judged[end - len(part.rows) : end],
-            quarantined=part.quarantined,
-            judge_seconds=seconds,
-            batch=0 if at else int(ends[-1]),
-        )
-        for at, (part, end) in enumerate(zip(parts, ends.tolist(), strict=True))
+        JudgedRange(verdicts, judge_seconds=seconds, batch=0 if at else images)
+        for at, verdicts in enumerate(judged)
     ]
 
 
@@ -83,7 +69,7 @@ class Held:
         Raises:
             EnsembleError: it is damaged, or another one by now.
         """
-        ensemble = Ensemble.load(served.path).to("cuda" if torch.cuda.is_available() else "cpu")
+        ensemble = Ensemble.load(served.path).to()
         if ensemble.digest != served.digest:
             raise EnsembleError(
                 f"is another ensemble than the one that is served, {served.digest}",
@@ -127,7 +113,7 @@ class Judge(Queue):
         self._together.set_max_batch_size(batch)
         self._together.set_batch_wait_timeout_s(wait)
 
-    async def __call__(self, given: Prepared, served: Served) -> Judged:
+    async def __call__(self, given: Prepared, served: Served) -> JudgedRange:
         """Judge a range, together with what other requests bring meanwhile."""
         judged = await self._together((await self._held.get(served), given.rows))
         if isinstance(judged, Exception):
@@ -141,7 +127,7 @@ class Judge(Queue):
     )
     async def _together(
         self, parts: list[tuple[Ensemble, PreparedRows]]
-    ) -> list[Judged | Exception]:
+    ) -> list[JudgedRange | Exception]:
         # In a thread, so that the replica keeps answering, and the next batch gathers meanwhile.
         return await asyncio.to_thread(_by_ensemble, parts)
 
@@ -157,12 +143,12 @@ class Judge(Queue):
 
 def _by_ensemble(
     parts: Sequence[tuple[Ensemble, PreparedRows]],
-) -> list[Judged | Exception]:
+) -> list[JudgedRange | Exception]:
     """Judge ranges, those of one ensemble together: while one is swapped in there are two.
 
     If one fails, so do its own ranges alone.
     """
-    judged: dict[int, Judged | Exception] = {}
+    judged: dict[int, JudgedRange | Exception] = {}
     for ensemble in {id(ensemble): ensemble for ensemble, _ in parts}.values():
         at = [index for index, (whose, _) in enumerate(parts) if whose is ensemble]
         try:
@@ -185,7 +171,7 @@ class Shadow:
         with suppress(CryorayError):
             self._held.load(first)
 
-    async def __call__(self, rows: RowRange, served: Served) -> Judged:
+    async def __call__(self, rows: RowRange, served: Served) -> JudgedRange:
         """Read, prepare and judge a range."""
         ensemble = await self._held.get(served)
         given = await asyncio.to_thread(prepared, rows, served.preparation)

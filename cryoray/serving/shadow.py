@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cryoray.protocol.messages import Agreement, ShadowReport
-from cryoray.records import VERDICTS, RowRange
+from cryoray.records import VERDICTS, RowRange, Verdicts
 from cryoray.serving.counts import Counts
 from cryoray.serving.lineup import Lineup, Served
-from cryoray.serving.replica import Judged
+from cryoray.serving.replica import JudgedRange
 from cryoray.serving.sources import Chosen
 
 _log = logging.getLogger("ray.serve.cryoray")
@@ -48,7 +48,7 @@ class Comparison:
         self,
         name: str | None,
         lineup: Lineup,
-        judge: Callable[[Served, Sequence[RowRange]], Awaitable[list[Judged]]],
+        judge: Callable[[Served, Sequence[RowRange]], Awaitable[list[JudgedRange]]],
         counts: Counts,
     ) -> None:
         self.name, self._lineup, self._judge, self._counts = name, lineup, judge, counts
@@ -61,7 +61,7 @@ class Comparison:
     def see(
         self,
         active: Served,
-        judged: Sequence[Judged],
+        answer: Verdicts,
         plan: Callable[[Served], Chosen],
         keep: AsyncExitStack | None = None,
     ) -> None:
@@ -69,7 +69,7 @@ class Comparison:
 
         Args:
             active: whose answer it was.
-            judged: the answer.
+            answer: it.
             plan: finds the rows again, for the shadow's own preparation and features.
             keep: what holds an upload; it is taken over, and closed when the shadow has read it.
         """
@@ -77,10 +77,10 @@ class Comparison:
         if shadow is None or shadow.kind != active.kind:
             return
         if len(self._tasks) >= _WAITING:
-            self._skip(judged)
+            self._skip(answer)
             return
         held = keep.pop_all() if keep is not None else AsyncExitStack()
-        task = asyncio.create_task(self._compare(active, shadow, judged, plan, held))
+        task = asyncio.create_task(self._compare(active, shadow, answer, plan, held))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -88,35 +88,33 @@ class Comparison:
         self,
         active: Served,
         shadow: Served,
-        judged: Sequence[Judged],
+        answer: Verdicts,
         plan: Callable[[Served], Chosen],
         held: AsyncExitStack,
     ) -> None:
-        images = sum(len(part.rows) for part in judged)
+        images = len(answer.rows)
         try:
             async with held, self._turn:
                 chosen = await asyncio.to_thread(plan, shadow)
                 said = await self._judge(shadow, chosen.ranges)
-            await asyncio.to_thread(self._tally, active, shadow, judged, said)
+            await asyncio.to_thread(
+                self._tally, active, shadow, answer, Verdicts.together(one.verdicts for one in said)
+            )
         except Exception as error:  # of the shadow, which nobody asked
             _log.warning("the shadow failed: %r", error)
             self._failed += images
             self._last_failure = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             self._counts.shadow_failed.inc(images)
 
-    def _skip(self, judged: Sequence[Judged]) -> None:
-        images = sum(len(part.rows) for part in judged)
+    def _skip(self, answer: Verdicts) -> None:
+        images = len(answer.rows)
         self._skipped += images
         self._counts.shadow_skipped.inc(images)
 
-    def _tally(
-        self, active: Served, shadow: Served, ours: Sequence[Judged], theirs: Sequence[Judged]
-    ) -> None:
-        if not ours or not theirs:
-            return
-        rows, score, verdict = _columns(ours)
-        its_rows, its_score, its_verdict = _columns(theirs)
-        _, a, b = np.intersect1d(rows, its_rows, return_indices=True)
+    def _tally(self, active: Served, shadow: Served, ours: Verdicts, theirs: Verdicts) -> None:
+        _, a, b = np.intersect1d(ours.rows, theirs.rows, return_indices=True)
+        score, verdict = ours.score, ours.verdict
+        its_score, its_verdict = theirs.score, theirs.verdict
         tally = self._tallies.setdefault((active.name, active.digest, shadow.digest), _Tally())
         pairs = Counter(zip(verdict[a].tolist(), its_verdict[b].tolist(), strict=True))
         tally.verdicts += pairs
@@ -151,12 +149,3 @@ class Comparison:
             failed=self._failed,
             last_failure=self._last_failure,
         )
-
-
-def _columns(judged: Sequence[Judged]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row, score and verdict of all parts."""
-    return (
-        np.concatenate([part.rows for part in judged]),
-        np.concatenate([part.judgement.score for part in judged]),
-        np.concatenate([part.judgement.verdict for part in judged]),
-    )

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Generic, TypeVar
 
 import numpy as np
 
-from cryoray.errors import FormatError, InputError
+from cryoray.errors import InputError
+from cryoray.formats import companion
+from cryoray.formats.companion import Companion
 from cryoray.formats.source import Source, open_source
-from cryoray.preparation.features import described
-from cryoray.preparation.plan import plan, protein_is_dark
+from cryoray.preparation.described import with_metadata
+from cryoray.preparation.plan import grouped, plan, protein_is_dark
 from cryoray.records import Kind, RowRange
 from cryoray.settings import PreparationSettings
 
@@ -82,20 +84,6 @@ def confine(path: str | Path, roots: Sequence[Path]) -> Path:
     return real if ".." in found.parts else found
 
 
-def slices(ranges: Sequence[RowRange], most: int) -> Iterator[RowRange]:
-    """The same rows in ranges of at most ``most`` rows."""
-    for part in ranges:
-        for start in range(0, len(part.rows), most):
-            some = slice(start, start + most)
-            yield replace(
-                part,
-                frames=part.frames[some],
-                rows=part.rows[some],
-                pixel_size=part.pixel_size[some],
-                features=part.features[some],
-            )
-
-
 class Catalogue:
     """Opens what requests ask for; may be used from several threads.
 
@@ -138,9 +126,9 @@ class Catalogue:
             raise AbsentError("there is no such file", file=source)
         opened = described_by = self._open(path, kind)
         if opened.format == "stack":
-            star = self._beside(path, kind)
-            if star is not None:
-                opened, described_by = with_metadata(opened, star), star
+            found = self._beside(path, kind)
+            if found is not None:
+                opened, described_by = with_metadata(opened, found), found.star
         first, end = rows or (0, len(opened))
         if end > len(opened):
             raise InputError(
@@ -166,7 +154,9 @@ class Catalogue:
         return Chosen(
             rows=len(wanted),
             images=opened.images,
-            ranges=tuple(slices(planned.ranges, together)),
+            ranges=tuple(
+                part for few in grouped(planned.ranges, _RANGE_MIB, together) for part in few
+            ),
             quarantined=planned.quarantined,
         )
 
@@ -179,62 +169,12 @@ class Catalogue:
 
         return self._sources.get((_identity(path), kind), read)
 
-    def _beside(self, stack: Path, kind: Kind) -> Source | None:
-        """The STAR file that describes a stack, None without one.
-
-        It has the stack's name, as RELION's extraction gives it too, or is the `particles.star` of
-        the stack's folder or of one above it; and it names the stack.
-        """
-        likely = [stack.with_suffix(".star"), stack.with_name(f"{stack.stem}_extract.star")]
-        for file in likely + [folder / "particles.star" for folder in stack.parents]:
-            try:
-                if not file.is_file():
-                    continue
-                source = self._open(confine(file, self.roots), kind)
-            except (OutsideError, FormatError):
-                continue
-            if _place(stack, source) is not None:
-                return source
-        return None
-
-
-def with_metadata(stack: Source, star: Source) -> Source:
-    """A bare stack's source, with names and metadata of the rows that a STAR file has on its images.
-
-    Args:
-        stack: the source of one bare stack.
-        star: the source that names this stack.
-    """
-    at = np.full(len(stack), -1)
-    # Backwards, so that of several rows on one image the first stays.
-    rows = np.flatnonzero(star.stack == _place(stack.path, star))[::-1]
-    rows = rows[(star.frame[rows] >= 0) & (star.frame[rows] < len(stack))]
-    at[star.frame[rows]] = rows
-    there = at >= 0
-    return replace(
-        stack,
-        images=np.where(there, star.images[at], stack.images),
-        micrograph=np.where(there, star.micrograph[at], stack.micrograph),
-        pixel_size=np.where(there, star.pixel_size[at], stack.pixel_size),
-        metadata={
-            name: np.where(there, values[at], np.nan) for name, values in described(star).items()
-        },
-        problems={
-            **stack.problems,
-            **{
-                int(frame): star.problems[row]
-                for frame, row in enumerate(at.tolist())
-                if row in star.problems
-            },
-        },
-    )
-
-
-def _place(stack: Path, star: Source) -> int | None:
-    """Which of a STAR file's stacks this is."""
-    named = [index for index, path in enumerate(star.stacks) if path.name == stack.name]
-    real = os.path.realpath(stack)
-    return next((i for i in named if os.path.realpath(star.stacks[i]) == real), None)
+    def _beside(self, stack: Path, kind: Kind) -> Companion | None:
+        """The STAR file under the roots that describes a stack, None without one."""
+        found = companion.find(
+            stack, kind, lambda file: self._open(confine(file, self.roots), kind)
+        )
+        return found.companion
 
 
 def _identity(path: Path) -> Hashable:

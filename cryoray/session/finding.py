@@ -18,11 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from cryoray.errors import CryorayError, FormatError
+from cryoray.formats.companion import rows_of
 from cryoray.formats.rows import Source
 from cryoray.formats.source import find_sources, open_source
 from cryoray.formats.star import parse
 from cryoray.records import Kind
-from cryoray.session.judging import Unit, digest, rows_of
+from cryoray.session.judging import Unit, digest
 from cryoray.session.settling import Scanner
 
 _ITERATION = re.compile(r"_it(\d+)(?=_)")

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -22,12 +21,12 @@ import pyarrow.parquet as pq
 
 from cryoray.errors import CryorayError, FormatError, InputError
 from cryoray.formats import mrc
+from cryoray.formats.companion import rows_of
 from cryoray.formats.files import replacing
 from cryoray.formats.rows import Source
 from cryoray.formats.source import open_source
 from cryoray.formats.verdicts import write_verdicts
-from cryoray.protocol.messages import JudgeAnswer
-from cryoray.records import MEMBERS, VERDICTS_SCHEMA, Kind
+from cryoray.records import Kind, Verdicts
 from cryoray.session.grid import Grid
 from cryoray.session.ledger import Micrograph, Outcome
 
@@ -50,7 +49,7 @@ class Asks(Protocol):
         rows: tuple[int, int] | None = None,
         *,
         ensemble: str | None = None,
-    ) -> JudgeAnswer:
+    ) -> Verdicts:
         """Judge rows of a source."""
 
 
@@ -150,12 +149,13 @@ def judge(unit: Unit, job: Job, service: Asks) -> Outcome:
     if there is not None:
         return there
     source, rows, by_frame = _rows(unit)
-    answer = _ask(unit, len(by_frame) if by_frame is not None else len(source), job, service)
-    table, quarantined = _table(answer, by_frame)
+    verdicts = _ask(unit, len(by_frame) if by_frame is not None else len(source), job, service)
+    if by_frame is not None:
+        verdicts = Verdicts.together([verdicts.renumbered(by_frame)])
     (folder / RECORD).unlink(missing_ok=True)
     # What is merged are STAR files, also where a cryoSPARC table is the source.
-    write_verdicts(folder, source, table, quarantined, also_star=True)
-    outcome = _outcome(unit, job, source, rows, table, quarantined, answer.ensemble)
+    write_verdicts(folder, source, verdicts, also_star=True)
+    outcome = _outcome(unit, job, source, rows, verdicts)
     _durable(folder)
     with replacing(folder / RECORD) as temporary:
         temporary.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
@@ -191,53 +191,24 @@ def _rows(unit: Unit) -> tuple[Source, np.ndarray, np.ndarray | None]:
     return source, np.arange(len(source)), None
 
 
-def rows_of(star: Source, stack: Path) -> np.ndarray:
-    """int64, the rows of a source that lie in a stack."""
-    named = [at for at, path in enumerate(star.stacks) if path.name == stack.name]
-    real = os.path.realpath(stack)
-    place = next((at for at in named if os.path.realpath(star.stacks[at]) == real), -2)
-    return np.flatnonzero(star.stack == place)
-
-
-def _ask(unit: Unit, rows: int, job: Job, service: Asks) -> JudgeAnswer:
+def _ask(unit: Unit, rows: int, job: Job, service: Asks) -> Verdicts:
+    """The service's verdicts on ``rows`` rows of what it is asked about."""
     ensemble = job.ensembles.get(unit.kind)
     if rows <= _ROWS:
-        answers = [service.judge(unit.asked, ensemble=ensemble)]
+        parts = [service.judge(unit.asked, ensemble=ensemble)]
     else:
-        answers = [
+        parts = [
             service.judge(unit.asked, (first, min(first + _ROWS, rows)), ensemble=ensemble)
             for first in range(0, rows, _ROWS)
         ]
-    if len({one.ensemble for one in answers}) > 1:
+    if len({part.ensemble for part in parts}) > 1:
         raise CryorayError("The ensemble was replaced while a stack was judged.")
-    answer = JudgeAnswer.model_construct(
-        ensemble=answers[0].ensemble,
-        verdicts=[row for one in answers for row in one.verdicts],
-        quarantined=[row for one in answers for row in one.quarantined],
-    )
-    fates = sorted(row.row for part in (answer.verdicts, answer.quarantined) for row in part)
-    if fates != list(range(rows)):
+    verdicts = Verdicts.together(parts)
+    if not np.array_equal(verdicts.table["row"].to_numpy(), np.arange(rows)):
         raise CryorayError(
-            f"{unit.asked}: {rows:,} rows were asked about and {len(fates):,} answered."
+            f"{unit.asked}: {rows:,} rows were asked about and {len(verdicts):,} answered."
         )
-    return answer
-
-
-def _table(
-    answer: JudgeAnswer, by_frame: np.ndarray | None
-) -> tuple[pa.Table, list[tuple[int, str]]]:
-    rows = [row.row if by_frame is None else int(by_frame[row.row]) for row in answer.verdicts]
-    columns = {
-        name: [getattr(row, name) for row in answer.verdicts] for name in VERDICTS_SCHEMA.names
-    }
-    table = pa.table(columns, schema=VERDICTS_SCHEMA).append_column(
-        "row", pa.array(rows, pa.int64())
-    )
-    quarantined = [
-        (one.row if by_frame is None else int(by_frame[one.row]), one.reason)
-        for one in answer.quarantined
-    ]
-    return table.sort_by("row"), quarantined
+    return verdicts
 
 
 def _outcome(
@@ -245,13 +216,10 @@ def _outcome(
     job: Job,
     source: Source,
     rows: np.ndarray,
-    table: pa.Table,
-    quarantined: Sequence[tuple[int, str]],
-    ensemble: str,
+    verdicts: Verdicts,
 ) -> Outcome:
-    verdict = np.array(table["verdict"].to_pylist(), dtype="<U8")
-    score = table["score"].to_numpy().astype(float)
-    judged = table["row"].to_numpy()
+    verdict, score = verdicts.verdict, verdicts.score.astype(float)
+    judged, quarantined = verdicts.rows, verdicts.quarantined
     allowed = int(job.max_quarantined * len(rows))
     aside = len(quarantined) > allowed
     reason = (
@@ -269,7 +237,7 @@ def _outcome(
         review=int(np.count_nonzero(verdict == "review")),
         quarantined=len(quarantined),
         score=_mean(score),
-        ensemble=ensemble,
+        ensemble=verdicts.ensemble,
         at=time.time(),
         reason=reason,
     )
@@ -278,8 +246,8 @@ def _outcome(
     return replace(
         outcome,
         micrographs=tuple(_micrographs(unit, job, source, rows, judged, verdict, score)),
-        candidates=_candidates(table),
-        sample=_sample(unit, job, table, np.searchsorted(np.sort(rows), judged)),
+        candidates=_candidates(verdicts),
+        sample=_sample(unit, job, verdicts, np.searchsorted(np.sort(rows), judged)),
     )
 
 
@@ -350,30 +318,30 @@ def _entropy(p: np.ndarray) -> np.ndarray:
     return -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
 
 
-def _candidates(table: pa.Table) -> tuple[tuple[int, float], ...]:
-    if not len(table):
+def _candidates(verdicts: Verdicts) -> tuple[tuple[int, float], ...]:
+    if not len(verdicts.rows):
         return ()
-    worth = teaches(np.stack([table[name].to_numpy().astype(float) for name in MEMBERS]))
+    worth = teaches(verdicts.members())
     best = np.argsort(-worth, kind="stable")[:_CANDIDATES].tolist()
     return tuple((at, float(worth[at])) for at in best if worth[at] >= _WORTH)
 
 
 def _sample(
-    unit: Unit, job: Job, table: pa.Table, position: np.ndarray
+    unit: Unit, job: Job, verdicts: Verdicts, position: np.ndarray
 ) -> tuple[tuple[int, str, float], ...]:
     """The lowest draws: uniform numbers that depend on where an image is, and on nothing else.
 
     Args:
         unit: it lies in.
         job: with the salt.
-        table: of the judged rows.
+        verdicts: on its rows.
         position: int64 [n] of each among all rows of the unit, those included that were quarantined.
     """
     key = hashlib.blake2b(f"{job.salt}\0{unit.path}".encode(), digest_size=16).digest()
     random = np.random.Generator(np.random.Philox(key=int.from_bytes(key)))
     draws = random.random(int(position.max(initial=-1)) + 1)[position]
     lowest = np.argsort(draws, kind="stable")[: job.sample]
-    images = table["image"].take(pa.array(lowest)).to_pylist()
+    images = verdicts.column("image")[lowest].tolist()
     return tuple(
         (at, image, float(draws[at])) for at, image in zip(lowest.tolist(), images, strict=True)
     )

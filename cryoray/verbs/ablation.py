@@ -42,7 +42,7 @@ _UNCHANGED = AugmentSettings(
 )
 
 
-class Onlooker:
+class CachedPredictor:
     """An ensemble that has seen some images and is asked about them with one set of metadata after another.
 
     d3 is asked everywhere, so a score is the median of three.
@@ -80,7 +80,7 @@ class Onlooker:
 
 
 def importance(
-    onlooker: Onlooker,
+    predictor: CachedPredictor,
     features: np.ndarray,
     names: Sequence[str],
     labels: np.ndarray,
@@ -96,7 +96,7 @@ def importance(
     a column shares with others is not lost with it, so two that say the same both look unimportant.
 
     Args:
-        onlooker: has seen the images.
+        predictor: has seen the images.
         features: float32 [n, F].
         names: of the columns.
         labels: bool [n], True is keep.
@@ -110,7 +110,7 @@ def importance(
         ``auroc`` and ``accuracy`` lose, the deviation ``auroc_std``, and ``changed``, the fraction of
         verdicts that turn; ``images``, ``shuffles``, and over what the ``deviation`` is.
     """
-    before = onlooker.score(features)
+    before = predictor.score(features)
     area, kept = auroc(labels, before), before >= threshold
     table: dict[str, dict[str, float]] = {}
     for row, name in enumerate((IMAGE, METADATA, *names)):
@@ -118,12 +118,12 @@ def importance(
         for shuffle in range(shuffles):
             order = _within(groups, np.random.default_rng((seed, row, shuffle)))
             if name == IMAGE:
-                after = onlooker.score(features, order)
+                after = predictor.score(features, order)
             else:
                 mixed = features.copy()
                 which = slice(None) if name == METADATA else [row - 2]
                 mixed[:, which] = features[order][:, which]
-                after = onlooker.score(mixed)
+                after = predictor.score(mixed)
             now = after >= threshold
             accuracy = np.mean(kept == labels) - np.mean(now == labels)
             lost.append((area - auroc(labels, after), accuracy, np.mean(now != kept)))

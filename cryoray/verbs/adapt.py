@@ -10,16 +10,15 @@ from shutil import rmtree
 from typing import Any
 
 import numpy as np
-import torch
 
 from cryoray.boosting import adaptation, operating_point, prevalence
 from cryoray.boosting.adaptation import Change
 from cryoray.boosting.calibration import Platt, fit_platt
 from cryoray.boosting.voting import score
+from cryoray.engine import local
 from cryoray.errors import InputError, SelectionError
 from cryoray.metrics import accuracy
 from cryoray.models.ensemble import Calibration, Ensemble, Manifest, training_record
-from cryoray.models.networks import logits
 from cryoray.preparation.labelling import labels_from
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.records import Event, OnEvent, OnProgress, Progress, ignore
@@ -156,15 +155,18 @@ def _logits(
     judge: Ensemble, examples: PreparedSet, rows: np.ndarray, on_progress: OnProgress
 ) -> np.ndarray:
     """What the members say before calibration, float32 [n, 3]."""
-    judge.to("cuda" if torch.cuda.is_available() else "cpu")
+    judge = judge.to()
     features = examples.feature_matrix(judge.features)[rows]
-    said = np.empty((len(rows), 3), np.float32)
-    for start in range(0, len(rows), _BATCH):
-        here = slice(start, start + _BATCH)
-        images = torch.from_numpy(examples.images(rows[here]))
-        for member, network in enumerate(judge.networks):
-            said[here, member] = logits(network, images, torch.from_numpy(features[here])).numpy()
-        on_progress(Progress("judge", min(start + _BATCH, len(rows)), len(rows), "images"))
+    said, done = np.empty((len(rows), 3), np.float32), 0
+
+    def do(here: slice) -> slice:
+        said[here] = judge.logits(examples.images(rows[here]), features[here])
+        return here
+
+    pieces = [slice(start, start + _BATCH) for start in range(0, len(rows), _BATCH)]
+    for here in local.in_threads(do, pieces):
+        done += len(rows[here])
+        on_progress(Progress("judge", done, len(rows), "images"))
     return said
 
 

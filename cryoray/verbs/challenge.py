@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from cryoray import report
+from cryoray.engine.local import judge_examples
 from cryoray.metrics.comparison import Comparison, Judged, compare
 from cryoray.models.ensemble import Ensemble
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.records import Event, OnEvent, ignore
 from cryoray.settings import Settings
 from cryoray.verbs.evaluate import check_same_look, unseen
-
-#: Images judged together; blind samples are small, and need no Ray.
-_BATCH = 1024
 
 
 def challenge(
@@ -40,8 +37,7 @@ def challenge(
     Raises:
         EnsembleError: a set holds images of another kind or look than an ensemble judges.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    both = [Ensemble.load(path).to(device) for path in (champion, challenger)]
+    both = [Ensemble.load(path) for path in (champion, challenger)]
     scores: list[list[np.ndarray]] = [[], []]
     keep, groups = [], []
     for path in sets:
@@ -54,7 +50,7 @@ def challenge(
         keep.append(examples.labels[rows] == 1)
         groups.append(examples.groups("project")[rows])
         for ensemble, said in zip(both, scores, strict=True):
-            said.extend(_scores(ensemble, examples, rows))
+            said.append(judge_examples(examples, rows, ensemble, ignore, everyone=True).score)
     ours, theirs = (
         Judged(np.concatenate([np.empty(0, np.float32), *said]), ensemble.threshold)
         for ensemble, said in zip(both, scores, strict=True)
@@ -121,10 +117,3 @@ _BOTH = ("champion", "challenger")
 def _number(value: object) -> float:
     assert isinstance(value, float)
     return value
-
-
-def _scores(ensemble: Ensemble, examples: PreparedSet, rows: np.ndarray) -> Iterator[np.ndarray]:
-    features = examples.feature_matrix(ensemble.features)
-    for begin in range(0, len(rows), _BATCH):
-        some = rows[begin : begin + _BATCH]
-        yield ensemble.judge(examples.images(some), features[some], everyone=True).score

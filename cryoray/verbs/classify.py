@@ -1,48 +1,40 @@
-"""A source to verdicts: planned here, read, prepared and judged by Ray's workers, written here."""
+"""Classify: a source to verdicts, planned and written here, judged by threads of this process or by Ray."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-
-import numpy as np
-import pyarrow as pa
-import ray
-import ray.data
-import torch
-from ray.data import ActorPoolStrategy
 
 from cryoray.boosting import prevalence
 from cryoray.boosting.prevalence import Prevalence
-from cryoray.engine import runtime
-from cryoray.engine.datasource import RowRangeDatasource, to_rows
+from cryoray.engine import local
 from cryoray.errors import InputError
+from cryoray.formats import companion
 from cryoray.formats.class_selection import is_model
 from cryoray.formats.conversion import check_convertible
 from cryoray.formats.files import replacing, replacing_folder
 from cryoray.formats.relion import complaint
 from cryoray.formats.source import Source, find_sources, open_source
 from cryoray.formats.verdicts import write_verdicts
-from cryoray.models.ensemble import Ensemble, Judgement
+from cryoray.models.ensemble import Ensemble
 from cryoray.models.registry import resolve
+from cryoray.preparation.described import with_metadata
 from cryoray.preparation.plan import Plan, plan
 from cryoray.records import (
     KINDS,
-    MEMBERS,
-    VERDICTS,
     Books,
     Event,
     Kind,
     OnEvent,
     OnProgress,
-    Progress,
+    Verdicts,
     ignore,
 )
 from cryoray.report.verdicts import write_page
-from cryoray.settings import PreparationSettings, Settings
+from cryoray.settings import Settings
 from cryoray.verbs.classify_volumes import classify_volumes
 from cryoray.verbs.rank import (
     ClassVerdicts,
@@ -54,17 +46,6 @@ from cryoray.verbs.rank import (
 
 TABLE, QUARANTINE, CLASSES = "verdicts.parquet", "quarantine.parquet", "classes"
 METRICS = "metrics.json"
-
-#: What no image makes of a batch. ``why`` says why a row is quarantined, ``reason`` why it is discarded;
-#: either is '' where it is not.
-_NOTHING = {
-    "row": np.empty(0, np.int64),
-    **{name: np.empty(0, object) for name in ("why", "verdict", "reason")},
-    **{name: np.empty(0, np.float32) for name in ("score", *MEMBERS)},
-}
-
-#: Images that an actor judges at once: small stacks are put together to this.
-_TOGETHER = 1024
 
 
 def classify(
@@ -110,15 +91,14 @@ def classify(
         ensemble.check_kind("particle", source)
         judge_of_classes = resolve(chosen.class_ensemble, settings.registry)
         of_classes = Ensemble.load(judge_of_classes, review=chosen.review)
-    preparation = ensemble.preparation.model_copy(update={"features": ensemble.features})
     with replacing_folder(out, "folder of verdicts", _holds_verdicts) as partial:
         sources = sources or _opened(source, kind, ensemble)
+        sources = [_described(each, on_event) for each in sources]
         classes = [judge_classes_of(each, of_classes) for each in sources] if of_classes else None
         for given in sources if chosen.also_star else ():
             if given.format == "cs":
                 check_convertible(given)
-        runtime.connect(settings.runtime)
-        plans = [plan(each, preparation, chosen.range_mib) for each in sources]
+        plans = [plan(each, ensemble.preparation, chosen.range_mib) for each in sources]
         for each in plans:
             on_event(
                 Event(
@@ -136,32 +116,31 @@ def classify(
                 )
             )
         books: dict[str, Books] = {}
-        judged = _judged(plans, (path, chosen.review), preparation, chosen.range_mib, on_progress)
-        for i, (name, each, fate) in enumerate(zip(_names(sources), plans, judged, strict=True)):
-            table, quarantined = fate
+        judged = _judged(plans, ensemble, settings, on_progress)
+        for i, (name, each, verdicts) in enumerate(
+            zip(_names(sources), plans, judged, strict=True)
+        ):
             columns = ["score"] if chosen.score_column else []
             if classes:
-                table = with_classes(table, each.source, classes[i])
+                verdicts = with_classes(verdicts, each.source, classes[i])
                 columns += ["class_score"] if chosen.score_column else []
                 write_classes(partial / name / CLASSES, classes[i], with_score=chosen.score_column)
             books[name] = write_verdicts(
                 partial / name,
                 each.source,
-                table,
-                quarantined,
+                verdicts,
                 star_columns=columns,
                 also_star=chosen.also_star,
             )
             if is_model(each.source):
-                said = ClassVerdicts.of(each.source, table, quarantined)
-                write_selection(partial / name, said, with_score=chosen.score_column)
-            verdicts = table["verdict"].to_pylist()
-            counts = {str(verdict): verdicts.count(verdict) for verdict in VERDICTS}
-            share = _share_of_keeps(table, ensemble)
+                of_job = ClassVerdicts.of(each.source, verdicts)
+                write_selection(partial / name, of_job, with_score=chosen.score_column)
+            counts = verdicts.verdict_counts()
+            share = _share_of_keeps(verdicts, ensemble)
             _write_metrics(partial / name / METRICS, {**asdict(books[name]), **counts}, share)
             seconds = time.monotonic() - began
             write_page(
-                partial / name, each.source, table, ensemble, books[name], chosen, seconds, share
+                partial / name, each.source, verdicts, ensemble, books[name], chosen, seconds, share
             )
             on_event(
                 Event(
@@ -182,17 +161,32 @@ def classify(
     return out
 
 
-def _share_of_keeps(table: pa.Table, ensemble: Ensemble) -> Prevalence | None:
+def _share_of_keeps(verdicts: Verdicts, ensemble: Ensemble) -> Prevalence | None:
     """The share of images worth keeping, whatever it was in training; None of no image."""
-    if not len(table):
+    if not len(verdicts.score):
         return None
-    return prevalence.estimate(table["score"].to_numpy(), ensemble.manifest.prevalence)
+    return prevalence.estimate(verdicts.score, ensemble.manifest.prevalence)
 
 
 def _write_metrics(file: Path, counts: Mapping[str, int], share: Prevalence | None) -> None:
     said = {**counts, "prevalence": share.as_json() if share else None}
     with replacing(file) as temporary:
         temporary.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+
+
+def _described(source: Source, on_event: OnEvent) -> Source:
+    """A stack as the STAR file beside it describes it, so that either of the two gives the same verdicts."""
+    if source.format != "stack" or len(source.stacks) > 1:
+        return source
+    described, found = companion.described(source)
+    for file, why in found.unused:
+        on_event(Event("companion.unused", {"file": str(file), "because": why}))
+    if found.companion is not None:
+        star = str(found.companion.star.path)
+        on_event(Event("companion.used", {"stack": str(source.path), "file": star}))
+        if described is source:
+            return with_metadata(source, found.companion)
+    return described
 
 
 def _opened(path: Path, kind: Kind | None, ensemble: Ensemble) -> list[Source]:
@@ -254,101 +248,15 @@ def _holds_verdicts(folder: Path) -> bool:
     )
 
 
-class _Judge:
-    """The actor that holds an ensemble: prepared images in, scores out.
-
-    Args:
-        path: the ensemble's folder.
-        review: False: it leaves nothing under review.
-    """
-
-    def __init__(self, path: Path, review: bool) -> None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.ensemble = Ensemble.load(path, review=review).to(device)
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Columns of `RowRangeDatasource` to those of `_NOTHING`."""
-        prepared = to_rows(batch)
-        said = self.ensemble.judge(prepared.images, prepared.features)
-        bad = len(prepared.quarantined)
-        nothing = np.full(bad, np.nan, np.float32)
-        return {
-            "row": np.append(prepared.rows, [row for row, _ in prepared.quarantined]).astype(
-                np.int64
-            ),
-            "why": np.array(
-                [""] * len(prepared.rows) + [why for _, why in prepared.quarantined], np.str_
-            ),
-            "verdict": np.append(said.verdict, [""] * bad).astype(np.str_),
-            "reason": np.array([one or "" for one in said.reason] + [""] * bad, np.str_),
-            **{
-                name: np.append(getattr(said, name), nothing).astype(np.float32)
-                for name in ("score", *MEMBERS)
-            },
-        }
-
-
 def _judged(
-    plans: Sequence[Plan],
-    judge: tuple[Path, bool],
-    preparation: PreparationSettings,
-    range_mib: int,
-    on_progress: OnProgress,
-) -> Iterator[tuple[pa.Table, list[tuple[int, str]]]]:
-    """For each plan the table that `write_verdicts` takes, and what was quarantined."""
-    starts = np.cumsum([0, *(len(each.source) for each in plans)])
-    total, done = int(starts[-1]), sum(len(each.quarantined) for each in plans)
-    on_progress(Progress("judge", done, total))
-    batches = [_NOTHING]
-    for batch in _batches(plans, starts, judge, preparation, range_mib):
-        batches.append(batch)
-        done += len(batch["row"])
-        on_progress(Progress("judge", done, total))
-    columns = {name: np.concatenate([batch[name] for batch in batches]) for name in _NOTHING}
-    for each, start, end in zip(plans, starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-        mine = (columns["row"] >= start) & (columns["row"] < end)
-        yield _fate(each, {name: column[mine] for name, column in columns.items()}, start)
+    plans: Sequence[Plan], ensemble: Ensemble, settings: Settings, on_progress: OnProgress
+) -> list[Verdicts]:
+    """The verdicts of each plan, by threads of this process, or by Ray where that is worth starting."""
+    chosen = settings.classify
+    size = sum(each.bytes for each in plans)
+    if local.suffices(size, chosen.local_max_mib, settings.runtime):
+        return local.judge(plans, ensemble, chosen.range_mib, on_progress)
+    from cryoray.engine import pool, runtime
 
-
-def _batches(
-    plans: Sequence[Plan],
-    starts: np.ndarray,
-    judge: tuple[Path, bool],
-    preparation: PreparationSettings,
-    range_mib: int,
-) -> Iterator[dict[str, np.ndarray]]:
-    """Run one Ray data set over the ranges of all plans; rows are numbered on from plan to plan."""
-    ranges = [
-        replace(part, rows=part.rows + start)
-        for each, start in zip(plans, starts.tolist(), strict=False)
-        for part in each.ranges
-    ]
-    if not ranges:
-        return
-    datasource = RowRangeDatasource(ranges, preparation, range_mib)
-    resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0))
-    # Reading costs as much as judging, and a pool that takes all CPUs would wait for ever.
-    most = gpus or max(1, int(resources["CPU"]) // 2)
-    dataset = ray.data.read_datasource(datasource, override_num_blocks=len(datasource)).map_batches(
-        _Judge,
-        fn_constructor_args=judge,
-        batch_size=_TOGETHER,
-        compute=ActorPoolStrategy(min_size=1, max_size=min(most, len(ranges))),
-        num_cpus=0.5,
-        num_gpus=1 if gpus else 0,
-    )
-    dataset.set_name(f"classify {plans[0].source.name}")
-    yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
-
-
-def _fate(
-    each: Plan, columns: dict[str, np.ndarray], start: int
-) -> tuple[pa.Table, list[tuple[int, str]]]:
-    rows, good = columns["row"] - start, columns["why"] == ""
-    reason = np.array([one or None for one in columns["reason"][good]], object)
-    plain = {name: columns[name][good] for name in ("verdict", "score", *MEMBERS)}
-    said = Judgement(**plain, reason=reason)
-    table = said.table(each.source.images[rows[good]]).append_column("row", pa.array(rows[good]))
-    bad = zip(rows[~good].tolist(), columns["why"][~good].tolist(), strict=True)
-    return table, [*each.quarantined, *bad]
+    runtime.connect(settings.runtime)
+    return pool.judge(plans, ensemble, chosen.review, chosen.range_mib, on_progress)

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import torch
 from scipy.special import expit
 
 from cryoray import report
@@ -24,12 +22,20 @@ from cryoray.formats.relion import image_table
 from cryoray.formats.star import parse
 from cryoray.formats.verdicts import SIDES, write_side, write_verdicts
 from cryoray.formats.volume import read_volume
-from cryoray.models.ensemble import Ensemble, Judgement
+from cryoray.models.ensemble import Ensemble
 from cryoray.models.registry import resolve
 from cryoray.preparation.prepare import prepare_images
 from cryoray.preparation.reader import reason
 from cryoray.preparation.volume_features import MEASURED, SLICES, VIEWS, measure, pictures
-from cryoray.records import MEMBERS, VERDICTS, Event, OnEvent, OnProgress, Progress, ignore
+from cryoray.records import (
+    MEMBERS,
+    Event,
+    OnEvent,
+    OnProgress,
+    Progress,
+    Verdicts,
+    ignore,
+)
 from cryoray.settings import Settings
 
 TABLE, QUARANTINE, REPORT = "verdicts.parquet", "quarantine.parquet", "report.html"
@@ -101,31 +107,21 @@ class VolumeVerdicts:
 
     Attributes:
         classes: all of the job.
-        rows: int64 [n], 0-based, those that were judged.
-        judgement: of the n; every member was asked about each.
-        looks: float32 [n], the mean probability of keep of a class's pictures alone.
+        verdicts: on the classes; every member was asked about each, and those that could not be read are
+            quarantined. Further columns: particles, looks, and the traits.
         traits: float64 [n] by name of `TRAITS`.
         pictures: float32 [n, SLICES + views, s, s], each with a scale of its own.
-        quarantined: (0-based class, reason) of the others.
     """
 
     classes: VolumeClasses
-    rows: np.ndarray
-    judgement: Judgement
-    looks: np.ndarray
+    verdicts: Verdicts
     traits: Mapping[str, np.ndarray]
     pictures: np.ndarray
-    quarantined: tuple[tuple[int, str], ...]
 
-    def table(self) -> pa.Table:
-        """As `write_verdicts` takes it: the traits, and what the pictures alone say, follow."""
-        table = self.judgement.table(self.classes.images[self.rows])
-        table = table.append_column("row", pa.array(self.rows))
-        more = {"particles": self.classes.particles[self.rows], "looks": self.looks, **self.traits}
-        for name, values in more.items():
-            column = pa.array(values.astype(np.float32), pa.float32(), from_pandas=True)
-            table = table.append_column(name, column)
-        return table
+    @property
+    def rows(self) -> np.ndarray:
+        """int64 [n], 0-based, those that were judged."""
+        return self.verdicts.rows
 
 
 def judge_volumes(
@@ -144,7 +140,7 @@ def judge_volumes(
         EnsembleError: the ensemble judges something else than 2D classes.
     """
     ensemble.check_kind("class2d", classes.path)
-    ensemble = ensemble.to("cuda" if torch.cuda.is_available() else "cpu")
+    ensemble = ensemble.to()
     counted = classes.particles
     seen: list[tuple[int, np.ndarray, dict[str, float], np.ndarray]] = []
     quarantined: list[tuple[int, str]] = []
@@ -190,14 +186,22 @@ def judge_volumes(
     if review[0] < review[1]:
         review = review_band(ensemble.threshold)
     verdict = verdicts(score, review)
+    columns = {
+        "score": score,
+        "verdict": verdict,
+        "d1": d1,
+        "d2": d2,
+        "d3": d3,
+        "particles": counted[rows],
+        # The mean probability of keep of a class's pictures alone.
+        "looks": _probability(np.median(odds, axis=1)) if len(rows) else np.empty(0, np.float32),
+        **traits,
+    }
     return VolumeVerdicts(
         classes,
-        rows,
-        Judgement(score, verdict, d1, d2, d3, np.full(len(score), None, object)),
-        _probability(np.median(odds, axis=1)) if len(rows) else np.empty(0, np.float32),
+        Verdicts.of(rows, columns, quarantined, ensemble.about),
         traits,
         np.array([one[3] for one in seen], np.float32),
-        tuple(quarantined),
     )
 
 
@@ -238,12 +242,11 @@ def classify_volumes(
     classes = open_volumes(Path(source))
     with replacing_folder(out, "folder of verdicts", lambda it: (it / TABLE).is_file()) as partial:
         said = judge_volumes(classes, ensemble, on_progress)
-        books = write_verdicts(partial, classes.source, said.table(), said.quarantined)
+        books = write_verdicts(partial, classes.source, said.verdicts)
         counts = _write_particles(partial, said)
         seconds = time.monotonic() - began
         page = _sections(said, ensemble, counts, settings, seconds)
         report.render(partial / REPORT, f"3D classes of {classes.source.name}", page)
-        words = said.judgement.verdict.tolist()
         on_event(
             Event(
                 "classify.done",
@@ -252,7 +255,7 @@ def classify_volumes(
                     "ensemble": ensemble.digest,
                     "books": str(books),
                     **asdict(books),
-                    **{verdict: words.count(verdict) for verdict in VERDICTS},
+                    **said.verdicts.verdict_counts(),
                     "particles": counts,
                     "seconds": round(seconds, 1),
                 },
@@ -268,7 +271,7 @@ def _write_particles(out: Path, said: VolumeVerdicts) -> dict[str, int] | None:
     if classes.data is None or classes.number is None:
         return None
     of_class = np.full(len(classes) + 1, "quarantined", object)
-    of_class[said.rows + 1] = said.judgement.verdict
+    of_class[said.rows + 1] = said.verdicts.verdict
     fate = of_class[np.where(classes.number <= len(classes), classes.number, 0)]
     star = parse(classes.data)
     if len(image_table(star, "particle")) != len(fate):
@@ -291,7 +294,7 @@ def _sections(
     settings: Settings,
     seconds: float,
 ) -> list[report.Section]:
-    classes, judged = said.classes, said.judgement
+    classes, judged = said.classes, said.verdicts
     order = np.argsort(-judged.score, kind="stable")
     kept = int((judged.verdict == "keep").sum())
     facts = {"particles kept": f"{counts['keep']:,} of {sum(counts.values()):,}"} if counts else {}
@@ -306,7 +309,7 @@ def _sections(
         )
     ]
     strips = []
-    particles = classes.particles[said.rows]
+    particles, looks = classes.particles[said.rows], judged.column("looks")
     for place in order.tolist():
         verdict = str(judged.verdict[place])
         shown = said.pictures[place, : SLICES + 3]
@@ -332,7 +335,7 @@ def _sections(
         (
             f"{said.rows[place] + 1}",
             f"{judged.score[place]:.3f}",
-            f"{said.looks[place]:.3f}",
+            f"{looks[place]:.3f}",
             *(_shown(said.traits[trait.name][place]) for trait in known),
         )
         for place in order.tolist()
@@ -348,12 +351,12 @@ def _sections(
             " job's files say; share is of its particles.",
         )
     )
-    if said.quarantined:
+    if judged.quarantined:
         sections.append(
             report.table_section(
                 "Not judged",
                 ("class", "reason"),
-                [(f"{r + 1}", why) for r, why in said.quarantined],
+                [(f"{r + 1}", why) for r, why in judged.quarantined],
             )
         )
     provenance = report.provenance_section(
@@ -371,7 +374,7 @@ def _words(said: VolumeVerdicts, place: int, particles: float) -> str:
         value = said.classes.said.get(name, np.full(len(said.classes), np.nan))[row]
         if np.isfinite(value):
             words.append(text.format(value))
-    return ", ".join(words) + f". Score {said.judgement.score[place]:.3f}."
+    return ", ".join(words) + f". Score {said.verdicts.score[place]:.3f}."
 
 
 def _shown(value: float) -> str:

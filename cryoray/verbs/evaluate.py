@@ -12,14 +12,11 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
-import torch
 
 from cryoray import report
 from cryoray.boosting import prevalence
 from cryoray.boosting.filtering import folds_of_groups
-from cryoray.engine import runtime
-from cryoray.engine.datasource import PreparedDatasource
+from cryoray.engine import local
 from cryoray.errors import EnsembleError, InputError, InternalError, SelectionError, SettingsError
 from cryoray.formats.files import replacing, replacing_folder
 from cryoray.metrics import accuracy
@@ -34,7 +31,6 @@ from cryoray.records import (
     Event,
     OnEvent,
     OnProgress,
-    Progress,
     ignore,
 )
 from cryoray.settings import Settings
@@ -125,8 +121,7 @@ def evaluate(
     left_out = {"seen": int((~new).sum()), "unlabelled": int((new & ~labelled).sum())}
     on_event(Event("evaluation.started", {"images": len(rows), **_left_out(left_out)}))
     with replacing_folder(Path(out).absolute(), "evaluation", _is_evaluation) as partial:
-        runtime.connect(settings.runtime)
-        predictions = _judged(judge, examples, rows, on_progress)
+        predictions = _judged(judge, examples, rows, settings, on_progress)
         numbers = _measure(examples, predictions, judge.manifest.split_by, on_event)
         numbers["left_out"] = examples.n - len(rows)
         numbers["bound_held"] = _held(examples, predictions, judge.manifest.split_by, _bound(judge))
@@ -227,8 +222,6 @@ def cross_validate(
     if out.exists():
         raise InputError("exists already", file=out, remedy="give --out another name")
     partial = _open_run(out, examples, settings, folds, repeats)
-    runtime.connect(settings.runtime)
-
     tables: list[pa.Table] = []
     without: dict[str, list[pa.Table]] = {"image": [], "metadata": []}
     pieces: list[dict[str, Any]] = []
@@ -262,13 +255,15 @@ def cross_validate(
                 "reasons": False,
             }
             judge, chosen = trained(partial / name, **update)
-            predictions = _judged(judge, examples, rows, on_progress, fold=fold, repeat=repeat)
+            predictions = _judged(
+                judge, examples, rows, settings, on_progress, fold=fold, repeat=repeat
+            )
             own = _measure(examples, predictions, level)
             if ablate:
                 pieces.append(_ablation(judge, examples, rows, settings))
                 blind, _ = trained(partial / WITHOUT / name, **update, features=())
                 without["image"].append(
-                    _judged(blind, examples, rows, on_progress, fold=fold, repeat=repeat)
+                    _judged(blind, examples, rows, settings, on_progress, fold=fold, repeat=repeat)
                 )
                 others = np.setdiff1d(labelled, rows)
                 without["metadata"].append(
@@ -394,70 +389,32 @@ def check_same_look(ensemble: Ensemble, examples: PreparedSet) -> None:
             )
 
 
-class Jury:
-    """The actor that holds an ensemble; d3 is asked about every image, as ROC and calibration need.
-
-    Args:
-        path: the ensemble's folder.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.ensemble = Ensemble.load(path).to("cuda" if torch.cuda.is_available() else "cpu")
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Columns of `PreparedDatasource` to row, score, verdict, reason ('' for none) and members."""
-        said = self.ensemble.judge(batch["image"], batch["features"], everyone=True)
-        members = {name: getattr(said, name) for name in MEMBERS}
-        verdict = said.verdict.astype(np.str_)
-        reason = np.array([why or "" for why in said.reason], np.str_)
-        return {
-            "row": batch["row"],
-            "score": said.score,
-            "verdict": verdict,
-            "reason": reason,
-            **members,
-        }
-
-
 def _judged(
     judge: Ensemble,
     examples: PreparedSet,
     rows: np.ndarray,
+    settings: Settings,
     on_progress: OnProgress,
     *,
     fold: int = 0,
     repeat: int = 0,
 ) -> pa.Table:
-    """Judge rows (int64 [n], ascending) of a set through Ray Data: `predictions.parquet`."""
-    source = PreparedDatasource([(examples.path, rows)], judge.features)
-    resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0))
-    # a pool that takes all CPUs would wait for its readers for ever
-    most = gpus or max(1, int(resources["CPU"]) // 2)
-    judged = ray.data.read_datasource(source, override_num_blocks=len(source)).map_batches(
-        Jury,
-        fn_constructor_args=(judge.path,),
-        batch_size=1024,
-        num_cpus=0.5,
-        num_gpus=1 if gpus else 0,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(most, len(source))),
-    )
-    judged.set_name(f"evaluate {judge.digest[:10]}")
-    batches = []
-    for batch in judged.iter_batches(batch_size=None, batch_format="pyarrow"):
-        batches.append(batch)
-        done = sum(map(len, batches))
-        on_progress(Progress("evaluate", done, len(rows), "images"))
-    said = pa.concat_tables(batches).sort_by("row").combine_chunks()
-    if not np.array_equal(said["row"].to_numpy(), rows):
+    """Judge rows (int64 [n], ascending) of a set: `predictions.parquet`; d3 is asked everywhere."""
+    size = len(rows) * examples.settings.box**2 * 4
+    if local.suffices(size, settings.evaluate.local_max_mib, settings.runtime):
+        said = local.judge_examples(examples, rows, judge, on_progress, everyone=True)
+    else:
+        from cryoray.engine import pool, runtime
+
+        runtime.connect(settings.runtime)
+        said = pool.judge_examples(examples, rows, judge, on_progress, everyone=True)
+    if not np.array_equal(said.rows, rows):
         raise InternalError(f"{len(rows):,} images went to the judges and {len(said):,} came back")
     n, named = len(rows), examples.table.take(rows)
     return pa.table(
         {
             **{name: named[name] for name in ("image", "project", "micrograph", "label")},
-            "row": said["row"],
-            **{name: said[name] for name in ("score", "verdict", *MEMBERS)},
-            "reason": pa.array([why or None for why in said["reason"].to_pylist()], pa.string()),
+            **{name: said.judged[name] for name in ("row", "score", "verdict", *MEMBERS, "reason")},
             "threshold": np.full(n, judge.threshold, np.float32),
             "fold": np.full(n, fold, np.int32),
             "repeat": np.full(n, repeat, np.int32),
@@ -498,17 +455,16 @@ def _ablation(
     most = settings.evaluate.ablate_images
     if len(rows) > most:
         rows = np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
-    judge = judge.to("cuda" if torch.cuda.is_available() else "cpu")
-    groups, labels = examples.groups(judge.manifest.split_by)[rows], examples.labels[rows] == 1
+        groups, labels = examples.groups(judge.manifest.split_by)[rows], examples.labels[rows] == 1
     features = examples.feature_matrix(judge.features)[rows]
-    onlooker = ablation.Onlooker(judge, examples.images, rows)
+    predictor = ablation.CachedPredictor(judge.to(), examples.images, rows)
     given = {"both": features, "image": np.full_like(features, np.nan)}
     return {
         "hidden": {
             name: ablation.summary(
                 accuracy.metrics(
                     labels,
-                    onlooker.score(known),
+                    predictor.score(known),
                     threshold=judge.threshold,
                     review=np.zeros(len(rows), bool),
                     groups=groups,
@@ -517,7 +473,7 @@ def _ablation(
             for name, known in given.items()
         },
         "permutation": ablation.importance(
-            onlooker,
+            predictor,
             features,
             judge.features,
             labels,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from cryoray.engine import local
 from cryoray.engine.meter import Meter
 from cryoray.errors import InputError, SettingsError
 from cryoray.formats.selection import find_selection, read_reasons, read_selection
@@ -58,7 +57,7 @@ def ingest(
     was interrupted goes on where that stopped. With ``settings.ingest.add`` the set in ``out`` is kept
     as it is, and images that it does not have yet become new parts.
 
-    A local source of up to ``settings.ingest.alone_mib`` is prepared in threads of this process,
+    A local source of up to ``settings.ingest.local_max_mib`` is prepared in threads of this process,
     which are done sooner than Ray on one machine; the set is the same to the last bit.
 
     Args:
@@ -220,10 +219,10 @@ def expected(parts: Sequence[Part], settings: IngestSettings) -> Expected:
             rate = some.bytes / (time.perf_counter() - began)
         finally:
             torch.set_num_threads(before)
-        seconds = raw / rate / _cores()
+        seconds = raw / rate / local.cores()
         how = (
             f"{some.stack.path.name}: {some.bytes / 1e6:,.0f} MB read and prepared by one core of this "
-            f"machine at {rate / 1e9:.2f} GB/s, taken {_cores()} times"
+            f"machine at {rate / 1e9:.2f} GB/s, taken {local.cores()} times"
         )
     return Expected(
         files=len({rows.stack.path for rows in ranges}),
@@ -287,7 +286,8 @@ def _prepared(work: Sequence[Work], settings: Settings, name: str) -> Iterator[S
     """Have all work done: the shards as they come, in any order."""
     if not work:
         return
-    if _alone(work, settings):
+    size = sum(each.bytes for each in work)
+    if local.suffices(size, settings.ingest.local_max_mib, settings.runtime):
         yield from _in_threads(work, settings.ingest)
         return
     from cryoray.engine import runtime
@@ -297,32 +297,9 @@ def _prepared(work: Sequence[Work], settings: Settings, name: str) -> Iterator[S
     yield from shards_by_ray(work, settings.ingest, name)
 
 
-def _alone(work: Sequence[Work], settings: Settings) -> bool:
-    """Whether this process does it, which on one machine is sooner than by Ray's workers."""
-    if settings.runtime.address or os.environ.get("RAY_ADDRESS"):
-        return False
-    return sum(each.bytes for each in work) <= settings.ingest.alone_mib << 20
-
-
 def _in_threads(work: Sequence[Work], settings: IngestSettings) -> Iterator[Shard]:
-    """Each core takes one task after the other; numpy, torch and the reading let go of Python's lock."""
+    """Each core takes one task after the other."""
     if settings.gpu and not torch.cuda.is_available():
         raise SettingsError("a GPU is asked for, and torch finds none", remedy="leave out --gpu")
     device = "cuda" if settings.gpu else "cpu"
-    before = torch.get_num_threads()
-    # One thread for each sum, as in a worker of Ray: the order of adding is part of the result.
-    with ThreadPoolExecutor(_cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            doing = [pool.submit(prepare_shard, each, settings, device) for each in work]
-            for done in as_completed(doing):
-                yield done.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(before)
-
-
-def _cores() -> int:
-    """Of this machine, as far as this process may use them."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    yield from local.in_threads(lambda each: prepare_shard(each, settings, device), work)

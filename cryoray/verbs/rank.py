@@ -1,4 +1,4 @@
-"""2D classes: judged here, since they are few; ranked as RELION's class_ranker does; for their particles."""
+"""2D classes: judged in this process, ranked as RELION's class_ranker does; for their particles."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import torch
 
 from cryoray.boosting.voting import with_class
 from cryoray.errors import FormatError, SettingsError
@@ -20,77 +18,47 @@ from cryoray.formats.class_selection import (
     write_class_selection,
 )
 from cryoray.formats.source import Source, open_source
-from cryoray.formats.star import as_objects, parse
+from cryoray.formats.star import parse
 from cryoray.formats.verdicts import write_verdicts
-from cryoray.models.ensemble import Ensemble, Judgement
+from cryoray.models.ensemble import Ensemble
+from cryoray.models.predict import judge_source
 from cryoray.models.registry import resolve
-from cryoray.preparation.plan import plan
-from cryoray.preparation.prepare import prepare_range
-from cryoray.records import Books, Event, OnEvent, ignore
+from cryoray.records import Books, Event, OnEvent, Verdicts, ignore
 from cryoray.settings import Settings
 
 
 class ClassVerdicts(NamedTuple):
-    """What an ensemble said of the classes of a job.
+    """What became of the classes of a job.
 
     Attributes:
         source: the classes.
-        table: as `write_verdicts` takes it.
-        quarantined: (0-based class, reason) of those that are no images, such as empty ones.
+        verdicts: on them; those that are no images, such as empty ones, are quarantined.
         verdict: object [classes], '' where there is none.
         score: float32 [classes], NaN where there is none.
     """
 
     source: Source
-    table: pa.Table
-    quarantined: list[tuple[int, str]]
+    verdicts: Verdicts
     verdict: np.ndarray
     score: np.ndarray
 
     @classmethod
-    def of(
-        cls, source: Source, table: pa.Table, quarantined: list[tuple[int, str]]
-    ) -> ClassVerdicts:
+    def of(cls, source: Source, verdicts: Verdicts) -> ClassVerdicts:
         """As places of classes what is rows of a table."""
         verdict = np.full(len(source), "", object)
         score = np.full(len(source), np.nan, np.float32)
-        row = table["row"].to_numpy()
-        verdict[row] = as_objects(table["verdict"])
-        score[row] = table["score"].to_numpy()
-        return cls(source, table, sorted(quarantined), verdict, score)
+        verdict[verdicts.rows] = verdicts.verdict
+        score[verdicts.rows] = verdicts.score
+        return cls(source, verdicts, verdict, score)
 
 
 def judge_classes(source: Source, ensemble: Ensemble) -> ClassVerdicts:
-    """Judge all classes of a job in this process: starting Ray would take longer than judging them.
+    """Judge all classes of a job in this process.
 
     Raises:
         EnsembleError: the ensemble judges particles.
     """
-    ensemble.check_kind("class2d", source.path)
-    table, quarantined = judge_here(source, ensemble)
-    return ClassVerdicts.of(source, table, quarantined)
-
-
-def judge_here(source: Source, ensemble: Ensemble) -> tuple[pa.Table, list[tuple[int, str]]]:
-    """Judge all images of a small source in this process.
-
-    Returns:
-        the table, as `write_verdicts` takes it; row and reason of what was quarantined.
-    """
-    ensemble = ensemble.to("cuda" if torch.cuda.is_available() else "cpu")
-    preparation = ensemble.preparation.model_copy(update={"features": ensemble.features})
-    planned = plan(source, preparation, range_mib=64)
-    quarantined = list(planned.quarantined)
-    said: list[Judgement] = []
-    rows: list[np.ndarray] = []
-    for part in planned.ranges:
-        prepared = prepare_range(part, preparation)
-        said.append(ensemble.judge(prepared.images, prepared.features))
-        quarantined += prepared.quarantined
-        rows.append(prepared.rows)
-    row = np.concatenate([np.empty(0, np.int64), *rows])
-    table = Judgement.together(said).table(source.images[row]).append_column("row", pa.array(row))
-    return table, quarantined
+    return ClassVerdicts.of(source, judge_source(source, ensemble))
 
 
 def judge_classes_of(particles: Source, ensemble: Ensemble) -> ClassVerdicts:
@@ -109,39 +77,37 @@ def judge_classes_of(particles: Source, ensemble: Ensemble) -> ClassVerdicts:
     return judge_classes(open_source(model_of(particles.path), "class2d"), ensemble)
 
 
-def with_classes(table: pa.Table, particles: Source, classes: ClassVerdicts) -> pa.Table:
+def with_classes(verdicts: Verdicts, particles: Source, classes: ClassVerdicts) -> Verdicts:
     """Verdicts of particles in the light of their classes' (`boosting.voting.with_class`).
 
     Args:
-        table: as `write_verdicts` takes it.
-        particles: whose rows it judges.
+        verdicts: on particles.
+        particles: whose rows they are.
         classes: those of the same job.
 
     Returns:
-        the table with what becomes of each particle as its verdict, the reason where its class is why
+        the verdicts with what becomes of each particle as its verdict, the reason where its class is why
         it is discarded, and ``class_score`` float32, null where its class has no verdict.
     """
     number = np.nan_to_num(particles.metadata["rlnClassNumber"], posinf=0, neginf=0)
-    number = number[table["row"].to_numpy()].astype(np.int64)
+    number = number[verdicts.rows].astype(np.int64)
     known = (number >= 1) & (number <= len(classes.score))
     place = np.where(known, number - 1, len(classes.score))
     of_class = np.append(classes.verdict, "")[place]
     class_score = np.append(classes.score, np.float32(np.nan))[place]
-    own = as_objects(table["verdict"])
+    own = verdicts.verdict
     verdict = with_class(own, of_class)
     by_class = (verdict == "discard") & (own != "discard")
-    reason = table["reason"].to_numpy(zero_copy_only=False)
+    reason = verdicts.reason.copy()
     reason[by_class] = [f"its class {n} is discarded" for n in number[by_class].tolist()]
-    for name, values in (("verdict", verdict), ("reason", reason)):
-        at = table.schema.get_field_index(name)
-        table = table.set_column(at, name, pa.array(values, pa.string()))
-    return table.append_column("class_score", pa.array(class_score, pa.float32(), from_pandas=True))
+    made = verdicts.with_column("verdict", verdict).with_column("reason", reason)
+    return made.with_column("class_score", class_score)
 
 
 def write_classes(out: Path, classes: ClassVerdicts, *, with_score: bool) -> None:
     """Write the verdicts on a job's classes, and what RELION's Select job writes of those kept."""
     columns = ["score"] if with_score else []
-    write_verdicts(out, classes.source, classes.table, classes.quarantined, star_columns=columns)
+    write_verdicts(out, classes.source, classes.verdicts, star_columns=columns)
     write_selection(out, classes, with_score=with_score)
 
 
@@ -248,7 +214,7 @@ def rank(
     keep = (
         choice(score, counts, ranked, ensemble.threshold) if choice else np.zeros(len(score), bool)
     )
-    books = write_verdicts(out / "cryoray", said.source, said.table, said.quarantined)
+    books = write_verdicts(out / "cryoray", said.source, said.verdicts)
     class_selection.write_ranking(out, root, files, score, names)
     if choice is None:
         class_selection.write_backup(out, keep)

@@ -33,7 +33,7 @@ def listed(folder: Path) -> dict[str, Any]:
     sets = [write_labelled_set(folder, f"p{i}", n=30, seed=i) for i in range(2)]
     settings = load(
         runtime={"cpus": 4, "gpus": 0, "object_store_mib": 256, "dashboard_port": 0},
-        ingest={"preparation": {"box": 32}, "alone_mib": 0},
+        ingest={"preparation": {"box": 32}, "local_max_mib": 0},
         train={"fit": {"epochs": 1, "batch": 32}, "folds": 2, "workers": 1},
         classify={"ensemble": str(ensemble)},
         serve={

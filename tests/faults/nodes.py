@@ -86,7 +86,7 @@ def ingestion(folder: Path) -> dict[str, Any]:
     expected = PreparedSet.open(ingest([source], folder / "expected", ingest_settings())).digest
 
     with cluster(2, 1) as nodes:
-        settings, seen = ingest_settings(alone_mib=0), [0]
+        settings, seen = ingest_settings(local_max_mib=0), [0]
 
         def progress(now: Any) -> None:
             seen[0] = now.done
@@ -133,7 +133,7 @@ def driver(folder: Path) -> dict[str, Any]:
         print(f"done {now.done}", flush=True)
         time.sleep(0.05)
 
-    ingest([folder / "source"], folder / "set", ingest_settings(alone_mib=0), on_progress=progress)
+    ingest([folder / "source"], folder / "set", ingest_settings(local_max_mib=0), on_progress=progress)
     return {}
 
 

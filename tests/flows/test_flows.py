@@ -13,8 +13,8 @@ import pytest
 from cryoray.errors import InputError
 from cryoray.formats.mrc import read_frames, read_header
 from cryoray.formats.source import Source, open_source
-from cryoray.protocol.messages import JudgeAnswer, JudgedRow, QuarantinedRow
-from cryoray.records import Progress
+from cryoray.protocol.answers import to_arrow
+from cryoray.records import Progress, Verdicts
 from flows import classify, evaluate, facility_day, telling
 from flows.day_report import judged, truth
 from flows.microscope import record
@@ -74,18 +74,15 @@ def answered(live: Path, source: Source) -> list[tuple[Path, np.ndarray]]:
     answers = []
     for stack, rows in record(source, live):
         good = [i for i, row in enumerate(rows) if row != len(source) - 1]
-        answer = JudgeAnswer(
-            ensemble="digest",
-            verdicts=[
-                JudgedRow(row=i, image="live", score=rows[i] / 10, verdict="keep", d1=1, d2=1)
-                for i in good
-            ],
-            quarantined=[
-                QuarantinedRow(row=i, reason="flat") for i in set(range(len(rows))) - set(good)
-            ],
-        )
-        stack.with_suffix(".json").write_text(answer.model_dump_json())
-        answers.append((stack.with_suffix(".json"), rows))
+        columns = {
+            "verdict": np.full(len(good), "keep", object),
+            "score": rows[good] / 10,
+            **dict.fromkeys(("d1", "d2", "d3"), np.ones(len(good))),
+        }
+        lost = [(i, "flat") for i in set(range(len(rows))) - set(good)]
+        verdicts = Verdicts.of(np.array(good), columns, lost).with_images(np.full(9, "live"))
+        stack.with_suffix(".arrow").write_bytes(to_arrow(verdicts))
+        answers.append((stack.with_suffix(".arrow"), rows))
     return answers
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import starfile
@@ -19,6 +18,7 @@ from cryoray.formats.source import Source, open_source
 from cryoray.formats.star import parse
 from cryoray.formats.verdicts import SIDES, write_verdicts
 from cryoray.records import QUARANTINE_SCHEMA, VERDICTS_SCHEMA, Books
+from tests.examples import verdicts_of
 from tests.formats.files import (
     cs_particles,
     write_cs,
@@ -28,24 +28,6 @@ from tests.formats.files import (
 )
 
 FATES = tuple(SIDES)
-
-
-def judged(source: Source, fates: list[str]) -> tuple[pa.Table, list[tuple[int, str]]]:
-    """Verdicts in reversed order, as tasks that finish when they finish would give them."""
-    rows = [row for row in range(len(source)) if fates[row] != "quarantined"][::-1]
-    n = len(rows)
-    table = pa.table(
-        {
-            "image": pa.array([source.images[row] for row in rows], pa.string()),
-            "score": pa.array(np.linspace(0, 1, n), pa.float32()),
-            "verdict": pa.array([fates[row] for row in rows], pa.string()),
-            **{name: pa.nulls(n, pa.float32()) for name in ("d1", "d2", "d3")},
-            "reason": pa.nulls(n, pa.string()),
-            "row": pa.array(rows, pa.int64()),
-        }
-    )
-    lost = [(row, f"reason {row}") for row in range(len(source)) if fates[row] == "quarantined"]
-    return table, lost[::-1]
 
 
 def sides(source: Source, fates: list[str]) -> dict[str, list[str]]:
@@ -67,7 +49,7 @@ def test_every_row_of_a_star_file_is_on_its_side_verbatim(
     path = write_particles(folder / "particles.star", names, [1 + i % 2 for i in range(len(names))])
     path.write_text("data_general\n\n_rlnTomoSubTomosAre2DStacks 1\n" + path.read_text())
     source = open_source(path)
-    assert write_verdicts(folder / "out", source, *judged(source, fates)) == Books(
+    assert write_verdicts(folder / "out", source, verdicts_of(fates)) == Books(
         rows_in=len(fates),
         rows_out=len(fates) - fates.count("quarantined"),
         quarantined=fates.count("quarantined"),
@@ -92,7 +74,7 @@ def test_the_tables_are_in_input_order_and_say_where_to_look(tmp_path: Path) -> 
     path = write_particles(tmp_path / "particles.star", [f"{i}@x.mrcs" for i in (1, 2, 3, 4)])
     source = open_source(path)
     write_verdicts(
-        tmp_path / "out", source, *judged(source, ["keep", "quarantined", "review", "quarantined"])
+        tmp_path / "out", source, verdicts_of(["keep", "quarantined", "review", "quarantined"])
     )
     verdicts = pq.read_table(tmp_path / "out/verdicts.parquet")
     assert verdicts.schema.equals(VERDICTS_SCHEMA)
@@ -111,12 +93,10 @@ def test_the_tables_are_in_input_order_and_say_where_to_look(tmp_path: Path) -> 
 def test_scores_follow_the_rows_own_fields_on_request(tmp_path: Path) -> None:
     names = [f"{i}@x.mrcs" for i in (1, 2, 3, 4)]
     source = open_source(write_particles(tmp_path / "particles.star", names))
-    table, lost = judged(source, ["keep", "quarantined", "keep", "discard"])
     scores = {2: 0.25, 0: 0.75, 3: np.nan}
-    table = table.append_column(
-        "class_score", pa.array([scores[row] for row in table["row"].to_pylist()], pa.float64())
-    )
-    write_verdicts(tmp_path / "out", source, table, lost, star_columns=("score", "class_score"))
+    judged = verdicts_of(["keep", "quarantined", "keep", "discard"])
+    judged = judged.with_column("class_score", np.array([scores[row] for row in judged.rows]))
+    write_verdicts(tmp_path / "out", source, judged, star_columns=("score", "class_score"))
     kept = parse(tmp_path / "out/kept.star")["particles"]
     original = parse(source.path)["particles"]
     assert kept.columns == (*original.columns, "rlnCryorayScore", "rlnCryorayClassScore")
@@ -129,7 +109,7 @@ def test_scores_follow_the_rows_own_fields_on_request(tmp_path: Path) -> None:
     assert verdicts.schema.names == [*VERDICTS_SCHEMA.names, "class_score"]
     assert verdicts["class_score"].to_pylist()[:2] == [0.75, 0.25]
     # A second run's score stands beside the first's.
-    write_verdicts(tmp_path / "two", again, *judged(again, ["keep"] * 2), star_columns=("score",))
+    write_verdicts(tmp_path / "two", again, verdicts_of(["keep"] * 2), star_columns=("score",))
     columns = parse(tmp_path / "two/kept.star")["particles"].columns
     assert columns[-3:] == ("rlnCryorayScore", "rlnCryorayClassScore", "rlnCryorayScore2")
 
@@ -137,7 +117,7 @@ def test_scores_follow_the_rows_own_fields_on_request(tmp_path: Path) -> None:
 def test_crlf_is_read_and_lf_is_written(tmp_path: Path) -> None:
     names = ["1@x.mrcs", "2@x.mrcs"]
     source = open_source(write_particles(tmp_path / "particles.star", names, end="\r\n"))
-    write_verdicts(tmp_path, source, *judged(source, ["keep", "discard"]))
+    write_verdicts(tmp_path, source, verdicts_of(["keep", "discard"]))
     assert b"\r" not in (tmp_path / "kept.star").read_bytes()
     assert open_source(tmp_path / "kept.star").images.tolist() == names[:1]
 
@@ -146,7 +126,7 @@ def test_a_file_of_relion_30_stays_one_so_that_relion_converts_it(tmp_path: Path
     path = tmp_path / "old.star"
     path.write_text("data_images\nloop_\n_rlnImageName #1\n1@x.mrcs\n2@x.mrcs\n")
     source = open_source(path)
-    write_verdicts(tmp_path, source, *judged(source, ["keep", "discard"]))
+    write_verdicts(tmp_path, source, verdicts_of(["keep", "discard"]))
     assert (tmp_path / "discarded.star").read_text() == (
         "\ndata_images\n\nloop_\n_rlnImageName #1\n2@x.mrcs\n\n"
     )
@@ -159,7 +139,7 @@ def test_classes_become_one_table_without_a_name(tmp_path: Path) -> None:
         "1@c.mrcs\n2@c.mrcs\n\ndata_model_class_1\nloop_\n_rlnSpectralIndex\n0\n"
     )
     source = open_source(path, "class2d")
-    write_verdicts(tmp_path, source, *judged(source, ["discard", "keep"]))
+    write_verdicts(tmp_path, source, verdicts_of(["discard", "keep"]))
     assert list(parse(tmp_path / "kept.star")) == [""]
     assert open_source(tmp_path / "kept.star", "class2d").images.tolist() == ["2@c.mrcs"]
 
@@ -172,7 +152,7 @@ def test_bare_stacks_become_a_relion_31_file(tmp_path: Path) -> None:
     write_verdicts(
         tmp_path / "out",
         source,
-        *judged(source, ["keep", "discard", "review", "keep", "quarantined"]),
+        verdicts_of(["keep", "discard", "review", "keep", "quarantined"]),
     )
     kept = open_source(tmp_path / "out/kept.star")
     assert kept.stacks == source.stacks[:2]
@@ -194,7 +174,7 @@ def test_each_side_of_a_cryosparc_table_is_a_table_that_cryosparc_imports(
     source = open_source(path)
     assert source.uid is not None
     fates = ["keep", "discard", "keep", "review", "quarantined", "keep"]
-    books = write_verdicts(tmp_path / "out", source, *judged(source, fates))
+    books = write_verdicts(tmp_path / "out", source, verdicts_of(fates))
     assert books == Books(rows_in=6, rows_out=5, quarantined=1)
     verdicts = pq.read_table(tmp_path / "out/verdicts.parquet")
     assert verdicts.schema.names[:3] == ["image", "uid", "score"]
@@ -232,8 +212,8 @@ def test_each_side_of_a_cryosparc_table_is_a_table_that_cryosparc_imports(
 
 def test_the_sides_of_a_cryosparc_table_are_written_for_relion_too(tmp_path: Path) -> None:
     source = open_source(write_cs_job(tmp_path))
-    table, lost = judged(source, ["keep", "discard", "keep", "review", "quarantined", "keep"])
-    write_verdicts(tmp_path / "out", source, table, lost, star_columns=("score",), also_star=True)
+    judged = verdicts_of(["keep", "discard", "keep", "review", "quarantined", "keep"])
+    write_verdicts(tmp_path / "out", source, judged, star_columns=("score",), also_star=True)
     for file, rows in {"kept": [0, 2, 5], "discarded": [1], "quarantined": [4]}.items():
         side = starfile.read(tmp_path / f"out/{file}.star", always_dict=True)["particles"]
         assert [name[:6] for name in side["rlnImageName"]] == [f"{row + 1:06d}" for row in rows]
@@ -244,7 +224,7 @@ def test_what_a_table_names_beside_itself_is_found_beside_its_sides(tmp_path: Pa
     main, _ = cs_particles(3, ">J1/imported/a.mrcs")
     write_stack(tmp_path / "export/J1/imported/a.mrcs", 3)
     source = open_source(write_cs(tmp_path / "export/J9_particles_exported.cs", main))
-    write_verdicts(tmp_path / "out", source, *judged(source, ["keep"] * 3))
+    write_verdicts(tmp_path / "out", source, verdicts_of(["keep"] * 3))
     kept = open_source(tmp_path / "out/kept.cs")
     assert kept.stacks == (tmp_path / "out/J1/imported/a.mrcs",)
     assert kept.stacks[0].samefile(source.stacks[0])
@@ -252,9 +232,9 @@ def test_what_a_table_names_beside_itself_is_found_beside_its_sides(tmp_path: Pa
 
 def test_a_row_of_two_fates_is_our_fault(tmp_path: Path) -> None:
     source = open_source(write_particles(tmp_path / "particles.star", ["1@x.mrcs", "2@x.mrcs"]))
-    table, _ = judged(source, ["keep", "keep"])
+    judged = verdicts_of(["keep", "keep"]).and_quarantined([(1, "also this")])
     with pytest.raises(InternalError, match="judged twice, or judged and quarantined"):
-        write_verdicts(tmp_path / "out", source, table, [(1, "also this")])
+        write_verdicts(tmp_path / "out", source, judged)
     assert not (tmp_path / "out").exists()
 
 
@@ -263,7 +243,7 @@ def test_a_source_that_changed_meanwhile_is_not_copied(tmp_path: Path) -> None:
     source = open_source(path)
     write_particles(path, ["2@x.mrcs", "1@x.mrcs"])
     with pytest.raises(FormatError, match="changed while its rows were judged"):
-        write_verdicts(tmp_path / "out", source, *judged(source, ["keep", "keep"]))
+        write_verdicts(tmp_path / "out", source, verdicts_of(["keep", "keep"]))
 
 
 @pytest.mark.real
@@ -281,7 +261,7 @@ def test_real_files_divide_into_files_that_starfile_reads(
 ) -> None:
     source = open_source(real_data / name)
     fates = np.random.default_rng(0).choice(FATES, len(source)).tolist()
-    write_verdicts(tmp_path, source, *judged(source, fates))
+    write_verdicts(tmp_path, source, verdicts_of(fates))
     whole = starfile.read(source.path, always_dict=True)
     for file, images in sides(source, fates).items():
         part = starfile.read(tmp_path / f"{file}.star", always_dict=True)

@@ -12,7 +12,7 @@ from cryoray.errors import EnsembleError
 from cryoray.models.ensemble import Calibration, Ensemble, Manifest
 from cryoray.models.networks import build, logits
 from cryoray.models.registry import resolve
-from cryoray.records import VERDICTS_SCHEMA
+from cryoray.records import JUDGED_SCHEMA
 from cryoray.settings import PreparationSettings
 from tests.models.toy import TINY
 
@@ -101,15 +101,15 @@ def test_without_review_the_threshold_decides(saved, inputs):
 def test_verdicts_as_a_table(saved, inputs):
     middle = np.quantile(saved.judge(*inputs, everyone=True).score, [0.4, 0.5, 0.6]).tolist()
     answer = make(threshold=middle[1], review=(middle[0], middle[2])).judge(*inputs)
-    table = answer.table([f"{i + 1:06d}@a.mrcs" for i in range(200)])
-    assert table.schema == VERDICTS_SCHEMA
+    table = answer.judged
+    assert answer.table.schema == JUDGED_SCHEMA
     assert table["d3"].null_count == np.isnan(answer.d3).sum()
     assert set(table["verdict"].to_pylist()) == {"keep", "discard", "review"}
 
 
 def test_no_images_give_no_verdicts(saved):
     answer = saved.judge(np.empty((0, 16, 16), np.float32), np.empty((0, 2), np.float32))
-    assert len(answer.table([])) == 0
+    assert len(answer) == 0
 
 
 def test_weights_that_were_changed_are_refused(saved):

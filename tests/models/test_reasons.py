@@ -39,7 +39,7 @@ def test_only_what_is_discarded_has_a_reason_and_no_verdict_changes(naming: Ense
     before = without.judge(*images())
     np.testing.assert_array_equal(before.score, said.score)
     assert not before.reason.any()
-    table = said.table([f"{i}" for i in range(48)])
+    table = said.judged
     assert table["reason"].to_pylist() == said.reason.tolist()
 
 

@@ -349,7 +349,7 @@ def test_an_ensemble_that_learned_the_first_features_still_judges(tmp_path: Path
     assert ensemble.features == examples.CLASS_FEATURES
     loaded = Ensemble.load(tmp_path / "old")
     source = job(tmp_path / "job", discs())
-    preparation = loaded.preparation.model_copy(update={"features": loaded.features})
+    preparation = loaded.preparation
     planned = plan(source, preparation, 64)
     assert planned.features == examples.CLASS_FEATURES
     values = planned.ranges[0].features

@@ -30,7 +30,7 @@ from cryoray.records import VERDICTS, RowRange
 from cryoray.serving.counts import Counts
 from cryoray.serving.ingress import JudgesFailedError, create
 from cryoray.serving.lineup import Lineup, Served, attempt
-from cryoray.serving.replica import Judged, judge_together
+from cryoray.serving.replica import JudgedRange, judge_together
 from cryoray.settings import ServeSettings
 from tests.examples import particles, write_project, write_stack
 
@@ -55,7 +55,7 @@ class InProcess:
         self.waiting, self.loses_rows = threading.Semaphore(0), False
         self.breaks: set[str] = set()
 
-    async def judge(self, served: Served, ranges: Sequence[RowRange]) -> list[Judged]:
+    async def judge(self, served: Served, ranges: Sequence[RowRange]) -> list[JudgedRange]:
         self.waiting.release()
         while not self.gate.is_set():
             await asyncio.sleep(0.005)
@@ -64,14 +64,14 @@ class InProcess:
         judged = self.together(served, ranges)
         return judged[1:] if self.loses_rows else judged
 
-    async def beside(self, shadow: Served, ranges: Sequence[RowRange]) -> list[Judged]:
+    async def beside(self, shadow: Served, ranges: Sequence[RowRange]) -> list[JudgedRange]:
         while not self.shadow_gate.is_set():
             await asyncio.sleep(0.005)
         if shadow.digest in self.breaks:
             raise RuntimeError("the shadow broke")
         return self.together(shadow, ranges)
 
-    def together(self, served: Served, ranges: Sequence[RowRange]) -> list[Judged]:
+    def together(self, served: Served, ranges: Sequence[RowRange]) -> list[JudgedRange]:
         ensemble = self.ensembles.setdefault(served.digest, Ensemble.load(served.path))
         return judge_together(ensemble, [prepare_range(r, served.preparation) for r in ranges])
 
@@ -168,12 +168,14 @@ def test_every_row_asked_about_is_answered_in_order(
         judging.ensemble, [prepare_range(whole.ranges[0], served.preparation)]
     )
     by_row = {one.row: one for one in answer.verdicts}
-    both = [(i, by_row[row]) for i, row in enumerate(judged.rows.tolist()) if row in by_row]
+    both = [
+        (i, by_row[row]) for i, row in enumerate(judged.verdicts.rows.tolist()) if row in by_row
+    ]
     assert len(both) > 40
     for i, one in both:
-        assert one.score == pytest.approx(judged.judgement.score[i], abs=1e-5)
-        assert (one.d3 is None) == np.isnan(judged.judgement.d3[i])
-        assert one.verdict == judged.judgement.verdict[i]
+        assert one.score == judged.verdicts.score[i]
+        assert (one.d3 is None) == np.isnan(judged.verdicts.d3[i])
+        assert one.verdict == judged.verdicts.verdict[i]
     assert {one.d3 is None for one in answer.verdicts} == {True, False}
 
 

@@ -18,7 +18,7 @@ from ray import serve as ray_serve
 from cryoray.errors import InputError, SettingsError
 from cryoray.models.registry import active, install, promote
 from cryoray.protocol.client import Client
-from cryoray.protocol.messages import JudgeAnswer
+from cryoray.records import Verdicts
 from cryoray.serving import Running, start
 from cryoray.serving.app import Arguments, build, find_ensembles
 from cryoray.settings import ClassifySettings, RuntimeSettings, ServeSettings, Settings
@@ -91,13 +91,13 @@ def test_classify_and_the_service_agree_whatever_the_batch(
         parts = [(first, min(first + size, n)) for first in range(0, n, size)]
         with ThreadPoolExecutor(4) as pool:
             answers = list(pool.map(lambda rows: client.judge(project, rows), parts))
-        said = [one for answer in answers for one in answer.verdicts]
-        assert [one.row for one in said] == list(range(n))
-        assert [one.image for one in said] == table["image"].to_pylist()
-        assert [one.verdict for one in said] == table["verdict"].to_pylist()
-        assert [one.reason for one in said] == table["reason"].to_pylist()
-        assert [one.d3 is None for one in said] == table["d3"].is_null().to_pylist()
-        scores = np.array([one.score for one in said])
+        said = Verdicts.together(answers).judged.to_pylist()
+        assert [one["row"] for one in said] == list(range(n))
+        assert [one["image"] for one in said] == table["image"].to_pylist()
+        assert [one["verdict"] for one in said] == table["verdict"].to_pylist()
+        assert [one["reason"] for one in said] == table["reason"].to_pylist()
+        assert [one["d3"] is None for one in said] == table["d3"].is_null().to_pylist()
+        scores = np.array([one["score"] for one in said])
         np.testing.assert_allclose(scores, table["score"].to_numpy(), atol=1e-4)
 
     for size in (n, 50, 7):
@@ -107,16 +107,16 @@ def test_classify_and_the_service_agree_whatever_the_batch(
 @pytest.mark.ray
 def test_a_stack_alone_is_judged_with_the_metadata_beside_it(client: Client, project: Path) -> None:
     stack = project.parent / "Extract/job001/mic_2.mrcs"
-    by_stack = {one.image: one for one in client.judge(stack).verdicts}
-    by_star = {one.image: one for one in client.judge(project).verdicts}
+    by_stack = {one["image"]: one for one in client.judge(stack).judged.to_pylist()}
+    by_star = {one["image"]: one for one in client.judge(project).judged.to_pylist()}
     assert len(by_stack) == 35
     for image, one in by_stack.items():
-        assert one.score == pytest.approx(by_star[image].score, abs=1e-4)
-    uploaded = client.judge_upload(stack).verdicts
+        assert one["score"] == by_star[image]["score"]
+    uploaded = client.judge_upload(stack).judged.to_pylist()
     assert len(uploaded) == 35
     # Pixels alone are another matter: the metadata count.
     differences = [
-        abs(with_metadata.score - without.score)
+        abs(with_metadata["score"] - without["score"])
         for with_metadata, without in zip(by_stack.values(), uploaded, strict=True)
     ]
     assert max(differences) > 1e-3
@@ -126,8 +126,8 @@ def test_a_stack_alone_is_judged_with_the_metadata_beside_it(client: Client, pro
 def test_each_ensemble_answers_by_its_name(client: Client, running: Running, project: Path) -> None:
     first, other = (client.judge(project, (0, 9), ensemble=name) for name in ("tiny", "live"))
     assert {"tiny": first.ensemble, "live": other.ensemble} == running.ensembles
-    assert client.judge(project, (0, 9)) == first
-    assert [one.d1 for one in first.verdicts] != [one.d1 for one in other.verdicts]
+    assert client.judge(project, (0, 9)).table.equals(first.table)
+    assert first.d1.tolist() != other.d1.tolist()
     with pytest.raises(InputError, match="no ensemble 'absent'"):
         client.judge(project, (0, 9), ensemble="absent")
 
@@ -159,7 +159,7 @@ def test_a_promoted_ensemble_takes_over_and_no_request_is_lost(
 ) -> None:
     before = client.judge(project, ensemble="live")
     new = save_ensemble(registry_root.parent / "new", seed=11)
-    answers: list[JudgeAnswer] = []
+    answers: list[Verdicts] = []
     enough = threading.Event()
 
     def keep_asking() -> None:
@@ -176,12 +176,10 @@ def test_a_promoted_ensemble_takes_over_and_no_request_is_lost(
     assert {one.ensemble for one in answers} == {before.ensemble, new.digest}
     after = client.judge(project, ensemble="live")
     assert after.ensemble == new.digest
-    assert [one.score for one in after.verdicts] != [one.score for one in before.verdicts]
+    assert after.score.tolist() != before.score.tolist()
     for answer in answers:
         alike = before if answer.ensemble == before.ensemble else after
-        assert [one.score for one in answer.verdicts] == pytest.approx(
-            [one.score for one in alike.verdicts], abs=1e-4
-        )
+        assert answer.score.tolist() == pytest.approx(alike.score.tolist(), abs=1e-4)
 
 
 @pytest.mark.ray
@@ -240,9 +238,7 @@ def test_a_lost_replica_shows_in_health_and_costs_no_answer(
         until(lambda: not client.healthy(), seconds=5)
         asked.append(pool.submit(client.judge, project, ensemble="tiny"))
         for one in asked:
-            assert [row.verdict for row in one.result().verdicts] == [
-                row.verdict for row in whole.verdicts
-            ]
+            assert one.result().verdict.tolist() == whole.verdict.tolist()
     until(client.healthy)
     stages = client.metrics()
     for stage in ("plan", "wait", "prepare", "judge", "answer"):

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from cryoray.errors import FormatError, InputError
+from cryoray.formats import companion
 from cryoray.formats.source import open_source
-from cryoray.preparation.plan import plan
+from cryoray.preparation.described import with_metadata
+from cryoray.preparation.plan import grouped, plan
 from cryoray.serving.sources import (
     AbsentError,
     Catalogue,
@@ -18,8 +20,6 @@ from cryoray.serving.sources import (
     TooMuchError,
     _Kept,
     confine,
-    slices,
-    with_metadata,
 )
 from cryoray.settings import PreparationSettings
 from tests.examples import FEATURES, particles, write_project, write_stack, write_star
@@ -74,7 +74,7 @@ def test_a_star_file_may_not_lead_outside_either(places: tuple[Path, Path]) -> N
 
 def test_ranges_are_cut_to_what_is_judged_together(project: Path) -> None:
     whole = plan(open_source(project), PREPARATION, 64)
-    cut = list(slices(whole.ranges, 16))
+    cut = [part for few in grouped(whole.ranges, 64, 16) for part in few]
     assert max(len(part.rows) for part in cut) == 16
     for name in ("rows", "frames", "pixel_size", "features"):
         pieces, wholes = (
@@ -141,8 +141,10 @@ def test_images_that_the_star_file_leaves_out_are_still_there(tmp_path: Path) ->
 def test_of_two_rows_on_one_image_the_first_describes_it(tmp_path: Path) -> None:
     stack = write_stack(tmp_path / "mic.mrcs", particles(2))
     rows = [f"1@mic.mrcs mic.mrc 1 {defocus} {defocus} 4" for defocus in (10000, 20000)]
-    star = open_source(write_star(tmp_path / "mic.star", rows))
-    assert with_metadata(open_source(stack), star).metadata["rlnDefocusU"][0] == 10000
+    write_star(tmp_path / "mic.star", rows)
+    found = companion.find(stack).companion
+    assert found is not None
+    assert with_metadata(open_source(stack), found).metadata["rlnDefocusU"][0] == 10000
 
 
 def test_a_bare_stack_s_particles_have_all_neighbours_that_its_star_file_places(
@@ -165,6 +167,8 @@ def test_a_bare_stack_s_particles_have_all_neighbours_that_its_star_file_places(
 
 def test_a_star_file_that_does_not_name_the_stack_says_nothing_about_it(tmp_path: Path) -> None:
     stack = write_stack(tmp_path / "mic.mrcs", particles(2))
+    (tmp_path / "elsewhere").mkdir()
+    write_stack(tmp_path / "elsewhere/mic.mrcs", particles(2))
     write_star(tmp_path / "mic.star", ["1@elsewhere/mic.mrcs mic.mrc 1 9000 9000 4"])
     (part,) = Catalogue([tmp_path], 10).choose(stack, None, "particle", PREPARATION, 10).ranges
     assert np.isnan(part.features[:, 0]).all()

@@ -18,7 +18,7 @@ from cryoray.records import RowRange
 from cryoray.serving.counts import Counts
 from cryoray.serving.ingress import create
 from cryoray.serving.lineup import Lineup, Served
-from cryoray.serving.replica import Judged, judge_together
+from cryoray.serving.replica import JudgedRange, judge_together
 from cryoray.settings import ServeSettings
 
 TOKEN = "the-operator's"
@@ -32,7 +32,7 @@ class InProcess:
         self.broken = False
         self.calls = 0
 
-    async def judge(self, served: Served, ranges: Sequence[RowRange]) -> list[Judged]:
+    async def judge(self, served: Served, ranges: Sequence[RowRange]) -> list[JudgedRange]:
         self.calls += 1
         if self.broken:
             raise RuntimeError("a replica died")
@@ -45,7 +45,7 @@ class InProcess:
             ]
         )
 
-    async def beside(self, shadow: Served, ranges: Sequence[RowRange]) -> list[Judged]:
+    async def beside(self, shadow: Served, ranges: Sequence[RowRange]) -> list[JudgedRange]:
         raise AssertionError("there is no shadow")
 
     async def hold(self, served: Served) -> None:

@@ -121,7 +121,7 @@ def test_a_session_on_a_full_disk_ends_in_a_sentence_and_goes_on_with_room(
                 assert _sentence(process).startswith(f"{disk}/")
                 assert str(ledger) in _sentence(start(root, service.url, str(ledger)))
                 with service.client() as client:
-                    assert len(client.judge(root / "mic_1.mrcs").verdicts) == IMAGES
+                    assert len(client.judge(root / "mic_1.mrcs")) == IMAGES
                 asked = f"{service.url}/v1/sessions/s/merge"
                 said = httpx.post(asked, json={}, headers={"Authorization": f"Bearer {TOKEN}"})
                 assert said.status_code == 507

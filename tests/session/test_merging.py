@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import starfile
 
 from cryoray.errors import InternalError
 from cryoray.formats.source import open_source
 from cryoray.formats.verdicts import write_verdicts
-from cryoray.records import VERDICTS_SCHEMA
 from cryoray.session.merging import Merger, Part
 from tests import examples
 
@@ -51,18 +49,8 @@ def part(
         rows = [" ".join([f"{i:06d}@{name}.mrcs", *values]) for i in range(1, 5)]
         path = star(root / f"{name}_extract.star", columns, rows, optics)
     source = open_source(path)
-    given: dict[str, Any] = {
-        "image": source.images,
-        "verdict": VERDICTS,
-        "d3": pa.nulls(4, pa.float32()),
-        "reason": pa.nulls(4, pa.string()),
-        **dict.fromkeys(("score", "d1", "d2"), np.ones(4, np.float32)),
-    }
-    table = pa.table(
-        {field: given[field] for field in VERDICTS_SCHEMA.names}, schema=VERDICTS_SCHEMA
-    )
     folder = root / "verdicts" / f"{name}.mrcs"
-    write_verdicts(folder, source, table.append_column("row", pa.array(range(4))), [])
+    write_verdicts(folder, source, examples.verdicts_of(VERDICTS, np.ones(4, np.float32)))
     return Part(folder, stack, bare, said or {}, 4, "digest")
 
 

@@ -61,7 +61,7 @@ def test_a_session_s_token_judges_its_own_folder_and_nothing_else(
     service: Service, session: str, tmp_path: Path
 ) -> None:
     with service.client(session) as owner:
-        assert len(owner.judge(tmp_path / "mine/a.mrcs").verdicts) == 12
+        assert len(owner.judge(tmp_path / "mine/a.mrcs")) == 12
         assert owner.ensembles().ensembles[0].name == "tiny"
         (tmp_path / "mine/link.mrcs").symlink_to(tmp_path / "other/b.mrcs")
         for path in ("other/b.mrcs", "mine/../other/b.mrcs", "mine/link.mrcs"):

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from cryoray.formats.class_selection import write_class_selection
@@ -18,28 +17,19 @@ from cryoray.formats.rows import Source
 from cryoray.formats.source import open_source
 from cryoray.formats.star import parse
 from cryoray.formats.verdicts import SIDES, write_verdicts
-from cryoray.models.ensemble import Judgement
-from cryoray.records import VERDICTS
+from cryoray.records import VERDICTS, Verdicts
+from tests.examples import verdicts_of
 from tests.formats.files import write_cs_job
 from tests.system.programs import CLASS2D, Relion, private_environment
 
 pytestmark = pytest.mark.system
 
 
-def table_of(source: Source, *, quarantined: int = 3) -> tuple[pa.Table, list[tuple[int, str]]]:
+def some_verdicts(source: Source, *, quarantined: int = 3) -> Verdicts:
     """Verdicts on the rows of a source in turn, and the last rows as quarantined."""
     n = len(source) - quarantined
-    score = np.linspace(0, 1, n, dtype=np.float32)
-    said = Judgement(
-        score=score,
-        verdict=np.array([VERDICTS[i % 3] for i in range(n)], object),
-        d1=score,
-        d2=score,
-        d3=np.full(n, np.nan, np.float32),
-        reason=np.full(n, None, object),
-    )
-    table = said.table(source.images[:n]).append_column("row", [np.arange(n)])
-    return table, [(row, "unreadable") for row in range(n, len(source))]
+    fates = [VERDICTS[i % 3] for i in range(n)] + ["quarantined"] * quarantined
+    return verdicts_of(fates, np.linspace(0, 1, n, dtype=np.float32))
 
 
 def through_relion(relion: Relion, star: Path, *, select: str = "rlnOpticsGroup") -> Path:
@@ -75,8 +65,7 @@ def test_relion_reads_every_side_and_keeps_its_values(
     simulated: Path, relion: Relion, tmp_path: Path
 ) -> None:
     source = open_source(simulated)
-    table, quarantined = table_of(source)
-    write_verdicts(tmp_path, source, table, quarantined, star_columns=["score"])
+    write_verdicts(tmp_path, source, some_verdicts(source), star_columns=["score"])
     for side in SIDES.values():
         same_values(tmp_path / f"{side}.star", through_relion(relion, tmp_path / f"{side}.star"))
     assert "rlnCryorayScore" in parse(tmp_path / "kept_relion.star")["particles"].columns
@@ -87,7 +76,7 @@ def test_relion_reads_what_is_written_of_a_bare_stack(
 ) -> None:
     stack = next((simulated / "Extract").rglob("*.mrcs"))
     source = open_source(stack)
-    write_verdicts(tmp_path, source, *table_of(source))
+    write_verdicts(tmp_path, source, some_verdicts(source))
     star = tmp_path / "kept.star"
     same_values(star, through_relion(relion, star))
     relion(tmp_path, "relion_stack_create", "--i", star, "--o", "again")
@@ -98,7 +87,7 @@ def test_relion_reads_cryosparcs_particles_and_takes_the_images_that_were_meant(
     relion: Relion, tmp_path: Path
 ) -> None:
     source = open_source(write_cs_job(tmp_path / "project"))
-    write_verdicts(tmp_path / "out", source, *table_of(source), also_star=True)
+    write_verdicts(tmp_path / "out", source, some_verdicts(source), also_star=True)
     for side in SIDES.values():
         star = tmp_path / f"out/{side}.star"
         if len(rows := parse(star)["particles"]):

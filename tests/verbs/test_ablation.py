@@ -55,23 +55,25 @@ def given() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return rng.normal(size=(N, 16, 16)).astype(np.float32), features, labels, groups
 
 
-def test_an_onlooker_says_what_the_ensemble_says(ensemble: Ensemble, given: tuple) -> None:
+def test_a_cached_predictor_predicts_what_the_ensemble_does(
+    ensemble: Ensemble, given: tuple
+) -> None:
     images, features, _, _ = given
-    onlooker = ablation.Onlooker(ensemble, lambda rows: images[rows], np.arange(N))
+    predictor = ablation.CachedPredictor(ensemble, lambda rows: images[rows], np.arange(N))
     said = ensemble.judge(images, features, everyone=True).score
-    np.testing.assert_allclose(onlooker.score(features), said, atol=1e-5)
+    np.testing.assert_allclose(predictor.score(features), said, atol=1e-5)
     order = np.random.default_rng(0).permutation(N)
     said = ensemble.judge(images[order], features, everyone=True).score
-    np.testing.assert_allclose(onlooker.score(features, order), said, atol=1e-5)
+    np.testing.assert_allclose(predictor.score(features, order), said, atol=1e-5)
 
 
 def test_the_column_that_matters_is_the_one_whose_shuffling_costs(
     ensemble: Ensemble, given: tuple
 ) -> None:
     images, features, labels, groups = given
-    onlooker = ablation.Onlooker(ensemble, lambda rows: images[rows], np.arange(N))
+    predictor = ablation.CachedPredictor(ensemble, lambda rows: images[rows], np.arange(N))
     found = ablation.importance(
-        onlooker, features, ensemble.features, labels, groups, 0.5, shuffles=3
+        predictor, features, ensemble.features, labels, groups, 0.5, shuffles=3
     )
     columns = found["columns"]
     assert list(columns) == [ablation.IMAGE, ablation.METADATA, "defocus", "astigmatism"]
@@ -93,8 +95,10 @@ def test_what_tells_groups_apart_alone_is_worth_nothing_within_them(
     groups = np.where(labels, "good", "bad").astype(object)
     alike = features.copy()
     alike[:, 0] = 3 * labels
-    onlooker = ablation.Onlooker(ensemble, lambda rows: images[rows], np.arange(N))
-    found = ablation.importance(onlooker, alike, ensemble.features, labels, groups, 0.5, shuffles=2)
+    predictor = ablation.CachedPredictor(ensemble, lambda rows: images[rows], np.arange(N))
+    found = ablation.importance(
+        predictor, alike, ensemble.features, labels, groups, 0.5, shuffles=2
+    )
     assert found["columns"]["defocus"]["auroc"] == 0
 
 

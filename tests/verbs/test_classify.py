@@ -48,10 +48,9 @@ def test_every_row_is_judged_in_the_sources_order_as_one_process_would(
     assert pq.read_table(out / "quarantine.parquet").num_rows == 0
 
     ensemble = Ensemble.load(Path(str(settings.classify.ensemble)))
-    preparation = ensemble.preparation.model_copy(update={"features": ensemble.features})
     source = open_source(project)
-    for part in plan(source, preparation, 64).ranges:
-        here = prepare_range(part, preparation)
+    for part in plan(source, ensemble.preparation, 64).ranges:
+        here = prepare_range(part, ensemble.preparation)
         said = ensemble.judge(here.images, here.features)
         there = table.take(here.rows)
         for name in ("score", "d1", "d2", "d3"):

@@ -48,16 +48,16 @@ def test_overfitted_and_streaky_classes_lose_whatever_resolution_they_claim(
     job = open_volumes(write_volume_job(tmp_path))
     said = judge_volumes(job, Ensemble.load(undecided))
     assert said.rows.tolist() == [GOOD, NOISE, STREAKY]
-    assert said.quarantined == ((3, "no particle belongs to it"),)
+    assert said.verdicts.quarantined == [(3, "no particle belongs to it")]
     # What maps and job say, without pictures, is enough for doubt.
-    assert said.judgement.verdict.tolist() == ["keep", "review", "review"]
+    assert said.verdicts.verdict.tolist() == ["keep", "review", "review"]
     # The over-fitted one states the best resolution and accuracies of all.
     assert np.argmin(said.traits["resolution"]) == NOISE
-    assert np.argmax(said.judgement.score) == GOOD
+    assert np.argmax(said.verdicts.score) == GOOD
     folder = shipped("class2d")
     assert folder is not None
     said = judge_volumes(job, Ensemble.load(folder))
-    assert said.judgement.verdict.tolist() == ["keep", "discard", "review"]
+    assert said.verdicts.verdict.tolist() == ["keep", "discard", "review"]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -70,8 +70,8 @@ def test_maps_alone_tell_good_from_bad(undecided: Path, tmp_path: Path, seed: in
     ):
         write_volume(tmp_path / f"{name}.mrc", volume, PIXEL_SIZE)
     said = judge_volumes(open_volumes(tmp_path), Ensemble.load(undecided))
-    assert np.argmax(said.judgement.score) == 2
-    assert said.judgement.verdict[0] == "review"
+    assert np.argmax(said.verdicts.score) == 2
+    assert said.verdicts.verdict[0] == "review"
 
 
 def test_a_jobs_classes_are_compared_with_each_other_alone() -> None:
@@ -118,7 +118,7 @@ def test_without_review_every_class_is_kept_or_discarded(
     job = open_volumes(write_volume_job(tmp_path))
     monkeypatch.setattr(within_job, "_DOUBTFUL", (-20.0, 20.0))
     made = Ensemble.load(class_ensemble)
-    doubtful, decided = (judge_volumes(job, judge).judgement for judge in (made, made.decided()))
+    doubtful, decided = (judge_volumes(job, judge).verdicts for judge in (made, made.decided()))
     assert set(doubtful.verdict) == {"review"}
     np.testing.assert_array_equal(doubtful.score, decided.score)
     kept = decided.score >= np.float32(made.threshold)
@@ -133,6 +133,6 @@ def test_the_best_class_of_a_job_is_kept_however_low_its_pictures_score(
     sceptic = (Calibration(slope=1e-9, offset=-4.0),) * 3
     manifest = made.manifest.model_copy(update={"calibration": sceptic})
     said = judge_volumes(job, Ensemble(manifest, made.networks))
-    assert said.looks.max() < 0.05
-    assert said.judgement.verdict.tolist() == ["keep", "review", "review"]
-    assert said.judgement.score.argmax() == GOOD
+    assert said.verdicts.column("looks").max() < 0.05
+    assert said.verdicts.verdict.tolist() == ["keep", "review", "review"]
+    assert said.verdicts.score.argmax() == GOOD

@@ -97,9 +97,9 @@ def test_the_set_is_the_same_however_and_by_whom_the_work_is_done(
     sources = projects(tmp_path)
     ingest(sources, tmp_path / "alone", settings())
     ingest(sources, tmp_path / "coarse", settings(range_mib=64))
-    ingest(sources, tmp_path / "ray", settings(ray_cluster, alone_mib=0))
+    ingest(sources, tmp_path / "ray", settings(ray_cluster, local_max_mib=0))
     monkeypatch.setattr(ShardDatasource, "TASKS_PER_CORE", 0)
-    ingest(sources, tmp_path / "one task", settings(ray_cluster, alone_mib=0))
+    ingest(sources, tmp_path / "one task", settings(ray_cluster, local_max_mib=0))
     for name in ("coarse", "ray", "one task"):
         for file in (tmp_path / "alone").iterdir():
             assert (tmp_path / name / file.name).read_bytes() == file.read_bytes(), name

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import starfile
@@ -15,7 +14,7 @@ from cryoray.errors import EnsembleError, FormatError, QuarantineError, Settings
 from cryoray.formats.source import open_source
 from cryoray.formats.star import parse
 from cryoray.models.ensemble import Ensemble
-from cryoray.records import VERDICTS, VERDICTS_SCHEMA, Event
+from cryoray.records import VERDICTS, Event, Verdicts
 from cryoray.settings import ClassifySettings, RankSettings, Settings
 from cryoray.verbs.rank import (
     Choice,
@@ -26,6 +25,7 @@ from cryoray.verbs.rank import (
     with_classes,
 )
 from tests.classes import COUNTS, write_class_job
+from tests.examples import verdicts_of
 
 SCORE = np.array([0.9, 0.2, 0.0, 0.6, 0.4], np.float32)
 RANKED = np.array(COUNTS) > 0
@@ -96,7 +96,7 @@ def test_a_ranked_job_has_all_files_and_an_empty_class_scores_nothing(
         "rank_optimiser.star",
     ]
     said = judge_classes(open_source(job, "class2d"), Ensemble.load(class_ensemble))
-    assert [(row, why) for row, why in said.quarantined] == [
+    assert [(row, why) for row, why in said.verdicts.quarantined] == [
         (2, "run_it025_classes.mrcs, image 3: all pixels are 0")
     ]
     written = parse(out / "rank_model.star")["model_classes"].numbers("rlnClassScore")
@@ -133,18 +133,9 @@ def test_what_cannot_be_ranked_is_refused(
         rank(optimiser, tmp_path / "out", settings, None)
 
 
-def verdicts(own: list[str]) -> pa.Table:
+def verdicts(own: list[str]) -> Verdicts:
     """Verdicts of particles in the order of their rows, the first row quarantined."""
-    n = len(own)
-    table = pa.table(
-        {
-            "image": [f"{i}@mic.mrcs" for i in range(1, n + 1)],
-            **dict.fromkeys(("score", "d1", "d2", "d3"), np.full(n, 0.5, np.float32)),
-            "verdict": own,
-            "reason": pa.nulls(n, pa.string()),
-        }
-    )
-    return table.select(VERDICTS_SCHEMA.names).append_column("row", pa.array(range(1, n + 1)))
+    return Verdicts.together([verdicts_of(["quarantined", *own])])
 
 
 def test_a_particle_is_kept_only_with_its_class_and_says_why_not(tmp_path: Path) -> None:
@@ -154,8 +145,9 @@ def test_a_particle_is_kept_only_with_its_class_and_says_why_not(tmp_path: Path)
     score = np.array([0.9, 0.5, np.nan, 0.1, 0.8], np.float32)
     numbers = particles.metadata["rlnClassNumber"].astype(int)
     own = [VERDICTS[i % 3] for i in range(1, len(numbers))]
-    said = ClassVerdicts(classes, pa.table({}), [], of_class, score)
-    table = with_classes(verdicts(own), particles, said)
+    said = ClassVerdicts(classes, Verdicts.none(), of_class, score)
+    found = with_classes(verdicts(own), particles, said)
+    table = found.judged
 
     truth = {
         ("keep", "keep"): "keep",
@@ -182,7 +174,7 @@ def test_a_particle_is_kept_only_with_its_class_and_says_why_not(tmp_path: Path)
         assert its == (pytest.approx(score[n - 1]) if n else None)
         by_class = verdict == "discard" and mine != "discard"
         assert reason == (f"its class {n} is discarded" if by_class else None)
-    assert table["score"].equals(verdicts(own)["score"])
+    np.testing.assert_array_equal(found.score, verdicts(own).score)
 
 
 def test_particles_without_class_numbers_have_no_classes(

@@ -8,7 +8,6 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import ray
 import torch
@@ -31,6 +30,7 @@ from cryoray.verbs.validate import (
     validate_reconstruct,
     validate_similarity,
 )
+from tests.examples import verdicts_of
 from tests.half_maps import PIXEL, half_maps, phantom
 
 pytestmark = pytest.mark.long
@@ -116,18 +116,8 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> Path:
     keep = np.array([line["keep"] == "1" for line in read_truth(folder)])
     verdict = np.where(keep, "keep", "discard").astype(object)
     verdict[:2] = "review"
-    nothing = pa.array([None] * len(keep), pa.float32())
-    table = pa.table(
-        {
-            "image": pa.array(source.images, pa.string()),
-            "score": pa.array(keep.astype(np.float32)),
-            "verdict": verdict.tolist(),
-            **dict.fromkeys(("d1", "d2", "d3"), nothing),
-            "reason": pa.array([None] * len(keep), pa.string()),
-            "row": np.arange(len(keep)),
-        }
-    )
-    write_verdicts(folder / "verdicts", source, table.slice(0, 236), [(236, "unreadable")])
+    fates = [*verdict[:236].tolist(), "quarantined"]
+    write_verdicts(folder / "verdicts", source, verdicts_of(fates))
     return folder
 
 

@@ -1,0 +1,121 @@
+"""Work in this process: on one machine threads are done before Ray has started, and as fast afterwards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from cryoray.models.ensemble import Ensemble
+from cryoray.models.predict import TOGETHER, finished, judge_ranges, judge_set
+from cryoray.preparation.plan import Plan, grouped
+from cryoray.preparation.prepared import PreparedSet
+from cryoray.records import OnProgress, Progress, RowRange, Verdicts
+from cryoray.settings import RuntimeSettings
+
+#: Images in a piece of work: a full batch of the networks many times over, and enough pieces for all cores.
+_PIECE = TOGETHER // 2
+
+Thing = TypeVar("Thing")
+Result = TypeVar("Result")
+
+
+def suffices(raw_bytes: int, most_mib: int, runtime: RuntimeSettings) -> bool:
+    """Whether this process should do the work: no Ray was named, and it is not too much for one machine."""
+    if runtime.address or os.environ.get("RAY_ADDRESS"):
+        return False
+    return raw_bytes <= most_mib << 20
+
+
+def cores() -> int:
+    """Of this machine, as far as this process may use them."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def in_threads(do: Callable[[Thing], Result], things: Iterable[Thing]) -> Iterator[Result]:
+    """Do all things, one on each core at a time; results as they come, in any order.
+
+    numpy, torch and reading let go of Python's lock. Each thread adds up by itself, as a worker of Ray does:
+    the order of adding is part of a result.
+    """
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            doing = [pool.submit(do, thing) for thing in things]
+            for done in as_completed(doing):
+                yield done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(before)
+
+
+def judge(
+    plans: Sequence[Plan], ensemble: Ensemble, range_mib: int, on_progress: OnProgress
+) -> list[Verdicts]:
+    """Judge all rows of some plans; see `models.predict.judge_plan`.
+
+    Args:
+        plans: with ``ensemble.preparation``.
+        ensemble: is moved to the best device.
+        range_mib: raw MiB that a thread reads at a time, up to twice as many.
+        on_progress: told after each piece.
+
+    Returns:
+        the verdicts of each plan.
+    """
+    ensemble = ensemble.to()
+    pieces = [
+        (number, piece)
+        for number, each in enumerate(plans)
+        for piece in grouped(each.ranges, range_mib, _PIECE)
+    ]
+
+    def do(piece: tuple[int, list[RowRange]]) -> tuple[int, list[Verdicts]]:
+        return piece[0], [*judge_ranges(piece[1], ensemble)]
+
+    parts: list[list[Verdicts]] = [[] for _ in plans]
+    total = sum(len(each.wanted) for each in plans)
+    done = sum(len(each.quarantined) for each in plans)
+    on_progress(Progress("judge", done, total))
+    for number, judged in in_threads(do, pieces):
+        parts[number] += judged
+        done += sum(map(len, judged))
+        on_progress(Progress("judge", done, total))
+    return [finished(each, some, ensemble) for each, some in zip(plans, parts, strict=True)]
+
+
+def judge_examples(
+    examples: PreparedSet,
+    rows: np.ndarray,
+    ensemble: Ensemble,
+    on_progress: OnProgress,
+    *,
+    everyone: bool = False,
+) -> Verdicts:
+    """Judge images of a prepared set; see `models.predict.judge_set`.
+
+    Args:
+        examples: prepared as ``ensemble.preparation`` says.
+        rows: int64 [n], of the set.
+        ensemble: is moved to the best device.
+        on_progress: told after each piece, of stage ``evaluate``.
+        everyone: ask d3 about every image.
+    """
+    ensemble = ensemble.to()
+    pieces = [rows[start : start + _PIECE] for start in range(0, len(rows), _PIECE)]
+
+    def do(some: np.ndarray) -> list[Verdicts]:
+        return [*judge_set(examples, some, ensemble, everyone=everyone)]
+
+    parts: list[Verdicts] = []
+    for judged in in_threads(do, pieces):
+        parts += judged
+        done = sum(map(len, parts))
+        on_progress(Progress("evaluate", done, len(rows), "images"))
+    return Verdicts.together(parts) if parts else Verdicts.none(ensemble.about)

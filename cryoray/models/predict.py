@@ -1,0 +1,105 @@
+"""The one core that judges: rows of a plan to verdicts, in whichever process or replica it is called.
+
+Engines differ in where they call it (`engine.local`, `engine.pool`, the judges of `serving`), never in what
+comes out: preparation and networks give each image the same bits, whatever images are beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from cryoray.formats.rows import Source
+from cryoray.models.ensemble import Ensemble
+from cryoray.preparation.plan import Plan, plan
+from cryoray.preparation.prepare import prepare_range
+from cryoray.preparation.prepared import PreparedSet
+from cryoray.records import PreparedRows, RowRange, Verdicts
+
+#: Images judged at once: those of small stacks are put together to this, and no more are held.
+TOGETHER = 1024
+#: Raw MiB of a range.
+_RANGE_MIB = 64
+
+
+def judge_source(source: Source, ensemble: Ensemble, rows: np.ndarray | None = None) -> Verdicts:
+    """Judge a source, or some of its rows (int64, 0-based), here and now.
+
+    Raises:
+        EnsembleError: the ensemble judges another kind of image.
+    """
+    ensemble.check_kind(source.kind, source.path)
+    return judge_plan(plan(source, ensemble.preparation, _RANGE_MIB, rows=rows), ensemble.to())
+
+
+def judge_plan(planned: Plan, ensemble: Ensemble) -> Verdicts:
+    """Read, prepare and judge all rows of a plan, one after the other.
+
+    Args:
+        planned: with ``ensemble.preparation``.
+        ensemble: on the device on which it is to judge.
+
+    Returns:
+        verdicts by row of the plan's source; rows that cannot be read are quarantined.
+    """
+    judged = Verdicts.together(judge_ranges(planned.ranges, ensemble))
+    return finished(planned, [judged], ensemble)
+
+
+def finished(planned: Plan, parts: Sequence[Verdicts], ensemble: Ensemble) -> Verdicts:
+    """The verdicts of a plan's ranges, in any order, with the rows that the plan quarantined."""
+    planned_out = Verdicts.none(ensemble.about).and_quarantined(planned.quarantined)
+    return Verdicts.together([planned_out, *parts])
+
+
+def judge_ranges(ranges: Iterable[RowRange], ensemble: Ensemble) -> Iterator[Verdicts]:
+    """Read, prepare and judge ranges; small ones together, so that networks see full batches."""
+    waiting: list[PreparedRows] = []
+    images = 0
+    for rows in ranges:
+        prepared = prepare_range(rows, ensemble.preparation)
+        waiting.append(prepared)
+        images += len(prepared.rows)
+        if images >= TOGETHER:
+            yield from judge_prepared(waiting, ensemble)
+            waiting, images = [], 0
+    if waiting:
+        yield from judge_prepared(waiting, ensemble)
+
+
+def judge_prepared(parts: Sequence[PreparedRows], ensemble: Ensemble) -> list[Verdicts]:
+    """Judge the prepared images of some ranges in one go.
+
+    Returns:
+        for each part the verdicts on its rows, with those that could not be read.
+    """
+    judged = ensemble.judge(
+        np.concatenate([part.images for part in parts]),
+        np.concatenate([part.features for part in parts]),
+    )
+    made, start = [], 0
+    for part in parts:
+        end = start + len(part.rows)
+        mine = judged.between(start, end).renumbered(-start).renumbered(part.rows)
+        made.append(mine.and_quarantined(part.quarantined))
+        start = end
+    return made
+
+
+def judge_set(
+    examples: PreparedSet, rows: np.ndarray, ensemble: Ensemble, *, everyone: bool = False
+) -> Iterator[Verdicts]:
+    """Judge images of a prepared set, as many at once as memory should hold.
+
+    Args:
+        examples: prepared as ``ensemble.preparation`` says.
+        rows: int64 [n], of the set.
+        ensemble: on the device on which it is to judge.
+        everyone: ask d3 about every image (see `Ensemble.judge`).
+    """
+    features = examples.feature_matrix(ensemble.features)
+    for start in range(0, len(rows), TOGETHER):
+        some = rows[start : start + TOGETHER]
+        judged = ensemble.judge(examples.images(some), features[some], everyone=everyone)
+        yield judged.renumbered(some)
