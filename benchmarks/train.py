@@ -20,6 +20,7 @@ import torch
 from benchmarks.common import Row, main, result
 from cryoray.boosting.filtering import everything
 from cryoray.engine import runtime
+from cryoray.engine.training import RayFits
 from cryoray.models.fit import Epoch, Fit, FitTask
 from cryoray.models.networks import DEFAULT_MEMBERS
 from cryoray.preparation.examples import SetExamples, gather
@@ -27,7 +28,6 @@ from cryoray.records import ignore
 from cryoray.settings import Settings, load
 from cryoray.simulation import simulate
 from cryoray.verbs.ingest import ingest
-from cryoray.verbs.train import _RayFits
 
 #: Images of each of three simulated projects, and epochs; the first epoch warms up and is not counted.
 IMAGES = int(os.environ.get("BENCH_TRAIN_IMAGES", "1000"))
@@ -86,7 +86,7 @@ def _plain(examples: SetExamples, settings: Settings) -> Row:
 def _ray(examples: SetExamples, settings: Settings, folder: Path) -> Row:
     folder.mkdir()
     workers = settings.train.workers or 1
-    fits = _RayFits(examples, settings, folder, 1, ignore)
+    fits = RayFits(examples, settings, folder, 1, ignore)
     began = time.perf_counter()
     fits([_task(examples)])
     seconds = time.perf_counter() - began

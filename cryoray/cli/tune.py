@@ -29,8 +29,9 @@ def tune(
     )
     from rich.table import Table
 
+    from cryoray.models.search import AXES, bought
     from cryoray.preparation.prepared import PreparedSet
-    from cryoray.verbs.tune import AXES, TABLE, bought
+    from cryoray.report.tuning import TABLE
     from cryoray.verbs.tune import tune as run
 
     with terminal.Show() as show:
