@@ -14,10 +14,11 @@ import torch
 
 from benchmarks.common import Row, command, main, result
 from cryoray.engine import runtime
-from cryoray.engine.reduce import accumulate, invert, particles_of, summed
+from cryoray.engine.reduce import OnRay
 from cryoray.formats.source import open_source
 from cryoray.formats.volume import read_volume
 from cryoray.maps import fsc, reconstruct
+from cryoray.maps.particles import particles_of, summed
 from cryoray.settings import RuntimeSettings, Settings, SimulateSettings
 from cryoray.simulation import simulate
 
@@ -55,15 +56,16 @@ def measure() -> dict[str, Any]:
         maps["cryoray"] = reconstruct.invert(torch.from_numpy(sums), BOX).numpy()
         add("cryoray, one thread", inserted, time.perf_counter() - begun)
         for workers in (1, 2):
-            runtime.connect(RuntimeSettings(cpus=workers, gpus=0, dashboard=False))
+            there = RuntimeSettings(cpus=workers, gpus=0, dashboard=False)
+            reducer = OnRay(there, -(-PARTICLES // workers))
             few = particles[np.arange(20 * workers)]
-            ray.get(accumulate(few, per_task=20))  # workers start and import
+            ray.get(OnRay(there, 20).accumulate(few))  # workers start and import
             begun = time.perf_counter()
-            total = accumulate(particles_of(open_source(star)), per_task=-(-PARTICLES // workers))
+            total = reducer.accumulate(particles_of(open_source(star)))
             assert total is not None
             ray.wait([total])
             inserted = time.perf_counter() - begun
-            ray.get(invert(total, BOX, np.eye(3)[None]))
+            reducer.maps([total], BOX, np.eye(3)[None])
             add(
                 f"cryoray on Ray, {workers} worker{'s' * (workers > 1)}",
                 inserted,

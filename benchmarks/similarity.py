@@ -12,10 +12,10 @@ import torch
 from scipy.stats import spearmanr
 
 from benchmarks.common import Row, main, result
-from cryoray.engine.reduce import Particles, particles_of, read_images, summed
 from cryoray.formats.source import open_source
 from cryoray.formats.volume import read_volume
 from cryoray.maps import fsc, reconstruct, similarity
+from cryoray.maps.particles import Particles, particles_of, read_images, summed
 from cryoray.settings import Settings, SimulateSettings
 from cryoray.simulation import read_truth, simulate
 

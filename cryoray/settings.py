@@ -275,6 +275,9 @@ class ProofSettings(Section):
     symmetry: str = Field("C1", description="point group: Cn, Dn, T, O or I, as RELION has it")
     random_subsets: int = Field(5, ge=0, description="random subsets as large as the kept")
     particles: int | None = Field(None, ge=2, description="particles per task; None: shared out")
+    local_max_mib: int = Field(
+        512, ge=0, description="of images that are worked on without Ray, at most; 0: always on Ray"
+    )
     class_particles: int = Field(
         2000, ge=8, description="particles of a class that are averaged, at most"
     )

@@ -12,7 +12,9 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from cryoray.settings import load
-from cryoray.verbs.validate import validate_fsc, validate_reconstruct, validate_similarity
+from cryoray.verbs.validate_fsc import validate_fsc
+from cryoray.verbs.validate_reconstruct import validate_reconstruct
+from cryoray.verbs.validate_similarity import validate_similarity
 from flows.telling import Telling, key
 
 
@@ -102,7 +104,7 @@ def _proved(
 def prove(
     verb: Callable[..., dict[str, Any]], out: Path, overrides: dict[str, Any]
 ) -> dict[str, Any]:
-    """Call one of ``cryoray.verbs.validate``."""
+    """Call one of the verbs of ``validate``."""
     with Telling("proof") as told:
         return verb(
             out=out, settings=load(**overrides), on_progress=told.progress, on_event=told.event

@@ -35,7 +35,7 @@ def fsc(
 ) -> None:
     """FSC of two half-maps: unmasked, masked, corrected, by direction."""
     settings = common.settings(ctx, proof={"pixel_size": pixel_size})
-    from cryoray.verbs.validate import validate_fsc
+    from cryoray.verbs.validate_fsc import validate_fsc
 
     with terminal.Show() as show:
         numbers = validate_fsc(
@@ -74,7 +74,7 @@ def reconstruct(
 ) -> None:
     """Maps of the kept, of all, of the discarded and of random subsets, and their FSC."""
     settings = common.settings(ctx, proof={"symmetry": symmetry})
-    from cryoray.verbs.validate import validate_reconstruct
+    from cryoray.verbs.validate_reconstruct import validate_reconstruct
 
     with terminal.Show() as show:
         numbers = validate_reconstruct(
@@ -125,7 +125,7 @@ def similarity(
 ) -> None:
     """Class averages of what we kept beside those of what a person kept."""
     settings = common.settings(ctx, proof={"diameter": diameter})
-    from cryoray.verbs.validate import validate_similarity
+    from cryoray.verbs.validate_similarity import validate_similarity
 
     with terminal.Show() as show:
         numbers = validate_similarity(

@@ -1,228 +1,114 @@
-"""Reconstruction on Ray: particle ranges to sums, sums to one sum along a tree, sums to maps."""
+"""Reconstruction in parts: particles to sums, sums to one sum, sums to maps; by threads here, or on Ray."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
-import ray
 import torch
-from ray import ObjectRef
 
-from cryoray.errors import FormatError, InputError
-from cryoray.formats import mrc
-from cryoray.formats.source import Source
+from cryoray.engine import each
 from cryoray.maps import reconstruct
-from cryoray.maps.reconstruct import Poses
-from cryoray.records import Stack
+from cryoray.maps.particles import Particles, summed
+from cryoray.settings import RuntimeSettings
 
-#: Fewer particles than this are not worth a task of their own: its sums have to be sent and added.
+#: Fewer particles than this are not worth a part of their own: its sums have to be held and added.
 _FEWEST = 500
-_READ_TOGETHER = 512
-
-_ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
-_ORIGINS = (("rlnOriginXAngst", "rlnOriginYAngst"), ("rlnOriginX", "rlnOriginY"))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Particles:
-    """Images with poses, somewhere in stacks; n is their number.
+class Reducer(Protocol):
+    """Makes sums and maps somewhere; what it calls sums only it can read."""
 
-    Attributes:
-        stacks: as their headers describe them.
-        stack: int32 [n], index into ``stacks``.
-        frame: int64 [n], 0-based.
-        poses: of all n.
-        half: int8 [n], 1 or 2, the source's own; 0 where it says none.
-        row: int64 [n], 0-based in the source.
-    """
+    def accumulate(self, particles: Particles) -> Any | None:
+        """The sums of particles; None where there are none."""
 
-    stacks: tuple[Stack, ...]
-    stack: np.ndarray
-    frame: np.ndarray
-    poses: Poses
-    half: np.ndarray
-    row: np.ndarray
+    def total(self, sums: Sequence[Any | None]) -> Any | None:
+        """Sums of sums; what is None counts nothing."""
 
-    def __len__(self) -> int:
-        return len(self.row)
-
-    def __getitem__(self, rows: np.ndarray) -> Particles:
-        """Some of them."""
-        return replace(
-            self,
-            stack=self.stack[rows],
-            frame=self.frame[rows],
-            poses=self.poses[rows],
-            half=self.half[rows],
-            row=self.row[rows],
-        )
-
-    @property
-    def box(self) -> int:
-        """Side of the images, px."""
-        return self.stacks[0].height
+    def maps(self, sums: Sequence[Any], box: int, operators: np.ndarray) -> list[np.ndarray]:
+        """The maps of sums, each float32 [box, box, box]; ``operators``: see `reconstruct.invert`."""
 
 
-def particles_of(source: Source, *, in_plane: bool = False) -> Particles:
-    """The rows of a source that can be read, with poses and CTF from its metadata.
+class ByThreads:
+    """A `Reducer` in this process: quicker than starting Ray for a few thousand particles."""
+
+    def accumulate(self, particles: Particles) -> np.ndarray | None:
+        """See `Reducer`."""
+        parts = min(each.threads(), max(1, len(particles) // _FEWEST))
+        return self.total(list(each.by_threads(summed, _split(particles, parts))))
+
+    def total(self, sums: Sequence[np.ndarray | None]) -> np.ndarray | None:
+        """See `Reducer`."""
+        known = [one for one in sums if one is not None]
+        return sum(known[1:], start=known[0]) if known else None
+
+    def maps(self, sums: Sequence[np.ndarray], box: int, operators: np.ndarray) -> list[np.ndarray]:
+        """See `Reducer`."""
+        return list(each.by_threads(_inverted, sums, box, operators))
+
+
+class OnRay:
+    """A `Reducer` on the Ray that the settings name: tasks over ranges of particles, added up in pairs.
 
     Args:
-        source: of particles.
-        in_plane: psi and origins are enough, as a 2D classification gives them, and the CTF may be absent.
-
-    Raises:
-        InputError: it has no poses, CTF or pixel size, or its images differ in size.
-        FormatError: no stack of it can be read.
+        settings: of the Ray that is started or joined.
+        per_task: particles of a task; None: shared out over the cluster's CPUs.
     """
-    known, n = source.metadata, len(source)
-    needed = _ANGLES[2:] if in_plane else _ANGLES
-    missing = [name for name in needed if name not in known]
-    origins = next((names for names in _ORIGINS if all(name in known for name in names)), None)
-    if missing or origins is None:
-        raise InputError(
-            f"has no poses ({', '.join(missing or _ORIGINS[0])})",
-            file=source.path,
-            remedy=f"give the particles of a {'2D classification' if in_plane else '3D refinement'}",
+
+    def __init__(self, settings: RuntimeSettings, per_task: int | None = None) -> None:
+        import ray
+
+        from cryoray.engine import runtime
+
+        runtime.connect(settings)
+        self._ray, self._per_task = ray, per_task
+        self._summed, self._added, self._inverted = (
+            ray.remote(function) for function in (_summed_alone, _added, _inverted_alone)
         )
-    headers: list[Stack | None] = []
-    for path in source.stacks:
-        try:
-            headers.append(mrc.read_header(path))
-        except FormatError:
-            headers.append(None)
-    counts = np.array([0 if header is None else header.count for header in headers], np.int64)
-    there = (source.stack >= 0) & (source.frame < counts[source.stack])
-    there[list(source.problems)] = False
-    if not there.any():
-        raise FormatError("names no image that can be read", file=source.path)
-    sizes = {(header.height, header.width) for header in headers if header is not None}
-    if len(sizes) > 1 or len(set(sizes.pop())) > 1:
-        raise InputError(
-            "has images of several sizes, or not square", file=source.path, remedy="rescale them"
-        )
-    pixels = np.unique(np.round(source.pixel_size[there].astype(float), 4))
-    if len(pixels) != 1 or not np.isfinite(pixels[0]):
-        said = "no pixel size" if not np.isfinite(pixels).all() else "several pixel sizes"
-        raise InputError(f"has {said}", file=source.path, remedy="give particles of one pixel size")
-    pixel_size = float(source.pixel_size[there][0])
-    unit = 1.0 if origins == _ORIGINS[0] else pixel_size
-    premultiplied = known.get("rlnCtfDataAreCtfPremultiplied", np.zeros(n))
-    poses = Poses(
-        np.stack([known.get(name, np.zeros(n)) for name in _ANGLES], 1),
-        np.stack([known[name] for name in origins], 1) * unit,
-        _ctf(source, optional=in_plane),
-        pixel_size,
-        premultiplied=bool(premultiplied[there][0] > 0),
-    )
-    finite = np.isfinite(poses.angles).all(1) & np.isfinite(poses.origins).all(1)
-    rows = np.flatnonzero(there & finite)
-    half = known.get("rlnRandomSubset", np.zeros(n))
-    half = np.where(np.isin(half, (1, 2)), half, 0).astype(np.int8)
-    renumber = np.cumsum([header is not None for header in headers]) - 1
-    return Particles(
-        tuple(header for header in headers if header is not None),
-        renumber[source.stack[rows]].astype(np.int32),
-        source.frame[rows],
-        poses[rows],
-        half[rows],
-        rows,
-    )
+
+    def accumulate(self, particles: Particles) -> Any | None:
+        """See `Reducer`."""
+        n, there = len(particles), self._ray.cluster_resources()
+        cpus = max(1, int(there.get("CPU", 1)))
+        tasks = -(-n // self._per_task) if self._per_task else min(cpus, max(1, n // _FEWEST))
+        task = self._summed.options(num_gpus=1 if there.get("GPU", 0) else 0)
+        return self.total([task.remote(part) for part in _split(particles, tasks)])
+
+    def total(self, sums: Sequence[Any | None]) -> Any | None:
+        """See `Reducer`."""
+        level = [one for one in sums if one is not None]
+        while len(level) > 1:
+            pairs = [level[i : i + 2] for i in range(0, len(level), 2)]
+            level = [self._added.remote(*pair) if len(pair) > 1 else pair[0] for pair in pairs]
+        return level[0] if level else None
+
+    def maps(self, sums: Sequence[Any], box: int, operators: np.ndarray) -> list[np.ndarray]:
+        """See `Reducer`."""
+        made = self._ray.get([self._inverted.remote(one, box, operators) for one in sums])
+        return [one.copy() for one in made]  # Ray's arrays are read-only
 
 
-def _ctf(source: Source, *, optional: bool) -> np.ndarray | None:
-    absent = [
-        name
-        for name, other in reconstruct.CTF_COLUMNS.items()
-        if other is None and name not in source.metadata
-    ]
-    if absent and optional:
-        return None
-    if absent:
-        raise InputError(
-            f"has no {', '.join(absent)}, so the CTF cannot be corrected for",
-            file=source.path,
-            remedy="give particles with their optics table",
-        )
-    columns = [
-        source.metadata.get(name, np.full(len(source), other, float))
-        for name, other in reconstruct.CTF_COLUMNS.items()
-    ]
-    return np.stack([np.nan_to_num(np.asarray(column, float)) for column in columns], 1)
+def _split(particles: Particles, parts: int) -> list[Particles]:
+    """In ranges as long as each other; none where there are no particles."""
+    ranges = np.array_split(np.arange(len(particles)), parts) if len(particles) else []
+    return [particles[rows] for rows in ranges]
 
 
-def read_images(particles: Particles) -> np.ndarray:
-    """Float32 [n, box, box], in the particles' order."""
-    images = np.empty((len(particles), particles.box, particles.box), np.float32)
-    for number in np.unique(particles.stack):
-        mine = np.flatnonzero(particles.stack == number)
-        mine = mine[np.argsort(particles.frame[mine], kind="stable")]
-        images[mine] = mrc.read_frames(particles.stacks[number], particles.frame[mine])
-    return images
+def _inverted(sums: np.ndarray, box: int, operators: np.ndarray) -> np.ndarray:
+    return reconstruct.invert(torch.from_numpy(sums), box, operators).numpy()
 
 
-def summed(particles: Particles) -> np.ndarray:
-    """`cryoray.maps.reconstruct.insert` of all of them, read piece by piece."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    sums = reconstruct.empty(particles.box).to(device)
-    order = np.lexsort((particles.frame, particles.stack))
-    for first in range(0, len(order), _READ_TOGETHER):
-        some = particles[order[first : first + _READ_TOGETHER]]
-        reconstruct.insert(sums, torch.from_numpy(read_images(some)), some.poses)
-    return sums.cpu().numpy()
-
-
-@ray.remote
-def _summed(particles: Particles) -> np.ndarray:
+def _summed_alone(particles: Particles) -> np.ndarray:
     torch.set_num_threads(1)  # a task for each core
     return summed(particles)
 
 
-@ray.remote
-def _added(*sums: np.ndarray) -> np.ndarray:
-    total = sums[0].copy()
-    for other in sums[1:]:
-        total += other
-    return total
+def _added(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return first + second
 
 
-@ray.remote
-def _inverted(sums: np.ndarray, box: int, operators: np.ndarray) -> np.ndarray:
+def _inverted_alone(sums: np.ndarray, box: int, operators: np.ndarray) -> np.ndarray:
     torch.set_num_threads(1)
     # Ray's arrays are read-only, and torch warns of that; nothing is written into them.
-    return reconstruct.invert(torch.from_numpy(sums.copy()), box, operators).numpy()
-
-
-def accumulate(particles: Particles, per_task: int | None = None) -> ObjectRef | None:
-    """The sums of particles, made by tasks over ranges of them and added up in pairs.
-
-    Args:
-        particles: none give None.
-        per_task: particles of a task; None: shared out over the cluster's CPUs.
-    """
-    n = len(particles)
-    if not n:
-        return None
-    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    tasks = -(-n // per_task) if per_task else min(cpus, max(1, n // _FEWEST))
-    gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
-    parts = [
-        _summed.options(num_gpus=gpus).remote(particles[rows])
-        for rows in np.array_split(np.arange(n), tasks)
-    ]
-    return total(parts)
-
-
-def total(sums: Sequence[ObjectRef | None]) -> ObjectRef | None:
-    """Sums of sums, along a tree of tasks; what is None counts nothing."""
-    level = [one for one in sums if one is not None]
-    while len(level) > 1:
-        pairs = [level[i : i + 2] for i in range(0, len(level), 2)]
-        level = [_added.remote(*pair) if len(pair) > 1 else pair[0] for pair in pairs]
-    return level[0] if level else None
-
-
-def invert(sums: ObjectRef, box: int, operators: np.ndarray) -> ObjectRef:
-    """The map of sums, float32 [box, box, box], by a task."""
-    return _inverted.remote(sums, box, operators)
+    return _inverted(sums.copy(), box, operators)

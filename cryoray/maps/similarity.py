@@ -7,8 +7,9 @@ both are low-passed to the class's resolution and brought to zero mean and unit 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,9 @@ from skimage.metrics import structural_similarity
 
 from cryoray.imaging.pose import rotations
 from cryoray.maps import fsc
+from cryoray.maps.particles import Particles, read_images
 from cryoray.maps.reconstruct import Poses, contrast_transfer
+from cryoray.settings import ProofSettings
 
 #: Side of SSIM's sliding window, px; class averages are small.
 WINDOW = 7
@@ -24,6 +27,10 @@ WINDOW = 7
 DATA_RANGE = 6.0
 #: Radius of the mask over half the box, where nobody says the diameter.
 MASK_RADIUS = 0.8
+#: The columns in which classes are compared, as ``metrics.json`` names them.
+REFERENCES = ("ours", "chance", "floor")
+#: Directions over half a sphere from which a map is compared with class averages.
+VIEWS = 150
 #: Of the CTF's mean square, added to it before images are divided by it.
 _WIENER = 0.1
 
@@ -292,3 +299,87 @@ def best_projection(
         if float(score[top]) > best:
             best, found = float(score[top]), turned[top]
     return found.reshape(box, box), compare(image, found, mask, pixel_size, limit)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChosenClass:
+    """The particles of one 2D class, and who kept which.
+
+    Attributes:
+        number: of the class.
+        particles: n of them.
+        person: bool [n], kept by the person.
+        ours: bool [n], kept by us.
+    """
+
+    number: int
+    particles: Particles
+    person: np.ndarray
+    ours: np.ndarray
+
+
+def compare_choices(
+    one: ChosenClass, chosen: ProofSettings, volume: np.ndarray | None
+) -> tuple[ClassLikeness | None, Likeness | None]:
+    """Read the images of a class and compare the average of what we kept with that of the person's.
+
+    Args:
+        one: the class.
+        chosen: ``diameter`` and ``seed`` are used.
+        volume: float32 [box, box, box], a map whose projections are compared with our average, too.
+
+    Returns:
+        as `class_likeness` gives it; and how alike our average and the map's nearest projection are, where
+        there are both.
+    """
+    particles = one.particles
+    images, size = torch.from_numpy(read_images(particles)), particles.poses.pixel_size
+    radius = chosen.diameter / 2 / size if chosen.diameter else None
+    found = class_likeness(
+        one.number, images, particles.poses, one.person, one.ours, radius=radius, seed=chosen.seed
+    )
+    if found is None or volume is None:
+        return found, None
+    box = particles.box
+    mask = round_mask(box, radius or MASK_RADIUS * box / 2)
+    views = projections(torch.from_numpy(volume.copy()), fsc.half_sphere(VIEWS))
+    mine = torch.from_numpy(found.images[0])
+    return found, best_projection(mine, views, mask, size, found.limit)[1]
+
+
+def similarity_numbers(
+    alike: Sequence[ClassLikeness], projected: Mapping[int, Likeness]
+) -> dict[str, Any]:
+    """What ``metrics.json`` says of classes, and of the projections nearest to them."""
+    columns = {
+        "ours": [one.likeness for one in alike],
+        "chance": [one.chance for one in alike],
+        "floor": [one.floor for one in alike],
+    }
+    if projected:
+        columns["projections"] = list(projected.values())
+    numbers: dict[str, Any] = {
+        name: {
+            of.name: _spread([getattr(one, of.name) for one in values]) for of in fields(Likeness)
+        }
+        for name, values in columns.items()
+    }
+    numbers["by_class"] = [
+        {
+            "class": one.number,
+            "person": one.person,
+            "ours": one.ours,
+            "shared": one.shared,
+            "resolution": one.limit,
+            **{name: asdict(getattr(one, name)) for name in ("likeness", "chance", "floor")},
+            **({"projection": asdict(projected[one.number])} if one.number in projected else {}),
+        }
+        for one in alike
+    ]
+    numbers["ssim_window"], numbers["ssim_data_range"] = WINDOW, DATA_RANGE
+    return numbers
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    low, median, high = np.quantile(values, (0.05, 0.5, 0.95)).tolist()
+    return {"median": median, "low": low, "high": high, "worst": float(np.max(values))}

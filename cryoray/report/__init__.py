@@ -1,48 +1,59 @@
-"""One self-contained HTML page of sections: reads in any browser, on paper, by day and by night."""
+"""One self-contained HTML page of sections: reads in any browser, on paper, by day and by night.
+
+What is exported is imported when it is first used: matplotlib when something is drawn, and not before.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from importlib import resources
-from itertools import zip_longest
-from pathlib import Path
+import importlib
+from typing import TYPE_CHECKING
 
-import jinja2
-from markupsafe import Markup
-
-import cryoray
-from cryoray.formats.files import replacing, write_csv
-from cryoray.report.plots import Drawing, Line, against
-from cryoray.report.sections import (
-    Block,
-    Figure,
-    Section,
-    Strip,
-    ablation_section,
-    angstrom,
-    bound_held_section,
-    bound_section,
-    calibration_section,
-    command,
-    confusion_section,
-    curves_section,
-    decimal,
-    directions_section,
-    fsc_section,
-    gallery_section,
-    percent,
-    provenance_section,
-    reslog_section,
-    result_section,
-    roc_section,
-    scores_section,
-    sets_section,
-    similarity_sections,
-    summary_section,
-    table_section,
-    truth_section,
-    views_section,
-)
+if TYPE_CHECKING:
+    from cryoray.report.accuracy import (
+        ablation_section,
+        bound_held_section,
+        calibration_section,
+        confusion_section,
+        result_section,
+        roc_section,
+        scores_section,
+        views_section,
+    )
+    from cryoray.report.blocks import (
+        Block,
+        Figure,
+        Section,
+        Strip,
+        angstrom,
+        decimal,
+        gallery_section,
+        percent,
+        table_section,
+    )
+    from cryoray.report.maps import (
+        directions_section,
+        fsc_section,
+        reslog_section,
+        sets_section,
+        truth_section,
+    )
+    from cryoray.report.page import (
+        render,
+    )
+    from cryoray.report.plots import (
+        Drawing,
+        Line,
+        against,
+    )
+    from cryoray.report.provenance import (
+        command,
+        provenance_section,
+        summary_section,
+    )
+    from cryoray.report.training import (
+        bound_section,
+        curves_section,
+    )
 
 __all__ = [
     "Block",
@@ -72,55 +83,64 @@ __all__ = [
     "roc_section",
     "scores_section",
     "sets_section",
-    "similarity_sections",
     "summary_section",
     "table_section",
     "truth_section",
     "views_section",
 ]
 
+_EXPORTED = {
+    "accuracy": (
+        "ablation_section",
+        "bound_held_section",
+        "calibration_section",
+        "confusion_section",
+        "result_section",
+        "roc_section",
+        "scores_section",
+        "views_section",
+    ),
+    "blocks": (
+        "Block",
+        "Figure",
+        "Section",
+        "Strip",
+        "angstrom",
+        "decimal",
+        "gallery_section",
+        "percent",
+        "table_section",
+    ),
+    "maps": (
+        "directions_section",
+        "fsc_section",
+        "reslog_section",
+        "sets_section",
+        "truth_section",
+    ),
+    "page": ("render",),
+    "plots": (
+        "Drawing",
+        "Line",
+        "against",
+    ),
+    "provenance": (
+        "command",
+        "provenance_section",
+        "summary_section",
+    ),
+    "training": (
+        "bound_section",
+        "curves_section",
+    ),
+}
+_MODULE = {name: module for module, names in _EXPORTED.items() for name in names}
 
-def render(out: Path, title: str, sections: Sequence[Section], *, pictures: bool = False) -> Path:
-    """Write the page, and its figures beside it in ``figures``: each as SVG, and as CSV what it shows.
 
-    It loads nothing from anywhere: type is the reader's own, plots are inline SVG, images are data
-    URIs, there is no script.
-
-    Args:
-        out: the file, written under another name and renamed.
-        title: of the page.
-        sections: in order.
-        pictures: figures as PNG, too.
-
-    Returns:
-        ``out``.
-    """
-    files = resources.files(__package__)
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    page = environment.from_string(files.joinpath("page.html").read_text("utf-8")).render(
-        title=title,
-        sections=sections,
-        style=Markup(files.joinpath("page.css").read_text("utf-8")),
-        version=cryoray.__version__,
-    )
-    out = Path(out)
-    for section in sections:
-        for block in section.blocks:
-            if isinstance(block, Figure) and isinstance(block.svg, Drawing):
-                _write_figure(out.parent / "figures", block.svg, pictures)
-    with replacing(out) as partial:
-        partial.write_text(page.strip() + "\n", encoding="utf-8")
-    return out
-
-
-def _write_figure(folder: Path, drawing: Drawing, pictures: bool) -> None:
-    with replacing(folder / f"{drawing.name}.svg") as partial:
-        partial.write_text(drawing.svg() + "\n", encoding="utf-8")
-    if pictures:
-        with replacing(folder / f"{drawing.name}.png") as partial:
-            partial.write_bytes(drawing.png())
-    if drawing.columns:
-        lines = zip_longest(*drawing.columns.values(), fillvalue="")
-        write_csv(folder / f"{drawing.name}.csv", drawing.columns, lines)
+def __getattr__(name: str) -> object:
+    """Import what is exported, at its first use."""
+    if name not in _MODULE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"{__name__}.{_MODULE[name]}"), name)
+    globals()[name] = found
+    return found

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from skimage.metrics import structural_similarity
 
+from cryoray.formats.mrc import read_frames, read_header
+from cryoray.formats.source import open_source
 from cryoray.maps import fsc, similarity
+from cryoray.maps.particles import particles_of, read_images
 from cryoray.maps.reconstruct import Poses, contrast_transfer
 from cryoray.simulation import microscope
 from cryoray.simulation.phantom import blurred_density, random_structure
@@ -116,3 +121,21 @@ def test_a_class_average_finds_its_view_of_the_map() -> None:
     _, wrong = similarity.best_projection(mean, other, MASK, PIXEL, 18.0, step=10)
     assert found.frc > 0.85
     assert found.mse < 0.6 * wrong.mse
+
+
+@pytest.mark.real
+def test_averages_of_a_real_job_are_relions_own(real_data: Path) -> None:
+    job = real_data / "relion5-project" / "Class2D" / "job010"
+    source = open_source(job / "run_it025_data.star")
+    particles = particles_of(source, in_plane=True)
+    classes = source.metadata["rlnClassNumber"][particles.row].astype(int)
+    stack = read_header(job / "run_it025_classes.mrcs")
+    mask = similarity.round_mask(particles.box, 22)
+    for number in np.argsort(-np.bincount(classes))[:4]:
+        rows = np.flatnonzero(classes == number)
+        images = torch.from_numpy(read_images(particles[rows]))
+        ours = similarity.average(*similarity.align(images, particles.poses[rows]))
+        theirs = torch.from_numpy(read_frames(stack, np.array([number - 1])))[0]
+        found = similarity.compare(ours, theirs, mask, particles.poses.pixel_size, 20.0)
+        assert found.frc > 0.93
+        assert found.mse < 0.1

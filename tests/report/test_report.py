@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import re
+import subprocess
+import sys
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -215,3 +217,18 @@ def test_tiles_show_the_image_small_and_in_its_own_contrast() -> None:
     assert 80 < shown[5, 5] < 130
     assert len(tiles.data_uris(np.zeros((2, 8, 8)))) == 2
     assert tiles.data_uris(np.empty((0, 8, 8))) == []
+
+
+def test_importing_reports_imports_nothing_that_draws() -> None:
+    code = (
+        "import sys; from cryoray import report; import cryoray.report.verdicts, cryoray.report.blocks;"
+        "print(*sorted({'matplotlib', 'jinja2'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_what_reports_export_is_there() -> None:
+    assert all(getattr(report, name) is not None for name in report.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        report.nothing  # noqa: B018

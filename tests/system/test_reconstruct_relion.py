@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from cryoray.engine.reduce import particles_of, read_images
 from cryoray.formats.source import open_source
 from cryoray.formats.volume import read_volume
 from cryoray.maps import fsc, reconstruct
+from cryoray.maps.particles import particles_of, read_images
 from cryoray.settings import Settings, SimulateSettings
 from cryoray.simulation import simulate
 

@@ -1,0 +1,78 @@
+"""What the verbs of ``validate`` share: their folders, the verdicts that they read, where small jobs run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from cryoray.errors import InputError
+from cryoray.formats.files import replacing
+from cryoray.formats.source import Source
+from cryoray.settings import ProofSettings
+
+METRICS, REPORT = "metrics.json", "report.html"
+
+
+def stays_here(images: int, box: int, chosen: ProofSettings) -> bool:
+    """Whether so many images are worked on in this process, since Ray would take longer to start."""
+    return images * box**2 * 4 <= chosen.local_max_mib << 20
+
+
+def is_validation(folder: Path) -> bool:
+    """Whether a folder is one of ours, which may be replaced."""
+    return (folder / METRICS).is_file() and (folder / REPORT).is_file()
+
+
+def verdicts_of(path: Path, source: Source) -> np.ndarray:
+    """Str objects [n]: the verdict about each row of a source, '' where there is none.
+
+    Raises:
+        InputError: there are no verdicts, or none about these images.
+    """
+    file = verdicts_table(path)
+    if not file.is_file():
+        raise InputError("there are no verdicts", file=path, remedy="give a folder of `classify`")
+    table = pq.read_table(file, columns=["image", "verdict"])
+    known = dict(zip(table["image"].to_pylist(), table["verdict"].to_pylist(), strict=True))
+    found = np.array([known.get(name, "") for name in source.images], object)
+    if not (found != "").any():
+        raise InputError(
+            f"says nothing of the images of {source.path}",
+            file=file,
+            remedy="judge these particles, or give those that were judged",
+        )
+    return found
+
+
+def verdicts_table(path: Path) -> Path:
+    """The table in a folder of verdicts; a file is taken for the table itself."""
+    return path / "verdicts.parquet" if path.is_dir() else path
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write plain numbers; what is not a number is null."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
