@@ -36,7 +36,7 @@ from benchmarks.common import Row, in_process, main, result
 from benchmarks.plan import BOX, HEADER, write_sparse
 from cryoray.engine import runtime
 from cryoray.engine.datasource import ShardDatasource
-from cryoray.preparation.prepared import Shard, Work, divide
+from cryoray.preparation.shards import Shard, Work, divide
 from cryoray.session.ledger import Happened, Ledger, Micrograph, Outcome, Seen
 from cryoray.settings import IngestSettings, load
 from cryoray.verbs.ingest import plan_sources

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from cryoray.preparation.plan import plan
-from cryoray.preparation.prepared import Part, divide, prepare_shard, write_set
+from cryoray.preparation.shards import Part, divide, prepare_shard
+from cryoray.preparation.writing import write_set
 from cryoray.settings import IngestSettings, PreparationSettings
 from tests.preparation.sources import write_source
 

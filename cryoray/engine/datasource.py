@@ -25,7 +25,8 @@ from ray.data.block import Block, BlockAccessor, BlockMetadata
 from cryoray.errors import SettingsError
 from cryoray.preparation.plan import grouped
 from cryoray.preparation.prepare import prepare_range
-from cryoray.preparation.prepared import PreparedSet, Shard, Work, prepare_shard
+from cryoray.preparation.prepared import PreparedSet
+from cryoray.preparation.shards import Shard, Work, prepare_shard
 from cryoray.records import PreparedRows, RowRange
 from cryoray.settings import IngestSettings, PreparationSettings
 

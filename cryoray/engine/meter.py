@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cryoray.preparation.prepared import Part, Shard, Work
+from cryoray.preparation.shards import Part, Shard, Work
 from cryoray.records import OnProgress, Progress
 
 #: Seconds before a rate is believed: the first tasks wait for workers to start.

@@ -19,19 +19,10 @@ from cryoray.formats.selection import find_selection, read_reasons, read_selecti
 from cryoray.formats.source import Source, find_sources, open_source
 from cryoray.preparation.plan import plan
 from cryoray.preparation.prepare import prepare_range
-from cryoray.preparation.prepared import (
-    Part,
-    PreparedSet,
-    Shard,
-    Work,
-    check_out,
-    divide,
-    prepare_shard,
-    shards_folder,
-    used_settings,
-    write_set,
-)
+from cryoray.preparation.prepared import PreparedSet
 from cryoray.preparation.reader import by_reason
+from cryoray.preparation.shards import Part, Shard, Work, divide, prepare_shard, shards_folder
+from cryoray.preparation.writing import check_out, used_settings, write_set
 from cryoray.records import Event, OnEvent, OnProgress, ignore
 from cryoray.settings import IngestSettings, Settings
 

@@ -11,7 +11,7 @@ from ray.util import metrics
 
 from cryoray.engine.meter import Meter, duration
 from cryoray.preparation.plan import plan
-from cryoray.preparation.prepared import Part, Shard, divide
+from cryoray.preparation.shards import Part, Shard, divide
 from cryoray.records import Progress
 from cryoray.settings import IngestSettings, PreparationSettings, RuntimeSettings
 from tests.preparation.sources import particles, write_source

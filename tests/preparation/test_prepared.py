@@ -16,14 +16,9 @@ from cryoray.errors import FormatError, InputError, InternalError, QuarantineErr
 from cryoray.formats.mrc import read_header
 from cryoray.preparation.plan import plan
 from cryoray.preparation.prepare import prepare_range
-from cryoray.preparation.prepared import (
-    Part,
-    PreparedSet,
-    check_out,
-    divide,
-    prepare_shard,
-    write_set,
-)
+from cryoray.preparation.prepared import PreparedSet
+from cryoray.preparation.shards import Part, divide, prepare_shard
+from cryoray.preparation.writing import check_out, write_set
 from cryoray.records import QUARANTINE_SCHEMA, REASONS, Books, particles_schema
 from cryoray.settings import IngestSettings, PreparationSettings
 from tests.preparation.sources import particles, write_source

@@ -8,8 +8,10 @@ import numpy as np
 
 from cryoray.formats.source import open_source
 from cryoray.preparation.plan import plan
-from cryoray.preparation.prepared import Part, PreparedSet, divide, prepare_shard, write_set
+from cryoray.preparation.prepared import PreparedSet
+from cryoray.preparation.shards import Part, divide, prepare_shard
 from cryoray.preparation.views import directions, views
+from cryoray.preparation.writing import write_set
 from cryoray.settings import IngestSettings, PreparationSettings
 from tests.examples import particles, write_stack
 

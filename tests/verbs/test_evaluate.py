@@ -18,7 +18,9 @@ from cryoray.metrics import accuracy
 from cryoray.models.ensemble import Calibration, Ensemble, Manifest
 from cryoray.models.networks import NetworkConfig, build
 from cryoray.preparation.plan import plan
-from cryoray.preparation.prepared import Part, PreparedSet, divide, prepare_shard, write_set
+from cryoray.preparation.prepared import PreparedSet
+from cryoray.preparation.shards import Part, divide, prepare_shard
+from cryoray.preparation.writing import write_set
 from cryoray.records import REASONS, Event, OnEvent, OnProgress, Progress
 from cryoray.settings import IngestSettings, PreparationSettings, RuntimeSettings, Settings
 from cryoray.verbs.evaluate import (
