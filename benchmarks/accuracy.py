@@ -35,9 +35,8 @@ from cryoray.settings import Settings, SimulateSettings, load
 from cryoray.simulation import read_truth, simulate
 from cryoray.simulation.junk import KINDS, PARTICLE
 from cryoray.verbs.adapt import adapt
-from cryoray.verbs.evaluate import cross_validate
+from cryoray.verbs.cross_validate import cross_validate
 from cryoray.verbs.ingest import ingest
-from cryoray.verbs.train import train
 
 _REAL = Path(__file__).parents[2] / "shared/data/particles-empiar10017"
 #: Structures and images of each; seed and number make a structure, and training has other seeds.
@@ -175,10 +174,10 @@ def empiar() -> tuple[list[Row], list[str]]:
     """Five folds over the micrographs of EMPIAR-10017, each judged at its own ensemble's threshold."""
     if not _REAL.is_dir():
         return [], ["empiar: shared/data/particles-empiar10017 is not beside the project"]
-    settings = load(train={"fit": {"epochs": 20}})
+    settings = load(train={"fit": {"epochs": 20}}, cross_validate={"folds": 5})
     with tempfile.TemporaryDirectory() as temporary:
         prepared = ingest([_REAL], Path(temporary) / "set", settings)
-        found = cross_validate(prepared, Path(temporary) / "cv", settings, train=train, folds=5)
+        found = cross_validate([prepared], Path(temporary) / "cv", settings)
     row: Row = {
         "case": "EMPIAR-10017, five folds over micrographs",
         "images": found["n"],

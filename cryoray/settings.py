@@ -220,17 +220,27 @@ class EvaluateSettings(Section):
     """An ensemble's numbers on groups that it has not seen."""
 
     cross_validate: int | None = Field(
-        None, ge=2, description="folds over groups, trained anew each"
+        None, ge=2, description="goes with the next release: `cross_validate.folds`"
     )
-    repeats: int = Field(1, ge=1, description="cross-validations with other seeds")
-    ablate: bool = Field(
-        False, description="what image and metadata are worth; trained anew in a cross-validation"
+    repeats: int = Field(
+        1, ge=1, description="goes with the next release: `cross_validate.repeats`"
     )
+    ablate: bool = Field(False, description="what image and metadata are worth")
     shuffles: int = Field(5, ge=2, description="of each metadata column, for its importance")
     ablate_images: int = Field(
         20_000, ge=100, description="images that are looked at for it, at most"
     )
     local_max_mib: int = LocalMax
+
+
+class CrossValidateSettings(Section):
+    """What a training is worth, by training anew without each fold of groups."""
+
+    folds: int = Field(5, ge=2, description="over groups, trained anew without each")
+    repeats: int = Field(1, ge=1, description="cross-validations with other seeds")
+    ablate: bool = Field(
+        False, description="also trained anew without metadata, and without images"
+    )
 
 
 class AdaptSettings(Section):
@@ -452,6 +462,7 @@ class Settings(BaseSettings):
     train: TrainSettings = TrainSettings()
     tune: TuneSettings = TuneSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    cross_validate: CrossValidateSettings = CrossValidateSettings()
     adapt: AdaptSettings = AdaptSettings()
     classify: ClassifySettings = ClassifySettings()
     rank: RankSettings = RankSettings()

@@ -29,6 +29,7 @@ VERBS = {
     "train": "cryoray.verbs.train:train",
     "classify": "cryoray.verbs.classify:classify",
     "evaluate": "cryoray.verbs.evaluate:measure",
+    "cross-validate": "cryoray.verbs.cross_validate:cross_validate",
 }
 _SAYS = "cryoray says "
 #: Seconds between two looks at a job.

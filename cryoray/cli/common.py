@@ -38,6 +38,15 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in nested.items() if value is not None and value != {}}
 
 
+def renamed(old: str, new: str) -> None:
+    """Say what to use in place of a name that still works in this release."""
+    from cryoray import terminal
+
+    terminal.err.print(
+        f"[yellow]{old} is now {new}; the old name goes with the next release.[/]", soft_wrap=True
+    )
+
+
 def names(given: list[str] | None) -> tuple[str, ...] | None:
     """Names as an option takes them: repeated or comma separated; ``none`` is the empty choice."""
     if not given:

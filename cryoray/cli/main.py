@@ -13,12 +13,13 @@ from cryoray import __version__
 from cryoray.cli import (
     adapt,
     classify,
+    cross_validate,
     doctor,
     evaluate,
+    extract_picks,
     fetch,
     ingest,
     inspect,
-    mine,
     promote,
     serve,
     simulate,
@@ -27,7 +28,7 @@ from cryoray.cli import (
     validate,
     watch,
 )
-from cryoray.cli.common import Given
+from cryoray.cli.common import Given, renamed
 from cryoray.terminal import complaints, out
 
 app = typer.Typer(
@@ -71,12 +72,13 @@ def _guarded(verb: Callable[..., None]) -> Callable[..., None]:
 for verb in (
     simulate.simulate,
     fetch.fetch,
-    mine.mine,
+    extract_picks.extract_picks,
     ingest.ingest,
     inspect.inspect,
     train.train,
     tune.tune,
     evaluate.evaluate,
+    cross_validate.cross_validate,
     adapt.adapt,
     classify.classify,
     serve.serve,
@@ -85,6 +87,20 @@ for verb in (
     doctor.doctor,
 ):
     app.command()(_guarded(verb))
+
+
+def _old(name: str, new: str, verb: Callable[..., None]) -> None:
+    """Keep a command's former name for one release, out of the help."""
+
+    @functools.wraps(verb)
+    def run(ctx: typer.Context, **options: Any) -> None:
+        renamed(f"`cryoray {name}`", f"`cryoray {new}`")
+        verb(ctx, **options)
+
+    app.command(name, hidden=True)(_guarded(run))
+
+
+_old("mine", "extract-picks", extract_picks.extract_picks)
 
 _validate = typer.Typer(no_args_is_help=True)
 app.add_typer(_validate, name="validate", help=validate.__doc__)

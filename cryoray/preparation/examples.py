@@ -8,7 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from cryoray.errors import InputError, SelectionError, SettingsError
+from cryoray.errors import SelectionError, SettingsError
+from cryoray.preparation.joined import check_together
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.settings import TrainSettings
 
@@ -89,15 +90,8 @@ def gather(sets: Sequence[Path], settings: TrainSettings) -> tuple[SetExamples, 
     opened = [PreparedSet.open(path) for path in sets]
     for each in opened:
         each.check()
+    check_together(opened)
     first = opened[0]
-    for other in opened[1:]:
-        if other.kind != first.kind or other.settings.box != first.settings.box:
-            raise InputError(
-                f"holds {other.kind} images of {other.settings.box} px, {first.path} "
-                f"{first.kind} images of {first.settings.box} px",
-                file=other.path,
-                remedy="ingest both with the same --kind and --box",
-            )
     common = tuple(name for name in first.features if all(name in s.features for s in opened))
     for name in settings.features or ():
         if name not in common:

@@ -210,7 +210,7 @@ def ablation_section(ablation: Mapping[str, Any]) -> Section:
     caption = "± is the deviation over groups." + (
         " Trained: three networks anew for each fold without the one or the other, each at its own threshold."
         if "retrained" in ablation
-        else " What a training without metadata, or without images, is worth: `--cross-validate` says."
+        else " `cryoray cross-validate --ablate` says what a training without the one or the other is worth."
     )
     blocks: list[Block] = [Table(heads, tuple(rows), caption)]
     columns = ablation["permutation"]["columns"]

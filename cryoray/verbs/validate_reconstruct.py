@@ -190,7 +190,7 @@ class _Maps:
                     more = self._sums((of == number) & (self._particles.half == half))
                     sums[name][half - 1] = self._reducer.total([sums[name][half - 1], more])
                 last = number == LEVELS - 1
-                if all(sums[name]) and (name == "kept" or last):
+                if all(one is not None for one in sums[name]) and (name == "kept" or last):
                     found[name].append(
                         self._maps(sums[name], int(((of >= 0) & (of <= number)).sum()))
                     )

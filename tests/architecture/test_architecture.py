@@ -109,10 +109,13 @@ def _canonical(name: str) -> str:
 
 def test_the_readme_names_exactly_the_commands_there_are() -> None:
     text = settings_table.README.read_text()
-    told = set(re.findall(r"^\| `cryoray (\w+)", text, flags=re.MULTILINE))
-    assert told == {
-        command.callback.__name__ for command in app.registered_commands if command.callback
-    } | {group.name for group in app.registered_groups}
+    named = set(re.findall(r"^\| `cryoray ([\w-]+)", text, flags=re.MULTILINE))
+    there = {
+        command.name or command.callback.__name__.replace("_", "-")
+        for command in app.registered_commands
+        if command.callback and not command.hidden
+    }
+    assert named == there | {group.name for group in app.registered_groups}
 
 
 def test_the_readme_and_ci_call_targets_that_make_has() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,8 @@ def test_help_names_every_verb() -> None:
         "inspect",
         "train",
         "evaluate",
+        "cross-validate",
+        "extract-picks",
         "classify",
         "serve",
         "promote",
@@ -84,6 +87,38 @@ def test_what_cannot_be_used_is_said_in_one_sentence(
     assert done.stderr.strip().count("\n") == 0
     assert done.stderr.strip().endswith(".")
     assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "now", "sentence"),
+    [
+        (
+            ("mine", "nowhere.star", "--micrographs", ".", "--diameter", "90", "--out", "picks"),
+            "`cryoray extract-picks`",
+            "nowhere.star",
+        ),
+        (
+            ("evaluate", "-", "nowhere", "--cross-validate", "2", "--out", "folds"),
+            "`cryoray cross-validate SET --folds K`",
+            "is no prepared set",
+        ),
+    ],
+)
+def test_a_former_name_works_on_and_says_what_to_use(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    now: str,
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run(*arguments)
+    assert done.exit_code == 2, done.output
+    assert f"is now {now}; the old name goes with the next release." in done.stderr
+    assert sentence in done.stderr
+    assert not re.search(
+        r"\bmine\b|--cross-validate", run("--help").stdout + run("evaluate", "--help").stdout
+    )
 
 
 def test_a_kind_that_is_not_there_yet_is_refused() -> None:

@@ -133,7 +133,9 @@ def driver(folder: Path) -> dict[str, Any]:
         print(f"done {now.done}", flush=True)
         time.sleep(0.05)
 
-    ingest([folder / "source"], folder / "set", ingest_settings(local_max_mib=0), on_progress=progress)
+    ingest(
+        [folder / "source"], folder / "set", ingest_settings(local_max_mib=0), on_progress=progress
+    )
     return {}
 
 

@@ -132,6 +132,7 @@ def test_a_verb_is_done_once_as_a_job_of_a_cluster(tmp_path: Path) -> None:
         ("train", ("sets", "out")),
         ("classify", ("source", "out")),
         ("evaluate", ("ensemble", "prepared", "out")),
+        ("cross-validate", ("sets", "out")),
     ],
 )
 def test_flows_call_verbs_by_the_names_of_their_arguments(

@@ -64,7 +64,10 @@ def test_parameters_are_those_of_the_flow_and_each_is_explained(deployment: dict
 
 def test_every_flow_has_a_deployment_and_sessions_come_first() -> None:
     deployed = {flow_of(one).name for one in DEPLOYMENTS}
-    named = "ingest train evaluate classify promote rollback session nightly facility-day single-particle"
+    named = (
+        "ingest train evaluate cross-validate classify promote rollback session nightly facility-day"
+        " single-particle"
+    )
     proofs = {"validate-fsc", "validate-reconstruct", "validate-similarity", "collections"}
     assert deployed == {*named.split(), *proofs}
     queues = {one["name"]: one["work_pool"]["work_queue_name"] for one in DEPLOYMENTS}
@@ -74,5 +77,5 @@ def test_every_flow_has_a_deployment_and_sessions_come_first() -> None:
 
 def test_one_training_and_one_night_at_a_time() -> None:
     for deployment in DEPLOYMENTS:
-        if deployment["name"].startswith(("train", "nightly")):
+        if deployment["name"].startswith(("train", "nightly", "cross-validate")):
             assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}

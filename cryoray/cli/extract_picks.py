@@ -1,4 +1,4 @@
-"""``cryoray mine``: picks and micrographs to labelled images."""
+"""``cryoray extract-picks``: picks and micrographs to labelled images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from cryoray import terminal
 
 
-def mine(
+def extract_picks(
     _: typer.Context,
     picks: Annotated[
         Path, typer.Argument(help="STAR file of what experts picked: micrographs and coordinates.")
