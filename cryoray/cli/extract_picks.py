@@ -11,7 +11,7 @@ from cryoray import terminal
 
 
 def extract_picks(
-    _: typer.Context,
+    ctx: typer.Context,
     picks: Annotated[
         Path, typer.Argument(help="STAR file of what experts picked: micrographs and coordinates.")
     ],
