@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from cryoray.formats.source import open_source
 from cryoray.formats.verdicts import write_verdicts
 from cryoray.settings import Settings, SimulateSettings
 from cryoray.simulation import read_truth, simulate
+from tests.examples import verdicts_of
 
 
 @pytest.fixture(scope="session")
@@ -24,16 +24,6 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> Path:
     keep = np.array([line["keep"] == "1" for line in read_truth(folder)])
     verdict = np.where(keep, "keep", "discard").astype(object)
     verdict[:2] = "review"
-    nothing = pa.array([None] * len(keep), pa.float32())
-    table = pa.table(
-        {
-            "image": pa.array(source.images, pa.string()),
-            "score": pa.array(keep.astype(np.float32)),
-            "verdict": verdict.tolist(),
-            **dict.fromkeys(("d1", "d2", "d3"), nothing),
-            "reason": pa.array([None] * len(keep), pa.string()),
-            "row": np.arange(len(keep)),
-        }
-    )
-    write_verdicts(folder / "verdicts", source, table.slice(0, 236), [(236, "unreadable")])
+    fates = [*verdict[:236].tolist(), "quarantined"]
+    write_verdicts(folder / "verdicts", source, verdicts_of(fates))
     return folder
