@@ -27,7 +27,7 @@ _TABLES: Mapping[Kind, tuple[str, ...]] = {
     "class2d": ("model_classes", ""),
 }
 #: Without these in the optics table, RELION stops.
-_NECESSARY = (
+NECESSARY_OPTICS = (
     ("rlnVoltage",),
     ("rlnSphericalAberration",),
     ("rlnImagePixelSize", "rlnMicrographPixelSize", "rlnMicrographOriginalPixelSize"),
@@ -343,7 +343,9 @@ def complaint(source: Source) -> str | None:
             "seems to be from a previous version of Relion (it names optics groups, and has no table"
             " data_optics that would describe them)"
         )
-    missing = [name for name in _NECESSARY if not any(each in optics.columns for each in name)]
+    missing = [
+        name for name in NECESSARY_OPTICS if not any(each in optics.columns for each in name)
+    ]
     if missing:
         return "not all necessary variables defined in _optics.star file: " + ", ".join(
             " or ".join(name) for name in missing

@@ -7,7 +7,7 @@ of cryoSPARC's tables, what was passed through too, with a group file for its Im
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import BinaryIO
@@ -23,6 +23,7 @@ from cryoray.formats.cryosparc import Joined, group_text, open_joined
 from cryoray.formats.files import replacing
 from cryoray.formats.relion import (
     IMAGE_COLUMNS,
+    NECESSARY_OPTICS,
     VERSION,
     field_texts,
     image_table,
@@ -52,8 +53,9 @@ def write_verdicts(
     are no longer in it. A file of RELION 3.0 or older stays one: with a version of 3.1 above it, RELION
     would not convert it. Of a cryoSPARC table, each side is a table of the same form, columns and
     dtypes, a ``passthrough_`` table for each that was joined, and a ``.csg`` that names them. Of a bare
-    stack, the STAR file has what the header tells, and absolute paths; voltage and spherical aberration,
-    which no header tells and RELION wants, are 0.
+    stack, the STAR file has what the header tells, and absolute paths. Voltage and spherical aberration,
+    which no header tells, are left out, and a comment above the table says so: RELION 3.1.3 stops with
+    "not all necessary variables defined" until they are added, where it would take a 0 in silence.
 
     Args:
         out: folder, made where it is missing.
@@ -250,6 +252,21 @@ def _copy_images(
     images.copy_rows(rows, file, also if further else None)
 
 
+def unknown_optics(columns: Container[str]) -> tuple[str, ...]:
+    """The columns without which RELION 3.1 to 5 read no optics table, and that this one lacks."""
+    return tuple(
+        names[0] for names in NECESSARY_OPTICS if not any(name in columns for name in names)
+    )
+
+
+def optics_comment(unknown: Sequence[str]) -> bytes:
+    """A line above a STAR file's tables for whoever opens it; RELION skips it."""
+    if not unknown:
+        return b""
+    names = " ".join(unknown)
+    return f"# Not known, and RELION stops until it is added to data_optics: {names}\n".encode()
+
+
 def _write_bare(
     file: BinaryIO, source: Source, rows: np.ndarray, further: Mapping[str, np.ndarray]
 ) -> None:
@@ -277,14 +294,11 @@ def _write_bare(
         optics = (stack.pixel_size or 0.0, stack.width)
         group_of[number] = groups.setdefault(optics, len(groups) + 1)
     columns = ["rlnOpticsGroup", "rlnOpticsGroupName", "rlnImageSize", "rlnImageDimensionality"]
-    columns += ["rlnVoltage", "rlnSphericalAberration"]
-    lines = [
-        [f"{n}", f"opticsGroup{n}", f"{side}", "2", "0", "0"] for (_, side), n in groups.items()
-    ]
+    lines = [[f"{n}", f"opticsGroup{n}", f"{side}", "2"] for (_, side), n in groups.items()]
     if all(pixel for pixel, _ in groups):
         columns.append("rlnImagePixelSize")
         lines = [[*line, f"{pixel:.6f}"] for line, (pixel, _) in zip(lines, groups, strict=True)]
-    file.write(VERSION + loop("optics", columns, lines))
+    file.write(optics_comment(unknown_optics(columns)) + VERSION + loop("optics", columns, lines))
     numbers = group_of[source.stack[rows]].tolist()
     lines = [
         [name, f"{number}", *values]

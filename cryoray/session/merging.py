@@ -1,12 +1,21 @@
-"""A session's merged sides: ``kept.star``, ``discarded.star`` and ``review.star`` of all its stacks.
+"""A session's merged files: ``kept.star``, ``discarded.star`` and ``review.star`` of all its stacks.
 
 Each is made anew from the stacks' own files, streaming, and renamed into place, so that a reader never
-sees half of one. There is one optics table: groups with the same contents become one, numbers are given
-anew, and what RELION's extraction leaves out of ``_extract.star`` is taken from the job's
-``particles.star``, from the micrographs' STAR file, or from the stack's header, in this order. Columns
-that not all stacks have are left out, as RELION does when it joins STAR files. Bare stacks, whose rows
-have but a name, do not take columns from the others: where a session has both, they are in
-``kept-bare.star`` and so on. What a person said of an image overrides the verdict here.
+sees half of one. There is one optics table: groups with the same contents become one and are numbered
+anew. What RELION's extraction leaves out of ``_extract.star`` is taken from the job's ``particles.star``
+or from the micrographs' STAR file, in this order. Columns that not all stacks have are left out, as
+RELION does when it joins STAR files.
+
+**Nothing is made up.** RELION stops at an optics group without voltage, spherical aberration or pixel
+size, and takes a wrong one without a word. So stacks whose optics groups are described nowhere, and bare
+stacks, whose rows have but a name, do not share files with the others, nor take columns from them: where
+a session has several of these sorts, the second and third are in ``kept-no-optics.star`` and
+``kept-bare.star`` and so on. What is unknown of a file is in a comment above its tables.
+
+**Which row is which.** What people said of an image is kept by its row in ``verdicts.parquet``. The
+stack's three STAR files hold these rows in the same order, each those with its verdict: the third row of
+``kept.star`` is the third *keep* of ``verdicts.parquet``. Names are never compared, since the service,
+the table and the STAR file may spell them differently.
 """
 
 from __future__ import annotations
@@ -17,7 +26,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -27,11 +36,19 @@ from cryoray.formats import mrc
 from cryoray.formats.files import replacing
 from cryoray.formats.relion import IMAGE_COLUMNS, VERSION, image_table, quoted
 from cryoray.formats.star import Block, parse
-from cryoray.formats.verdicts import SIDES
+from cryoray.formats.verdicts import SIDES, optics_comment, unknown_optics
 
 _IMAGE = IMAGE_COLUMNS["particle"]
 _GROUP, _GROUP_NAME = "rlnOpticsGroup", "rlnOpticsGroupName"
 _VERDICTS = ("keep", "discard", "review")
+_NOT_IN_HEADERS = ("rlnVoltage", "rlnSphericalAberration")
+#: By which rows of RELION 3.0 and older tell their optics; the last two make the pixel size.
+_OLD_OPTICS = (
+    *_NOT_IN_HEADERS,
+    "rlnAmplitudeContrast",
+    "rlnDetectorPixelSize",
+    "rlnMagnification",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +59,7 @@ class Part:
         folder: of its verdicts.
         path: of the stack.
         bare: whether no STAR file described it.
-        said: what people said of its images: keep, by the row of `verdicts.parquet`.
+        overrides: what people said of its images: keep, by the row of `verdicts.parquet`.
         rows: kept, discarded and review together.
         digest: of what was judged: with it, what is in the folder changes.
     """
@@ -50,9 +67,22 @@ class Part:
     folder: Path
     path: Path
     bare: bool
-    said: Mapping[int, bool]
+    overrides: Mapping[int, bool]
     rows: int
     digest: str
+
+
+class Merged(NamedTuple):
+    """What was written.
+
+    Attributes:
+        counts: rows by verdict, of all files together.
+        unknown: by the name of the file with the kept images, what RELION needs and nobody knows of
+            them, as columns of its optics table.
+    """
+
+    counts: dict[str, int]
+    unknown: dict[str, tuple[str, ...]]
 
 
 @dataclass
@@ -76,27 +106,21 @@ class Optics:
         self._names.append(given)
         return len(self.rows)
 
-    def text(self) -> str:
-        """The table: a number that a group lacks is 0, and text that one lacks is left out of all."""
+    @property
+    def columns(self) -> list[str]:
+        """What is known of every group, in order of first mention."""
         named = dict.fromkeys(name for row in self.rows for name in row)
-        columns = [_GROUP, *(name for name in named if self._can_be_filled(name))]
-        lines = [f"_{name} #{number}" for number, name in enumerate(columns, 1)]
+        return [_GROUP, *(name for name in named if all(name in row for row in self.rows))]
+
+    def text(self) -> str:
+        """The table; empty where there are no groups."""
+        if not self.rows:
+            return ""
+        lines = [f"_{name} #{number}" for number, name in enumerate(self.columns, 1)]
         for number, row in enumerate(self.rows, 1):
             values = {_GROUP: str(number), **row}
-            lines.append(" ".join(quoted(values.get(name, "0")) for name in columns))
+            lines.append(" ".join(quoted(values[name]) for name in self.columns))
         return "\n".join([f"{VERSION.decode()}data_optics\n\nloop_", *lines, "\n"])
-
-    def _can_be_filled(self, name: str) -> bool:
-        there = [row[name] for row in self.rows if name in row]
-        return len(there) == len(self.rows) or all(map(_is_number, there))
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +129,14 @@ class _Shape:
 
     columns: tuple[str, ...]
     groups: frozenset[str]
+
+
+class _Described(NamedTuple):
+    """A part, and the optics of each group that its rows name; None where nothing describes one."""
+
+    part: Part
+    shape: _Shape
+    optics: dict[str, dict[str, str] | None]
 
 
 class Merger:
@@ -119,11 +151,8 @@ class Merger:
         self._out, self._root = out, root
         self._shapes: dict[tuple[Path, str], _Shape] = {}
 
-    def merge(self, parts: Iterable[Part]) -> dict[str, int]:
-        """Write the merged sides of the judged stacks.
-
-        Returns:
-            rows by verdict, of all files together.
+    def merge(self, parts: Iterable[Part]) -> Merged:
+        """Write the merged files of the judged stacks.
 
         Raises:
             InternalError: rows are unaccounted for.
@@ -131,27 +160,40 @@ class Merger:
         given = list(parts)
         known = ((part.folder, part.digest) for part in given)
         self._shapes = {key: self._shapes[key] for key in known if key in self._shapes}
-        described = [part for part in given if not part.bare]
-        bare = [part for part in given if part.bare]
-        total = dict.fromkeys(_VERDICTS, 0)
-        main, aside = (described, bare) if described else (bare, [])
-        for name, some in (("", main), ("-bare", aside)):
-            if not some and name:
+        groups = _Groups(self._root)
+        sorts: dict[str, list[_Described]] = {"": [], "-no-optics": [], "-bare": []}
+        for part in given:
+            shape = self._shape(part)
+            optics = {number: groups.find(part, number) for number in sorted(shape.groups)}
+            described = not any(row is None or unknown_optics(row) for row in optics.values())
+            sort = "-bare" if part.bare else "" if described else "-no-optics"
+            sorts[sort].append(_Described(part, shape, optics))
+        there = [sort for sort, some in sorts.items() if some] or [""]
+        files = {"" if sort == there[0] else sort: sorts[sort] for sort in there}
+        counts, unknown = dict.fromkeys(_VERDICTS, 0), {}
+        for suffix in sorts:
+            if suffix not in files:
                 for verdict in _VERDICTS:
-                    (self._out / f"{SIDES[verdict]}{name}.star").unlink(missing_ok=True)
+                    (self._out / f"{SIDES[verdict]}{suffix}.star").unlink(missing_ok=True)
                 continue
-            counts = self._merge(name, some)
+            written, missing = self._merge(suffix, files[suffix])
             for verdict in _VERDICTS:
-                total[verdict] += counts[verdict]
+                counts[verdict] += written[verdict]
+            if missing:
+                unknown[f"{SIDES['keep']}{suffix}.star"] = missing
         judged = sum(part.rows for part in given)
-        if sum(total.values()) != judged:
-            raise InternalError(f"{judged:,} rows were judged, {sum(total.values()):,} merged")
-        return total
+        if sum(counts.values()) != judged:
+            raise InternalError(f"{judged:,} rows were judged, {sum(counts.values()):,} merged")
+        return Merged(counts, unknown)
 
-    def _merge(self, suffix: str, parts: Sequence[Part]) -> dict[str, int]:
-        shapes = [self._shape(part) for part in parts]
-        columns, verbatim = _shared_columns([shape.columns for shape in shapes])
-        optics, groups = Optics(), _Groups(self._root)
+    def _merge(
+        self, suffix: str, parts: Sequence[_Described]
+    ) -> tuple[dict[str, int], tuple[str, ...]]:
+        """Write the files of one sort; their rows by verdict, and what RELION would miss in them."""
+        columns, verbatim = _shared_columns([one.shape.columns for one in parts])
+        optics = Optics()
+        # With one group that nobody describes, no table can be right: rows keep the numbers they have.
+        numbered = all(row is not None for one in parts for row in one.optics.values())
         counts = dict.fromkeys(_VERDICTS, 0)
         with ExitStack() as stack:
             bodies: dict[str, BinaryIO] = {}
@@ -160,23 +202,26 @@ class Merger:
                 body = self._out / f".{SIDES[verdict]}{suffix}.star.rows"
                 stack.callback(body.unlink, missing_ok=True)
                 bodies[verdict] = stack.enter_context(body.open("wb+"))
-            for part, shape in zip(parts, shapes, strict=True):
-                numbers = groups.numbers(part, shape.groups, optics)
-                for verdict, rows in _sides(part, columns, numbers, verbatim):
+            for one in parts:
+                numbers = {
+                    old: str(optics.number(row)) if numbered and row is not None else old
+                    for old, row in one.optics.items()
+                }
+                for verdict, rows in _sides(one.part, columns, numbers, verbatim):
                     bodies[verdict].write(rows)
                     counts[verdict] += rows.count(b"\n")
+            missing = unknown_optics(optics.columns) if parts else ()
             head = [f"_{name} #{number}" for number, name in enumerate(columns, 1)]
             lines = [f"{VERSION.decode()}data_particles\n\nloop_", *head, ""]
             for verdict, rows_file in bodies.items():
                 rows_file.seek(0)
                 final = self._out / f"{SIDES[verdict]}{suffix}.star"
                 with replacing(final) as temporary, temporary.open("wb") as file:
-                    if optics.rows:
-                        file.write(optics.text().encode())
+                    file.write(optics_comment(missing) + optics.text().encode())
                     file.write("\n".join(lines).encode())
                     shutil.copyfileobj(rows_file, file, 1 << 20)
                     file.write(b"\n")
-        return counts
+        return counts, missing
 
     def _shape(self, part: Part) -> _Shape:
         key = (part.folder, part.digest)
@@ -211,41 +256,46 @@ def _table(part: Part, verdict: str) -> Block:
 def _sides(
     part: Part,
     columns: Sequence[str],
-    numbers: Mapping[str, int],
+    numbers: Mapping[str, str],
     verbatim: Mapping[tuple[str, ...], bool],
 ) -> Iterator[tuple[str, bytes]]:
     """Rows of a stack by verdict, as they go into the merged files."""
-    same_groups = all(str(new) == old for old, new in numbers.items())
-    said = _said_by_image(part)
+    same_groups = all(new == old for old, new in numbers.items())
+    verdicts = _overridden(part)
     for verdict in _VERDICTS:
         table = _table(part, verdict)
         if not len(table):
             continue
-        if not said and same_groups and verbatim[table.columns]:
+        if verdicts is None and same_groups and verbatim[table.columns]:
             yield verdict, _copied(table)
             continue
+        final = verdicts[verdict] if verdicts is not None else [verdict] * len(table)
+        if len(final) != len(table):
+            raise InternalError(
+                f"{table.name} of {part.folder}: {len(final):,} verdicts, {len(table):,} rows"
+            )
         at = [table.columns.index(name) if name in table.columns else -1 for name in columns]
-        image = table.columns.index(_IMAGE)
         group = columns.index(_GROUP)
-        by_side: dict[str, list[str]] = defaultdict(list)
-        for row in range(len(table)):
+        lines: dict[str, list[str]] = defaultdict(list)
+        for row, side in enumerate(final):
             fields = table.fields(row)
             made = [fields[place] if place >= 0 else "1" for place in at]
-            made[group] = str(numbers.get(made[group], 1))
-            by_side[said.get(fields[image], verdict)].append(" ".join(map(quoted, made)))
-        for side, lines in by_side.items():
-            yield side, ("\n".join(lines) + "\n").encode()
+            made[group] = numbers.get(made[group], made[group])
+            lines[side].append(" ".join(map(quoted, made)))
+        for side, some in lines.items():
+            yield side, ("\n".join(some) + "\n").encode()
 
 
-def _said_by_image(part: Part) -> dict[str, str]:
-    if not part.said:
-        return {}
-    images = pq.read_table(part.folder / "verdicts.parquet", columns=["image"])["image"]
-    return {
-        str(images[row]): "keep" if keep else "discard"
-        for row, keep in part.said.items()
-        if row < len(images)
-    }
+def _overridden(part: Part) -> dict[str, list[str]] | None:
+    """Where each row of the three files goes, by verdict and in their order; None: where it is."""
+    if not part.overrides:
+        return None
+    final: dict[str, list[str]] = {verdict: [] for verdict in _VERDICTS}
+    table = pq.read_table(part.folder / "verdicts.parquet", columns=["verdict"])
+    for row, verdict in enumerate(table["verdict"].to_pylist()):
+        keep = part.overrides.get(row)
+        final[verdict].append(verdict if keep is None else "keep" if keep else "discard")
+    return final
 
 
 class _Bytes:
@@ -272,39 +322,26 @@ class _Groups:
         self.root = root
         self._known: dict[Path, list[dict[str, str]]] = {}
 
-    def numbers(self, part: Part, used: frozenset[str], optics: Optics) -> dict[str, int]:
-        """The new number of each optics group that a stack's rows name."""
+    def find(self, part: Part, number: str) -> dict[str, str] | None:
+        """The group that a stack's rows name, None where it is described nowhere."""
         star = parse(part.folder / f"{SIDES['keep']}.star")
-        own = {row.get(_GROUP, "1"): row for row in _groups_in(star.get("optics"))}
-        return {
-            number: optics.number(own[number] if number in own else self._elsewhere(part, number))
-            for number in sorted(used)
-        }
-
-    def _elsewhere(self, part: Part, number: str) -> dict[str, str]:
-        """A group that the stack's own STAR file names and does not describe."""
-        header = mrc.read_header(part.path) if part.path.suffix == ".mrcs" else None
-        size = (
-            {
-                "rlnImagePixelSize": f"{header.pixel_size:.6f}",
-                "rlnImageSize": str(header.width),
-                "rlnImageDimensionality": "2",
-            }
-            if header and header.pixel_size
-            else {}
-        )
+        for row in _groups_in(star.get("optics")):
+            if row.get(_GROUP, "1") == number:
+                # Earlier versions wrote zeros of bare stacks, whose headers do not tell.
+                zeros = [name for name in _NOT_IN_HEADERS if part.bare and row.get(name) == "0"]
+                return {name: value for name, value in row.items() if name not in zeros}
         for folder in part.path.parents:
             for row in self._groups(folder / "particles.star"):
                 if row.get(_GROUP) == number:
                     return row
             if folder == self.root:
                 break
-        for star in self._micrographs(part):
-            for row in self._groups(star):
+        for path in self._micrographs(part):
+            for row in self._groups(path):
                 if row.get(_GROUP) == number:
                     kept = {k: v for k, v in row.items() if k != "rlnMicrographPixelSize"}
-                    return {**kept, **size}
-        return {_GROUP_NAME: f"opticsGroup{number}", **size}
+                    return {**kept, **_of_header(part.path)}
+        return _of_rows(part)
 
     def _micrographs(self, part: Part) -> Iterator[Path]:
         """STAR files of the job that made the stack's micrographs."""
@@ -334,3 +371,35 @@ def _groups_in(table: Block | None) -> list[dict[str, str]]:
     if table is None:
         return []
     return [dict(zip(table.columns, table.fields(row), strict=False)) for row in range(len(table))]
+
+
+def _of_header(path: Path) -> dict[str, str]:
+    """What a stack's header knows of its optics group."""
+    header = mrc.read_header(path) if path.suffix == ".mrcs" else None
+    if header is None or not header.pixel_size:
+        return {}
+    return {
+        "rlnImagePixelSize": f"{header.pixel_size:.6f}",
+        "rlnImageSize": str(header.width),
+        "rlnImageDimensionality": "2",
+    }
+
+
+def _of_rows(part: Part) -> dict[str, str] | None:
+    """The group of rows of RELION 3.0 or older, which hold their optics themselves, all the same."""
+    values: dict[str, set[str]] = defaultdict(set)
+    for verdict in _VERDICTS:
+        table = _table(part, verdict)
+        if len(table) and (_GROUP in table.columns or not set(_OLD_OPTICS) <= set(table.columns)):
+            return None
+        if len(table):
+            for name, column in table.read(strings=_OLD_OPTICS).strings.items():
+                values[name].update(column.unique().to_pylist())
+    if not values or any(len(some) > 1 for some in values.values()):
+        return None
+    own = {name: next(iter(some)) for name, some in values.items()}
+    detector, magnification = (float(own.pop(name)) for name in _OLD_OPTICS[-2:])
+    if not (detector > 0 and magnification > 0):
+        return None
+    pixel = {"rlnImagePixelSize": f"{detector / magnification * 1e4:.6f}"}
+    return {**own, **_of_header(part.path), **pixel}

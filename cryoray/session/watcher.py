@@ -472,27 +472,31 @@ class Watcher:
             self._merging = merger.submit(self._merge)
 
     def _merge(self) -> float:
-        """Write the merged sides; returns the seconds that it took."""
+        """Write the merged files; returns the seconds that it took."""
         began, now = time.monotonic(), time.time()
         self._dirty = False
-        said: dict[str, dict[int, bool]] = {}
+        overrides: dict[str, dict[int, bool]] = {}
         for row in self.ledger.overrides(self.session):
-            said.setdefault(row.stack, {})[row.row] = row.keep
+            overrides.setdefault(row.stack, {})[row.row] = row.keep
         parts = [
             Part(
                 folder=self.job.place(Path(row.path)),
                 path=Path(row.path),
                 bare=row.path.endswith(".mrcs") and row.described_by is None,
-                said=said.get(row.id, {}),
+                overrides=overrides.get(row.id, {}),
                 rows=row.kept + row.discarded + row.review,
                 digest=f"{row.digest}:{row.judged}",
             )
             for row in self.ledger.stacks(self.session, "judged", kind="particle")
         ]
-        counts = self._merger.merge(parts)
+        merged = self._merger.merge(parts)
         self._export_labels()
         self.ledger.merged(self.session, now)
-        data = {"folder": str(self.places.folder), **counts}
+        data: dict[str, object] = {"folder": str(self.places.folder), **merged.counts}
+        if merged.unknown:
+            data["unknown"] = [
+                f"{', '.join(names)} of {name}" for name, names in merged.unknown.items()
+            ]
         self.ledger.note(self.session, [Happened(f"merged:{now:.6f}", "sides.merged", data)])
         return time.monotonic() - began
 

@@ -26,6 +26,7 @@ def star(
     lines = ["data_particles", "", "loop_", *head, *rows, ""]
     if optics:
         names = ("rlnOpticsGroup", "rlnOpticsGroupName", "rlnImagePixelSize", "rlnVoltage")
+        names += ("rlnSphericalAberration",) if len(optics[0].split()) > 4 else ()
         table = [f"_{name} #{at}" for at, name in enumerate(names, 1)]
         lines = ["data_optics", "", "loop_", *table, *optics, "", *lines]
     path.write_text("\n".join(lines))
@@ -40,7 +41,7 @@ def part(
     values: Sequence[str] = ("1", "9000"),
     optics: Sequence[str] = ("1 first 1.06 300",),
     bare: bool = False,
-    said: dict[int, bool] | None = None,
+    overrides: dict[int, bool] | None = None,
 ) -> Part:
     """A stack of four images with one verdict of each sort, and one more keep."""
     stack = examples.write_stack(root / f"{name}.mrcs", examples.particles(4, 16))
@@ -51,11 +52,11 @@ def part(
     source = open_source(path)
     folder = root / "verdicts" / f"{name}.mrcs"
     write_verdicts(folder, source, examples.verdicts_of(VERDICTS, np.ones(4, np.float32)))
-    return Part(folder, stack, bare, said or {}, 4, "digest")
+    return Part(folder, stack, bare, overrides or {}, 4, "digest")
 
 
 def merged(root: Path, *parts: Part) -> dict[str, Any]:
-    counts = Merger(root, root).merge(parts)
+    counts = Merger(root, root).merge(parts).counts
     assert sum(counts.values()) == 4 * len(parts)
     assert not list(root.glob(".*")), "nothing is left behind"
     return starfile.read(root / "kept.star", always_dict=True)
@@ -123,7 +124,7 @@ def test_bare_stacks_do_not_take_columns_from_the_others(tmp_path: Path) -> None
 
 
 def test_what_people_said_goes_where_they_said(tmp_path: Path) -> None:
-    merged(tmp_path, part(tmp_path, "a", said={0: False, 2: True}), part(tmp_path, "b"))
+    merged(tmp_path, part(tmp_path, "a", overrides={0: False, 2: True}), part(tmp_path, "b"))
     sides = {
         side: starfile.read(tmp_path / f"{side}.star", always_dict=True)["particles"][
             "rlnImageName"
@@ -150,6 +151,63 @@ def test_optics_that_extraction_leaves_out_are_found_in_the_project(tmp_path: Pa
     assert (row["rlnVoltage"], row["rlnSphericalAberration"]) == (300, 2.7)
     assert row["rlnImagePixelSize"] == pytest.approx(2.5), "of the stack, not of the micrograph"
     assert (row["rlnImageSize"], "rlnMicrographPixelSize" in row) == (16, False)
+
+
+def test_what_no_header_tells_is_left_out_and_named(tmp_path: Path) -> None:
+    stack = part(tmp_path, "a", bare=True)
+    for side in ("kept", "discarded", "review"):  # as earlier versions wrote them
+        file = stack.folder / f"{side}.star"
+        text = file.read_text().replace(
+            "_rlnImagePixelSize #5",
+            "_rlnImagePixelSize #5\n_rlnVoltage #6\n_rlnSphericalAberration #7",
+        )
+        file.write_text(text.replace("2.500000\n", "2.500000 0 0\n"))
+    assert "2.500000 0 0" in file.read_text()
+    unknown = Merger(tmp_path, tmp_path).merge([stack]).unknown
+    assert unknown == {"kept.star": ("rlnVoltage", "rlnSphericalAberration")}
+    tables = starfile.read(tmp_path / "kept.star", always_dict=True)
+    assert not set(tables["optics"].columns) & {"rlnVoltage", "rlnSphericalAberration"}
+    assert tables["optics"]["rlnImagePixelSize"].tolist() == [2.5]
+    first = (tmp_path / "kept.star").read_text().splitlines()[0]
+    assert first.endswith("data_optics: rlnVoltage rlnSphericalAberration")
+
+
+def test_no_optics_are_made_up_for_a_group_that_nothing_describes(tmp_path: Path) -> None:
+    unknown = part(tmp_path, "a", values=("7", "9000"), optics=())
+    whole = ("1 first 1.06 300 2.7",)
+    parts = [part(tmp_path, "b", optics=whole), unknown, part(tmp_path, "c", bare=True)]
+    result = Merger(tmp_path, tmp_path).merge(parts)
+    assert sum(result.counts.values()) == 12
+    assert result.unknown == {
+        "kept-no-optics.star": ("rlnVoltage", "rlnSphericalAberration", "rlnImagePixelSize"),
+        "kept-bare.star": ("rlnVoltage", "rlnSphericalAberration"),
+    }
+    tables = starfile.read(tmp_path / "kept.star", always_dict=True)
+    assert tables["optics"]["rlnSphericalAberration"].tolist() == [2.7]
+    tables = starfile.read(tmp_path / "kept-no-optics.star", always_dict=True)
+    assert list(tables) == ["particles"]
+    assert tables["particles"]["rlnOpticsGroup"].tolist() == [7, 7]
+    assert tables["particles"]["rlnDefocusU"].tolist() == [9000, 9000]
+
+
+def test_a_number_that_one_group_lacks_is_no_zero(tmp_path: Path) -> None:
+    first, second = part(tmp_path, "a"), part(tmp_path, "b", optics=("1 first 0.85 300",))
+    for side in ("kept", "discarded", "review"):
+        file = first.folder / f"{side}.star"
+        text = file.read_text().replace("_rlnVoltage #4", "_rlnVoltage #4\n_rlnBeamTiltX #5")
+        file.write_text(text.replace("1.06 300", "1.06 300 0.4"))
+    optics = merged(tmp_path, first, second)["optics"]
+    assert "rlnBeamTiltX" not in optics.columns
+
+
+def test_rows_of_relion_30_tell_their_optics_themselves(tmp_path: Path) -> None:
+    columns = ("rlnImageName", "rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast")
+    columns += ("rlnDetectorPixelSize", "rlnMagnification")
+    values = ("300", "2.7", "0.1", "5.0", "20000")
+    stack = part(tmp_path, "a", columns=columns, values=values, optics=())
+    (row,) = merged(tmp_path, stack)["optics"].to_dict("records")
+    assert (row["rlnVoltage"], row["rlnSphericalAberration"]) == (300, 2.7)
+    assert row["rlnImagePixelSize"] == 2.5
 
 
 def test_rows_that_got_lost_are_noticed(tmp_path: Path) -> None:

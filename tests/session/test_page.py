@@ -388,6 +388,12 @@ def test_images_are_drawn_on_demand_and_only_from_where_they_may_be_read(
         assert (refused.status_code, list(refused.json())) == (422, ["error"])
 
 
+def test_the_page_says_what_is_not_known_of_the_merged_files(site: Site) -> None:
+    with site.browser() as browser:
+        page = browser.get("/sessions/s").text
+    assert "Not known: rlnVoltage, rlnSphericalAberration of kept.star" in page
+
+
 def test_the_queue_is_sorted_by_what_a_label_teaches(site: Site) -> None:
     worth = [row.teaches for row in site.ledger.candidates("s", 10)]
     assert worth == sorted(worth, reverse=True)

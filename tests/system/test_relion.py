@@ -78,8 +78,18 @@ def test_relion_reads_what_is_written_of_a_bare_stack(
     source = open_source(stack)
     write_verdicts(tmp_path, source, some_verdicts(source))
     star = tmp_path / "kept.star"
+    arguments = ("relion_stack_create", "--i", "kept.star", "--o", "again")
+    refused = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert refused.returncode
+    assert "not all necessary variables defined" in refused.stderr
+    text = star.read_text()
+    assert text.startswith("# Not known, and RELION stops until it is added to data_optics: rlnV")
+    # What a person who knows the microscope adds, as the comment asks for.
+    columns = "_rlnImagePixelSize #5\n_rlnVoltage #6\n_rlnSphericalAberration #7\n"
+    text = text.replace("_rlnImagePixelSize #5\n", columns)
+    star.write_text(re.sub(r"(?m)^(1 opticsGroup1 .*)$", r"\1 300 2.7", text))
     same_values(star, through_relion(relion, star))
-    relion(tmp_path, "relion_stack_create", "--i", star, "--o", "again")
+    relion(tmp_path, *arguments)
     assert len(open_source(tmp_path / "again.mrcs")) == len(open_source(star))
 
 

@@ -213,6 +213,7 @@ def router(ledger: Ledger, operator: str, readable: Callable[[Path], Path]) -> A
             live=views.live(session),
             gallery=views.gallery(session),
             classes=views.gallery(session, "class2d"),
+            unknown=views.unknown(session),
         )
 
     @made.get("/sessions/{name}/live", include_in_schema=False)

@@ -218,6 +218,11 @@ class Views:
             return Tile(key, row, "", None, None, (), None, None)
         return _tile(stack, table, row, self._said(session.name).get((key, row)))
 
+    def unknown(self, session: Any) -> list[str]:
+        """What RELION needs and nobody knows of the merged files, as they were written last."""
+        last = self._ledger.events(session.name, names=["sides.merged"], latest=1)
+        return list(last[0].data.get("unknown", ())) if last else []
+
     def hidden(self, session: str, key: str, row: int) -> bool:
         """Whether an image is of the blind sample and has no label yet."""
         return (key, row) in self._blind(session)
