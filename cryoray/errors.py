@@ -13,11 +13,26 @@ CryorayError              anything cryoray raises on purpose
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from pathlib import Path
 
 #: Numbers of the `OSError` of a disk on which nothing more has room, and of one that is closed to us.
 FULL = (errno.ENOSPC, errno.EDQUOT)
 CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what caused it, one after the other; what a Ray worker raised arrives wrapped.
+
+    Each is met once: Ray has errors that name themselves as their cause.
+    """
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        yield cause
+        seen.add(id(cause))
+        wrapped = getattr(cause, "cause", None)
+        cause = wrapped if isinstance(wrapped, BaseException) else cause.__cause__
 
 
 def not_ours(error: BaseException | None) -> bool:

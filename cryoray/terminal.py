@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from cryoray.errors import FULL, CryorayError, InternalError, not_ours
+from cryoray.errors import FULL, CryorayError, InternalError, causes, not_ours
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
+#: Exit code of a command that a person stopped (128 + SIGINT).
+INTERRUPTED = 130
+
 
 @contextmanager
 def complaints(*, debug: bool) -> Iterator[None]:
@@ -35,6 +38,10 @@ def complaints(*, debug: bool) -> Iterator[None]:
         yield
     except (typer.Exit, typer.Abort):
         raise
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
         if debug:
             raise
@@ -48,11 +55,9 @@ def complaint(error: BaseException) -> tuple[str, int]:
 
     What a Ray worker raised arrives wrapped, so the chain of causes is searched.
     """
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in causes(error):
         if not_ours(cause):
             return _sentence(cause)
-        cause = getattr(cause, "cause", None) or cause.__cause__
     return (
         f"This is our fault, not yours: {type(error).__name__}: {error}. "
         "Please report it, with what the same command prints with --debug.",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from cryoray import __version__
 from cryoray.cli import (
@@ -29,7 +32,7 @@ from cryoray.cli import (
     watch,
 )
 from cryoray.cli.common import Given, renamed
-from cryoray.terminal import complaints, out
+from cryoray.terminal import INTERRUPTED, complaints, err, out
 
 app = typer.Typer(
     name="cryoray",
@@ -63,8 +66,13 @@ def _globals(
 def _guarded(verb: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(verb)
     def run(ctx: typer.Context, **options: Any) -> None:
-        with complaints(debug=ctx.obj.debug):
-            verb(ctx, **options)
+        try:
+            with complaints(debug=ctx.obj.debug):
+                verb(ctx, **options)
+        except typer.Exit as ended:
+            if ended.exit_code == INTERRUPTED:
+                err.print(escape(_stopped(options.get("out"))), soft_wrap=True)
+            raise
 
     return run
 
@@ -108,9 +116,29 @@ for proof in (validate.fsc, validate.reconstruct, validate.similarity):
     _validate.command()(_guarded(proof))
 
 
+def _stopped(out: object) -> str:
+    """What to say to somebody who stopped a command: what it leaves behind, and what that is good for."""
+    left = [
+        str(there)
+        for suffix in (".partial", ".shards")
+        if isinstance(out, Path) and (there := out.with_name(out.name + suffix)).exists()
+    ]
+    if not left:
+        return "Stopped."
+    return f"Stopped. {' and '.join(left)} stays: the same command goes on from there."
+
+
 def main() -> None:
     """Entry point of the ``cryoray`` command."""
-    app()
+    try:
+        app()
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            # Without waiting for threads and for Ray, whose processes end when this one does.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(INTERRUPTED)
+        raise
 
 
 if __name__ == "__main__":

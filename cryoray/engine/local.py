@@ -44,15 +44,18 @@ def in_threads(do: Callable[[Thing], Result], things: Iterable[Thing]) -> Iterat
     numpy, torch and reading let go of Python's lock. Each thread adds up by itself, as a worker of Ray does:
     the order of adding is part of a result.
     """
-    before = torch.get_num_threads()
-    with ThreadPoolExecutor(cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            doing = [pool.submit(do, thing) for thing in things]
-            for done in as_completed(doing):
-                yield done.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(before)
+    before, interrupted = torch.get_num_threads(), False
+    pool = ThreadPoolExecutor(cores(), initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        doing = [pool.submit(do, thing) for thing in things]
+        for done in as_completed(doing):
+            yield done.result()
+    except KeyboardInterrupt:  # whoever says stop does not want to wait for what is under way
+        interrupted = True
+        raise
+    finally:
+        pool.shutdown(wait=not interrupted, cancel_futures=True)
+        torch.set_num_threads(before)
 
 
 def judge(

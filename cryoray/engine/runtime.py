@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -23,6 +24,8 @@ LOCALHOST = "127.0.0.1"
 
 #: The path of a Unix socket ends after 107 bytes, and Ray's own part of it takes about 75.
 _LONGEST_TEMP = 12
+#: The same for what multiprocessing of Python adds: ``/pymp-xxxxxxxx/listener-xxxxxxxx``.
+_LONGEST_TMPDIR = 70
 
 #: Names the seconds after which Ray's core ends a process whose head is away; we do so somewhat before.
 _RAY_PATIENCE, _WE_GIVE_UP = "RAY_gcs_rpc_server_reconnect_timeout_s", 0.8
@@ -55,17 +58,41 @@ def connect(settings: RuntimeSettings) -> None:
     try:
         with _silent_core():
             _dashboard = _start(settings) if address == "local" else _join(address)
-    except (OSError, ValueError, RuntimeError) as error:
+    except SettingsError:
+        raise
+    # Ray raises plain exceptions, too, where one of its processes did not start in time.
+    except Exception as error:
         what = "a local Ray could not start" if address == "local" else f"no Ray at {address}"
-        raise SettingsError(
-            f"{what}: {str(error).strip().rstrip('.')}", remedy="see the settings under [runtime]"
-        ) from error
+        why, remedy = _explained(error)
+        raise SettingsError(f"{what}: {why}", remedy=remedy) from error
     data_context()
+
+
+def _explained(error: BaseException) -> tuple[str, str]:
+    """Why Ray did not start, in one line, and what helps."""
+    text = str(error).strip()
+    if "timed out" in text or "not be accessible" in text:
+        return (
+            "its processes did not start in time",
+            "try again when this machine is less busy, or give them longer:"
+            " RAY_raylet_start_wait_time_s=120",
+        )
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    # Of a process that failed Ray quotes the end of its log; what went wrong stands last.
+    first = lines[0] if len(lines) < 3 else f"{lines[0]} {lines[-1]}"
+    return first[:400].rstrip("."), "see the settings under [runtime], or set RAY_ADDRESS"
 
 
 def _start(settings: RuntimeSettings) -> str | None:
     _private_token()
-    started = ray.init(
+    folder = _temp_folder()
+    with _short_temporary_files(folder):
+        started = _init(settings, folder)
+    return f"http://{started.dashboard_url}" if started.dashboard_url else None
+
+
+def _init(settings: RuntimeSettings, folder: Path) -> Any:
+    return ray.init(
         address="local",
         # Logical CPUs are only numbers; with fewer than four, a reader and a pool of judges can
         # wait for each other for ever.
@@ -77,9 +104,25 @@ def _start(settings: RuntimeSettings) -> str | None:
         dashboard_port=_dashboard_port(settings.dashboard_port),
         log_to_driver=False,
         logging_level=logging.ERROR,
-        _temp_dir=str(_temp_folder()),
+        _temp_dir=str(folder),
     )
-    return f"http://{started.dashboard_url}" if started.dashboard_url else None
+
+
+@contextlib.contextmanager
+def _short_temporary_files(folder: Path) -> Iterator[None]:
+    """Have the processes of Ray use ``folder`` for temporary files where TMPDIR is too long for sockets.
+
+    Python's multiprocessing, which Ray's dashboard uses, binds sockets below TMPDIR.
+    """
+    given = os.environ.get("TMPDIR")
+    if given is None or len(given) <= _LONGEST_TMPDIR:
+        yield
+        return
+    os.environ["TMPDIR"] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ["TMPDIR"] = given
 
 
 def _dashboard_port(first: int) -> int | None:
@@ -209,12 +252,19 @@ def _private_token() -> None:
     if os.environ.get("RAY_AUTH_MODE", "token") != "token" or "RAY_AUTH_TOKEN" in os.environ:
         return
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        path.touch(0o600, exist_ok=False)
-        path.write_text(secrets.token_hex(32))
-    if path.stat().st_uid == os.getuid():
-        path.chmod(0o600)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            path.touch(0o600, exist_ok=False)
+            path.write_text(secrets.token_hex(32))
+        if path.stat().st_uid == os.getuid():
+            path.chmod(0o600)
+    except OSError as error:
+        raise SettingsError(
+            f"the token that a local Ray wants cannot be written ({error.strerror})",
+            file=path,
+            remedy="set RAY_AUTH_TOKEN_PATH to a file in a folder of yours",
+        ) from error
 
 
 def _knock(address: str, timeout: float = 10.0) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -150,7 +151,7 @@ class RayFits:
             ),
         )
         try:
-            trainer.fit()
+            _fitted(trainer)
         except ControllerError as error:
             if not_ours(error.controller_failure):
                 raise error.controller_failure from error
@@ -185,6 +186,21 @@ class RayFits:
         finally:
             stop.set()
             thread.join()
+
+
+def _fitted(trainer: TorchTrainer) -> None:
+    """Run a trainer in a thread: in the main one Ray Train takes Ctrl-C for itself, and a minute to obey."""
+    done: Future[None] = Future()
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+            done.set_result(None)
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=contextvars.copy_context().run, args=(fit,), daemon=True).start()
+    done.result()
 
 
 def _workers(settings: TrainSettings) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cryoray.errors import CryorayError, EnsembleError, InternalError
+from cryoray.errors import CryorayError, EnsembleError, InternalError, causes
 from cryoray.models import registry
 from cryoray.models.ensemble import Ensemble
 from cryoray.protocol.messages import ServiceEvent, Training
@@ -246,10 +246,8 @@ class Lineup(Mapping[str, Served]):
 
 def sentence(error: BaseException) -> str:
     """What went wrong; an error of another process arrives wrapped."""
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in causes(error):
         if isinstance(cause, CryorayError) and not isinstance(cause, InternalError):
             return str(cause)
-        cause = getattr(cause, "cause", None) or cause.__cause__
     first = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {first}"

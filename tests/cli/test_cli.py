@@ -287,3 +287,26 @@ def test_an_ensemble_is_promoted_and_rolled_back_by_name(
     assert (tmp_path / "live" / "active").read_text() == first + "\n"
     again = run("promote", "--rollback", "live")
     assert (again.exit_code, again.stderr.count("\n")) == (2, 1)
+
+
+def test_an_error_that_names_itself_as_its_cause_is_told_all_the_same(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    error = RuntimeError("of Ray")
+    error.__cause__ = error
+    assert complain(error) == 1
+    assert "RuntimeError: of Ray" in capsys.readouterr().err
+
+
+def test_who_stops_a_verb_hears_in_one_line_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        (tmp_path / "set.shards").mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cryoray.verbs.ingest.ingest", stopped)
+    done = run("ingest", tmp_path, "--out", tmp_path / "set")
+    assert done.exit_code == 130
+    shards = tmp_path / "set.shards"
+    assert done.stderr.strip() == f"Stopped. {shards} stays: the same command goes on from there."

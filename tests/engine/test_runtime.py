@@ -153,3 +153,63 @@ def test_a_dashboards_port_that_is_taken_gives_way_to_the_next() -> None:
         assert port < found < port + 100
     assert runtime._dashboard_port(port) == port
     assert runtime._dashboard_port(8265) is None  # Ray's default, from which it looks by itself
+
+
+@pytest.mark.parametrize(
+    ("raised", "sentence"),
+    [
+        # As Ray 2.60 raises them, word for word.
+        (
+            Exception(
+                "The current node timed out during startup. This could happen because some of the raylet "
+                "failed to startup or the GCS has become overloaded."
+            ),
+            "its processes did not start in time; .* RAY_raylet_start_wait_time_s",
+        ),
+        (
+            Exception(
+                "Failed to start the dashboard \nThe last 20 lines of dashboard.log:\n  File x\n"
+                "OSError: AF_UNIX path too long"
+            ),
+            "Failed to start the dashboard OSError: AF_UNIX path too long",
+        ),
+    ],
+)
+def test_a_ray_that_does_not_start_is_not_our_fault(
+    raised: Exception, sentence: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def init(**_: object) -> None:
+        raise raised
+
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(SettingsError, match=f"a local Ray could not start: {sentence}"):
+        runtime.connect(RuntimeSettings())
+
+
+def test_a_home_in_which_nothing_can_be_written_names_the_variable_that_helps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOME", "/proc/1/nothing")
+    for name in ("RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SettingsError, match=r"cannot be written .* set RAY_AUTH_TOKEN_PATH"):
+        runtime._private_token()
+
+
+@pytest.mark.ray
+def test_ray_starts_where_the_folder_of_temporary_files_has_a_long_name(tmp_path: Path) -> None:
+    longest = tmp_path / ("x" * 90)
+    longest.mkdir()
+    code = (
+        "from cryoray.engine import runtime; from cryoray.settings import RuntimeSettings as S; import os\n"
+        "runtime.connect(S(cpus=4, gpus=0, object_store_mib=128)); print(os.environ['TMPDIR'])"
+    )
+    environment = {**os.environ, "TMPDIR": str(longest), "RAY_AUTH_TOKEN_PATH": str(tmp_path / "t")}
+    environment.pop("RAY_ADDRESS", None)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, str(longest)), done.stderr

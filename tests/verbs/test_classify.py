@@ -1,4 +1,4 @@
-"""A source to verdicts, on one Ray."""
+"""A source to verdicts, by threads of this process."""
 
 from __future__ import annotations
 
@@ -33,9 +33,8 @@ def rows_of(star: Path) -> list[str]:
     return open_source(star).images.tolist()
 
 
-@pytest.mark.ray
 def test_every_row_is_judged_in_the_sources_order_as_one_process_would(
-    ray_cluster: RuntimeSettings, project: Path, settings: Settings, tmp_path: Path
+    project: Path, settings: Settings, tmp_path: Path
 ) -> None:
     told: list[Progress] = []
     events: list[Event] = []
@@ -71,9 +70,8 @@ def test_every_row_is_judged_in_the_sources_order_as_one_process_would(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.ray
 def test_what_cannot_be_read_is_listed_and_the_rest_is_judged(
-    ray_cluster: RuntimeSettings, settings: Settings, tmp_path: Path
+    settings: Settings, tmp_path: Path
 ) -> None:
     star = write_project(tmp_path / "damaged", (20, 20, 20))
     stacks = tmp_path / "damaged/Extract/job001"
@@ -98,9 +96,8 @@ def test_what_cannot_be_read_is_listed_and_the_rest_is_judged(
     assert pq.read_metadata(out / "verdicts.parquet").num_rows == 62 - 23
 
 
-@pytest.mark.ray
 def test_a_folder_of_projects_gets_a_folder_each_and_replaces_older_verdicts(
-    ray_cluster: RuntimeSettings, settings: Settings, tmp_path: Path
+    settings: Settings, tmp_path: Path
 ) -> None:
     stars = [write_project(tmp_path / "day" / name, (12, 9)) for name in ("one", "two")]
     old = tmp_path / "out" / "three"
@@ -115,9 +112,8 @@ def test_a_folder_of_projects_gets_a_folder_each_and_replaces_older_verdicts(
     np.testing.assert_allclose(one["score"].to_numpy(), two["score"].to_numpy(), atol=1e-5)
 
 
-@pytest.mark.ray
 def test_classes_are_judged_by_an_ensemble_of_classes_and_selected_as_relion_does(
-    ray_cluster: RuntimeSettings, class_ensemble: Path, tmp_path: Path
+    class_ensemble: Path, tmp_path: Path
 ) -> None:
     job = write_class_job(tmp_path)
     chosen = ClassifySettings(ensemble=str(class_ensemble), score_column=True)
@@ -139,9 +135,8 @@ def test_classes_are_judged_by_an_ensemble_of_classes_and_selected_as_relion_doe
     assert len(particles) == np.array(COUNTS)[kept].sum()
 
 
-@pytest.mark.ray
 def test_without_review_nothing_is_left_for_a_person(
-    ray_cluster: RuntimeSettings, class_ensemble: Path, tiny_ensemble: Path, tmp_path: Path
+    class_ensemble: Path, tiny_ensemble: Path, tmp_path: Path
 ) -> None:
     job = write_class_job(tmp_path)
     chosen = ClassifySettings(
@@ -156,9 +151,8 @@ def test_without_review_nothing_is_left_for_a_person(
         assert (kept >= np.float32(Ensemble.load(ensemble).threshold)).all()
 
 
-@pytest.mark.ray
 def test_particles_and_their_classes_are_judged_together(
-    ray_cluster: RuntimeSettings, class_ensemble: Path, tiny_ensemble: Path, tmp_path: Path
+    class_ensemble: Path, tiny_ensemble: Path, tmp_path: Path
 ) -> None:
     job = write_class_job(tmp_path)
     alone = ClassifySettings(ensemble=str(tiny_ensemble))
@@ -185,9 +179,8 @@ def test_particles_and_their_classes_are_judged_together(
     assert (out / "classes/backup_selection.star").is_file()
 
 
-@pytest.mark.ray
 def test_where_nothing_can_be_read_the_list_is_written_first(
-    ray_cluster: RuntimeSettings, settings: Settings, tmp_path: Path
+    settings: Settings, tmp_path: Path
 ) -> None:
     star = write_star(tmp_path / "particles.star", ["1@gone.mrcs mic.mrc 1 9000 9000 4"])
     with pytest.raises(QuarantineError, match=r"out/quarantine\.parquet: 1 of 1 rows"):
@@ -233,9 +226,8 @@ def test_an_empty_folder_is_no_source(settings: Settings, tmp_path: Path) -> Non
     assert not (tmp_path / "out.partial").exists()
 
 
-@pytest.mark.ray
 def test_a_cryosparc_job_is_judged_as_it_is_and_given_back_to_both_programs(
-    ray_cluster: RuntimeSettings, settings: Settings, tmp_path: Path
+    settings: Settings, tmp_path: Path
 ) -> None:
     path = write_cs_job(tmp_path / "CS-x", n=30)
     write_stack(tmp_path / "CS-x/J19/extract/a.mrc", particles(28))
@@ -258,7 +250,6 @@ def test_a_cryosparc_job_is_judged_as_it_is_and_given_back_to_both_programs(
         assert star.columns[-1] == "rlnCryorayScore"
 
 
-@pytest.mark.ray
 def test_a_page_stands_beside_the_verdicts(
     project: Path, settings: Settings, tmp_path: Path, ray_cluster: RuntimeSettings
 ) -> None:
