@@ -24,7 +24,7 @@ from cryoray.serving.replica import judge_together
 from cryoray.serving.sources import Catalogue
 from cryoray.settings import RuntimeSettings
 from tests.classes import write_class_job
-from tests.examples import write_project
+from tests.examples import particles, write_project, write_stack
 from tests.formats.files import write_cs_job
 from tests.sets import write_labelled_set
 
