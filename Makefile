@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null \
 	  || { echo "$(VENV) has no pip: apt install python3-venv python3-pip, make clean, and try again." >&2; exit 2; }
 	@echo "Installing the pinned dependencies into $(VENV): once, some minutes."
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
 	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m compileall -q $(VENV)/lib cryoray flows >/dev/null || true
 	@touch $@
 

@@ -16,6 +16,20 @@ import errno
 from collections.abc import Iterator
 from pathlib import Path
 
+#: What cryoray imports and a machine may be without, and the extra that brings it.
+EXTRAS = {
+    "PIL": "report",
+    "anyio": "session",
+    "fastapi": "session",
+    "jinja2": "report",
+    "markupsafe": "report",
+    "matplotlib": "report",
+    "prometheus_client": "serve",
+    "ray": "train",
+    "sqlalchemy": "session",
+    "starlette": "serve",
+}
+
 #: Numbers of the `OSError` of a disk on which nothing more has room, and of one that is closed to us.
 FULL = (errno.ENOSPC, errno.EDQUOT)
 CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -36,10 +50,25 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def not_ours(error: BaseException | None) -> bool:
-    """Whether somebody can mend it who is not us: something was given that is of no use, or a disk."""
+    """Whether somebody can mend it who is not us: a useless input, a disk, an extra that is not installed."""
     if isinstance(error, OSError):
         return error.errno in (*FULL, *CLOSED)
+    if isinstance(error, ModuleNotFoundError):
+        return _module(error) in EXTRAS
     return isinstance(error, CryorayError) and not isinstance(error, InternalError)
+
+
+def _module(error: ModuleNotFoundError) -> str:
+    return (error.name or "").partition(".")[0]
+
+
+def missing(error: ModuleNotFoundError) -> InputError:
+    """What to say where a module of `EXTRAS` is not installed."""
+    name = _module(error)
+    return InputError(
+        f"this needs {name}, which is not installed here",
+        remedy=f"pip install 'cryoray[{EXTRAS[name]}]'",
+    )
 
 
 class CryorayError(Exception):

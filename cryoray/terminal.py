@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from cryoray.errors import FULL, CryorayError, InternalError, causes, not_ours
+from cryoray.errors import FULL, CryorayError, InternalError, causes, missing, not_ours
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -66,6 +66,8 @@ def complaint(error: BaseException) -> tuple[str, int]:
 
 
 def _sentence(error: BaseException) -> tuple[str, int]:
+    if isinstance(error, ModuleNotFoundError):
+        error = missing(error)
     if isinstance(error, CryorayError):
         return str(error), error.exit_code
     assert isinstance(error, OSError)

@@ -6,6 +6,7 @@ What is exported is imported when it is first used: matplotlib when something is
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -135,6 +136,12 @@ _EXPORTED = {
     ),
 }
 _MODULE = {name: module for module, names in _EXPORTED.items() for name in names}
+
+
+# A verb that will write a page finds out before it works, not after.
+for _needed in ("jinja2", "markupsafe", "matplotlib", "PIL"):
+    if importlib.util.find_spec(_needed) is None:
+        raise ModuleNotFoundError(f"No module named {_needed!r}", name=_needed)
 
 
 def __getattr__(name: str) -> object:

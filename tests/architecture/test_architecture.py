@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from cryoray import errors
 from cryoray.cli.main import app
 from tests.architecture import feature_table, settings_table
 
@@ -97,14 +98,105 @@ def test_every_dependency_is_pinned() -> None:
     pins = (ROOT / "constraints.txt").read_text().splitlines()[1:]
     assert [line for line in pins if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9a-z.]+", line)] == []
     pinned = {_canonical(line.split("==")[0]) for line in pins}
-    project = PROJECT["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
-    missing = {_canonical(re.split(r"[\[<>=;\s]", one)[0]) for one in wanted} - pinned
-    assert missing == set()
+    assert declared(*EXTRAS) - pinned == set()
+
+
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+
+#: Modules that are called otherwise than the distribution which has them.
+CALLED = {
+    "PIL": "pillow",
+    "cryosparc": "cryosparc-tools",
+    "skimage": "scikit-image",
+    "yaml": "pyyaml",
+}
+
+#: The extras that a folder may count on beside what every installation has. `cryoray-cryosparc` runs where
+#: cryoSPARC's own tools are; of cryoray's extras only `dev` brings them.
+MAY_USE = {
+    "cryoray/cli": ("report", "dev"),
+    "cryoray/diagnostics": ("train",),
+    "cryoray/engine": ("train",),
+    "cryoray/report": ("report",),
+    "cryoray/serving": ("serve",),
+    "cryoray/session": ("session",),
+    "cryoray/verbs": ("train",),
+    "flows": ("flows",),
+    "benchmarks": ("all", "dev"),
+    "tests": ("all", "dev"),
+}
+FOLDERS = sorted(
+    {
+        "cryoray",
+        *MAY_USE,
+        *(str(path.parent.relative_to(ROOT)) for path in (ROOT / "cryoray").glob("*/__init__.py")),
+    }
+)
+
+
+def declared(*extras: str) -> set[str]:
+    """The distributions of a bare installation and of some extras."""
+    found, todo = (
+        set(),
+        [*PROJECT["project"]["dependencies"], *(one for e in extras for one in EXTRAS[e])],
+    )
+    while todo:
+        name, inside = re.match(r"([\w.-]+)(?:\[([\w,-]+)\])?", todo.pop()).groups()  # type: ignore[union-attr]
+        if name == "cryoray":
+            todo += [one for extra in inside.split(",") for one in EXTRAS[extra]]
+        else:
+            found.add(_canonical(name))
+    return found
 
 
 def _canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def imported(folder: str) -> set[str]:
+    """The modules of others that a folder's code imports, wherever in a file."""
+    top = ROOT / folder
+    files = top.glob("*.py") if folder == "cryoray" else top.rglob("*.py")
+    nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text()))]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) if node.module]
+    own = {"cryoray", "flows", "tests", "benchmarks"}
+    return {name.partition(".")[0] for name in names} - own - sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_what_is_imported_is_declared(folder: str) -> None:
+    distributions = {_canonical(CALLED.get(name, name)) for name in imported(folder)}
+    assert distributions - declared(*MAY_USE.get(folder, ())) == set()
+
+
+def test_what_is_declared_is_imported() -> None:
+    used = {_canonical(CALLED.get(name, name)) for folder in FOLDERS for name in imported(folder)}
+    tools = {
+        "import-linter", "mypy", "pandas-stubs", "pytest-timeout", "pytest-xdist", "ruff",
+        "schemathesis", "setuptools", "types-pyyaml",
+    }  # fmt: skip
+    assert declared(*EXTRAS) - used - tools == set()
+
+
+def test_everything_is_what_all_extras_are_together() -> None:
+    assert declared("all") == declared(*(set(EXTRAS) - {"dev"}))
+
+
+def test_what_a_machine_may_be_without_is_named_with_its_extra() -> None:
+    everywhere = declared()
+    for module, extra in errors.EXTRAS.items():
+        name = _canonical(CALLED.get(module, module))
+        own = {_canonical(re.split(r"[\[<>=]", one)[0]) for one in EXTRAS[extra]}
+        assert name in own - everywhere, module
+    optional = {
+        module
+        for folder in FOLDERS
+        if folder.startswith("cryoray")
+        for module in imported(folder)
+        if _canonical(CALLED.get(module, module)) not in everywhere
+    }
+    assert optional - {"cryosparc"} == set(errors.EXTRAS)
 
 
 def test_the_readme_names_exactly_the_commands_there_are() -> None:

@@ -140,6 +140,14 @@ def test_a_bug_is_our_fault(capsys: pytest.CaptureFixture[str]) -> None:
     assert "our fault" in capsys.readouterr().err
 
 
+def test_an_extra_that_is_not_installed_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert complain(ModuleNotFoundError("No module named 'ray.data'", name="ray.data")) == 2
+    said = capsys.readouterr().err
+    assert said == "this needs ray, which is not installed here; pip install 'cryoray[train]'.\n"
+    assert complain(ModuleNotFoundError("No module named 'numpi'", name="numpi")) == 1
+    assert "our fault" in capsys.readouterr().err
+
+
 def test_debug_shows_the_traceback() -> None:
     with pytest.raises(ZeroDivisionError), terminal.complaints(debug=True):
         raise ZeroDivisionError
