@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,12 +22,16 @@ if TYPE_CHECKING:
 
 _GIB = 2**30
 
+#: The variables that name the files of tokens, where they are not in the home folder.
+_RAY_FILE, _SERVICE_FILE = "RAY_AUTH_TOKEN_PATH", "CRYORAY_TOKEN_FILE"
+
 
 def examine(settings: Settings) -> Iterator[Finding]:
     """Everything that is looked at, in the order in which it is shown."""
     yield Finding("Python", ".".join(map(str, sys.version_info[:3])))
-    for package in ("torch", "ray", "prefect"):
-        yield _package(package)
+    yield _package("torch")
+    yield _package("ray", extra="train")
+    yield _package("prefect", extra="flows")
     yield _cores()
     yield _memory()
     yield _shared_memory(settings.runtime.object_store_mib * 2**20)
@@ -37,6 +42,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         ("temporary files", Path(tempfile.gettempdir())),
     ):
         yield _writable(name, folder)
+    yield _home()
     from cryoray.records import KINDS
 
     for kind in KINDS:
@@ -46,13 +52,16 @@ def examine(settings: Settings) -> Iterator[Finding]:
             yield _ledger(ledger)
     from cryoray.protocol.token import token_file
 
-    ray = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
-    yield _token("token of the service", token_file())
-    yield _token("token of Ray", ray)
+    ray = Path(os.environ.get(_RAY_FILE, "~/.ray/auth_token")).expanduser()
+    yield _token("token of the service", token_file(), "CRYORAY_TOKEN", _SERVICE_FILE)
+    yield _token("token of Ray", ray, "RAY_AUTH_TOKEN", _RAY_FILE)
 
 
-def _package(name: str) -> Finding:
+def _package(name: str, extra: str = "") -> Finding:
     """A package counts as there when it can be imported, not when its name is listed."""
+    if extra and find_spec(name) is None:
+        remedy = f"pip install 'cryoray[{extra}]', where this machine shall do what needs it"
+        return Finding(name, "not installed", "warning", remedy)
     try:
         import_module(name)
         return Finding(name, version(name))
@@ -111,14 +120,39 @@ def _gpu() -> Finding:
 
 def _writable(name: str, folder: Path) -> Finding:
     """Whether a file can be made there, or where the folder could be made."""
+    there, why = _closed(folder)
+    if not why:
+        return Finding(name, str(folder))
+    return Finding(name, f"{folder}: {why}", "bad", f"make {there} writable or choose another")
+
+
+def _closed(folder: Path) -> tuple[Path, str]:
+    """The folder, or that in which it would have to be made; and why no file can be made there, if so."""
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     try:
         with tempfile.TemporaryFile(dir=there):
-            return Finding(name, str(folder))
+            return there, ""
     except OSError as error:
-        return Finding(
-            name, f"{folder}: {error.strerror}", "bad", f"make {there} writable or choose another"
-        )
+        return there, error.strerror or str(error)
+
+
+def _home() -> Finding:
+    """Ray and the service keep their tokens there, unless variables name other files."""
+    home, name = Path.home(), "home folder"
+    _, why = _closed(home)
+    if not why:
+        return Finding(name, str(home))
+    needed = [file for file in (_RAY_FILE, _SERVICE_FILE) if file not in os.environ]
+    if not needed:
+        remedy = f"nothing to do for tokens: {_RAY_FILE} and {_SERVICE_FILE} name other files"
+        return Finding(name, f"{home}: {why}", "warning", remedy)
+    return Finding(
+        name,
+        f"{home}: {why}",
+        "bad",
+        f"set {' and '.join(needed)} to {'files' if needed[1:] else 'a file'} in a folder of yours,"
+        " or HOME to another folder",
+    )
 
 
 def _ensemble(kind: Kind, registry: Path) -> Finding:
@@ -180,9 +214,22 @@ def _file_system(path: Path) -> str:
     return max(above, key=lambda fields: len(fields[1]))[2] if above else ""
 
 
-def _token(name: str, file: Path) -> Finding:
-    """Who can read a token can use what it guards; one that is missing is made at first start."""
+def _token(name: str, file: Path, given: str, variable: str) -> Finding:
+    """Who can read a token can use what it guards; one that is missing is made at first start.
+
+    Args:
+        name: of the finding.
+        file: that holds the token.
+        given: the variable that holds the token itself, where it is set.
+        variable: the one that names the file.
+    """
+    if os.environ.get(given):
+        return Finding(name, f"in {given}")
     if not file.is_file():
+        _, why = _closed(file.parent)
+        if why:
+            remedy = f"set {variable} to a file in a folder of yours"
+            return Finding(name, f"cannot be made in {file}: {why}", "bad", remedy)
         return Finding(name, "none yet; made at first start")
     mode = stat.S_IMODE(file.stat().st_mode)
     if mode & 0o077:

@@ -257,6 +257,30 @@ def test_doctor_names_a_remedy_for_what_it_does_not_like(
     assert {"torch", "ray", "prefect", "cores", "memory", "/dev/shm", "GPU"} <= found.keys()
 
 
+def test_doctor_says_that_no_token_can_be_kept_at_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables = ("RAY_AUTH_TOKEN_PATH", "CRYORAY_TOKEN_FILE")
+    for name in (*variables, "RAY_AUTH_TOKEN", "CRYORAY_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/proc")  # where root cannot write either
+    found = {one.name: one for one in machine.examine(load())}
+    assert found["home folder"].state == "bad"
+    assert all(name in found["home folder"].remedy for name in variables)
+    for token, variable in (("token of Ray", variables[0]), ("token of the service", variables[1])):
+        assert (found[token].state, variable in found[token].remedy) == ("bad", True)
+    done = run("doctor")
+    assert done.exit_code == 2
+    assert all(name in done.stdout for name in variables)
+
+    for name in variables:
+        monkeypatch.setenv(name, str(tmp_path / "tokens" / name))
+    found = {one.name: one for one in machine.examine(load())}
+    assert found["home folder"].state == "warning"
+    assert found["token of Ray"].state == found["token of the service"].state == "good"
+    assert not (tmp_path / "tokens").exists()
+
+
 def test_doctor_names_the_ensembles_that_judge_where_none_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_ensemble: Path
 ) -> None:
