@@ -17,14 +17,17 @@ from cryoray import report
 from cryoray.formats.source import Source, open_source
 from cryoray.models.ensemble import Manifest
 from cryoray.report.verdicts import strips
+from cryoray.session.judging import place
 from cryoray.settings import load
 from cryoray.simulation import read_truth
+from flows.microscope import exposures
 
 
 @task(cache_policy=NO_CACHE, task_run_name="report on {out}")
 def write_report(
     out: Path,
     new: Path,
+    session: Path,
     ensemble: Path,
     held_out: dict[str, Any],
     live: dict[str, Any],
@@ -37,7 +40,7 @@ def write_report(
     training = json.loads((ensemble / "training.json").read_text())
     labels, score = _predictions(out / "evaluation")
     keep, kind = truth(source)
-    table = judged(source, out / "verdicts")
+    table = judged(source, session)
     told = keep[table["row"].to_numpy()] >= 0
     good = keep[table["row"].to_numpy()] == 1
     live_score = table["score"].to_numpy()
@@ -51,7 +54,7 @@ def write_report(
                 "past groups, held out": held_out["spread"]["accuracy"]["groups"],
                 "new collection": f"{len(source):,} images",
             },
-            {"ensemble": ensemble, "verdicts": out / "verdicts", "digest": manifest.digest[:12]},
+            {"ensemble": ensemble, "verdicts": session, "digest": manifest.digest[:12]},
             {
                 "accuracy": report.percent(live["accuracy"]),
                 "good images lost": report.percent(live["false_negative_rate"]),
@@ -94,13 +97,21 @@ def truth(source: Source) -> tuple[np.ndarray, np.ndarray]:
     return keep, kind
 
 
-def judged(source: Source, verdicts: Path) -> pa.Table:
-    """The verdicts with the collection's row of each."""
-    table = pq.read_table(verdicts / "verdicts.parquet")
-    place = {image: row for row, image in enumerate(source.images)}
-    return table.append_column(
-        "row", pa.array([place[image] for image in table["image"].to_pylist()])
-    )
+def judged(source: Source, session: Path) -> pa.Table:
+    """The verdicts of a session in which the collection was recorded again, with its row of each, in order.
+
+    Args:
+        source: the collection.
+        session: folder of the session; the stacks are in ``live`` beside the folder of sessions.
+    """
+    live, tables = session.parents[1] / "live", []
+    for stem, rows in exposures(source):
+        file = place(live, session, live / f"{stem}.mrcs") / "verdicts.parquet"
+        if file.is_file():  # else the whole stack was set aside
+            table = pq.read_table(file)
+            frames = [int(name.partition("@")[0]) - 1 for name in table["image"].to_pylist()]
+            tables.append(table.append_column("row", pa.array(rows[frames])))
+    return pa.concat_tables(tables).sort_by("row")
 
 
 def manifest_of(ensemble: Path) -> Manifest:

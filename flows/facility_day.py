@@ -9,7 +9,9 @@ import logging
 import os
 import secrets
 import shutil
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,24 +24,27 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict, Field
 from rich.table import Table
 
-from cryoray import serving, simulation, terminal
+from cryoray import simulation, terminal
 from cryoray.errors import InputError
 from cryoray.formats.files import write_csv
 from cryoray.formats.selection import find_selection, read_selection
-from cryoray.formats.source import Source, find_sources, open_source
+from cryoray.formats.source import find_sources, open_source
 from cryoray.formats.subset import write_star
-from cryoray.formats.verdicts import write_verdicts
 from cryoray.metrics import accuracy
-from cryoray.protocol import answers
-from cryoray.protocol.client import Client
-from cryoray.records import Verdicts
+from cryoray.records import Event
+from cryoray.session.watcher import Watcher, places
 from cryoray.settings import FitSettings, load
+from cryoray.verbs.watch import service_of
 from flows.day_report import judged, manifest_of, truth, write_report
 from flows.evaluate import evaluate, numbers
 from flows.ingest import ingest
-from flows.microscope import record
+from flows.microscope import exposures, record
+from flows.session import Clock
 from flows.telling import Telling
 from flows.train import train
+
+#: Of the new collection.
+SESSION = "day"
 
 
 class Day(BaseModel):
@@ -93,16 +98,16 @@ def facility_day(out: Path, source: Path | None = None, day: Day | None = None) 
         new = simulate(out / "new", 1, day.images, day.seed + 1)
     else:
         new = set_aside(source, out / "evaluation", out / "new")
-    verdicts, speed = collect(new, ensemble, out)
-    live = compare(new, verdicts, ensemble)
+    session, speed = collect(new, ensemble, out)
+    live = compare(new, session, ensemble)
     command = f"make demo OUT={out}" + (f" SOURCE={source}" if source else "")
-    page = write_report(out, new, ensemble, held_out, live, speed, day.training, command)
+    page = write_report(out, new, session, ensemble, held_out, live, speed, day.training, command)
     return {
         "held_out": held_out,
         "live": live,
         "images_per_second": speed,
         "ensemble": ensemble,
-        "verdicts": verdicts,
+        "verdicts": session,
         "report": page,
     }
 
@@ -141,59 +146,53 @@ def set_aside(source: Path, evaluation: Path, out: Path) -> Path:
 
 @flow(name="collect", flow_run_name="collect {new}")
 def collect(new: Path, ensemble: Path, out: Path) -> tuple[Path, float]:
-    """Judge each stack as the microscope writes it; returns the verdicts and the images per second."""
-    live = out / "live"
-    source = open_source(new)
+    """Judge each stack as the microscope writes it, in a session; its folder, and images per second."""
+    source, live = open_source(new), out / "live"
+    live.mkdir()
     settings = load(
-        serve={
-            "ensembles": [str(ensemble)],
-            "roots": [live],
-            "port": 0,
-            "token": secrets.token_urlsafe(32),
-        }
+        serve={"ensembles": [str(ensemble)], "port": 0, "token": secrets.token_urlsafe(32)},
+        watch={"out": out / "sessions", "settle": 0.0, "poll": 0.2},
     )
-    given, seconds = [], 0.0
-    with serving.start(settings) as service, service.client() as client:
-        for stack, rows in record(source, live):
+    where, stop = places(live, SESSION, settings.watch), threading.Event()
+    clock = Clock(stop, longest=3600.0, idle=600.0)
+    waiting = {str(live / f"{stem}.mrcs") for stem, _ in exposures(source)}
+    with (
+        Telling("session") as told,
+        service_of(settings, where) as client,
+        ThreadPoolExecutor(1, "microscope") as microscope,
+    ):
+
+        def hear(happened: Event) -> None:
+            told.event(happened)
+            waiting.discard(str(happened.data.get("stack")))
+            if not waiting:
+                stop.set()
+
+        watcher = Watcher(live, SESSION, settings.watch, client, on_event=clock.heard(hear))
+        try:
             began = time.monotonic()
-            given.append((judge_stack(client, stack), rows))
-            seconds += time.monotonic() - began
-    return merge(given, source, out / "verdicts"), len(source) / seconds
+            recorded = microscope.submit(lambda: list(record(source, live)))
+            recorded.add_done_callback(lambda done: stop.set() if done.exception() else None)
+            clock.start()
+            watcher.run(stop)
+            seconds = time.monotonic() - began
+            books = watcher.books()
+        finally:
+            stop.set()
+            watcher.close()
+        recorded.result()
+    fates = {name: int(str(books[name])) for name in ("kept", "discarded", "review", "quarantined")}
+    line = terminal.balance(int(str(books["rows"])), fates)
+    terminal.out.print(f"new collection: {line}; {books['aside']} stacks set aside")
+    return where.folder, len(source) / seconds
 
 
-@task(cache_policy=NO_CACHE, task_run_name="judge {stack}")
-def judge_stack(client: Client, stack: Path) -> Path:
-    """Have a stack judged, and keep the answer beside it."""
-    answer = stack.with_suffix(".arrow")
-    answer.write_bytes(answers.to_arrow(client.judge(stack)))
-    return answer
-
-
-def merge(given: list[tuple[Path, np.ndarray]], source: Source, out: Path) -> Path:
-    """Put the answers for all stacks together as verdicts of the collection, its rows in order.
-
-    Args:
-        given: what the service said of each stack, and int64 [k], the collection's rows in it.
-        source: the collection.
-        out: folder of the verdicts.
-    """
-    parts = [
-        answers.read(file.read_bytes(), answers.ARROW_TYPE).renumbered(rows) for file, rows in given
-    ]
-    books = write_verdicts(out, source, Verdicts.together(parts))
-    books.check(
-        max_quarantined=load().classify.max_quarantined, listed_in=out / "quarantine.parquet"
-    )
-    terminal.out.print(f"new collection: {books}")
-    return out
-
-
-@task(cache_policy=NO_CACHE, task_run_name="compare {verdicts} with the truth")
-def compare(new: Path, verdicts: Path, ensemble: Path) -> dict[str, Any]:
+@task(cache_policy=NO_CACHE, task_run_name="compare {session} with the truth")
+def compare(new: Path, session: Path, ensemble: Path) -> dict[str, Any]:
     """The numbers of the new collection, kept as a table artifact too."""
     source = open_source(new)
     keep, _ = truth(source)
-    table = judged(source, verdicts)
+    table = judged(source, session)
     rows = table["row"].to_numpy()
     rows, told = rows[keep[rows] >= 0], keep[rows] >= 0
     live = accuracy.metrics(
@@ -244,7 +243,11 @@ def emptied(out: Path) -> Path:
     Raises:
         InputError: it holds something else.
     """
-    mine = {"past", "new", "set", "ensemble", "evaluation", "live", "verdicts", "report.html"}
+    mine = {
+        *("past", "new", "set", "ensemble", "ensemble-labels", "evaluation", "live", "sessions"),
+        *("report.html", "figures"),
+        "verdicts",  # of earlier releases
+    }
     there = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if foreign := sorted(there - mine):
         raise InputError(

@@ -24,8 +24,7 @@ def record(source: Source, live: Path) -> Iterator[tuple[Path, np.ndarray]]:
     Yields:
         the stack, and int64 [k], the source's row of each image in it.
     """
-    for number, rows in enumerate(_exposures(source), start=1):
-        stem = f"exposure_{number:04d}"
+    for stem, rows in exposures(source):
         stack = live / f"{stem}.mrcs"
         names = [f"{frame:06d}@{stack.name}" for frame in range(1, len(rows) + 1)]
         write_star(live / f"{stem}_extract.star", source, rows, names)
@@ -43,9 +42,9 @@ def record(source: Source, live: Path) -> Iterator[tuple[Path, np.ndarray]]:
         yield stack, rows
 
 
-def _exposures(source: Source) -> Iterator[np.ndarray]:
-    """The rows of each micrograph, in the order in which micrographs are first mentioned."""
+def exposures(source: Source) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and rows (int64 [k]) of each micrograph, in the order in which micrographs are first mentioned."""
     names = np.where(source.micrograph == "", source.stack.astype(str), source.micrograph)
     _, first, which = np.unique(names.astype(str), return_index=True, return_inverse=True)
-    for group in np.argsort(first):
-        yield np.flatnonzero(which == group)
+    for number, group in enumerate(np.argsort(first), start=1):
+        yield f"exposure_{number:04d}", np.flatnonzero(which == group)

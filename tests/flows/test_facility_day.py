@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 from prefect.client.orchestration import get_client
 
 from cryoray.formats.source import open_source
 from cryoray.settings import RuntimeSettings
+from flows.day_report import judged
 from flows.facility_day import Day, facility_day
 
 pytestmark = pytest.mark.ray
@@ -22,9 +22,11 @@ def test_a_tiny_day(tmp_path: Path, prefect: None, ray_cluster: RuntimeSettings)
     assert made["live"]["n"] == day.images
     assert made["held_out"]["n"] == day.images
     assert made["images_per_second"] > 0
-    verdicts = pq.read_table(made["verdicts"] / "verdicts.parquet")
     collection = open_source(tmp_path / "new")
-    assert verdicts["image"].to_pylist() == collection.images.tolist()
+    verdicts = judged(collection, made["verdicts"])
+    assert verdicts["row"].to_pylist() == list(range(day.images))
+    merged = [made["verdicts"] / f"{side}.star" for side in ("kept", "discarded", "review")]
+    assert sum(len(open_source(file)) for file in merged if file.is_file()) == day.images
     assert len(list((tmp_path / "live").glob("*.mrcs"))) == len(set(collection.micrograph))
     page = made["report"].read_text()
     for heading in ("Summary", "Result", "Training", "Calibration", "Confusion"):

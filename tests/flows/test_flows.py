@@ -1,4 +1,4 @@
-"""What flows do between the verbs, without a server: the microscope, the merge, the comparison."""
+"""What flows do between the verbs, without a server: microscope, a session's verdicts, comparison."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import pytest
 from cryoray.errors import InputError
 from cryoray.formats.mrc import read_frames, read_header
 from cryoray.formats.source import Source, open_source
-from cryoray.protocol.answers import to_arrow
+from cryoray.formats.verdicts import write_verdicts
 from cryoray.records import Progress, Verdicts
-from flows import classify, evaluate, facility_day, telling
+from cryoray.session.judging import place
+from flows import evaluate, facility_day, telling
 from flows.day_report import judged, truth
 from flows.microscope import record
 from tests.preparation.sources import particles, write_source
@@ -69,40 +70,24 @@ def test_the_microscope_can_record_a_bare_stack(tmp_path: Path, collection: Sour
     np.testing.assert_array_equal(pixels(open_source(stack)), pixels(bare))
 
 
-def answered(live: Path, source: Source) -> list[tuple[Path, np.ndarray]]:
-    """Answers that keep each image with the source row as its score; the last row is quarantined."""
-    answers = []
-    for stack, rows in record(source, live):
-        good = [i for i, row in enumerate(rows) if row != len(source) - 1]
+def test_a_sessions_verdicts_are_put_in_the_order_of_the_collection(
+    tmp_path: Path, collection: Source
+) -> None:
+    live, session = tmp_path / "live", tmp_path / "sessions" / "day"
+    for stack, rows in record(collection, live):
+        described = open_source(stack.with_name(f"{stack.stem}_extract.star"))
+        good = np.flatnonzero(rows != len(collection) - 1)
         columns = {
             "verdict": np.full(len(good), "keep", object),
             "score": rows[good] / 10,
             **dict.fromkeys(("d1", "d2", "d3"), np.ones(len(good))),
         }
-        lost = [(i, "flat") for i in set(range(len(rows))) - set(good)]
-        verdicts = Verdicts.of(np.array(good), columns, lost).with_images(np.full(9, "live"))
-        stack.with_suffix(".arrow").write_bytes(to_arrow(verdicts))
-        answers.append((stack.with_suffix(".arrow"), rows))
-    return answers
-
-
-def test_answers_are_merged_in_the_order_of_the_collection(
-    tmp_path: Path, collection: Source, capsys: pytest.CaptureFixture[str]
-) -> None:
-    answers = answered(tmp_path / "live", collection)
-    out = facility_day.merge(answers[::-1], collection, tmp_path / "verdicts")
-    table = judged(collection, out)
+        bad = [(int(i), "flat") for i in np.flatnonzero(rows == len(collection) - 1)]
+        verdicts = Verdicts.of(good, columns, bad)
+        write_verdicts(place(live, session, stack), described, verdicts)
+    table = judged(collection, session)
     assert table["row"].to_pylist() == list(range(7))
     np.testing.assert_allclose(table["score"], np.arange(7) / 10, rtol=1e-6)
-    assert table["image"].to_pylist() == collection.images[:7].tolist()
-    assert pq.read_table(out / "quarantine.parquet")["reason"].to_pylist() == ["flat"]
-    assert len(open_source(out / "kept.star")) == 7
-    assert classify.counts(out) == [
-        {"verdict": "keep", "images": 7},
-        {"verdict": "discard", "images": 0},
-        {"verdict": "review", "images": 0},
-        {"verdict": "quarantined", "images": 1},
-    ]
 
 
 def test_the_truth_is_found_by_stack_and_index(collection: Source) -> None:
