@@ -244,7 +244,7 @@ def emptied(out: Path) -> Path:
         InputError: it holds something else.
     """
     mine = {
-        *("past", "new", "set", "ensemble", "ensemble-labels", "evaluation", "live", "sessions"),
+        *("past", "new", "set", "ensemble", "evaluation", "live", "sessions"),
         *("report.html", "figures"),
         "verdicts",  # of earlier releases
     }

@@ -140,9 +140,9 @@ def similarity(
         )
     names = {"ours": "ours", "chance": "as many removed at random", "floor": "two halves"}
     rows = {
-        f"{measure.upper()}, {said}, median": numbers[name][measure]["median"]
+        f"{measure.upper()}, {title}, median": numbers[name][measure]["median"]
         for measure in ("mse", "ssim", "frc")
-        for name, said in names.items()
+        for name, title in names.items()
     }
     fates = {"used": numbers["used"], "left out": numbers["left_out"]}
     terminal.finish(

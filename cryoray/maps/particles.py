@@ -100,8 +100,10 @@ def particles_of(source: Source, *, in_plane: bool = False) -> Particles:
         )
     pixels = np.unique(np.round(source.pixel_size[there].astype(float), 4))
     if len(pixels) != 1 or not np.isfinite(pixels[0]):
-        said = "no pixel size" if not np.isfinite(pixels).all() else "several pixel sizes"
-        raise InputError(f"has {said}", file=source.path, remedy="give particles of one pixel size")
+        which = "no pixel size" if not np.isfinite(pixels).all() else "several pixel sizes"
+        raise InputError(
+            f"has {which}", file=source.path, remedy="give particles of one pixel size"
+        )
     pixel_size = float(source.pixel_size[there][0])
     unit = 1.0 if origins == _ORIGINS[0] else pixel_size
     premultiplied = known.get("rlnCtfDataAreCtfPremultiplied", np.zeros(n))

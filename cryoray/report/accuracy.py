@@ -164,24 +164,24 @@ def bound_held_section(held: Mapping[str, Any], review: Mapping[str, int], n: in
         review: of `metrics.json`.
         n: images judged.
     """
-    said = []
+    sentences = []
     if held["fraction"] is not None:
         low, high = held["interval"]
         again = f" in {held['repeats']} repeats" if held["repeats"] > 1 else ""
-        said.append(
+        sentences.append(
             f"In {held['held']} of {held['groups'] * held['repeats']} cases ({held['groups']} groups{again})"
             f" at most {percent(held['bound'], 0)} of a group’s good images were lost:"
             f" {percent(held['fraction'], 0)} (95 % interval {percent(low, 0)} to {percent(high, 0)})."
             f" Groups with fewer than {accuracy.ENOUGH} good images are not counted."
         )
     if review["images"] and review["errors"]:
-        said.append(
+        sentences.append(
             f"A person who looks at the {review['images']:,} images in review"
             f" ({percent(review['images'] / n)} of all) finds {review['errors_in_review']:,} of the"
             f" {review['errors']:,} errors"
             f" ({percent(review['errors_in_review'] / review['errors'], 0)})."
         )
-    return Section("What was promised", [], " ".join(said))
+    return Section("What was promised", [], " ".join(sentences))
 
 
 def ablation_section(ablation: Mapping[str, Any]) -> Section:
@@ -198,9 +198,9 @@ def ablation_section(ablation: Mapping[str, Any]) -> Section:
     )
     titles = {"both": "image and metadata", "image": "image only", "metadata": "metadata only"}
     rows = []
-    for how, said in (("retrained", "trained with"), ("hidden", "same ensemble, given")):
+    for how, made in (("retrained", "trained with"), ("hidden", "same ensemble, given")):
         for name, numbers in ablation.get(how, {}).items():
-            cells = [f"{said} {titles[name]}"]
+            cells = [f"{made} {titles[name]}"]
             for key, show in shown:
                 std = numbers["spread"][key]["std"]
                 over = "" if std is None else f" ± {show(std)}"

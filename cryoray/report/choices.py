@@ -113,7 +113,9 @@ class ChoicesPage:
         views = {name: self.proofs[name].views for name in ("kept", "all")}
         sections.append(report.directions_section(views, frequency, warning))
         doubts = [
-            f"{name}: {said}." for name in self.proofs for said in self.proofs[name].curves.warnings
+            f"{name}: {warning}."
+            for name in self.proofs
+            for warning in self.proofs[name].curves.warnings
         ]
         if doubts:
             sections.append(report.Section("Distrust", [], " ".join(doubts[:6])))

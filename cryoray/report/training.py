@@ -67,15 +67,15 @@ def bound_section(bound: Mapping[str, float | None]) -> Section:
         )
     )
     rows.append(("vote, measured", percent(bound.get("vote")), "the training distribution"))
-    said = [
+    sentences = [
         "If each member errs at most e on the distribution it was trained for, the vote of three errs"
         " at most 3e²\N{NO-BREAK SPACE}−\N{NO-BREAK SPACE}2e³ on the original one (Schapire 1990)."
     ]
     worst, vote, limit = (bound.get(name) for name in ("worst", "vote", "limit"))
     if worst is not None and worst >= 0.5:
-        said.append("Here a member errs half the time on its own, so nothing is promised.")
+        sentences.append("Here a member errs half the time on its own, so nothing is promised.")
     elif vote is not None and limit is not None:
-        said.append(
+        sentences.append(
             "The vote is within the bound."
             if vote <= limit
             else "The vote is worse than the bound, which holds for exact filtering and true errors:"
@@ -83,11 +83,11 @@ def bound_section(bound: Mapping[str, float | None]) -> Section:
         )
     wrong, enough = bound.get("d1_wrong"), bound.get("enough_wrong")
     if wrong is not None and enough is not None and wrong < enough:
-        said.append(
+        sentences.append(
             f"d1 was wrong about {wrong:,.0f} images only, fewer than {enough:,.0f}: boosting had little"
             " to work with, and d2 and d3 add little to d1."
         )
     caption = "All errors are on images that the member was not trained on."
     heads = ("", "error", "measured on")
     table = Table(heads, tuple(rows), caption, text=(2,))
-    return Section("Members and vote", [table], " ".join(said))
+    return Section("Members and vote", [table], " ".join(sentences))

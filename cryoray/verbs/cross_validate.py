@@ -80,8 +80,8 @@ def cross_validate(
         settings: ``cross_validate`` says how many folds and repeats, and whether to ablate; ``train`` is
             that of each training, whose ``hold_out`` is the fold's groups.
         train: `cryoray.verbs.train.train`, or what trains in its place.
-        on_progress: told of training and judging.
-        on_event: told when a fold is done.
+        on_progress: called as training and judging go on.
+        on_event: called when a fold is done.
 
     Returns:
         what `metrics.json` holds: the contract's numbers over all images (over all repeats, where

@@ -58,8 +58,8 @@ def evaluate(
         out: folder of `metrics.json`, `predictions.parquet` and `report.html`; appears when all is
             done, in place of an older one.
         settings: the runtime's are used.
-        on_progress: told how many images were judged.
-        on_event: told what was left out, and the numbers.
+        on_progress: called with how many images were judged.
+        on_event: called with what was left out, and with the numbers.
 
     Returns:
         what `metrics.json` holds: the contract's numbers, ``bound_held`` and ``prevalence``,

@@ -75,9 +75,9 @@ def prevalence_of(judge: Ensemble, predictions: pa.Table) -> dict[str, float]:
 def reasons_named(examples: PreparedSet, predictions: pa.Table) -> dict[str, Any]:
     """Which reason was named for discards whose true one the set knows: counts, by truth and by name."""
     true = examples.reasons[predictions["row"].to_numpy()]
-    said = predictions["reason"].to_pylist()
+    named = predictions["reason"].to_pylist()
     pairs = Counter(
-        (REASONS[why], name) for why, name in zip(true, said, strict=True) if why >= 0 and name
+        (REASONS[why], name) for why, name in zip(true, named, strict=True) if why >= 0 and name
     )
     if not pairs:
         return {}

@@ -52,8 +52,8 @@ def train(
         sets: folders of prepared sets.
         out: folder of the ensemble; must not exist, unless it is of this very training.
         settings: ``train`` and ``runtime`` are used.
-        on_progress: told after every epoch of every fit.
-        on_event: told what each round found.
+        on_progress: called after every epoch of every fit.
+        on_event: called with what each round found.
 
     Returns:
         ``out``, absolute.

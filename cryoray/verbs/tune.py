@@ -35,7 +35,7 @@ def tune(
         sets: folders of prepared sets.
         out: folder of `trials.csv` and `report.html`; an older search there is replaced.
         settings: ``tune`` says what is tried, ``train`` the rest.
-        on_progress: told when a trial ends.
+        on_progress: called when a trial ends.
         on_event: ``tune.done`` with the best.
 
     Returns:

@@ -38,7 +38,7 @@ def validate_fsc(
         settings: ``proof`` is used.
         mask: file of a soft mask, or ``auto``; None: no mask.
         published: curve to compare with (`cryoray.formats.fsc_curve`).
-        on_progress: told of each step.
+        on_progress: called after each step.
         on_event: ``validation.done``, with the resolutions.
 
     Returns:

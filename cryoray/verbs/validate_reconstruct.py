@@ -67,7 +67,7 @@ def validate_reconstruct(
         settings: ``runtime`` and ``proof`` are used.
         mask: file, ``auto`` (made from the map of all) or None; the same for all sets.
         truth: the true map of simulated particles; None: ``truth.mrc`` beside the source, where it is.
-        on_progress: told as maps are made.
+        on_progress: called as maps are made.
         on_event: ``validation.done``.
 
     Returns:

@@ -51,7 +51,7 @@ def validate_similarity(
         settings: ``runtime`` and ``proof`` are used.
         selection: the person's; None: that beside the source.
         volume: a map whose projections are compared with the class averages, too.
-        on_progress: told as classes are done.
+        on_progress: called as classes are done.
         on_event: ``validation.done``.
 
     Returns:

@@ -10,7 +10,7 @@ from prefect.client.orchestration import get_client
 from cryoray.formats.source import open_source
 from cryoray.settings import RuntimeSettings
 from flows.day_report import judged
-from flows.facility_day import Day, facility_day
+from flows.facility_day import Day, emptied, facility_day
 
 pytestmark = pytest.mark.ray
 
@@ -37,3 +37,5 @@ def test_a_tiny_day(tmp_path: Path, prefect: None, ray_cluster: RuntimeSettings)
         kept = {artifact.key for artifact in client.read_artifacts()}
     assert set(states.values()) == {"Completed"}
     assert {"set-set", "card-ensemble", "metrics-evaluation", "metrics-live"} <= kept
+    assert emptied(tmp_path) == tmp_path, "the next day may have the same folder"
+    assert not list(tmp_path.iterdir())
