@@ -98,6 +98,12 @@ def empty(box: int) -> torch.Tensor:
     return torch.zeros(3, 2 * reach + 1, 2 * reach + 1, reach + 1)
 
 
+def sums_bytes(box: int) -> int:
+    """How much memory the sums of `empty` take."""
+    reach = PADDING * box // 2
+    return 3 * (2 * reach + 1) ** 2 * (reach + 1) * 4
+
+
 def insert(sums: torch.Tensor, images: torch.Tensor, poses: Poses) -> None:
     """Add particles to ``sums``, in place.
 

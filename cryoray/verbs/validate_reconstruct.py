@@ -25,7 +25,7 @@ from cryoray.maps.choices import (
 )
 from cryoray.maps.halves import mask_for
 from cryoray.maps.particles import Particles, particles_of
-from cryoray.maps.reconstruct import symmetry_operators
+from cryoray.maps.reconstruct import sums_bytes, symmetry_operators
 from cryoray.records import Event, OnEvent, OnProgress, Progress, ignore
 from cryoray.report.choices import ChoicesPage
 from cryoray.settings import ProofSettings, Settings
@@ -42,6 +42,10 @@ from cryoray.verbs.proof import (
 
 #: Below this many particles in a half-set there is no map to speak of.
 _FEWEST = 10
+
+#: Sums that are held at the same time (halves of three parts, their totals, two on their way to maps), and
+#: the bytes that they may take in this process. Ray puts what does not fit on a disk.
+_HELD, _MOST_SUMS = 10, 4 << 30
 
 
 def validate_reconstruct(
@@ -98,7 +102,7 @@ def validate_reconstruct(
     with replacing_folder(Path(out).absolute(), "folder of a validation", is_validation) as partial:
         reducer: Reducer = (
             ByThreads()
-            if stays_here(len(particles), particles.box, chosen)
+            if _stays_here(particles, chosen)
             else OnRay(settings.runtime, chosen.particles)
         )
         maps = _Maps(particles, operators, chosen, reducer, on_progress)
@@ -151,6 +155,12 @@ def validate_reconstruct(
         )
     )
     return numbers
+
+
+def _stays_here(particles: Particles, chosen: ProofSettings) -> bool:
+    """Whether the maps are made in this process: little to read, and sums that fit into its memory."""
+    fits = _HELD * sums_bytes(particles.box) <= _MOST_SUMS
+    return fits and stays_here(len(particles), particles.box, chosen)
 
 
 class _Maps:

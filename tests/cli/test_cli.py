@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -146,6 +148,34 @@ def test_an_extra_that_is_not_installed_is_named(capsys: pytest.CaptureFixture[s
     assert said == "this needs ray, which is not installed here; pip install 'cryoray[train]'.\n"
     assert complain(ModuleNotFoundError("No module named 'numpi'", name="numpi")) == 1
     assert "our fault" in capsys.readouterr().err
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("module", "arguments", "remedy"),
+    [
+        ("matplotlib", ("validate", "fsc", "1.mrc", "2.mrc", "--out", "o"), "cryoray[report]"),
+        ("ray", ("train", "set", "--out", "ensemble"), "cryoray[train]"),
+        ("sqlalchemy", ("watch", ".", "--session", "one"), "cryoray[session]"),
+    ],
+)
+def test_a_verb_says_before_it_works_which_extra_it_needs(
+    tmp_path: Path, module: str, arguments: tuple[str, ...], remedy: str
+) -> None:
+    code = f"import sys; sys.modules[{module!r}] = None; from cryoray.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == (
+        f"this needs {module}, which is not installed here; pip install '{remedy}'.\n"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_debug_shows_the_traceback() -> None:

@@ -172,3 +172,8 @@ def test_b_factor_is_the_slope_of_reslog() -> None:
     assert reconstruct.b_factor(particles_, resolution) == pytest.approx(120)
     assert reconstruct.b_factor(particles_[::-1], resolution) is None
     assert reconstruct.b_factor(particles_[:2], resolution[:2]) is None
+
+
+def test_the_memory_of_sums_is_known_before_they_are_made() -> None:
+    for box in (16, BOX):
+        assert reconstruct.sums_bytes(box) == reconstruct.empty(box).nbytes

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cryoray.errors import InputError
+from cryoray.formats.source import open_source
 from cryoray.formats.volume import read_volume
+from cryoray.maps.particles import particles_of
 from cryoray.settings import ProofSettings, RuntimeSettings, Settings
-from cryoray.verbs.validate_reconstruct import validate_reconstruct
+from cryoray.verbs.validate_reconstruct import _stays_here, validate_reconstruct
 from tests import without_ray
 
 pytestmark = pytest.mark.long
@@ -83,3 +86,11 @@ def test_half_sets_are_never_drawn_anew(day: Path, tmp_path: Path) -> None:
         validate_reconstruct(project, day / "verdicts", tmp_path / "out", Settings())
     with pytest.raises(InputError, match="no verdicts"):
         validate_reconstruct(day, tmp_path / "nowhere", tmp_path / "out", Settings())
+
+
+def test_maps_too_large_for_this_process_are_rays(day: Path) -> None:
+    particles = particles_of(open_source(day / "particles.star"))[np.arange(20)]
+    large = replace(particles, stacks=tuple(replace(one, height=400) for one in particles.stacks))
+    assert _stays_here(particles, ProofSettings())
+    assert not _stays_here(large, ProofSettings())
+    assert not _stays_here(particles, ProofSettings(local_max_mib=0))
