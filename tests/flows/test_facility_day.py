@@ -26,7 +26,7 @@ def test_a_tiny_day(tmp_path: Path, prefect: None, ray_cluster: RuntimeSettings)
     verdicts = judged(collection, made["verdicts"])
     assert verdicts["row"].to_pylist() == list(range(day.images))
     merged = [made["verdicts"] / f"{side}.star" for side in ("kept", "discarded", "review")]
-    assert sum(len(open_source(file)) for file in merged if file.is_file()) == day.images
+    assert sum(file.read_text().count("@") for file in merged) == day.images
     assert len(list((tmp_path / "live").glob("*.mrcs"))) == len(set(collection.micrograph))
     page = made["report"].read_text()
     for heading in ("Summary", "Result", "Training", "Calibration", "Confusion"):
