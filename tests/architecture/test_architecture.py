@@ -120,7 +120,6 @@ MAY_USE = {
     "cryoray/report": ("report",),
     "cryoray/serving": ("serve",),
     "cryoray/session": ("session",),
-    "cryoray/verbs": ("train",),
     "flows": ("flows",),
     "benchmarks": ("all", "dev"),
     "tests": ("all", "dev"),
