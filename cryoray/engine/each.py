@@ -5,35 +5,31 @@ Ray is imported where it is used alone: a small job is done before it would have
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 
+from cryoray.engine import local
 from cryoray.settings import RuntimeSettings
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def threads() -> int:
-    """How many threads work side by side: one for each core that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def by_threads(function: Callable[..., R], items: Sequence[T], *shared: object) -> Iterator[R]:
     """Results in the order of ``items``; each call gets one torch thread."""
-    with _one_torch_thread(), ThreadPoolExecutor(threads()) as pool:
-        waiting = [pool.submit(function, item, *shared) for item in items]
-        try:
-            for one in waiting:
-                yield one.result()
-        finally:
-            for one in waiting:
-                one.cancel()
+
+    def call(item: tuple[int, T]) -> tuple[int, R]:
+        return item[0], function(item[1], *shared)
+
+    early: dict[int, R] = {}
+    following = 0
+    for number, result in local.in_threads(call, enumerate(items)):
+        early[number] = result
+        while following in early:
+            yield early.pop(following)
+            following += 1
 
 
 def by_ray(
@@ -54,13 +50,3 @@ def by_ray(
     references = [ray.put(one) for one in shared]
     for one in [task.remote(item, *references) for item in items]:
         yield ray.get(one)
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

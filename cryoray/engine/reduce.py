@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from cryoray.engine import each
+from cryoray.engine import each, local
 from cryoray.maps import reconstruct
 from cryoray.maps.particles import Particles, summed
 from cryoray.settings import RuntimeSettings
@@ -35,7 +35,7 @@ class ByThreads:
 
     def accumulate(self, particles: Particles) -> np.ndarray | None:
         """See `Reducer`."""
-        parts = min(each.threads(), max(1, len(particles) // _FEWEST))
+        parts = min(local.cores(), max(1, len(particles) // _FEWEST))
         return self.total(list(each.by_threads(summed, _split(particles, parts))))
 
     def total(self, sums: Sequence[np.ndarray | None]) -> np.ndarray | None:

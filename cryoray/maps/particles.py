@@ -60,6 +60,11 @@ class Particles:
         """Side of the images, px."""
         return self.stacks[0].height
 
+    @property
+    def bytes(self) -> int:
+        """Of their images in memory, as float32."""
+        return len(self) * self.box**2 * 4
+
 
 def particles_of(source: Source, *, in_plane: bool = False) -> Particles:
     """The rows of a source that can be read, with poses and CTF from its metadata.

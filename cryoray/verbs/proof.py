@@ -1,4 +1,4 @@
-"""What the verbs of ``validate`` share: their folders, the verdicts that they read, where small jobs run."""
+"""What the verbs of ``validate`` share: their folders, the verdicts that they read, numbers on disk."""
 
 from __future__ import annotations
 
@@ -15,14 +15,8 @@ import pyarrow.parquet as pq
 from cryoray.errors import InputError
 from cryoray.formats.files import replacing
 from cryoray.formats.source import Source
-from cryoray.settings import ProofSettings
 
 METRICS, REPORT = "metrics.json", "report.html"
-
-
-def stays_here(images: int, box: int, chosen: ProofSettings) -> bool:
-    """Whether so many images are worked on in this process, since Ray would take longer to start."""
-    return images * box**2 * 4 <= chosen.local_max_mib << 20
 
 
 def is_validation(folder: Path) -> bool:

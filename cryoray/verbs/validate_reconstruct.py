@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cryoray.engine import local
 from cryoray.engine.reduce import ByThreads, OnRay, Reducer
 from cryoray.errors import InputError
 from cryoray.formats.files import replacing_folder
@@ -34,7 +35,6 @@ from cryoray.verbs.proof import (
     REPORT,
     digest,
     is_validation,
-    stays_here,
     verdicts_of,
     verdicts_table,
     write_json,
@@ -102,7 +102,7 @@ def validate_reconstruct(
     with replacing_folder(Path(out).absolute(), "folder of a validation", is_validation) as partial:
         reducer: Reducer = (
             ByThreads()
-            if _stays_here(particles, chosen)
+            if _stays_here(particles, settings)
             else OnRay(settings.runtime, chosen.particles)
         )
         maps = _Maps(particles, operators, chosen, reducer, on_progress)
@@ -157,10 +157,10 @@ def validate_reconstruct(
     return numbers
 
 
-def _stays_here(particles: Particles, chosen: ProofSettings) -> bool:
+def _stays_here(particles: Particles, settings: Settings) -> bool:
     """Whether the maps are made in this process: little to read, and sums that fit into its memory."""
     fits = _HELD * sums_bytes(particles.box) <= _MOST_SUMS
-    return fits and stays_here(len(particles), particles.box, chosen)
+    return fits and local.suffices(particles.bytes, settings.proof.local_max_mib, settings.runtime)
 
 
 class _Maps:

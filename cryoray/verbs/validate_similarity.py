@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cryoray.engine import each
+from cryoray.engine import each, local
 from cryoray.errors import InputError, SelectionError
 from cryoray.formats.files import replacing_folder
 from cryoray.formats.selection import find_selection, read_selection
@@ -24,7 +24,6 @@ from cryoray.verbs.proof import (
     REPORT,
     digest,
     is_validation,
-    stays_here,
     verdicts_of,
     verdicts_table,
     write_json,
@@ -98,10 +97,10 @@ def validate_similarity(
             chosen_classes.append(
                 similarity.ChosenClass(number, particles[rows], person[rows], ours[rows])
             )
-        drawn = sum(len(one.particles) for one in chosen_classes)
+        drawn = sum(one.particles.bytes for one in chosen_classes)
         call = (
             each.by_threads
-            if stays_here(drawn, particles.box, chosen)
+            if local.suffices(drawn, chosen.local_max_mib, settings.runtime)
             else partial(each.by_ray, settings.runtime)
         )
         results = []

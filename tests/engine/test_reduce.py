@@ -35,7 +35,7 @@ def test_threads_add_up_what_one_does(
     particles: Particles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cryoray.engine.reduce._FEWEST", 7)
-    monkeypatch.setattr("cryoray.engine.each.threads", lambda: 4)
+    monkeypatch.setattr("cryoray.engine.local.cores", lambda: 4)
     alone = summed(particles)
     near = pytest.approx(alone, abs=1e-4 * float(np.abs(alone).max()))
     reducer = ByThreads()

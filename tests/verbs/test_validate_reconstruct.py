@@ -91,6 +91,6 @@ def test_half_sets_are_never_drawn_anew(day: Path, tmp_path: Path) -> None:
 def test_maps_too_large_for_this_process_are_rays(day: Path) -> None:
     particles = particles_of(open_source(day / "particles.star"))[np.arange(20)]
     large = replace(particles, stacks=tuple(replace(one, height=400) for one in particles.stacks))
-    assert _stays_here(particles, ProofSettings())
-    assert not _stays_here(large, ProofSettings())
-    assert not _stays_here(particles, ProofSettings(local_max_mib=0))
+    assert _stays_here(particles, Settings())
+    assert not _stays_here(large, Settings())
+    assert not _stays_here(particles, Settings(proof=ProofSettings(local_max_mib=0)))
