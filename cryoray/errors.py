@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+import re
 from pathlib import Path
 
 #: What cryoray imports and a machine may be without, and the extra that brings it.
@@ -47,6 +48,15 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(cause))
         wrapped = getattr(cause, "cause", None)
         cause = wrapped if isinstance(wrapped, BaseException) else cause.__cause__
+
+
+def printable(text: str | Path) -> str:
+    r"""Text of any file's name that every sink takes: bytes that are not UTF-8 as ``\xe9``, no line ends."""
+    escaped = re.sub("[\udc80-\udcff]", lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", str(text))
+    escaped = re.sub(
+        r"[\x00-\x1f\x7f\x85\u2028\u2029]", lambda found: repr(found[0])[1:-1], escaped
+    )
+    return escaped.encode(errors="backslashreplace").decode()
 
 
 def not_ours(error: BaseException | None) -> bool:
@@ -101,7 +111,7 @@ class InputError(CryorayError):
         remedy: str | None = None,
     ) -> None:
         self.what, self.file, self.row, self.remedy = what, file, row, remedy
-        where = "" if file is None else str(file)
+        where = "" if file is None else printable(file)
         if row is not None:
             where += f", row {row}" if where else f"row {row}"
         super().__init__(

@@ -1,9 +1,12 @@
 """cryoSPARC's tables as sources: which files make one, what its columns mean, where the images lie.
 
 A job writes its result as ``J26_005_particles.cs``, and what it merely passed on as
-``J26_passthrough_particles.cs``; both have the same ``uid`` and are joined on it. An exported group is
-a ``.csg`` file (YAML) that names the tables of each field. Paths are relative to the project's folder,
-or, after a ``>``, to the table's own.
+``J26_passthrough_particles.cs``; both have the same ``uid`` and are joined on it. Jobs of several outputs
+(heterogeneous refinement, ab initio, 3D classification, clusters, subsets) have such a pair for each, with
+names that depend on the job: ``J14_class_00_00062_particles.cs`` (``…_final_…`` of ab initio) goes with
+``J14_passthrough_particles_class_0.cs``. Where names do not tell, the ``uid`` do. Some have a table for
+each group of fields, ``…_blob.cs``, ``…_ctf.cs``. An exported group is a ``.csg`` file (YAML) that names
+the tables of each field. Paths are relative to the project's folder, or, after a ``>``, to the table's own.
 
 Metadata are given under RELION's names, in its units and conventions, so that nothing that uses them
 needs to know both programs; what RELION has no name for keeps cryoSPARC's. Fields after cryosparc-tools
@@ -12,6 +15,7 @@ needs to know both programs; what RELION has no name for keeps cryoSPARC's. Fiel
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,19 +27,25 @@ from typing import Any
 import numpy as np
 import yaml
 
-from cryoray.errors import FormatError
+from cryoray.errors import FormatError, printable
+from cryoray.formats import mrc
 from cryoray.formats.csfile import CsTable, read_table
 from cryoray.formats.rows import Source, resolve, unique
 from cryoray.records import Kind
 
+_LOOKED_AT = 8  # stacks whose headers are looked into where no row is a stack's first image
 _MOST_IMAGES = 1 << 40  # in a stack; a place beyond is none
 _LARGEST_GROUP = 1 << 20  # bytes of a .csg file
 #: Fields that particles have and class averages do not.
 _PARTICLE = re.compile(r"(ctf|alignments\w*|location|pick_stats|filament|motion)/")
-#: P3_J26_005_particles, J26_00120_class_averages, cryosparc_P3_J26_005_particles
-_ITERATION = re.compile(r"^((?:cryosparc_)?(?:P\d+_)?J\d+_)(\d+)_")
+#: P3_J26_005_particles, J26_00120_class_averages, cryosparc_P3_J26_005_particles,
+#: J14_class_00_00062_particles, J12_class_01_final_particles
+_ITERATION = re.compile(r"^((?:cryosparc_)?(?:P\d+_)?J\d+_(?:class_(\d+)_)?)(\d+|final)_")
 _SELECT = re.compile(r"(?:^|_)(selected|excluded)$")
-_CLASS_RESULT = re.compile(r"_class_\d+$")
+#: The end of the name of a table that has one group of a result's fields alone.
+_SLOT = re.compile(
+    r"_(blob|ctf|alignments[23]D(_multi)?|location|pick_stats|filament|motion|sym_expand|ml_properties)$"
+)
 
 
 def _same(x: np.ndarray) -> np.ndarray:
@@ -178,7 +188,8 @@ def open_joined(path: Path) -> Joined:
         with_images = [table for table in tables if "blob/path" in table]
         main = (with_images or tables)[0]
         return Joined([main, *(table for table in tables if table is not main)])
-    return Joined([read_table(path), *(read_table(file) for file in _passed_through(path))])
+    main = read_table(path)
+    return Joined([main, *(read_table(file) for file in _companions(main))])
 
 
 def open_cs(path: Path, kind: Kind) -> Source:
@@ -200,8 +211,10 @@ def open_cs(path: Path, kind: Kind) -> Source:
     columns = joined.read([*wanted, *(each.field for each in meanings), *own])
     names, frame = columns["blob/path"], columns["blob/idx"]
     there = (names != "") & (frame >= 0) & (frame < _MOST_IMAGES)
-    stack, stacks = _stacks(names, there, path.parent)
+    undecoded = np.array([not _is_utf8(name) for name in names.tolist()], bool)
+    stack, stacks = _stacks(names, there & ~undecoded, path.parent)
     position = np.where(there, frame, -1).astype(np.int64)
+    _refuse_one_based(path, stacks, stack, position)
     metadata: dict[str, np.ndarray] = {}
     with np.errstate(all="ignore"):  # what makes no sense becomes NaN
         for each in meanings:
@@ -227,6 +240,10 @@ def open_cs(path: Path, kind: Kind) -> Source:
             if np.isnan(frame[row])
             else "has no blob/path"
             for row in np.flatnonzero(~there)
+        }
+        | {
+            int(row): "has a blob/path with bytes that are not UTF-8: rename the file"
+            for row in np.flatnonzero(there & undecoded)
         },
         uid=joined.uid,
         format="cs",
@@ -236,22 +253,36 @@ def open_cs(path: Path, kind: Kind) -> Source:
 def tables_in(folder: Path, kind: Kind) -> list[Path]:
     """The tables of a job's folder that are sources of this kind.
 
-    Of an iterating job the last, never what was passed through, and of several 3D classes' tables the
-    one of all. What a Select 2D job selected and excluded are sources only where there is no other.
+    Of an iterating job the last, never what was passed through, and none whose rows another has too, such
+    as a class's beside that of all classes. What a Select 2D job selected and excluded are sources only
+    where there is no other.
     """
-    latest: dict[str, tuple[int, Path]] = {}
+    latest: dict[str, tuple[float, Path]] = {}
     for file in sorted(folder.glob("*.cs")):
         if file.name.startswith(".") or "passthrough" in file.name:
             continue
         found = _ITERATION.match(file.name)
         run = _ITERATION.sub(r"\1", file.name)
-        number = int(found[2]) if found else -1
+        number = -1.0 if not found else math.inf if found[3] == "final" else float(found[3])
         if number >= latest.get(run, (-1, file))[0] and _names_images(file, kind):
             latest[run] = (number, file)
     files = sorted(file for _, file in latest.values())
-    if any(file.stem.endswith("_all_classes") for file in files):
-        files = [file for file in files if not _CLASS_RESULT.search(file.stem)]
-    return [file for file in files if not _SELECT.search(file.stem)] or files
+    files = [file for file in files if not _SELECT.search(file.stem)] or files
+    return _without_parts(files) if len(files) > 1 else files
+
+
+def _without_parts(files: Sequence[Path]) -> list[Path]:
+    """Tables without those of which another has all rows, or the same rows and the images beside."""
+    tables = {file: read_table(file) for file in files}
+    first = sorted(
+        files, key=lambda file: (-len(tables[file]), "blob/path" not in tables[file], file)
+    )
+    uids: dict[Path, np.ndarray] = {}
+    for file in first:
+        mine = tables[file].column("uid")
+        if not any(np.isin(mine, others).all() for others in uids.values()):
+            uids[file] = mine
+    return sorted(uids)
 
 
 def named_stacks(folder: Path) -> set[Path]:
@@ -369,8 +400,9 @@ def _is_number(joined: Joined, name: str) -> bool:
     return any(table.numeric(name) for table in joined.tables)
 
 
-def _passed_through(path: Path) -> list[Path]:
-    """The tables beside one that have more about its rows: those of its group, or by their name."""
+def _companions(main: CsTable) -> list[Path]:
+    """The tables beside one that have more about its rows: of its group, by their names, or by ``uid``."""
+    path = main.path
     for group in sorted(path.parent.glob("*.csg")):
         try:
             files = _metafiles(group)
@@ -378,12 +410,48 @@ def _passed_through(path: Path) -> list[Path]:
             continue
         if path in files:
             return [file for file in files if file != path and file.is_file()]
-    fitting: dict[int, Path] = {}
-    for file in sorted(path.parent.glob("*passthrough_*.cs")):
-        output = file.stem.partition("passthrough_")[2]
-        if file != path and (path.stem == output or path.stem.endswith(f"_{output}")):
-            fitting[len(output)] = file
-    return [fitting[max(fitting)]] if fitting else []
+    if "passthrough" in path.name:
+        return []
+    slots, base = [], _SLOT.sub("", path.stem)
+    if base != path.stem:
+        slots = [
+            file
+            for file in sorted(path.parent.glob("*.cs"))
+            if file != path and _SLOT.search(file.stem) and _SLOT.sub("", file.stem) == base
+        ]
+    outputs = _outputs(base)
+    passed = sorted(path.parent.glob("*passthrough_*.cs"))
+    fit = {file: _fit(file.stem.partition("passthrough_")[2], outputs) for file in passed}
+    named = [file for file in passed if fit[file]]
+    if len(named) == 1 or not len(main):
+        return [*slots, *sorted(named, key=lambda file: -fit[file])[:1]]
+    shared = {file: _shared(main, file) for file in named or passed}
+    found = max(shared, key=lambda file: (shared[file], fit[file]), default=None)
+    return [*slots, found] if found is not None and shared[found][0] else slots
+
+
+def _outputs(stem: str) -> list[str]:
+    """What the output of a job may be called whose table has this name."""
+    found = _ITERATION.match(stem)
+    result = _ITERATION.sub("", stem)
+    if found and found[2]:
+        return [f"{result}_class_{int(found[2])}"]
+    return [stem, result, f"{result}_all_classes"] if found else [stem]
+
+
+def _fit(output: str, outputs: Sequence[str]) -> int:
+    """How well the name of what was passed through fits one of some outputs; 0: not at all."""
+    fits = any(each == output or each.endswith(f"_{output}") for each in outputs)
+    return len(output) if fits else 0
+
+
+def _shared(main: CsTable, file: Path) -> tuple[int, int]:
+    """How many rows of a table another has, too, and fewer of others before more."""
+    try:
+        uid = read_table(file).column("uid")
+    except FormatError:
+        return 0, 0
+    return int(np.isin(main.column("uid"), uid).sum()), -len(uid)
 
 
 def _metafiles(path: Path) -> list[Path]:
@@ -417,6 +485,38 @@ def _path(name: str) -> str:
     return name.removeprefix(">")
 
 
+def _is_utf8(name: str) -> bool:
+    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def _refuse_one_based(
+    path: Path, stacks: Sequence[Path], stack: np.ndarray, position: np.ndarray
+) -> None:
+    """Refuse a table that counts the images of a stack from 1, as RELION does and cryoSPARC does not.
+
+    No row of it is a first image, and one is beyond the last of a stack by one.
+    """
+    rows = np.flatnonzero(stack >= 0)
+    if not len(rows) or not position[rows].all():
+        return
+    last = np.full(len(stacks), -1, np.int64)
+    np.maximum.at(last, stack[rows], position[rows])
+    for number in range(min(len(stacks), _LOOKED_AT)):
+        try:
+            beyond = last[number] == mrc.promised(mrc.read_header(stacks[number]))
+        except FormatError:
+            continue
+        if beyond:
+            row = int(rows[(stack[rows] == number) & (position[rows] == last[number])][0])
+            raise FormatError(
+                f"counts the images of {stacks[number].name} from 1 (blob/idx is {last[number]}, and none"
+                " is 0), and cryoSPARC counts them from 0: each image would be taken for the one after it",
+                file=path,
+                row=row + 1,
+                remedy="subtract 1 from blob/idx",
+            )
+
+
 def _stacks(
     names: np.ndarray, there: np.ndarray, folder: Path
 ) -> tuple[np.ndarray, tuple[Path, ...]]:
@@ -430,7 +530,7 @@ def _stacks(
 def _image_names(names: np.ndarray, position: np.ndarray) -> np.ndarray:
     made = np.empty(len(names), object)
     made[:] = [
-        f"{at + 1:06d}@{_path(name)}" if at >= 0 else ""
+        f"{at + 1:06d}@{printable(_path(name))}" if at >= 0 else ""
         for name, at in zip(names.tolist(), position.tolist(), strict=True)
     ]
     return made
@@ -442,7 +542,7 @@ def _micrographs(columns: Mapping[str, np.ndarray], n: int) -> np.ndarray:
     uids = columns.get("location/micrograph_uid", np.zeros(n))
     made = np.empty(n, object)
     made[:] = [
-        _path(name) or (f"{uid:.0f}" if uid > 0 else "")
+        printable(_path(name)) or (f"{uid:.0f}" if uid > 0 else "")
         for name, uid in zip(names.tolist(), uids.tolist(), strict=True)
     ]
     return made

@@ -82,6 +82,8 @@ class CsTable:
     def read(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Some columns: numbers as they are stored, [n] or [n, …]; strings as str objects [n].
 
+        Bytes of strings that are not UTF-8 are as in `os.fsdecode`, so that they still name a file.
+
         Raises:
             FormatError: the file changed or is damaged.
         """
@@ -97,7 +99,7 @@ class CsTable:
             for name in names:
                 made[name][start : start + len(rows)] = rows[name]
         return {
-            name: _decoded(column, self.path) if column.dtype.kind == "S" else column
+            name: _decoded(column) if column.dtype.kind == "S" else column
             for name, column in made.items()
         }
 
@@ -181,11 +183,7 @@ class CsTable:
     def _strings(self, offsets: np.ndarray) -> np.ndarray:
         different, which = np.unique(offsets, return_inverse=True)
         texts = np.empty(len(different), object)
-        for i, text in enumerate(self._texts(different)):
-            try:
-                texts[i] = text.decode()
-            except UnicodeDecodeError as error:
-                raise _damaged(self.path, "of strings") from error
+        texts[:] = [text.decode(errors="surrogateescape") for text in self._texts(different)]
         return texts[which.reshape(offsets.shape)]
 
     def _texts(self, offsets: np.ndarray) -> list[bytes]:
@@ -383,13 +381,11 @@ def _npy_header(row: np.dtype, n: int) -> bytes:
     return made.getvalue()
 
 
-def _decoded(column: np.ndarray, path: Path) -> np.ndarray:
+def _decoded(column: np.ndarray) -> np.ndarray:
     """Strings of fixed width as str objects; equal ones are one object."""
     different, which = np.unique(column, return_inverse=True)
-    try:
-        texts = np.array([*(text.decode() for text in different.tolist()), None], object)
-    except UnicodeDecodeError as error:
-        raise FormatError("has strings that are not UTF-8", file=path) from error
+    decoded = (text.decode(errors="surrogateescape") for text in different.tolist())
+    texts = np.array([*decoded, None], object)
     return texts[which.reshape(column.shape)]
 
 

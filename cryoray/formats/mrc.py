@@ -2,8 +2,8 @@
 
 The format is MRC2014 (Cheng et al., J. Struct. Biol. 192, 2015) with modes 12 (float16) and 101
 (4 bit) as IMOD and RELION have them. Files of older programs, without the word ``MAP`` or a machine
-stamp, are read where their header makes sense in one byte order and no image is missing. What readers
-have to decide for themselves:
+stamp, are read where their header makes sense in one byte order. What readers have to decide for
+themselves:
 
 - Whatever ``ispg`` says (0, 1, 401), a section is an image: many programs declare their stacks volumes.
 - Bytes (mode 0) are signed, as MRC2014 and RELION have them, unless IMOD's flag says that they are
@@ -60,12 +60,30 @@ def read_header(path: Path) -> Stack:
         FormatError: there is no such file, it is no MRC file, or one of complex numbers or permuted
             axes, or not one whole image is there, or its compressed data are damaged.
     """
-    stack, expected = _describe(path)
+    stack, expected, _ = _describe(path)
     if not stack.count:
         raise FormatError(
             _shortfall(stack, expected), file=path, remedy="copy or extract the stack again"
         )
     return stack
+
+
+def read_map(path: Path) -> tuple[np.ndarray, float | None]:
+    """A volume, whatever the order of its axes in the file.
+
+    Returns:
+        float32 [z, y, x]; and Å/px, None where the header has none.
+
+    Raises:
+        FormatError: as `read_header`, or it is cut short.
+    """
+    stack, expected, axes = _describe(path, "map")
+    if stack.count < expected:
+        raise FormatError(_shortfall(stack, expected), file=path, remedy="copy the map again")
+    # Sections, rows and columns are the axes maps, mapr and mapc, of which 3 is z.
+    volume = read_frames(stack, np.arange(stack.count))
+    order = [axes[::-1].index(axis) for axis in (3, 2, 1)]
+    return np.ascontiguousarray(volume.transpose(order)), stack.pixel_size
 
 
 def absence(stack: Stack) -> str:
@@ -74,7 +92,7 @@ def absence(stack: Stack) -> str:
     Raises:
         FormatError: the file is gone or damaged by now.
     """
-    described, expected = _describe(stack.path)
+    described, expected, _ = _describe(stack.path)
     if expected > described.count:
         return f"{stack.path.name} {_shortfall(described, expected)}"
     return f"{stack.path.name} holds {stack.count:,} images"
@@ -103,8 +121,10 @@ def _at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def _describe(path: Path) -> tuple[Stack, int]:
-    """The stack, and the number of images that its header promises."""
+def _describe(
+    path: Path, what: Literal["stack", "map"] = "stack"
+) -> tuple[Stack, int, tuple[int, int, int]]:
+    """The stack or map, the number of sections that its header promises, and its axes."""
     try:
         with open(path, "rb", buffering=0, opener=_at_once) as file:
             status = os.fstat(file.fileno())
@@ -112,7 +132,7 @@ def _describe(path: Path) -> tuple[Stack, int]:
                 raise FormatError("is a pipe or a device, no file", file=path, remedy="remove it")
             start = file.read(2 * _HEADER_BYTES)
     except FileNotFoundError:
-        raise FormatError("there is no such stack", file=path) from None
+        raise FormatError(f"there is no such {what}", file=path) from None
     except OSError as error:
         raise FormatError(f"cannot be read: {error.strerror}", file=path) from error
     identity = status.st_size, status.st_mtime_ns
@@ -126,9 +146,9 @@ def _describe(path: Path) -> tuple[Stack, int]:
         raise FormatError(
             f"is no MRC file: {len(start)} bytes, and the header alone has {_HEADER_BYTES:,}",
             file=path,
-            remedy="copy or extract the stack again",
+            remedy="copy the map again" if what == "map" else "copy or extract the stack again",
         )
-    header, order = _header(start, path)
+    header, order, axes = _header(start, path, what, None if packed else status.st_size)
     nx, ny, nz, mode = (int(header[name]) for name in ("nx", "ny", "nz", "mode"))
     dtype = _DTYPES[mode]
     if mode == 0 and not _signed(header, order):
@@ -154,21 +174,32 @@ def _describe(path: Path) -> tuple[Stack, int]:
             remedy="convert it to 8 bit with the program that wrote it",
         )
     there = min(nz, max(0, held - stack.offset) // stack.image_bytes)
-    if there < nz and header["map"][:3] != b"MAP":
+    if not there and header["map"][:3] != b"MAP":
         raise _not_mrc(path, start)
-    return replace(stack, count=there), nz
+    return replace(stack, count=there), nz, axes
 
 
-def _header(start: bytes, path: Path) -> tuple[np.void, str]:
-    """The header and its byte order, checked to be that of a stack."""
+def _header(
+    start: bytes, path: Path, what: Literal["stack", "map"], size: int | None
+) -> tuple[np.void, str, tuple[int, int, int]]:
+    """The header, its byte order and axes, checked to be that of a stack or a map.
+
+    Where a file without a machine stamp makes sense in both byte orders (256 × 256 px is 65536 × 65536
+    in the other), that one holds of which ``size`` bytes have an image.
+    """
     has_map = start[208:211] == b"MAP"
+    if not has_map and _is_spider(start):
+        raise _not_mrc(path, start)
+    sensible = []
     for order in ("<", ">") if _STAMPS.get(start[212:214]) != ">" else (">", "<"):
         header = np.frombuffer(start, HEADER_DTYPE.newbyteorder(order), 1)[0]
         nx, ny, nz, mode = (int(header[name]) for name in ("nx", "ny", "nz", "mode"))
         if all(0 < side <= _LARGEST_SIDE for side in (nx, ny)) and nz > 0 and 0 <= mode <= 101:
-            break
-    else:
+            sensible.append((header, order, mode, nx * ny // 2 <= (size or math.inf)))
+    if not sensible:
         raise _not_mrc(path, start)
+    stamped = start[212:214] in _STAMPS
+    header, order, mode, _ = next((each for each in sensible if each[3] or stamped), sensible[0])
     if mode not in _DTYPES:
         if has_map:
             raise FormatError(
@@ -177,15 +208,23 @@ def _header(start: bytes, path: Path) -> tuple[np.void, str]:
             )
         raise _not_mrc(path, start)
     axes = tuple(int(header[name]) for name in ("mapc", "mapr", "maps"))
-    if axes not in ((1, 2, 3), (0, 0, 0)):
-        if has_map:
-            raise FormatError(
-                f"has its axes in the order {axes[0]} {axes[1]} {axes[2]}, which a stack never has",
-                file=path,
-                remedy="give a stack of images, not a map",
-            )
-        raise _not_mrc(path, start)
-    return header, order
+    if axes == (0, 0, 0):
+        axes = (1, 2, 3)
+    if sorted(axes) != [1, 2, 3] or (axes != (1, 2, 3) and not has_map):
+        if not has_map:
+            raise _not_mrc(path, start)
+        raise FormatError(
+            f"has its axes numbered {axes[0]}, {axes[1]} and {axes[2]}, which are not x, y and z",
+            file=path,
+            remedy="write it again with the program that made it",
+        )
+    if axes != (1, 2, 3) and what == "stack":
+        raise FormatError(
+            f"has its axes in the order {axes[0]} {axes[1]} {axes[2]}, which a stack never has",
+            file=path,
+            remedy="give a stack of images, not a map",
+        )
+    return header, order, (axes[0], axes[1], axes[2])
 
 
 def _not_mrc(path: Path, start: bytes) -> FormatError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -12,10 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cryoray.errors import FormatError
+from cryoray.formats import mrc
 from cryoray.formats.class_scores import FEATURES, SUBIMAGES, features_table
 from cryoray.formats.rows import Source, resolve, unique
 from cryoray.formats.star import Block, Columns, StarFile, as_objects, parse
+from cryoray.formats.star import quoted as quoted
 from cryoray.records import Kind
+
+_log = logging.getLogger(__name__)
 
 #: What RELION 3.1 to 5 read; a newer number would stop an older RELION.
 VERSION = b"\n# version 30001\n\n"
@@ -35,6 +40,16 @@ NECESSARY_OPTICS = (
 _SELECTION = re.compile(rf"_selected\.star$|^backup_selection\.star$|{FEATURES.pattern}")
 #: run_it025_data.star, run_ct25_it030_data.star (continued), run_data.star (the end of a refinement)
 _ITERATION = re.compile(r"(?:_ct(\d+))?(?:_it(\d+))?_(?=[a-z0-9]+\.star$)")
+
+
+#: Labels that RELION keeps as text (metadata_label.h), however much a value looks like a number.
+_TEXT = re.compile(r"(Name|Image|File|Mask|Comment)$")
+#: Tables and columns that only tilt-series data have: RELION 4 and 5, Warp and M.
+_TOMOGRAPHY = re.compile(r"rlnTomo[A-Z]|rlnCtfImage$|rlnSubtomogram|rlnCenteredCoordinateZAngst$")
+_NOT_UTF8 = "has an image name with bytes that are not UTF-8: rename the file"
+
+
+_ZERO = re.compile(r"0+@")
 
 
 class Optimiser(NamedTuple):
@@ -77,32 +92,35 @@ def open_star(path: Path, kind: Kind) -> Source:
         star = parse(path)
     _refuse_volumes(star)
     table, image_column = _images(star, kind)
+    _refuse_tomograms(star, table)
     texts = [name for name in (image_column, "rlnMicrographName") if name in table.columns]
-    numeric = [
-        name
-        for name, value in zip(table.columns, table.fields(0) if len(table) else (), strict=False)
-        if name not in texts and _is_number(value)
-    ]
     if not len(table):
         raise FormatError(f"has no rows in its table data_{table.name}", file=path)
-    columns = table.read(texts, numeric)
+    columns = table.read(texts, _numeric(table, texts))
+    _mention_texts(path, columns)
     metadata = columns.numbers
     metadata.update(_optics(star, table, metadata))
     frame, names, stack = split_names(columns.strings[image_column])
+    unusable = {
+        **dict.fromkeys(columns.undecoded.get(image_column, ()), _NOT_UTF8),
+        **columns.malformed,
+    }
+    bad = list(unusable)
+    frame[bad], stack[bad] = -1, -1
     found = resolve(names, path.parent, project(path.parent))
     if kind == "class2d" and not any(stack.exists() for stack in found):
         found = [_beside(path, stack) for stack in found]
     stacks, index = unique(found)
     stack = np.where(stack < 0, -1, index[stack]) if len(index) else stack
     images = as_objects(columns.strings[image_column])
+    _refuse_zero_based(path, images, frame, np.flatnonzero(stack < 0))
     problems = {
         int(row): f"{images[row]!r} names no image, which would read 000001@stack.mrcs"
         if images[row]
         else f"has no {image_column}"
         for row in np.flatnonzero(stack < 0)
     }
-    for row in columns.short.tolist():
-        problems[row] = f"has fewer than the {len(table.columns)} fields of its table"
+    problems |= unusable
     return Source(
         path=path,
         format="star",
@@ -144,12 +162,21 @@ def _beside(model: Path, stack: Path) -> Path:
     return next((file for file in files if file.is_file()), stack)
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def _numeric(table: Block, texts: Sequence[str]) -> list[str]:
+    """The columns of numbers; what RELION keeps as text is none, even where it looks like one."""
+    names = dict.fromkeys(table.columns)
+    return table.numeric([name for name in names if name not in texts and not _TEXT.search(name)])
+
+
+def _mention_texts(path: Path, columns: Columns) -> None:
+    for name, (row, text) in columns.texts.items():
+        _log.warning(
+            "%s, row %d: %s is %r, which is no number; it counts as missing, and so do others like it",
+            path,
+            row + 1,
+            name,
+            text,
+        )
 
 
 def _optics(
@@ -161,10 +188,13 @@ def _optics(
         return {}
     names = [
         name
-        for name, value in zip(optics.columns, optics.fields(0), strict=False)
-        if name != "rlnOpticsGroup" and name not in metadata and _is_number(value)
+        for name in _numeric(optics, ())
+        if name != "rlnOpticsGroup"
+        and (name not in metadata or not np.isfinite(metadata[name]).any())
     ]
-    values = optics.read(numbers=names).numbers
+    columns = optics.read(numbers=names)
+    _mention_texts(star.path, columns)
+    values = columns.numbers
     groups = metadata.get("rlnOpticsGroup")
     if len(optics) == 1 and groups is None:
         return {name: np.broadcast_to(values[name], len(table)) for name in names}
@@ -181,17 +211,20 @@ def _optics(
 
 def _pixel_size(star: StarFile, metadata: Mapping[str, np.ndarray], n: int) -> np.ndarray:
     """Å/px of each row: as 3.1 has it, or 3.0 (detector µm over magnification), or a model."""
-    size = np.full(n, np.nan)
+    sizes = []
     if "rlnImagePixelSize" in metadata:
-        size = metadata["rlnImagePixelSize"]
-    elif {"rlnDetectorPixelSize", "rlnMagnification"} <= metadata.keys():
+        sizes.append(metadata["rlnImagePixelSize"])
+    if {"rlnDetectorPixelSize", "rlnMagnification"} <= metadata.keys():
         with np.errstate(divide="ignore", invalid="ignore"):
-            size = metadata["rlnDetectorPixelSize"] / metadata["rlnMagnification"] * 1e4
-    elif "rlnPixelSize" in metadata:
-        size = metadata["rlnPixelSize"]
-    elif "model_general" in star and "rlnPixelSize" in star["model_general"].columns:
-        size = np.broadcast_to(star["model_general"].numbers("rlnPixelSize")[:1], n)
-    return np.where(np.isfinite(size) & (size > 0), size, np.nan).astype(np.float32)
+            sizes.append(metadata["rlnDetectorPixelSize"] / metadata["rlnMagnification"] * 1e4)
+    if "rlnPixelSize" in metadata:
+        sizes.append(metadata["rlnPixelSize"])
+    if "model_general" in star and "rlnPixelSize" in star["model_general"].columns:
+        sizes.append(np.broadcast_to(star["model_general"].numbers("rlnPixelSize")[:1], n))
+    size = np.full(n, np.nan)
+    for each in sizes[::-1]:
+        size = np.where(np.isfinite(each) & (each > 0), each, size)
+    return size.astype(np.float32)
 
 
 def image_table(star: StarFile, kind: Kind) -> Block:
@@ -257,14 +290,6 @@ def loop(name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> by
     labels = [f"_{label} #{number}" for number, label in enumerate(columns, 1)]
     lines = [f"data_{name}", "", "loop_", *labels, *(" ".join(row) for row in rows), "", ""]
     return "\n".join(lines).encode()
-
-
-def quoted(text: str) -> str:
-    """A field that may hold blanks, or nothing."""
-    if text and not any(map(str.isspace, text)):
-        return text
-    mark = '"' if "'" in text else "'"
-    return f"{mark}{text}{mark}"
 
 
 def field_texts(columns: Mapping[str, np.ndarray], rows: np.ndarray) -> list[list[str]]:
@@ -386,6 +411,60 @@ def _refuse_volumes(star: StarFile) -> None:
             "describes 3D classes, which are maps and not images",
             file=star.path,
             remedy="give --kind class3d, or the job's particles, its *_data.star",
+        )
+
+
+def _refuse_zero_based(
+    path: Path, images: np.ndarray, frame: np.ndarray, suspects: np.ndarray
+) -> None:
+    """Refuse a file that counts the images of a stack from 0, as some scripts do.
+
+    A row that names image 0 says so, unless the last image of its stack is named by its number from 1:
+    then that row alone is wrong.
+
+    Args:
+        path: the file.
+        images: str objects [n], the names.
+        frame: int64 [n], 0-based places by RELION's count.
+        suspects: rows whose name was not understood.
+    """
+    zeros = [row for row in suspects.tolist() if _ZERO.match(images[row])]
+    if not zeros:
+        return
+    named = [images[row].partition("@")[2] for row in zeros]
+    stacks = dict(zip(named, resolve(named, path.parent, project(path.parent)), strict=True))
+    for name, stack in stacks.items():
+        rows = [row for row, image in enumerate(images) if image.endswith(f"@{name}")]
+        try:
+            if frame[rows].max() + 1 >= mrc.promised(mrc.read_header(stack)):
+                return
+        except FormatError:
+            continue
+    raise FormatError(
+        f"counts the images of a stack from 0 ({images[zeros[0]]!r}), and RELION counts them from 1:"
+        " each image would be taken for the one before it",
+        file=path,
+        row=zeros[0] + 1,
+        remedy="add 1 to the number before each @",
+    )
+
+
+def _refuse_tomograms(star: StarFile, table: Block) -> None:
+    """Refuse particles of tilt series, whose images are tilts, sections or volumes."""
+    marks = [name for name in table.columns if _TOMOGRAPHY.match(name)]
+    optics = star.get("optics")
+    column = "rlnImageDimensionality"
+    if optics is not None and column in optics.columns and (optics.numbers(column) == 3).any():
+        marks.append(f"{column} 3")
+    general = star.get("general")
+    if general is not None and not marks:
+        marks += [name for name in general.columns if _TOMOGRAPHY.match(name)]
+    if marks:
+        raise FormatError(
+            f"describes particles of tomograms ({marks[0]}), and only those of single-particle data"
+            " are judged",
+            file=star.path,
+            remedy="give particles that were extracted from micrographs",
         )
 
 

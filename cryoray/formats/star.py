@@ -13,7 +13,7 @@ import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from io import FileIO
 from itertools import islice
@@ -29,9 +29,12 @@ from cryoray.formats.files import impostor
 
 _PIECE = 2 << 20  # bytes worked on at a time
 _LONGEST_LINE = 64 << 20
+_SAMPLED = 33  # rows by which a column is known to hold numbers
+_COMMA = re.compile(r"[-+]?\d+,\d+")  # a number as German or French programs write it
 _THREADS = 2
 _AHEAD = 2  # portions parsed beyond the one that is waited for
-_FIELD = re.compile(rb"""'([^']*)'(?!\S)|"([^"]*)"(?!\S)|(\S+)""")
+#: A quote ends a field only where a blank or the line's end follows, as in RELION's nextTokenInSTAR.
+_FIELD = re.compile(rb"""'((?:[^']|'(?=\S))*)'(?!\S)|"((?:[^"]|"(?=\S))*)"(?!\S)|(\S+)""")
 _MISSING = [
     "",
     "nan",
@@ -42,26 +45,51 @@ _MISSING = [
     "None",
     "none",
     "null",
+    "NULL",
     "NA",
     "<NA>",
     "N/A",
+    "n/a",
+    "<null>",
     "-",
+    "?",
+    ".",
 ]
+#: What no field can hold: line ends, NUL, and the bell, which is an escape to RELION.
+_NEVER = re.compile(r"[\n\r\0\a\x0b\x0c\x1c-\x1e\x85\u2028\u2029]|[\ud800-\udfff]")
 _NEWLINE, _HASH, _SPACE, _UNDERSCORE, _QUOTES = 10, 35, 32, 95, (34, 39)
 
 
+_BLANKS = ": a name with blanks must stand in quotes"
+
+
 class Columns(NamedTuple):
-    """Columns of one table.
+    r"""Columns of one table.
 
     Attributes:
         strings: string arrays [n] by column name.
-        numbers: float64 [n] by column name; NaN where a value is missing or no number.
-        short: int64, 0-based rows that have fewer fields than the table has columns.
+        numbers: float64 [n] by column name; NaN where a value is missing or no number, and in
+            malformed rows.
+        malformed: 0-based rows that have fewer or more fields than the table has columns, and the
+            reason; their strings are what stands in the column's place.
+        undecoded: 0-based rows by column of strings, where bytes are not UTF-8; they stand as ``\xe9``.
+        texts: by column of numbers, the first row and text that is neither a number nor a word for a
+            missing one.
     """
 
     strings: dict[str, pa.ChunkedArray]
     numbers: dict[str, np.ndarray]
-    short: np.ndarray
+    malformed: dict[int, str]
+    undecoded: dict[str, list[int]]
+    texts: dict[str, tuple[int, str]]
+
+
+@dataclass
+class _Oddities:
+    """What a portion of rows has that a table should not have; rows count from its first."""
+
+    malformed: dict[int, str] = field(default_factory=dict)
+    undecoded: dict[str, list[int]] = field(default_factory=dict)
 
 
 class _Header(NamedTuple):
@@ -69,6 +97,8 @@ class _Header(NamedTuple):
     loop: bool
     body: int  # byte at which the rows begin
     values: tuple[bytes, ...]  # of a table that is no loop
+    row: bytes = b""  # the same in one line, with whatever stands beside them
+    malformed: str = ""  # what is wrong with these
 
 
 class _Rows(NamedTuple):
@@ -90,6 +120,7 @@ class Block:
     start: int
     end: int
     _identity: tuple[int, int]
+    _carriage_returns: bool = False
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -108,26 +139,53 @@ class Block:
         """Several columns in one pass over the file.
 
         Raises:
-            FormatError: the table has no such column, the file changed, or is not UTF-8 text.
+            FormatError: the table has no such column, or the file changed.
         """
         self._check((*strings, *numbers))
         strings, numbers = list(dict.fromkeys(strings)), list(dict.fromkeys(numbers))
-        texts: dict[str, list[pa.Array]] = {name: [] for name in strings}
+        parts: dict[str, list[pa.Array]] = {name: [] for name in strings}
         values = {name: np.empty(len(self)) for name in numbers}
-        short: list[np.ndarray] = []
+        malformed: dict[int, str] = {}
+        undecoded: dict[str, list[int]] = {}
+        texts: dict[str, tuple[int, str]] = {}
         done = 0
-        for table, ragged in self._parsed(strings, numbers):
+        for table, odd in self._parsed(strings, numbers):
             for name in strings:
-                texts[name].append(table[name].combine_chunks())
+                parts[name].append(table[name].combine_chunks())
             for name in numbers:
-                values[name][done : done + len(table)] = _floats(table[name].combine_chunks())
-            short.append(done + ragged)
+                floats, text = _floats(table[name].combine_chunks(), odd.malformed)
+                values[name][done : done + len(table)] = floats
+                if text is not None:
+                    texts.setdefault(name, (done + text[0], text[1]))
+            malformed |= {done + row: why for row, why in odd.malformed.items()}
+            for name, rows in odd.undecoded.items():
+                undecoded.setdefault(name, []).extend(done + row for row in rows)
             done += len(table)
         return Columns(
-            {name: pa.chunked_array(parts, pa.string()) for name, parts in texts.items()},
+            {name: pa.chunked_array(some, pa.string()) for name, some in parts.items()},
             values,
-            np.concatenate(short) if short else np.empty(0, np.int64),
+            malformed,
+            undecoded,
+            texts,
         )
+
+    def numeric(self, names: Sequence[str]) -> list[str]:
+        """Those of some columns that hold numbers, by rows from all over the table.
+
+        One that has nothing but words for a missing number in these rows counts, too; of one that has
+        both numbers and text, `read` names the text.
+        """
+        self._check(names)
+        rows = np.unique(np.linspace(0, len(self) - 1, _SAMPLED).astype(np.int64))
+        found = [self.fields(row) for row in rows.tolist()] if len(self) else []
+        whole = [fields for fields in found if len(fields) == len(self.columns)]
+        kept = []
+        for name in names:
+            at = self.columns.index(name)
+            words = {fields[at] for fields in whole} - set(_MISSING)
+            if not words or any(_is_number(word) or _COMMA.fullmatch(word) for word in words):
+                kept.append(name)
+        return kept
 
     def chunks(self, name: str) -> Iterator[pa.Array]:
         """One column as consecutive string arrays, for those who need not hold all of it.
@@ -155,7 +213,9 @@ class Block:
         return [field.decode(errors="replace") for field in _split(text)]
 
     def row_text(self, row: int) -> str:
-        """One row of a loop, verbatim, without its line end."""
+        """One row, verbatim, without its line end; of a table that is no loop, as a loop has it."""
+        if not self.is_loop:
+            return self._header.row.decode(errors="surrogateescape")
         start, length = int(self._rows.starts[row]), int(self._rows.lengths[row])
         with self._open() as file:
             return _read(file, start, start + length).rstrip(b"\r").decode(errors="surrogateescape")
@@ -163,13 +223,17 @@ class Block:
     def copy_rows(
         self, rows: np.ndarray, out: BinaryIO, also: Sequence[bytes] | None = None
     ) -> None:
-        """Write rows of a loop verbatim, each ended by LF.
+        """Write rows verbatim, each ended by LF; that of a table that is no loop as a loop has it.
 
         Args:
             rows: int64 [k], 0-based, ascending.
             out: where to.
             also: [k], text of further fields to put after each row's own.
         """
+        if not self.is_loop:
+            for at in range(len(rows)):
+                out.write(self._header.row + (b"" if also is None else also[at]) + b"\n")
+            return
         starts, lengths = self._rows.starts[rows], self._rows.lengths[rows]
         with self._open() as file:
             for first, last in _portions(starts):
@@ -183,11 +247,15 @@ class Block:
                 out.write(b"\n".join([*lines, b""]))
 
     def copy_head(self, out: BinaryIO, name: str | None = None) -> None:
-        """Write what comes before a loop's rows: its name (another, if given) and column names."""
-        with self._open() as file:
-            head = _read(file, self.start, self._header.body)
-        lines = [line.rstrip() for line in head.splitlines()[1:]]
-        lines = [line for line in lines if line and not line.startswith(b"#")]
+        """Write what comes before rows: the table's name (another, if given) and column names."""
+        if self.is_loop:
+            with self._open() as file:
+                head = _read(file, self.start, self._header.body)
+            lines = [line.rstrip() for line in head.splitlines()[1:]]
+            lines = [line for line in lines if line and not line.startswith(b"#")]
+        else:
+            names = enumerate(self.columns, 1)
+            lines = [b"loop_", *(f"_{name} #{number}".encode() for number, name in names)]
         title = b"data_" + (self.name if name is None else name).encode()
         out.write(b"\n".join([title, b"", *lines, b""]))
 
@@ -212,7 +280,7 @@ class Block:
                 )
 
     def _open(self) -> FileIO:
-        file = _open(self.path)
+        file = _open(self.path, self._carriage_returns)
         if _identity(file) != self._identity:
             file.close()
             raise FormatError(
@@ -226,7 +294,8 @@ class Block:
     def _header(self) -> _Header:
         names: list[str] = []
         values: list[bytes] = []
-        loop = False
+        row: list[bytes] = []
+        loop, malformed = False, ""
         with self._open() as file:
             for offset, line in _lines(file, self.start, self.end):
                 text = line.strip()
@@ -235,12 +304,26 @@ class Block:
                 if text.startswith(b"_"):
                     fields = _split(text)
                     names.append(fields[0][1:].decode(errors="replace"))
-                    values.append(fields[1] if len(fields) > 1 else b"")
+                    if loop:
+                        continue
+                    given = _without_comment(fields[1:], 1)
+                    values.append(given[0] if given else b"")
+                    row += given or [b""]
+                    if len(given) > 1 and not malformed:
+                        malformed = f"has {len(given)} values for {names[-1]}{_BLANKS}"
                 elif loop:
                     return _Header(tuple(names), True, offset, ())
-                elif text.split()[0] == b"loop_" and not names:
+                elif text.split()[0] == b"loop_":
+                    if names:
+                        raise FormatError(
+                            f"has a loop after single values in its table data_{self.name}, which"
+                            " RELION does not write",
+                            file=self.path,
+                            remedy="give the loop a data_ line of its own",
+                        )
                     loop = True
-        return _Header(tuple(names), loop, self.end, () if loop else tuple(values))
+        line = b" ".join(map(_quoted_bytes, row))
+        return _Header(tuple(names), loop, self.end, tuple(values), line, malformed)
 
     @cached_property
     def _rows(self) -> _Rows:
@@ -274,41 +357,31 @@ class Block:
 
     def _parsed(
         self, strings: Sequence[str], numbers: Sequence[str]
-    ) -> Iterator[tuple[pa.Table, np.ndarray]]:
-        """Tables of consecutive rows, numbers as float64 or string, with their short rows."""
+    ) -> Iterator[tuple[pa.Table, _Oddities]]:
+        """Tables of consecutive rows, numbers as float64 or string, and what is odd about them."""
         names = list(dict.fromkeys((*strings, *numbers)))
         if not names:
             return
         if not self.is_loop:
-            pairs = list(zip(self.columns, self.fields(0), strict=True)) if len(self) else []
-            held = dict(reversed(pairs))  # of several with one name, the first
-            if held:
-                yield pa.table({name: [held[name]] for name in names}), np.empty(0, np.int64)
+            if len(self):
+                odd = _Oddities({0: self._header.malformed} if self._header.malformed else {})
+                yield self._made([list(self._header.values)], names, odd), odd
             return
         wanted = set(numbers) - set(strings)
         with self._open() as file, ThreadPoolExecutor(_THREADS) as threads:
 
-            def begun(portion: tuple[int, int]) -> tuple[int, Future[tuple[pa.Table, np.ndarray]]]:
+            def begun(portion: tuple[int, int]) -> Future[tuple[pa.Table, _Oddities]]:
                 rows = _Rows(*(each[slice(*portion)] for each in self._rows))
                 base = int(rows.starts[0])
                 piece = _read(file, base, int(rows.starts[-1]) + int(rows.lengths[-1]))
-                return portion[0], threads.submit(self._parse, piece, base, rows, names, wanted)
+                return threads.submit(self._parse, piece, base, rows, names, wanted)
 
             # Read here and parsed by threads, a few portions ahead: both let go of Python's lock.
             tasks = map(begun, _portions(self._rows.starts))
             ahead = deque(islice(tasks, _AHEAD))
             while ahead:
                 ahead.extend(islice(tasks, 1))
-                first, task = ahead.popleft()
-                try:
-                    yield task.result()
-                except UnicodeDecodeError as error:
-                    raise FormatError(
-                        "is not UTF-8 text",
-                        file=self.path,
-                        row=first + 1,
-                        remedy="convert it with `iconv -t UTF-8`",
-                    ) from error
+                yield ahead.popleft().result()
 
     def _parse(
         self,
@@ -317,7 +390,7 @@ class Block:
         rows: _Rows,
         names: list[str],
         numbers: set[str],
-    ) -> tuple[pa.Table, np.ndarray]:
+    ) -> tuple[pa.Table, _Oddities]:
         """Some rows of a loop: by Arrow where every field is plain and every row full, else by hand."""
         starts, lengths, indents = rows.starts - base, rows.lengths, rows.indents
         compact = _compact(piece, starts, lengths, indents)
@@ -344,20 +417,37 @@ class Block:
                     )
                 except (
                     pa.ArrowInvalid
-                ):  # a number that is none, a short row, or other text than UTF-8
+                ):  # a number that is none, a malformed row, or other text than UTF-8
                     continue
                 if len(table) == len(starts):
-                    return table.rename_columns(names), np.empty(0, np.int64)
+                    return table.rename_columns(names), _Oddities()
         begins, ends = starts.tolist(), (starts + lengths).tolist()
-        split = [_split(piece[a:b]) for a, b in zip(begins, ends, strict=True)]
-        width = len(self.columns)
-        short = np.flatnonzero([len(row) < width for row in split])
-        for row in short.tolist():
-            split[row] += [b""] * (width - len(split[row]))
-        picked = {name: self.columns.index(name) for name in names}
-        return pa.table(
-            {name: pa.array([row[at].decode() for row in split]) for name, at in picked.items()}
-        ), short
+        width, odd = len(self.columns), _Oddities()
+        split = []
+        for row, (a, b) in enumerate(zip(begins, ends, strict=True)):
+            fields = _without_comment(_split(piece[a:b]), width)
+            if len(fields) != width:
+                many = f"{len(fields)} field{'' if len(fields) == 1 else 's'}"
+                odd.malformed[row] = f"has {many}, and its table {width} columns"
+                odd.malformed[row] += _BLANKS if len(fields) > width else ""
+                fields += [b""] * (width - len(fields))
+            split.append(fields)
+        return self._made(split, names, odd), odd
+
+    def _made(self, rows: list[list[bytes]], names: list[str], odd: _Oddities) -> pa.Table:
+        """Columns of fields; of several with one name, the first."""
+        made = {}
+        for name in names:
+            at = self.columns.index(name)
+            texts = []
+            for row, fields in enumerate(rows):
+                try:
+                    texts.append(fields[at].decode())
+                except UnicodeDecodeError:
+                    texts.append(fields[at].decode(errors="backslashreplace"))
+                    odd.undecoded.setdefault(name, []).append(row)
+            made[name] = pa.array(texts, pa.string())
+        return pa.table(made)
 
 
 class StarFile(Mapping[str, Block]):
@@ -382,13 +472,16 @@ class StarFile(Mapping[str, Block]):
         return len(self._by_name)
 
     def with_column(self, *names: str, prefer: Sequence[str] = ()) -> Block | None:
-        """The first loop with one of these columns, looked for in the preferred tables first."""
+        """The first table with one of these columns, looked for in the preferred ones first.
+
+        It may be no loop but single values: so some programs write a table of one row.
+        """
         likely = [self[name] for name in prefer if name in self]
         return next(
             (
                 block
                 for block in (*likely, *self.blocks)
-                if block.is_loop and any(name in block.columns for name in names)
+                if any(name in block.columns for name in names)
             ),
             None,
         )
@@ -397,19 +490,49 @@ class StarFile(Mapping[str, Block]):
 def parse(path: Path) -> StarFile:
     """The tables of a STAR file, in one look over its bytes.
 
+    Lines may end as on any platform: LF, CR LF, or CR alone.
+
     Raises:
         FormatError: there is no such file, or no table in it, or it is something else.
     """
-    marks: list[tuple[int, str]] = []
     with _open(path) as file:
         identity = _identity(file)
+        start = _read(file, 0, min(identity[0], _PIECE))
+    known = impostor(start)
+    if known:
+        raise FormatError(known[0], file=path, remedy=known[1])
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise FormatError(
+            "is text in UTF-16", file=path, remedy="convert it with `iconv -f UTF-16 -t UTF-8`"
+        )
+    if b"\0" in start[:4096]:
+        raise FormatError("is no STAR file: it is not text", file=path)
+    carriage_returns = _lone_returns(start) > 0
+    marks = _marks(path, identity, carriage_returns)
+    if marks is None:
+        carriage_returns = True
+        marks = _marks(path, identity, carriage_returns)
+    if not marks:
+        raise FormatError("is no STAR file: it has no line that begins with data_", file=path)
+    ends = [start for start, _ in marks[1:]] + [identity[0]]
+    return StarFile(
+        path,
+        tuple(
+            Block(name, path, start, end, identity, carriage_returns)
+            for (start, name), end in zip(marks, ends, strict=True)
+        ),
+    )
+
+
+def _marks(
+    path: Path, identity: tuple[int, int], carriage_returns: bool
+) -> list[tuple[int, str]] | None:
+    """Where tables begin and their names; None where lines end in CR alone and that was not known."""
+    marks: list[tuple[int, str]] = []
+    with _open(path, carriage_returns) as file:
         for base, piece in _pieces(file, 0, identity[0], path):
-            if not base:
-                known = impostor(piece)
-                if known:
-                    raise FormatError(known[0], file=path, remedy=known[1])
-                if b"\0" in piece[:4096]:
-                    raise FormatError("is no STAR file: it is not text", file=path)
+            if _lone_returns(piece):
+                return None
             at = piece.find(b"data_")
             while at >= 0:
                 line_end = piece.find(b"\n", at)
@@ -420,16 +543,44 @@ def parse(path: Path) -> StarFile:
                 if not before and len(words) == 1:
                     marks.append((base + line_start, words[0][5:].decode(errors="replace")))
                 at = piece.find(b"data_", line_end)
-    if not marks:
-        raise FormatError("is no STAR file: it has no line that begins with data_", file=path)
-    ends = [start for start, _ in marks[1:]] + [identity[0]]
-    return StarFile(
-        path,
-        tuple(
-            Block(name, path, start, end, identity)
-            for (start, name), end in zip(marks, ends, strict=True)
-        ),
-    )
+    return marks
+
+
+def _lone_returns(text: bytes) -> int:
+    """Carriage returns that end a line on their own, but for a last one, which may not be alone."""
+    found = text.count(b"\r")
+    return found and found - text.count(b"\r\n") - text.endswith(b"\r") - text.count(b"\r\r\n")
+
+
+def quoted(text: str) -> str:
+    """A field as RELION reads it, in quotes where it needs them.
+
+    Raises:
+        ValueError: no STAR file can hold it (`unwritable` says why).
+    """
+    reason = unwritable(text)
+    if reason is not None:
+        raise ValueError(reason)
+    return _quoted_bytes(text.encode()).decode()
+
+
+def unwritable(text: str) -> str | None:
+    """Why a STAR file cannot hold a field, as the end of a sentence; None where it can."""
+    found = _NEVER.search(text)
+    if found:
+        if "\ud800" <= found[0] <= "\udfff":
+            return "holds bytes that are not UTF-8, and a STAR file is UTF-8 text"
+        return f"holds the character {found[0]!r}, which no field of a STAR file can hold"
+    if all(re.search(rf"{mark}\s", text) for mark in "'\""):
+        return "holds both kinds of quotes before blanks, which no field of a STAR file can hold"
+    return None
+
+
+def _quoted_bytes(text: bytes) -> bytes:
+    if text.split() == [text] and not text.startswith((b"'", b'"', b"#", b"_", b"data_", b"loop_")):
+        return text
+    mark = b'"' if re.search(rb"'\s", text) else b"'"
+    return mark + text + mark
 
 
 def as_objects(strings: pa.ChunkedArray) -> np.ndarray:
@@ -448,9 +599,16 @@ def as_objects(strings: pa.ChunkedArray) -> np.ndarray:
     return objects
 
 
-def _open(path: Path) -> FileIO:
+class _ReturnsAsNewlines(FileIO):
+    """A file in which CR stands for LF: of the same length, so that every offset holds."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return (super().read(-1 if size is None else size) or b"").replace(b"\r", b"\n")
+
+
+def _open(path: Path, carriage_returns: bool = False) -> FileIO:
     try:
-        return path.open("rb", buffering=0)
+        return _ReturnsAsNewlines(path) if carriage_returns else path.open("rb", buffering=0)
     except FileNotFoundError:
         raise FormatError("there is no such file", file=path) from None
     except OSError as error:
@@ -493,10 +651,11 @@ def _pieces(file: FileIO, start: int, end: int, path: Path) -> Iterator[tuple[in
 def _lines(file: FileIO, start: int, end: int) -> Iterator[tuple[int, bytes]]:
     """Lines with their offsets, reading a little at a time: a table's head is short."""
     rest = b""
-    at = start
+    at, size = start, 16384
     while at < end:
-        text = _read(file, at, min(end, at + 16384))
+        text = _read(file, at, min(end, at + size))
         at += len(text)
+        size *= 2  # so that a long line is not put together from many pieces
         lines = (rest + text).split(b"\n")
         rest = lines.pop() if at < end and text else b""
         for line in lines:
@@ -520,6 +679,11 @@ def _split(line: bytes) -> list[bytes]:
     if b"'" not in line and b'"' not in line:
         return line.split()
     return [single or double or plain for single, double, plain in _FIELD.findall(line)]
+
+
+def _without_comment(fields: list[bytes], width: int) -> list[bytes]:
+    """Fields without a comment that follows as many as there should be."""
+    return fields[:width] if fields[width : width + 1] and fields[width][:1] == b"#" else fields
 
 
 def _first_field(text: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -558,10 +722,18 @@ def _compact(
     return text[field]
 
 
-def _floats(values: pa.Array) -> np.ndarray:
-    if pa.types.is_string(values.type):
-        return np.array([_float(text) for text in values.to_pylist()])
-    return values.to_numpy(zero_copy_only=False)
+def _floats(
+    values: pa.Array, malformed: Mapping[int, str]
+) -> tuple[np.ndarray, tuple[int, str] | None]:
+    """float64 [n], and the first row and text that is neither a number nor a word for none."""
+    if not pa.types.is_string(values.type):
+        return values.to_numpy(zero_copy_only=False), None
+    texts = [text or "" for text in values.to_pylist()]
+    floats = np.array([_float(text) for text in texts], np.float64)
+    floats[list(malformed)] = np.nan
+    suspects = set(np.flatnonzero(np.isnan(floats)).tolist()) - malformed.keys()
+    odd = min((row for row in suspects if texts[row] not in _MISSING), default=None)
+    return floats, None if odd is None else (odd, texts[odd])
 
 
 def _float(text: str) -> float:
@@ -569,3 +741,11 @@ def _float(text: str) -> float:
         return float(text)
     except ValueError:
         return float("nan")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

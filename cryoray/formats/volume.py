@@ -9,11 +9,11 @@ import numpy as np
 
 from cryoray.errors import FormatError
 from cryoray.formats.files import replacing
-from cryoray.formats.mrc import read_frames, read_header
+from cryoray.formats.mrc import read_map
 
 
 def read_volume(path: Path) -> tuple[np.ndarray, float | None]:
-    """A map and its voxel size.
+    """A map and its voxel size, whatever the order of its axes in the file.
 
     Returns:
         float32 [side, side, side], z, y, x; and Å/px, None where the header has none.
@@ -21,17 +21,16 @@ def read_volume(path: Path) -> tuple[np.ndarray, float | None]:
     Raises:
         FormatError: it cannot be read, is no cube, or has voxels that are no numbers.
     """
-    stack = read_header(Path(path))
-    if not stack.count == stack.height == stack.width:
+    volume, pixel_size = read_map(Path(path))
+    if len(set(volume.shape)) > 1:
         raise FormatError(
-            f"is no cubic map: {stack.width} × {stack.height} × {stack.count} voxels",
+            f"is no cubic map: {' × '.join(map(str, volume.shape[::-1]))} voxels",
             file=path,
             remedy="give a map as RELION, cryoSPARC or EMDB have it",
         )
-    volume = read_frames(stack, np.arange(stack.count))
     if not np.isfinite(volume).all():
         raise FormatError("has voxels that are no numbers", file=path, remedy="write it again")
-    return volume, stack.pixel_size
+    return volume, pixel_size
 
 
 def write_volume(path: Path, volume: np.ndarray, pixel_size: float) -> Path:

@@ -32,11 +32,11 @@ def converted(source: Source, tmp_path: Path, rows: list[int] | None = None) -> 
 def test_images_count_from_one_and_a_stack_named_mrc_is_called_one(
     source: Source, tmp_path: Path
 ) -> None:
-    names = converted(source, tmp_path, [0, 4])["particles"]["rlnImageName"].tolist()
+    names = converted(source, tmp_path, [0, 5])["particles"]["rlnImageName"].tolist()
     stack = tmp_path / "CS-x/J19/extract/a.mrc"
-    assert names == [f"000001@{stack}:mrcs", f"000005@{stack}:mrcs"]
+    assert names == [f"000001@{stack}:mrcs", f"000006@{stack}:mrcs"]
     again = open_source(tmp_path / "x.star")
-    assert (again.stacks, again.frame.tolist()) == ((stack,), [0, 4])
+    assert (again.stacks, again.frame.tolist()) == ((stack,), [0, 5])
 
 
 def test_optics_groups_count_from_one_alike_on_every_side(source: Source, tmp_path: Path) -> None:

@@ -196,6 +196,136 @@ def test_a_cs_selection_labels_a_star_file_of_the_same_images(tmp_path: Path) ->
         read_selection(write_cs(tmp_path / "other.cs", other[:1]), source)
 
 
+PART = ["uid", "blob/path", "blob/idx", "blob/shape", "blob/psize_A", "blob/sign"]
+
+
+def split_job(folder: Path, main: str, passed: str, rows: slice = slice(None), n: int = 6) -> Path:
+    """A result whose images were passed through, in another order, as 3D jobs have it."""
+    table, _ = cs_particles(n)
+    rest = [name for name in table.dtype.names or () if name == "uid" or name not in PART]
+    write_stack(folder.parent / "J19/extract/a.mrc", n)
+    write_cs(folder / f"{passed}.cs", repack_fields(table[rows][PART][::-1]))
+    return write_cs(folder / f"{main}.cs", repack_fields(table[rest][rows]))
+
+
+EVEN, ODD, ALL = slice(0, None, 2), slice(1, None, 2), slice(None)
+
+
+def test_a_class_of_a_heterogeneous_refinement_is_joined_with_what_was_passed_through_for_it(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "J14"
+    for iteration in ("00040", "00062"):
+        for number, rows in ((0, EVEN), (1, ODD)):
+            split_job(
+                folder,
+                f"J14_class_0{number}_{iteration}_particles",
+                f"J14_passthrough_particles_class_{number}",
+                rows,
+            )
+        split_job(folder, f"J14_{iteration}_particles", "J14_passthrough_particles_all_classes")
+    for number, expected in ((0, [0, 2, 4]), (1, [1, 3, 5])):
+        source = open_source(folder / f"J14_class_0{number}_00062_particles.cs")
+        assert source.frame.tolist() == expected
+        assert not source.problems
+    # The folder is the particles of all classes, of the last iteration.
+    assert find_sources(folder) == [folder / "J14_00062_particles.cs"]
+    assert open_source(folder).frame.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("prefix", ["", "cryosparc_P3_", "P3_"])
+def test_ab_initio_keeps_the_final_particles_of_each_class(tmp_path: Path, prefix: str) -> None:
+    folder = tmp_path / "J12"
+    for number, rows in ((0, EVEN), (1, ODD)):
+        for iteration in ("00300", "final"):
+            split_job(
+                folder,
+                f"{prefix}J12_class_0{number}_{iteration}_particles",
+                f"{prefix}J12_passthrough_particles_class_{number}",
+                rows,
+            )
+    found = find_sources(folder)
+    assert [path.name for path in found] == [
+        f"{prefix}J12_class_0{number}_final_particles.cs" for number in (0, 1)
+    ]
+    assert [open_source(path).frame.tolist() for path in found] == [[0, 2, 4], [1, 3, 5]]
+
+
+@pytest.mark.parametrize(
+    ("mains", "passed"),
+    [
+        # clusters of 3D variability, sets, rebalanced classes, subsets: the job's own words
+        (["J31_cluster_000_particles", "J31_cluster_001_particles"], ["cluster_0", "cluster_1"]),
+        (["split_0", "split_1"], ["split_0", "split_1"]),
+        (["particles_rebalanced", "J40_superclass_1"], ["rebalanced", "superclass_1"]),
+        (["J50_subset_0_particles", "J50_subset_1_particles"], ["A", "B"]),
+    ],
+)
+def test_where_names_do_not_tell_what_belongs_together_the_uid_do(
+    tmp_path: Path, mains: list[str], passed: list[str]
+) -> None:
+    folder = tmp_path / "J50"
+    for main, through, rows in zip(mains, passed, (EVEN, ODD), strict=True):
+        split_job(folder, main, f"J50_passthrough_particles_{through}", rows)
+    found = find_sources(folder)
+    assert [path.stem for path in found] == sorted(mains)
+    for main, expected in zip(mains, ([0, 2, 4], [1, 3, 5]), strict=True):
+        source = open_source(folder / f"{main}.cs")
+        assert source.frame.tolist() == expected
+        assert not source.problems
+
+
+def test_a_result_with_a_table_for_each_group_of_fields_is_one_source(tmp_path: Path) -> None:
+    main, passed = cs_particles(4)
+    write_stack(tmp_path / "J19/extract/a.mrc", 4)
+    classes = [name for name in main.dtype.names or () if name == "uid" or name[:5] == "align"]
+    defocus = [name for name in passed.dtype.names or () if name == "uid" or name[:3] == "ctf"]
+    folder = tmp_path / "J60"
+    write_cs(folder / "J60_particles_alignments2D.cs", repack_fields(main[classes]))
+    write_cs(folder / "J60_particles_blob.cs", repack_fields(main[PART]))
+    write_cs(folder / "J60_particles_ctf.cs", repack_fields(passed[defocus]))
+    assert find_sources(folder) == [folder / "J60_particles_blob.cs"]
+    source = open_source(folder)
+    assert source.frame.tolist() == [0, 1, 2, 3]
+    assert source.metadata["rlnDefocusU"].tolist() == [15000, 15001, 15002, 15003]
+    assert source.metadata["rlnClassNumber"].tolist() == [1, 2, 3, 1]
+    assert open_source(folder / "J60_particles_ctf.cs").frame.tolist() == [3, 2, 1, 0]
+
+
+def test_a_table_that_counts_images_from_1_is_refused(tmp_path: Path) -> None:
+    main, _ = cs_particles(4)
+    write_stack(tmp_path / "J19/extract/a.mrc", 4)
+    main["blob/idx"] += 1
+    path = write_cs(tmp_path / "J20/particles.cs", main)
+    with pytest.raises(
+        FormatError, match=r"row 4: counts the images of a.mrc from 1 \(blob/idx is 4"
+    ):
+        open_source(path)
+    write_cs(path, main[:3])  # nothing shows it, and nothing is beyond the end
+    assert open_source(path).frame.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("form", ["npy", "csdat"])
+def test_a_path_that_is_not_utf8_is_set_aside_and_the_rest_is_read(
+    tmp_path: Path, form: str
+) -> None:
+    main, _ = cs_particles(3)
+    main["blob/path"][1] = b"J19/extract/\xe9.mrc"
+    path = write_cs(tmp_path / "J20/particles.cs", main)
+    if form == "csdat":
+        main["blob/path"][1] = b"J19/extract/QQ.mrc"
+        write_cs(path, main)
+        Dataset.load(path).save(path, format=CSDAT_FORMAT)
+        path.write_bytes(path.read_bytes().replace(b"QQ", b"\xe9\xe9"))
+    source = open_source(path)
+    assert source.problems == {1: "has a blob/path with bytes that are not UTF-8: rename the file"}
+    assert (
+        source.images[1]
+        == f"000002@J19/extract/\\xe9{'' if form == 'npy' else chr(92) + 'xe9'}.mrc"
+    )
+    assert source.stack.tolist() == [0, -1, 0]
+
+
 def test_tables_without_images_and_empty_ones_are_told(tmp_path: Path) -> None:
     write_cs(tmp_path / "J5_passthrough_particles.cs", np.zeros(2, PASSTHROUGH_FIELDS))
     with pytest.raises(

@@ -158,7 +158,7 @@ FILES: Mapping[str, Particles | Classes | CsParticles | Images | Tables | Refuse
     "star/starfile/empty_loop.star": Tables(),
     "star/starfile/loop_double_quote.star": Tables(),
     "star/starfile/loop_single_quote.star": Tables(),
-    "star/starfile/one_loop.star": Particles(16, 16, 5.0),
+    "star/starfile/one_loop.star": Tables("describes particles of tomograms (rlnCtfImage), and"),
     "star/starfile/postprocess.star": Tables(),
     **{
         f"star/starfile/relion_tutorial/run_it025_{name}.star": Tables()
@@ -254,7 +254,7 @@ def test_a_star_file_is_read_as_starfile_reads_it(name: str, real_data: Path) ->
         nodes = file["pipeline_nodes"]
         words = "Import/job001/tilt_series.star TomogramGroupMetadata.star.relion.tomo.import"
         assert nodes.fields(0) == words.split()
-        assert nodes.read(nodes.columns).short.tolist() == [0]
+        assert nodes.read(nodes.columns).malformed == {0: "has 2 fields, and its table 3 columns"}
         return
     tables = starfile.read(path, always_dict=True)
     assert list(file) == list(tables)

@@ -23,8 +23,16 @@ from mrcfile.dtypes import get_ext_header_dtype
 
 from cryoray.errors import FormatError, InternalError
 from cryoray.formats import compressed
-from cryoray.formats.mrc import StackWriter, absence, promised, read_frames, read_header
+from cryoray.formats.mrc import (
+    StackWriter,
+    absence,
+    promised,
+    read_frames,
+    read_header,
+    read_map,
+)
 from cryoray.formats.source import open_source
+from cryoray.formats.volume import read_volume
 from cryoray.records import NIBBLES, Stack
 from tests.formats.files import write_stack
 
@@ -392,6 +400,60 @@ def test_frames_come_in_the_order_asked_for(tmp_path: Path) -> None:
     frames = np.array([3, 4, 5, 8, 0, 0, 2, 1])
     np.testing.assert_array_equal(read_frames(stack, frames)[:, 0, 0], frames)
     assert read_frames(stack, np.empty(0, np.int64)).shape == (0, 8, 8)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("axes", [(1, 2, 3), (0, 0, 0)])
+def test_a_truncated_stack_of_an_old_program_keeps_its_whole_images_too(
+    tmp_path: Path, order: str, axes: tuple[int, int, int]
+) -> None:
+    images = np.arange(3 * 256 * 256).reshape(3, 256, 256).astype("i1")
+    raw = bytearray(header(256, 256, 3, 0, order=order, stamp=False))
+    struct.pack_into(f"{order}3i", raw, 64, *axes)
+    path = tmp_path / "s.mrcs"
+    path.write_bytes(bytes(raw) + images.tobytes()[:-100])
+    stack = read_header(path)
+    assert (stack.count, promised(stack)) == (2, 3)
+    np.testing.assert_array_equal(everything(stack), images[:2])
+    assert absence(stack).startswith("s.mrcs is shorter than its header says")
+
+
+def axes_permuted(volume: np.ndarray, axes: tuple[int, int, int], path: Path) -> Path:
+    """A map [z, y, x] in a file whose columns, rows and sections are these axes (1 is x)."""
+    stored = volume.transpose([3 - axis for axis in axes[::-1]])
+    with mrcfile.new(path, np.ascontiguousarray(stored)) as file:
+        file.header.mapc, file.header.mapr, file.header.maps = axes
+        file.header.mx, file.header.my, file.header.mz = volume.shape[::-1]
+        file.header.cella = tuple(1.5 * side for side in volume.shape[::-1])
+    return path
+
+
+@pytest.mark.parametrize("axes", [(1, 2, 3), (1, 3, 2), (2, 1, 3), (2, 3, 1), (3, 1, 2), (3, 2, 1)])
+def test_a_map_is_the_same_whatever_the_order_of_its_axes(
+    tmp_path: Path, axes: tuple[int, int, int]
+) -> None:
+    volume = np.random.default_rng(0).normal(size=(5, 5, 5)).astype(np.float32)
+    path = axes_permuted(volume, axes, tmp_path / "m.map")
+    again, pixel = read_volume(path)
+    np.testing.assert_array_equal(again, volume)
+    assert pixel == pytest.approx(1.5)
+    uneven = volume[:4, :3]
+    again, _ = read_map(axes_permuted(uneven, axes, tmp_path / "u.map"))
+    np.testing.assert_array_equal(again, uneven)
+
+
+def test_what_is_wrong_with_a_map_is_told_of_a_map(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="there is no such map"):
+        read_volume(tmp_path / "absent.mrc")
+    path = axes_permuted(np.ones((4, 4, 4), np.float32), (3, 2, 1), tmp_path / "m.map")
+    os.truncate(path, path.stat().st_size - 8)
+    with pytest.raises(FormatError, match=r"is shorter than its header says.*; copy the map again"):
+        read_volume(path)
+    raw = bytearray(path.read_bytes())
+    struct.pack_into("<3i", raw, 64, 1, 1, 3)
+    path.write_bytes(raw)
+    with pytest.raises(FormatError, match="has its axes numbered 1, 1 and 3, which are not x, y"):
+        read_volume(path)
 
 
 def test_a_truncated_stack_keeps_its_whole_images_and_says_what_is_missing(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cryoray.errors import FormatError
@@ -141,6 +142,115 @@ def test_what_relion_would_say_is_said_in_its_words(
         assert heard is not None
         with pytest.raises(ValueError, match=said):
             raise ValueError(heard)
+
+
+def test_a_column_is_not_lost_to_a_missing_number_in_its_first_row(tmp_path: Path) -> None:
+    path = tmp_path / "particles.star"
+    path.write_text(
+        "data_optics\nloop_\n_rlnOpticsGroupName\n_rlnOpticsGroup\n_rlnImagePixelSize\n"
+        "old 1 <NA>\nnew 2 2.5\n\ndata_particles\nloop_\n_rlnImageName\n_rlnOpticsGroup\n"
+        "_rlnDefocusU\n_rlnMagnification\n_rlnDetectorPixelSize\n_rlnGroupName\n"
+        '1@a.mrcs 1 None 5e4 10 7\n2@a.mrcs 2 9000 5e4 10 "8"\n3@a.mrcs 2 "" 5e4 10 9\n'
+    )
+    source = open_source(path)
+    np.testing.assert_array_equal(source.metadata["rlnDefocusU"], [np.nan, 9000, np.nan])
+    # Where the optics group does not say, magnification and detector do.
+    np.testing.assert_array_equal(source.pixel_size, np.float32([2, 2.5, 2.5]))
+    assert "rlnGroupName" not in source.metadata
+
+
+def test_text_in_a_column_of_numbers_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "particles.star"
+    path.write_text("data_\nloop_\n_rlnImageName\n_rlnDefocusU\n1@a.mrcs 9000,5\n2@a.mrcs 9001\n")
+    np.testing.assert_array_equal(open_source(path).metadata["rlnDefocusU"], [np.nan, 9001])
+    assert f"{path}, row 1: rlnDefocusU is '9000,5', which is no number" in caplog.text
+
+
+def test_one_particle_and_one_optics_group_without_a_loop(tmp_path: Path) -> None:
+    path = tmp_path / "particles.star"
+    path.write_text(
+        "data_optics\n\n_rlnOpticsGroup\t1\n_rlnImagePixelSize\t2.0\n_rlnVoltage\t300\n"
+        "_rlnSphericalAberration\t2.7\n\ndata_particles\n\n_rlnImageName\t000002@a.mrcs\n"
+        "_rlnMicrographName\t'My Grid/m.mrc'\n_rlnOpticsGroup\t1\n_rlnDefocusU\t9000.0\n"
+    )
+    write_stack(tmp_path / "a.mrcs", 2)
+    assert find_sources(tmp_path) == [path]
+    source = open_source(tmp_path)
+    assert source.images.tolist() == ["000002@a.mrcs"]
+    assert source.micrograph.tolist() == ["My Grid/m.mrc"]
+    assert source.metadata["rlnDefocusU"].tolist() == [9000]
+    assert source.pixel_size.tolist() == [2]
+    assert complaint(source) is None
+
+
+def counted(tmp_path: Path, numbers: list[int]) -> Path:
+    return write_particles(tmp_path / "particles.star", [f"{n:03d}@a.mrcs" for n in numbers])
+
+
+def test_images_that_are_counted_from_0_are_refused(tmp_path: Path) -> None:
+    write_stack(tmp_path / "a.mrcs", 5)
+    path = counted(tmp_path, [3, 0, 4])
+    with pytest.raises(
+        FormatError,
+        match=r"row 2: counts the images of a stack from 0 \('000@a.mrcs'\).*; add 1 to the number",
+    ):
+        open_source(path)
+    (tmp_path / "a.mrcs").unlink()
+    with pytest.raises(FormatError, match="row 2: counts the images of a stack from 0"):
+        open_source(path)
+
+
+def test_one_row_that_names_image_0_is_set_aside_where_the_last_is_named_by_relions_number(
+    tmp_path: Path,
+) -> None:
+    write_stack(tmp_path / "a.mrcs", 5)
+    source = open_source(counted(tmp_path, [1, 0, 5]))
+    assert list(source.problems) == [1]
+    assert source.frame.tolist() == [0, -1, 4]
+
+
+@pytest.mark.parametrize(
+    ("optics", "columns", "row", "mark"),
+    [
+        ("", "_rlnTomoName\n", "TS_01", "rlnTomoName"),
+        ("", "_rlnCtfImage\n", "a_ctf.mrc", "rlnCtfImage"),
+        ("", "_rlnTomoVisibleFrames\n", "[1,1,0]", "rlnTomoVisibleFrames"),
+        ("_rlnImageDimensionality\n", "_rlnVoltage\n", "300", "rlnImageDimensionality 3"),
+    ],
+)
+def test_particles_of_tomograms_are_refused(
+    tmp_path: Path, optics: str, columns: str, row: str, mark: str
+) -> None:
+    path = tmp_path / "particles.star"
+    path.write_text(
+        f"data_optics\nloop_\n_rlnOpticsGroup\n_rlnImagePixelSize\n{optics}1 2 {3 if optics else ''}\n\n"
+        f"data_particles\nloop_\n_rlnImageName\n_rlnOpticsGroup\n{columns}a.mrcs 1 {row}\n"
+    )
+    with pytest.raises(FormatError, match=rf"describes particles of tomograms \({mark}\)"):
+        open_source(path)
+
+
+def test_a_file_that_says_that_its_images_are_stacks_of_tilts_is_refused(tmp_path: Path) -> None:
+    path = write_particles(tmp_path / "particles.star", ["1@a.mrcs"])
+    path.write_text("data_general\n\n_rlnTomoSubTomosAre2DStacks 1\n" + path.read_text())
+    with pytest.raises(FormatError, match="describes particles of tomograms"):
+        open_source(path)
+
+
+def test_a_name_that_is_not_utf8_is_set_aside_and_the_rest_is_read(tmp_path: Path) -> None:
+    path = write_particles(tmp_path / "particles.star", ["1@a.mrcs", "1@X.mrcs", "2@a.mrcs"])
+    path.write_bytes(
+        path.read_bytes().replace(b"1@X.mrcs", b"1@\xe9.mrcs").replace(b"mic0", b"m\xef0")
+    )
+    source = open_source(path)
+    assert source.images.tolist() == ["1@a.mrcs", "1@\\xe9.mrcs", "2@a.mrcs"]
+    assert source.problems == {
+        1: "has an image name with bytes that are not UTF-8: rename the file"
+    }
+    assert source.stack.tolist() == [0, -1, 0]
+    assert source.micrograph.tolist() == ["m\\xef0.mrc", "mic1.mrc", "m\\xef0.mrc"]
 
 
 @pytest.mark.real

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cryoray.errors import FormatError
 from cryoray.formats import star
-from cryoray.formats.star import Block, as_objects, parse
+from cryoray.formats.star import Block, as_objects, parse, quoted
 
 
 def written(tmp_path: Path, text: str | bytes) -> Path:
@@ -55,7 +55,7 @@ data_nothing
 """
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\r\r\n"])
 @pytest.mark.parametrize("piece", [7, 1 << 20])
 def test_a_messy_file(
     tmp_path: Path, end: str, piece: int, monkeypatch: pytest.MonkeyPatch
@@ -73,7 +73,11 @@ def test_a_messy_file(
         "short",
     ]
     np.testing.assert_array_equal(loop.numbers("rlnValue"), [1.5, np.nan, np.inf, np.nan, np.nan])
-    assert loop.read(["rlnName"]).short.tolist() == [4]
+    read = loop.read(["rlnName"], ["rlnValue"])
+    assert read.malformed == {
+        3: "has 4 fields, and its table 2 columns: a name with blanks must stand in quotes",
+        4: "has 1 field, and its table 2 columns",
+    }
     assert loop.row_text(1) == '"it\'s"\t-nan'
     assert loop.fields(3) == ["", "none", "extra", "fields"]
     named = file[""]
@@ -165,7 +169,156 @@ def test_a_column_named_twice_is_the_first_of_them(tmp_path: Path) -> None:
 
 def test_no_columns_are_read_of_a_table_where_none_are_asked_for(tmp_path: Path) -> None:
     read = parse(written(tmp_path, "data_x\nloop_\n_a\n_b\n1 2\n3 4\n"))["x"].read()
-    assert (read.strings, read.numbers, len(read.short)) == ({}, {}, 0)
+    assert (read.strings, read.numbers, read.malformed) == ({}, {}, {})
+
+
+@pytest.mark.parametrize("first", ["", "# version 30001\n"])
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path, first: str) -> None:
+    file = parse(written(tmp_path, f"\ufeff{first}data_x\nloop_\n_a\n1\n"))
+    assert file["x"].numbers("a").tolist() == [1]
+
+
+def test_lines_that_begin_to_end_otherwise_late_in_a_file_are_lines_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(star, "_PIECE", 16)
+    text = "data_x\nloop_\n_a\n" + "1\n" * 50 + "2\r" * 50 + "data_y\r_b\t3\r"
+    file = parse(written(tmp_path, text))
+    assert file["x"].numbers("a").tolist() == [1] * 50 + [2] * 50
+    assert file["y"].fields(0) == ["3"]
+
+
+def test_a_field_of_a_megabyte_is_read(tmp_path: Path) -> None:
+    long = "x" * (1 << 20)
+    block = parse(written(tmp_path, f"data_x\nloop_\n_{long} #1\n_b #2\n{long} 7\n1 8\n"))["x"]
+    assert block.columns == (long, "b")
+    assert block.column(long).tolist() == [long, "1"]
+    assert block.numbers("b").tolist() == [7, 8]
+
+
+def test_utf_16_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="is text in UTF-16; convert it with `iconv"):
+        parse(written(tmp_path, "data_x\n_a 1\n".encode("utf-16")))
+
+
+MISSING = ("<NA>", "None", "nan", "NaN", '""', "''", "N/A", "null")
+
+
+@pytest.mark.parametrize("word", MISSING)
+@pytest.mark.parametrize("row", [0, 3, 5])
+def test_a_word_for_a_missing_number_makes_no_column_text(
+    tmp_path: Path, word: str, row: int
+) -> None:
+    values = [f"{number}.5" for number in range(6)]
+    values[row] = word
+    text = "data_x\nloop_\n_name\n_number\n_none\n" + "".join(
+        f"mic{at} {value} {word}\n" for at, value in enumerate(values)
+    )
+    block = parse(written(tmp_path, text))["x"]
+    assert block.numeric(block.columns) == ["number", "none"]
+    read = block.read(["name"], ["number", "none"])
+    expected = np.arange(6) + 0.5
+    expected[row] = np.nan
+    np.testing.assert_array_equal(read.numbers["number"], expected)
+    assert np.isnan(read.numbers["none"]).all()
+    assert read.texts == {}
+
+
+def test_what_is_neither_a_number_nor_a_missing_one_is_named(tmp_path: Path) -> None:
+    rows = [f"{number} {number},5" for number in range(40)]
+    rows[7] = "bad 1,5"
+    block = parse(written(tmp_path, "data_x\nloop_\n_a\n_b\n" + "\n".join(rows) + "\n"))["x"]
+    assert block.numeric(block.columns) == ["a", "b"]
+    read = block.read(numbers=["a", "b"])
+    assert read.texts == {"a": (7, "bad"), "b": (0, "0,5")}
+    assert np.flatnonzero(np.isnan(read.numbers["a"])).tolist() == [7]
+
+
+@pytest.mark.parametrize("piece", [8, 1 << 20])
+@pytest.mark.parametrize("quote", ["", "'"])
+def test_a_row_with_too_many_or_too_few_fields_gives_no_number(
+    tmp_path: Path, piece: int, quote: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(star, "_PIECE", piece)
+    rows = [
+        f"{quote}m0.mrc{quote} 1 9000",
+        "My Grid/m1.mrc 1 9001",
+        "m2.mrc 1",
+        "m3.mrc 1 9003 # hm",
+    ]
+    block = parse(written(tmp_path, "data_x\nloop_\n_m\n_g\n_d\n" + "\n".join(rows) + "\n"))["x"]
+    read = block.read(["m"], ["g", "d"])
+    assert read.malformed == {
+        1: "has 4 fields, and its table 3 columns: a name with blanks must stand in quotes",
+        2: "has 2 fields, and its table 3 columns",
+    }
+    np.testing.assert_array_equal(read.numbers["g"], [1, np.nan, np.nan, 1])
+    np.testing.assert_array_equal(read.numbers["d"], [9000, np.nan, np.nan, 9003])
+
+
+def test_a_table_of_single_values_is_copied_as_a_loop_of_one_row(tmp_path: Path) -> None:
+    block = parse(written(tmp_path, "data_x\n_a 'b c'  # why\n_d\n_e \"it's\"\n"))["x"]
+    out = io.BytesIO()
+    block.copy_head(out)
+    block.copy_rows(np.array([0]), out, [b" 7"])
+    assert out.getvalue() == b"data_x\n\nloop_\n_a #1\n_d #2\n_e #3\n'b c' '' it's 7\n"
+    again = parse(written(tmp_path, out.getvalue()))["x"]
+    assert again.fields(0) == ["b c", "", "it's", "7"]
+    assert block.row_text(0) == "'b c' '' it's"
+
+
+def test_two_values_of_one_name_are_a_malformed_row_and_neither_is_lost(tmp_path: Path) -> None:
+    block = parse(written(tmp_path, "data_x\n_a My Grid/b.mrc\n_d 5\n"))["x"]
+    read = block.read(["a"], ["d"])
+    assert read.malformed == {0: "has 2 values for a: a name with blanks must stand in quotes"}
+    assert np.isnan(read.numbers["d"]).all()
+    assert block.row_text(0) == "My Grid/b.mrc 5"
+
+
+def test_a_loop_after_single_values_is_not_lost_in_silence(tmp_path: Path) -> None:
+    block = parse(written(tmp_path, "data_x\n_a 1\n\nloop_\n_b\n2\n3\n"))["x"]
+    with pytest.raises(FormatError, match="has a loop after single values in its table data_x"):
+        block.numbers("a")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a b",
+        "#1",
+        "_a",
+        "'",
+        '"',
+        "it's",
+        "it's here",
+        '12" of',
+        "a' \"b",
+        "data_x",
+        "loop_",
+        "é ü",
+    ],
+)
+def test_what_is_quoted_is_read_as_it_was(tmp_path: Path, text: str) -> None:
+    block = parse(written(tmp_path, f"data_x\nloop_\n_a\n_b\n{quoted(text)} 1\n"))["x"]
+    assert block.column("a").tolist() == [text]
+    assert block.numbers("b").tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("a\nb", r"the character '\\n'"),
+        ("a\rb", r"the character '\\r'"),
+        ("a\0b", "the character"),
+        ("a\u2028b", "the character"),
+        ("a\udce9b", "bytes that are not UTF-8"),
+        ("it's ' or \" b", "both kinds of quotes before blanks"),
+    ],
+)
+def test_what_no_field_can_hold_is_refused_with_the_reason(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        quoted(text)
 
 
 def test_a_second_loop_in_a_table_is_not_taken_for_rows(tmp_path: Path) -> None:
@@ -213,8 +366,8 @@ def test_reading_what_is_not_there_or_changed_or_in_another_encoding(tmp_path: P
     with pytest.raises(FormatError, match="changed while it was being read"):
         block.numbers("a")
     path = written(tmp_path, "data_x\nloop_\n_a\nå.mrc\n".encode("latin-1"))
-    with pytest.raises(FormatError, match="row 1: is not UTF-8 text"):
-        parse(path)["x"].column("a")
+    read = parse(path)["x"].read(["a"])
+    assert (as_objects(read.strings["a"]).tolist(), read.undecoded) == (["\\xe5.mrc"], {"a": [0]})
     assert parse(path)["x"].fields(0) == ["\ufffd.mrc"]
 
 

@@ -47,7 +47,7 @@ def test_every_row_of_a_star_file_is_on_its_side_verbatim(
         f"'{i + 1:06d}@a b/x.mrcs'" if i == 3 else f"{i + 1}@x.mrcs" for i in range(len(fates))
     ]
     path = write_particles(folder / "particles.star", names, [1 + i % 2 for i in range(len(names))])
-    path.write_text("data_general\n\n_rlnTomoSubTomosAre2DStacks 1\n" + path.read_text())
+    path.write_text("data_general\n\n_rlnLensName 1\n" + path.read_text())
     source = open_source(path)
     assert write_verdicts(folder / "out", source, verdicts_of(fates)) == Books(
         rows_in=len(fates),
