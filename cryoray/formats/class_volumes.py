@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cryoray.errors import FormatError, InputError
+from cryoray.errors import FormatError, InputError, printable
 from cryoray.formats import relion
 from cryoray.formats.class_selection import class_numbers, model_of, particle_counts, particles_of
+from cryoray.formats.files import without_apostrophe
 from cryoray.formats.rows import Source, resolve
 from cryoray.formats.star import StarFile, as_objects, parse
 
@@ -179,22 +180,29 @@ def _of_folder(folder: Path) -> VolumeClasses:
                 file=folder,
                 remedy=f"give a Class3D job, or a folder of maps (.mrc), with {TABLE} if more is known",
             )
-        return VolumeClasses(
-            folder, np.array([file.name for file in maps], object), volumes=tuple(maps)
-        )
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+        names = [printable(file.name) for file in maps]
+        return VolumeClasses(folder, np.array(names, object), volumes=tuple(maps))
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise FormatError(
+            f"is no CSV table in UTF-8: {error}", file=table, remedy="save it again as CSV (UTF-8)"
+        ) from error
+    short = next((line for line, row in enumerate(rows, 2) if None in (*row, *row.values())), None)
+    if short is not None:
+        raise FormatError("has fewer or more fields than the first line", file=table, row=short)
     if not rows or "volume" not in rows[0]:
         raise FormatError(
             "has no column volume", file=table, remedy="name the map of each class in it"
         )
-    names = [*_COLUMNS, "particles"]
+    known = [*_COLUMNS, "particles"]
     said = {
         name: np.array([_number(row[name], table, line) for line, row in enumerate(rows, 2)])
-        for name in names
+        for name in known
         if name in rows[0]
     }
-    images = np.array([row["volume"] for row in rows], object)
+    images = np.array([without_apostrophe(row["volume"]) for row in rows], object)
     return VolumeClasses(
         folder, images, tuple(folder / name for name in images.tolist()), said=said
     )

@@ -13,16 +13,20 @@ anew, its micrographs may be upside down against cryoSPARC's (pyem issues 22 and
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from cryoray.errors import FormatError
+from cryoray.errors import FormatError, printable
 from cryoray.formats.cryosparc import open_joined
 from cryoray.formats.files import replacing
 from cryoray.formats.relion import IMAGE_COLUMNS, VERSION, field_texts, loop, quoted
 from cryoray.formats.rows import Source
+from cryoray.formats.star import unwritable
+
+_log = logging.getLogger(__name__)
 
 #: What RELION keeps for an optics group, the first of which numbers them.
 _OPTICS = (
@@ -92,12 +96,26 @@ def write_star(
         rows: int64 [k], 0-based, ascending; None for all.
         further: columns of numbers [k] to add.
 
+    Rows of stacks whose path no STAR file can hold are left out, which a warning says.
+
     Raises:
         FormatError: RELION could not read it.
     """
     check_convertible(source)
     rows = np.arange(len(source)) if rows is None else rows
     further = dict(further or {})
+    known = {number: unwritable(str(stack)) for number, stack in enumerate(source.stacks)}
+    held = np.array([known.get(number) is None for number in source.stack[rows].tolist()], bool)
+    if not held.all():
+        number = int(source.stack[rows[~held]][0])
+        _log.warning(
+            "%s has %d rows less than were chosen: %s %s",
+            printable(path),
+            np.count_nonzero(~held),
+            printable(source.stacks[number]),
+            known[number],
+        )
+        rows, further = rows[held], {name: values[held] for name, values in further.items()}
     names = [_image(source, row) for row in rows.tolist()]
     column = IMAGE_COLUMNS[source.kind]
     kept = _PARTICLE if source.kind == "particle" else _CLASS
@@ -138,7 +156,8 @@ def _image(source: Source, row: int) -> str:
 
 
 def _micrograph(source: Source, row: int) -> str:
-    return quoted(str(source.micrograph[row])) if source.micrograph[row] else "None"
+    name = str(source.micrograph[row])
+    return quoted(name) if name and unwritable(name) is None else "None"
 
 
 def _optics(source: Source) -> tuple[bytes, np.ndarray]:

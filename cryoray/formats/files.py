@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import shutil
 import socket
 from collections.abc import Callable, Iterable, Iterator
@@ -12,8 +13,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from cryoray.errors import FULL, InputError
+from cryoray.errors import FULL, InputError, printable
+
+_FORMULA = re.compile(r"'*[=+\-@]")
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]inf")
 
 #: First bytes of what is often found in place of the file that was meant, what it is, the way out.
 _IMPOSTORS = (
@@ -60,14 +66,35 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """A table with its header, UTF-8 and lines that end in one byte, whole or not at all."""
+    """A table with its header, UTF-8 and lines that end in one byte, whole or not at all.
+
+    Text that a spreadsheet would take for a formula gets an apostrophe before it (`without_apostrophe`).
+    """
     with (
         replacing(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,
     ):
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(columns)
-        table.writerows(rows)
+        table.writerow(map(_cell, columns))
+        table.writerows(map(_cell, row) for row in rows)
+
+
+def _cell(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
+
+
+def without_apostrophe(text: str) -> str:
+    """Text as it was before `write_csv` wrote it."""
+    return text[1:] if text[:1] == "'" and _FORMULA.match(text[1:]) else text
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """A table as Parquet, whole or not at all; pyarrow itself takes no path that is not UTF-8."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        pq.write_table(table, file)
 
 
 def write_array(file: BinaryIO, array: np.ndarray) -> None:

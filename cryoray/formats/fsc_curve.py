@@ -123,7 +123,10 @@ def _from_text(path: Path, extent: float | None) -> tuple[np.ndarray, dict[str, 
         lines = [line for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
     except (UnicodeDecodeError, OSError) as error:
         raise FormatError(f"is no text: {error}", file=path, remedy=f"give {READABLE}") from error
-    rows = [_fields(line) for line in lines]
+    try:
+        rows = [_fields(line) for line in lines]
+    except csv.Error as error:
+        raise FormatError(f"is no table of a curve: {error}", file=path) from error
     if len(rows) < 3 or len(rows[0]) < 2:
         raise FormatError("is no table of a curve", file=path, remedy=f"give {READABLE}")
     head = [name.strip().lower() for name in rows[0]]

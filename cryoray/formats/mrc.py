@@ -34,7 +34,7 @@ from typing import Literal
 import numpy as np
 from mrcfile.dtypes import HEADER_DTYPE, get_ext_header_dtype
 
-from cryoray.errors import FormatError, InternalError
+from cryoray.errors import FormatError, InternalError, printable
 from cryoray.formats.compressed import compression, opened, unpacked_bytes
 from cryoray.formats.files import impostor, replacing
 from cryoray.records import NIBBLES, Stack
@@ -94,8 +94,8 @@ def absence(stack: Stack) -> str:
     """
     described, expected, _ = _describe(stack.path)
     if expected > described.count:
-        return f"{stack.path.name} {_shortfall(described, expected)}"
-    return f"{stack.path.name} holds {stack.count:,} images"
+        return f"{printable(stack.path.name)} {_shortfall(described, expected)}"
+    return f"{printable(stack.path.name)} holds {stack.count:,} images"
 
 
 def promised(stack: Stack) -> int:

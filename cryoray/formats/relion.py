@@ -113,7 +113,7 @@ def open_star(path: Path, kind: Kind) -> Source:
     stacks, index = unique(found)
     stack = np.where(stack < 0, -1, index[stack]) if len(index) else stack
     images = as_objects(columns.strings[image_column])
-    _refuse_zero_based(path, images, frame, np.flatnonzero(stack < 0))
+    refuse_zero_based(path, images, frame, np.flatnonzero(stack < 0))
     problems = {
         int(row): f"{images[row]!r} names no image, which would read 000001@stack.mrcs"
         if images[row]
@@ -133,7 +133,14 @@ def open_star(path: Path, kind: Kind) -> Source:
         pixel_size=_pixel_size(star, metadata, len(images)),
         metadata=metadata,
         problems=problems,
+        whole=_whole(columns.strings[image_column]),
     )
+
+
+def _whole(names: pa.ChunkedArray) -> np.ndarray | None:
+    """Bool [n]: names of files without the number of an image in them; None where all have one."""
+    alone = pc.invert(pc.match_substring(names, "@"))
+    return alone.to_numpy() if pc.any(alone).as_py() else None
 
 
 def _images(star: StarFile, kind: Kind) -> tuple[Block, str]:
@@ -414,7 +421,7 @@ def _refuse_volumes(star: StarFile) -> None:
         )
 
 
-def _refuse_zero_based(
+def refuse_zero_based(
     path: Path, images: np.ndarray, frame: np.ndarray, suspects: np.ndarray
 ) -> None:
     """Refuse a file that counts the images of a stack from 0, as some scripts do.
@@ -427,6 +434,9 @@ def _refuse_zero_based(
         images: str objects [n], the names.
         frame: int64 [n], 0-based places by RELION's count.
         suspects: rows whose name was not understood.
+
+    Raises:
+        FormatError: it does.
     """
     zeros = [row for row in suspects.tolist() if _ZERO.match(images[row])]
     if not zeros:

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from cryoray.errors import printable
 from cryoray.records import Kind
 
 #: What a source is made of: a RELION STAR file, a cryoSPARC table, or stacks that nothing describes.
@@ -33,7 +34,7 @@ class Source:
         path: the STAR file, the table, the stack, or the folder of bare stacks.
         kind: what the rows are.
         images: str objects [n], the images' names as the source has them, ``000001@file.mrcs`` for a
-            bare stack.
+            bare stack. They, micrographs and problems are text that every sink takes (`printable`).
         stacks: absolute paths of the stacks that rows name; they may be missing.
         stack: int32 [n], index into ``stacks``, -1 where the row names none.
         frame: int64 [n], 0-based position in the stack.
@@ -41,6 +42,7 @@ class Source:
         pixel_size: float32 [n], Å/px, NaN where the STAR file does not say; a stack's header may.
         metadata: float64 [n] by RELION's column name; optics values are repeated for their rows.
         problems: reason by 0-based row, for rows that name no image.
+        whole: bool [n], rows that name a file without the number of an image in it; None: no row does.
         uid: uint64 [n], what cryoSPARC knows each row by; None in other programs' files.
         format: what ``path`` is.
     """
@@ -55,6 +57,7 @@ class Source:
     pixel_size: np.ndarray
     metadata: Mapping[str, np.ndarray] = field(default_factory=dict)
     problems: Mapping[int, str] = field(default_factory=dict)
+    whole: np.ndarray | None = None
     uid: np.ndarray | None = None
     format: Format = "star"
 
@@ -67,10 +70,10 @@ class Source:
         folder = self.path.parent if self.path.name.endswith(FILE_SUFFIXES) else self.path
         for inside in (folder, *folder.parents):
             if re.fullmatch(r"job\d+", inside.name) and len(inside.parts) > 3:
-                return inside.parent.parent.name
+                return printable(inside.parent.parent.name)
             if re.fullmatch(r"J\d+", inside.name) and len(inside.parts) > 2:
-                return inside.parent.name
-        return folder.name
+                return printable(inside.parent.name)
+        return printable(folder.name)
 
     @property
     def is_star(self) -> bool:
@@ -93,14 +96,15 @@ def resolve(names: Iterable[str], folder: Path, project: Path | None = None) -> 
     for name in names:
         if not Path(name).is_absolute():
             tried = (likely, *above)
-            likely = next((root for root in tried if _exists(root / name)), likely)
+            likely = next((root for root in tried if exists(root / name)), likely)
         path = likely / name
         beside = folder / path.name
-        resolved.append(beside if not _exists(path) and _exists(beside) else path)
+        resolved.append(beside if not exists(path) and exists(beside) else path)
     return resolved
 
 
-def _exists(path: Path) -> bool:
+def exists(path: Path) -> bool:
+    """Whether a file is there, whatever its name is."""
     try:
         return path.exists()
     except (OSError, ValueError):  # no name of a file: too long, or with a null byte in it

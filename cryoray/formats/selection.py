@@ -30,9 +30,10 @@ from cryoray.formats.class_scores import (
     of_scores,
 )
 from cryoray.formats.cryosparc import Joined, open_cs, open_joined, selected_and_excluded
-from cryoray.formats.relion import IMAGE_COLUMNS, split_names
-from cryoray.formats.rows import CS_SUFFIXES, Source
-from cryoray.formats.star import Block, parse
+from cryoray.formats.files import without_apostrophe
+from cryoray.formats.relion import IMAGE_COLUMNS, refuse_zero_based, split_names
+from cryoray.formats.rows import CS_SUFFIXES, Source, exists
+from cryoray.formats.star import Block, Columns, as_objects, parse
 from cryoray.records import REASONS, Kind
 
 _WORDS = {
@@ -159,7 +160,9 @@ def _from_star(path: Path, source: Source) -> np.ndarray:
     selected = star.with_column("rlnSelected")
     if selected is not None:
         _check_some(path, len(selected))
-        values = selected.numbers("rlnSelected")
+        read = selected.read(numbers=["rlnSelected"])
+        _refuse_malformed(path, read)
+        values = read.numbers["rlnSelected"]
         if is_graded(path):
             return _by_class(path, of_grades(values), source)
         return _by_class(path, np.where(np.isnan(values), -1, values != 0).astype(np.int8), source)
@@ -223,7 +226,10 @@ def _from_subset(path: Path, subset: Block, source: Source) -> np.ndarray:
     """Rows that the subset names are kept, all others are discarded."""
     _check_some(path, len(subset))
     column = IMAGE_COLUMNS[source.kind]
-    frame, names, stack = split_names(subset.read([column]).strings[column])
+    read = subset.read([column])
+    _refuse_malformed(path, read)
+    frame, names, stack = split_names(read.strings[column])
+    refuse_zero_based(path, as_objects(read.strings[column]), frame, np.flatnonzero(stack < 0))
     kept = _keys(_match(names, source, path.parent)[stack], frame)
     labels = np.isin(_keys(source.stack, source.frame), kept[kept >= 0]).astype(np.int8)
     labels[source.stack < 0] = -1
@@ -314,7 +320,8 @@ def _read_csv(path: Path) -> pa.Table:
         options = csv.ConvertOptions(strings_can_be_null=False)
         texts = ("index", "label", "selected", "stack", "reason")
         options.column_types = dict.fromkeys(texts, pa.string())
-        table = csv.read_csv(path, convert_options=options)
+        with path.open("rb") as file:  # pyarrow itself takes no path that is not UTF-8
+            table = csv.read_csv(file, convert_options=options)
         _ = table.column_names  # pyarrow takes them for UTF-8 only now
         return table
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
@@ -356,7 +363,7 @@ def _rows_of_csv(
     _refuse(index < 1, texts, path, "index is %r", "indices count from 1")
     if "stack" in columns:
         encoded = table["stack"].combine_chunks().dictionary_encode()
-        names = encoded.dictionary.to_pylist()
+        names = [without_apostrophe(name) for name in encoded.dictionary.to_pylist()]
         stack = _match(names, source, path.parent)[encoded.indices.to_numpy()]
     elif len(source.stacks) == 1:
         stack = np.zeros(len(table), np.int32)
@@ -442,7 +449,7 @@ def _match(names: Sequence[str], source: Source, folder: Path) -> np.ndarray:
             )
         if fitting:
             matched[at] = fitting[0]
-        elif (folder / name).exists():
+        elif exists(folder / name):
             if real is None:
                 real = {stack.resolve(): number for number, stack in enumerate(source.stacks)}
             matched[at] = real.get((folder / name).resolve(), -1)
@@ -459,6 +466,12 @@ def _refuse(bad: np.ndarray, words: Sequence[str], path: Path, what: str, remedy
     if bad.any():
         row = int(np.argmax(bad))
         raise SelectionError(what % words[row], file=path, row=row + 1, remedy=remedy)
+
+
+def _refuse_malformed(path: Path, read: Columns) -> None:
+    if read.malformed:
+        row, why = min(read.malformed.items())
+        raise SelectionError(why, file=path, row=row + 1, remedy="mend the row, or select again")
 
 
 def _check_some(path: Path, rows: int) -> None:

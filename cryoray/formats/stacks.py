@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cryoray.errors import FormatError
+from cryoray.errors import FormatError, printable
 from cryoray.formats import mrc
 from cryoray.formats.rows import Source
+from cryoray.formats.star import unwritable
 from cryoray.records import Kind
 
 #: More absent images than this are a header that lies, not a stack that was cut short.
@@ -18,6 +19,9 @@ _MOST_ABSENT = 1_000_000
 def open_stacks(path: Path, stacks: list[Path], kind: Kind) -> Source:
     """Every image of some stacks, those that a truncated one lost included.
 
+    The verdicts of bare stacks are STAR files with absolute paths, so the images of a stack whose path no
+    STAR file can hold are set aside.
+
     Args:
         path: the stack, or the folder in which all of them lie.
         stacks: absolute paths.
@@ -26,19 +30,23 @@ def open_stacks(path: Path, stacks: list[Path], kind: Kind) -> Source:
     Raises:
         FormatError: none of them can be read.
     """
-    counts, problems = [], {}
-    for stack in stacks:
+    folder = path if path.is_dir() else path.parent
+    names = [_name(stack.relative_to(folder)) for stack in stacks]
+    counts: list[int] = []
+    problems: dict[int, str] = {}
+    for stack, name in zip(stacks, names, strict=True):
+        first, why = sum(counts), unwritable(str(stack))
         try:
             counts.append(_rows(stack))
         except FormatError as error:
             if len(stacks) == 1:
                 raise
-            problems[sum(counts)] = f"{stack.name} {error.what}"
             counts.append(1)
-    folder = path if path.is_dir() else path.parent
-    names = [stack.relative_to(folder).as_posix() for stack in stacks]
+            why = error.what
+        if why is not None:
+            problems |= dict.fromkeys(range(first, sum(counts)), f"{name} {why}")
     n = sum(counts)
-    if len(problems) == len(stacks):
+    if len(problems) == n:
         raise FormatError(f"holds no stack that can be read: {problems[0]}", file=path)
     index = np.repeat(np.arange(len(stacks), dtype=np.int32), counts)
     index[list(problems)] = -1
@@ -63,10 +71,16 @@ def open_stacks(path: Path, stacks: list[Path], kind: Kind) -> Source:
     )
 
 
+def _name(stack: Path) -> str:
+    """A name that a STAR file can hold, since rows that are set aside are written, too."""
+    name = printable(stack.as_posix())
+    return name if unwritable(name) is None else name.replace("'", r"\x27")
+
+
 def _rows(stack: Path) -> int:
     """Images that a stack has or should have."""
     header = mrc.read_header(stack)
     promised = mrc.promised(header)
     if promised - header.count > _MOST_ABSENT:
-        raise FormatError(mrc.absence(header).removeprefix(f"{stack.name} "), file=stack)
+        raise FormatError(mrc.absence(header).removeprefix(f"{printable(stack.name)} "), file=stack)
     return promised

@@ -212,6 +212,19 @@ class Block:
         text = self.row_text(row).encode(errors="surrogateescape")
         return [field.decode(errors="replace") for field in _split(text)]
 
+    def with_field(self, row: int, column: int, text: str) -> bytes:
+        """One row with another text in a column, its other fields as they are, without a line end.
+
+        Raises:
+            ValueError: no STAR file can hold the text.
+        """
+        fields = _split(self.row_text(row).encode(errors="surrogateescape"))
+        fields += [b""] * (column + 1 - len(fields))
+        before, after = (
+            map(_quoted_bytes, some) for some in (fields[:column], fields[column + 1 :])
+        )
+        return b" ".join([*before, quoted(text).encode(), *after])
+
     def row_text(self, row: int) -> str:
         """One row, verbatim, without its line end; of a table that is no loop, as a loop has it."""
         if not self.is_loop:

@@ -21,11 +21,14 @@ def write_star(path: Path, source: Source, rows: np.ndarray, names: Sequence[str
         source: where the rows are; a bare stack's rows have names alone.
         rows: int64 [k], 0-based.
         names: of the images, ``000001@stack.mrcs``.
+
+    Raises:
+        ValueError: no STAR file can hold a name.
     """
     column = IMAGE_COLUMNS[source.kind]
     with replacing(path) as partial, partial.open("wb") as file:
         if not source.is_star:
-            lines = ["data_particles", "", "loop_", f"_{column} #1", *names, ""]
+            lines = ["data_particles", "", "loop_", f"_{column} #1", *map(quoted, names), ""]
             file.write("\n".join(lines).encode())
             return
         star = parse(source.path)
@@ -36,6 +39,4 @@ def write_star(path: Path, source: Source, rows: np.ndarray, names: Sequence[str
         table.copy_head(file)
         place = table.columns.index(column)
         for row, name in zip(rows.tolist(), names, strict=True):
-            fields = table.fields(row)
-            fields[place] = name
-            file.write(" ".join(map(quoted, fields)).encode() + b"\n")
+            file.write(table.with_field(row, place, name) + b"\n")

@@ -14,13 +14,12 @@ from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from cryoray.errors import FormatError, InternalError
+from cryoray.errors import FormatError, InternalError, printable
 from cryoray.formats import mrc
 from cryoray.formats.conversion import write_star
 from cryoray.formats.cryosparc import Joined, group_text, open_joined
-from cryoray.formats.files import replacing
+from cryoray.formats.files import replacing, write_parquet
 from cryoray.formats.relion import (
     IMAGE_COLUMNS,
     NECESSARY_OPTICS,
@@ -83,8 +82,8 @@ def write_verdicts(
     verdict = as_objects(table["verdict"])
     sides = {name: rows[verdict == name] for name in SIDES} | {"quarantined": lost}
     made = _verdicts(source, table).replace_schema_metadata(dict(verdicts.about))
-    _write_table(out / "verdicts.parquet", made)
-    _write_table(out / "quarantine.parquet", quarantine_table(source, quarantined))
+    write_parquet(out / "verdicts.parquet", made)
+    write_parquet(out / "quarantine.parquet", quarantine_table(source, quarantined))
     if source.format == "cs":
         _write_cs(out, source, sides)
         for name, side in sides.items() if also_star else ():
@@ -111,24 +110,19 @@ def quarantine_table(source: Source, quarantined: Sequence[tuple[int, str]]) -> 
     """
     rows = np.array([row for row, _ in quarantined], np.int64)
     if source.format != "stack":
-        files, numbers = [str(source.path)] * len(rows), rows + 1
+        files, numbers = [printable(source.path)] * len(rows), rows + 1
     else:
-        files = [str(source.stacks[n]) if n >= 0 else str(source.path) for n in source.stack[rows]]
+        files = [printable(source.stacks[n] if n >= 0 else source.path) for n in source.stack[rows]]
         numbers = np.where(source.stack[rows] >= 0, source.frame[rows], 0) + 1
     return pa.table(
         {
             "image": pa.array(source.images[rows], pa.string()),
             "file": files,
             "row": numbers,
-            "reason": [reason for _, reason in quarantined],
+            "reason": [printable(reason) for _, reason in quarantined],
         },
         schema=QUARANTINE_SCHEMA,
     )
-
-
-def _write_table(path: Path, table: pa.Table) -> None:
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary)
 
 
 def _reopened(source: Source) -> StarFile:

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from cryoray.errors import FormatError
+from cryoray.errors import FormatError, printable
 from cryoray.formats.mrc import absence, read_frames
 from cryoray.formats.source import Source
 from cryoray.preparation.features import chosen_features, source_features
@@ -115,6 +115,15 @@ def plan(
     inside = (source.frame[here] >= 0) & (source.frame[here] < count[source.stack[here]])
     reasons |= _unreadable(source, here[~inside], headers)
     here = here[inside]
+    if source.whole is not None:
+        of = source.stack[here]
+        several = source.whole[here] & (count[of] > 1)
+        for row, index in zip(here[several].tolist(), of[several].tolist(), strict=True):
+            reasons[row] = (
+                f"names {printable(source.stacks[index].name)} without the number of an image, and that"
+                f" holds {count[index]:,}: it is a stack or a volume"
+            )
+        here = here[~several]
     pixel_size = source.pixel_size.astype(np.float32, copy=True)
     of = source.stack[here]
     pixel_size[here] = np.where(np.isfinite(pixel_size[here]), pixel_size[here], in_header[of])

@@ -76,6 +76,20 @@ def test_the_optics_table_has_all_that_relion_asks_for(source: Source, tmp_path:
     assert "rlnBeamTiltX" not in optics
 
 
+def test_rows_whose_path_no_star_file_can_hold_are_left_out_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    main, passed = cs_particles(3)
+    main["blob/path"][1] = b"J19/d' \" e.mrc"
+    passed["location/micrograph_path"] = b"J2/d' \" e.mrc"
+    write_cs(tmp_path / "J20/J20_passthrough_particles.cs", passed)
+    source = open_source(write_cs(tmp_path / "J20/J20_particles.cs", main))
+    whole = converted(source, tmp_path)["particles"]
+    assert [name[:6] for name in whole["rlnImageName"]] == ["000001", "000003"]
+    assert "x.star has 1 rows less than were chosen" in caplog.text
+    assert "both kinds of quotes" in caplog.text
+
+
 def test_beam_tilt_becomes_milliradians(tmp_path: Path) -> None:
     path = write_cs_job(tmp_path)
     _, passed = cs_particles(6)

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cryoray.errors import SelectionError
+from cryoray.errors import FormatError, SelectionError
+from cryoray.formats.files import write_csv
 from cryoray.formats.selection import find_selection, read_reasons, read_selection
 from cryoray.formats.source import Source, find_sources, open_source
 from cryoray.records import REASONS
@@ -195,6 +196,29 @@ def test_the_selection_beside_a_source_is_found(tmp_path: Path, source: Source) 
     assert find_selection(source.path) == find_selection(tmp_path) == labels
     own = selection(tmp_path, "data_", "particles_selected.star")
     assert find_selection(source.path) == own
+
+
+def test_a_selection_with_a_malformed_row_is_refused(tmp_path: Path) -> None:
+    source = open_source(write_particles(tmp_path / "all.star", ["1@x.mrcs", "2@x.mrcs"]))
+    subset = write_particles(tmp_path / "particles.star", ["1@x.mrcs", "2@x y.mrcs"])
+    with pytest.raises(SelectionError, match="row 2: has 6 fields, and its table 5 columns"):
+        read_selection(subset, source)
+
+
+def test_a_selection_that_counts_from_0_is_refused(tmp_path: Path) -> None:
+    source = open_source(
+        write_particles(tmp_path / "all.star", ["1@x.mrcs", "2@x.mrcs", "3@x.mrcs"])
+    )
+    write_stack(tmp_path / "x.mrcs", 3)
+    subset = write_particles(tmp_path / "particles.star", ["0@x.mrcs", "2@x.mrcs"])
+    with pytest.raises(FormatError, match="row 1: counts the images of a stack from 0"):
+        read_selection(subset, source)
+
+
+def test_labels_of_a_stack_with_the_name_of_a_formula_come_back(tmp_path: Path) -> None:
+    source = open_source(write_particles(tmp_path / "all.star", ["1@=x.mrcs", "2@=x.mrcs"]))
+    write_csv(tmp_path / "labels.csv", ("stack", "index", "label"), [("=x.mrcs", 2, 1)])
+    assert read_selection(tmp_path / "labels.csv", source).tolist() == [-1, 1]
 
 
 @pytest.mark.real

@@ -15,6 +15,7 @@ from cryoray.preparation import reader
 from cryoray.preparation.features import source_features
 from cryoray.preparation.plan import grouped, plan, protein_is_dark
 from cryoray.settings import PreparationSettings
+from tests.formats.files import write_particles, write_stack
 from tests.preparation.sources import particles, write_source
 
 SETTINGS = PreparationSettings(box=32, contrast="bright")
@@ -232,3 +233,21 @@ def test_contrast_of_real_particles_and_classes(real_data: Path) -> None:
     ):
         source = open_source(real_data / path, kind)  # type: ignore[arg-type]
         assert protein_is_dark(source, PreparationSettings()) is False
+
+
+def test_a_file_of_several_images_that_a_row_names_without_a_number_is_set_aside(
+    tmp_path: Path,
+) -> None:
+    """So Warp and RELION name subtomograms, and old RELION files of single images."""
+    write_stack(tmp_path / "one.mrc", 1, 64)
+    write_stack(tmp_path / "many.mrc", 5, 64)
+    names = ["one.mrc", "many.mrc", "3@many.mrc"]
+    source = open_source(write_particles(tmp_path / "particles.star", names))
+    made = plan(source, PreparationSettings(), 8)
+    assert made.quarantined == (
+        (
+            1,
+            "names many.mrc without the number of an image, and that holds 5: it is a stack or a volume",
+        ),
+    )
+    assert sorted(row for part in made.ranges for row in part.rows.tolist()) == [0, 2]
