@@ -208,6 +208,7 @@ def _read_table(file: Path) -> pa.Table:
     try:
         if not file.is_file():  # a pipe would be waited for, for ever
             raise FileNotFoundError
-        return pq.read_table(file)
+        with file.open("rb") as opened:  # pyarrow itself takes no path that is not UTF-8
+            return pq.read_table(opened)
     except (OSError, pa.ArrowInvalid) as error:
         raise FormatError("cannot be read", file=file, remedy="ingest again") from error

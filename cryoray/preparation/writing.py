@@ -19,10 +19,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from cryoray.errors import InternalError, QuarantineError
-from cryoray.formats.files import check_replaceable, replacing, replacing_folder
+from cryoray.errors import InternalError, QuarantineError, printable
+from cryoray.formats.files import (
+    check_replaceable,
+    replacing,
+    replacing_folder,
+    write_parquet,
+)
 from cryoray.formats.mrc import stack_header
 from cryoray.preparation.features import chosen_features
 from cryoray.preparation.plan import Plan
@@ -108,9 +112,9 @@ def write_set(
             files += len(stacks.files)
             described.append(_describe(part, rows, stacks))
             tables.append(_particles(part, rows, settings))
-        _write_table(partial / QUARANTINE, quarantine)
+        write_parquet(partial / QUARANTINE, quarantine)
         # A set that is added to may be older than the column of reasons.
-        _write_table(partial / TABLE, pa.concat_tables(tables, promote_options="default"))
+        write_parquet(partial / TABLE, pa.concat_tables(tables, promote_options="default"))
         with replacing(partial / SET) as temporary:
             temporary.write_text(json.dumps(_description(parts, described, settings), indent=1))
     shutil.rmtree(shards_folder(out), ignore_errors=True)
@@ -132,7 +136,7 @@ def _audit(
     )
     listed = shards_folder(out) / QUARANTINE
     if books.quarantined:
-        _write_table(listed, quarantine)
+        write_parquet(listed, quarantine)
     books.check(max_quarantined=settings.max_quarantined, listed_in=listed)
     for part, rows in zip(parts, collected, strict=True):
         if len(rows.quarantine) and not len(rows.row):
@@ -333,7 +337,7 @@ def _quarantine_table(plan: Plan, reasons: dict[int, str]) -> pa.Table:
     return pa.table(
         {
             "image": [str(source.images[row]) for row in rows],
-            "file": [str(source.path)] * len(rows),
+            "file": [printable(source.path)] * len(rows),
             "row": [row + 1 for row in rows],
             "reason": [reasons[row] for row in rows],
         },
@@ -359,8 +363,3 @@ def _particles(part: Part, rows: _Collected, settings: IngestSettings) -> pa.Tab
     for name, column in zip(plan.features, rows.features.T, strict=True):
         columns[name] = pa.array(column, pa.float32(), mask=np.isnan(column))
     return pa.table(columns, schema=particles_schema(plan.features))
-
-
-def _write_table(path: Path, table: pa.Table) -> None:
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary)

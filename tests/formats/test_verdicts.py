@@ -116,9 +116,8 @@ def test_stacks_whose_names_no_star_file_can_hold_are_set_aside_and_the_rest_is_
         assert len(reasons) == 1
         assert why in reasons.pop()
     fates = ["quarantined" if row in source.problems else "keep" for row in range(11)]
-    table, _ = judged(source, fates)
     out = tmp_path / os.fsdecode(b"\xfc")
-    books = write_verdicts(out, source, table, list(source.problems.items()))
+    books = write_verdicts(out, source, verdicts_of(fates))
     assert books == Books(rows_in=11, rows_out=2, quarantined=9)
     assert len(parse(out / "quarantined.star")["particles"]) == 9
     assert open_source(out / "kept.star").stacks == (tmp_path / "a.mrcs",)
@@ -134,7 +133,7 @@ def test_a_table_in_a_folder_of_any_name_is_judged_and_its_verdicts_are_written(
     write_stack(folder / "x.mrcs", 2)
     source = open_source(path)
     assert source.name == r"f\xfcr"
-    write_verdicts(folder / "out", source, *judged(source, ["keep", "quarantined"]))
+    write_verdicts(folder / "out", source, verdicts_of(["keep", "quarantined"]))
     with (folder / "out/quarantine.parquet").open("rb") as file:
         assert pq.read_table(file)["file"].to_pylist() == [f"{tmp_path}/f\\xfcr/particles.star"]
 
@@ -144,25 +143,22 @@ def test_a_malformed_row_goes_to_the_quarantined_as_it_stands(tmp_path: Path) ->
     path.write_text(path.read_text().replace("mic1.mrc", "My Grid/mic1.mrc"))
     source = open_source(path)
     assert list(source.problems) == [1]
-    table, _ = judged(source, ["keep", "quarantined", "keep"])
-    write_verdicts(tmp_path / "out", source, table, list(source.problems.items()))
+    write_verdicts(tmp_path / "out", source, verdicts_of(["keep", "quarantined", "keep"]))
     original = parse(path)["particles"]
     assert parse(tmp_path / "out/quarantined.star")["particles"].row_text(0) == original.row_text(1)
     assert not open_source(tmp_path / "out/kept.star").problems
-    reason = pq.read_table(tmp_path / "out/quarantine.parquet")["reason"][0].as_py()
-    assert (
-        reason == "has 6 fields, and its table 5 columns: a name with blanks must stand in quotes"
-    )
+    expected = "has 6 fields, and its table 5 columns: a name with blanks must stand in quotes"
+    assert source.problems == {1: expected}
 
 
 def test_a_particle_written_as_single_values_is_on_its_side(tmp_path: Path) -> None:
     path = tmp_path / "particles.star"
     path.write_text("data_particles\n_rlnImageName 1@x.mrcs\n_rlnMicrographName 'My Grid/m.mrc'\n")
     source = open_source(path)
-    write_verdicts(tmp_path / "out", source, *judged(source, ["keep"]), star_columns=("score",))
+    write_verdicts(tmp_path / "out", source, verdicts_of(["keep"]), star_columns=("score",))
     kept = open_source(tmp_path / "out/kept.star")
     assert kept.micrograph.tolist() == ["My Grid/m.mrc"]
-    assert kept.metadata["rlnCryorayScore"].tolist() == [0]
+    assert kept.metadata["rlnCryorayScore"].tolist() == [1]
     discarded = parse(tmp_path / "out/discarded.star")["particles"]
     assert (len(discarded), discarded.columns[:2]) == (0, ("rlnImageName", "rlnMicrographName"))
 
