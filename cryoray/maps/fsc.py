@@ -58,7 +58,8 @@ class HalfMapFsc:
         masked: float64 [s], None without a mask, and so the two after it.
         phase_randomised: float64 [s], of masked maps whose phases are random from a shell on: what the
             mask alone correlates. The mean of several draws.
-        corrected: float64 [s], masked without what the mask added.
+        corrected: float64 [s], masked without what the mask added; where that falls below 0.143 before the
+            unmasked curve does, and the mask is not forced, the unmasked curve, as in RELION.
         randomised_from: Å.
         warnings: sentences about what to distrust.
     """
@@ -202,8 +203,12 @@ def half_map_fsc(
     *,
     draws: int = 5,
     seed: int = 0,
+    force_mask: bool = False,
 ) -> HalfMapFsc:
     """All curves of two half-maps.
+
+    A mask can make the FSC worse: it cuts into the structure, or holds mostly solvent. Then RELION takes
+    the unmasked curve as the true one, and warns, unless it is given ``--force_mask``.
 
     Args:
         half1: float32 [side, side, side].
@@ -213,6 +218,7 @@ def half_map_fsc(
         draws: of random phases. RELION draws once, and so differs from itself by up to 0.07 between
             seeds; here the mean of some is taken.
         seed: of the draws.
+        force_mask: keep the corrected curve even where the unmasked one reaches further.
     """
     shape = tuple(half1.shape)
     frequency = frequencies(min(shape), pixel_size)
@@ -236,8 +242,25 @@ def half_map_fsc(
     )
     noise = _meaning_origin(noise)
     corrected = correct(masked, noise, start)
+    further, reached = _reaches(unmasked), _reaches(corrected)
+    if further > reached and not force_mask:
+        corrected = unmasked.copy()
     found = HalfMapFsc(frequency, unmasked, masked, noise, corrected, 1 / frequency[start])
-    return replace(found, warnings=tuple(_doubts(found)))
+    if further <= reached:
+        return replace(found, warnings=tuple(_doubts(noise, reached)))
+    kept = "kept all the same" if force_mask else "taken as the true one, as in RELION"
+    said = (
+        f"the unmasked FSC reaches further than the corrected one (shell {further}, not {reached}): the mask"
+        f" cuts into the protein, or holds little of it; the {'corrected' if force_mask else 'unmasked'}"
+        f" curve is {kept}"
+    )
+    return replace(found, warnings=(said,))
+
+
+def _reaches(curve: np.ndarray) -> int:
+    """The last shell before the first one below 0.143, shell 0 included, as RELION counts here."""
+    below = np.flatnonzero(curve < THRESHOLDS[0])
+    return max(int(below[0]) - 1, 0) if len(below) else len(curve) - 1
 
 
 def _meaning_origin(curve: np.ndarray) -> np.ndarray:
@@ -272,24 +295,15 @@ def randomise(
     )
 
 
-def _doubts(curves: HalfMapFsc) -> list[str]:
-    """What RELION warns of, too."""
-    assert curves.phase_randomised is not None
-    said = []
-    below = np.flatnonzero(curves.best < THRESHOLDS[0])
-    shell = int(below[0]) - 1 if len(below) else len(curves.best) - 1
-    noise = float(curves.phase_randomised[max(shell, 0)])
-    if noise > MASK_CORRELATES:
-        said.append(
-            f"at the resolution given, the mask alone correlates ({noise:.2f} with random phases):"
-            " a softer mask with less detail would make it trustworthy"
-        )
-    plain = np.flatnonzero(curves.unmasked < THRESHOLDS[0])
-    if len(below) and (not len(plain) or plain[0] > below[0]):
-        said.append(
-            "the unmasked FSC reaches further than the corrected one: the mask cuts into the protein"
-        )
-    return said
+def _doubts(phase_randomised: np.ndarray, shell: int) -> list[str]:
+    """What RELION warns of, too: how much the mask alone correlates at the resolution given."""
+    noise = float(phase_randomised[shell])
+    if noise <= MASK_CORRELATES:
+        return []
+    return [
+        f"at the resolution given, the mask alone correlates ({noise:.2f} with random phases):"
+        " a softer mask with less detail would make it trustworthy"
+    ]
 
 
 def automatic_mask(

@@ -108,6 +108,41 @@ def test_a_tight_mask_is_seen_through() -> None:
     assert abs(found.corrected[-6:].mean()) < abs(found.masked[-6:].mean())
 
 
+def cutting_mask(side: int = 48) -> torch.Tensor:
+    """A mask with a sharp edge through the middle of the protein."""
+    z, y, x = torch.meshgrid(*[torch.arange(side) - side // 2] * 3, indexing="ij")
+    return ((x > 4) & (x**2 + y**2 + z**2 < 22**2)).float()
+
+
+@pytest.mark.parametrize(
+    ("noise", "taken", "forced"), [(1.0, 17, 11), (2.0, 14, 8), (3.0, 12, None)]
+)
+def test_a_mask_that_cuts_into_the_protein_is_not_used_unless_it_is_forced(
+    noise: float, taken: int, forced: int | None
+) -> None:
+    """Shells are those of relion_postprocess 3.1.3 on these maps, without and with --force_mask."""
+    first, second = half_maps(phantom(48), noise=noise)
+    extent = 48 * PIXEL
+    found = fsc.half_map_fsc(first, second, PIXEL, cutting_mask())
+    assert found.corrected is not None
+    assert found.masked is not None
+    np.testing.assert_array_equal(found.corrected, found.unmasked)
+    assert found.resolution().last_shell == pytest.approx(extent / taken)
+    assert len(found.warnings) == 1
+    assert "the mask cuts into the protein" in found.warnings[0]
+    assert "the unmasked curve is taken as the true one" in found.warnings[0]
+    kept = fsc.half_map_fsc(first, second, PIXEL, cutting_mask(), force_mask=True)
+    assert kept.corrected is not None
+    assert kept.phase_randomised is not None
+    assert kept.corrected[-1] == pytest.approx(
+        (kept.masked[-1] - kept.phase_randomised[-1]) / (1 - kept.phase_randomised[-1])  # type: ignore[index]
+    )
+    assert kept.resolution().last_shell == (
+        None if forced is None else pytest.approx(extent / forced)
+    )
+    assert "the corrected curve is kept all the same" in kept.warnings[0]
+
+
 def test_random_phases_keep_amplitudes_and_what_lies_below() -> None:
     volume = phantom()
     spectrum = torch.fft.rfftn(volume)
