@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -45,12 +45,31 @@ def audit_rows(ledger: Ledger, session: str) -> list[Any]:
     return [row for row in ledger.audit_sample(session) if row.keep is not None]
 
 
-def audit_csv(ledger: Ledger, session: str) -> str:
-    """The labelled images of the blind sample."""
-    return _table(
-        (*image_place(row.image, row.path), int(row.keep), "", "", row.who, _when(row.at))
-        for row in audit_rows(ledger, session)
-    )
+def audit_csv(
+    ledger: Ledger, session: str, verdict_of: Callable[[Any], tuple[str, float] | None]
+) -> str:
+    """The labelled images of the blind sample, with the verdicts that nobody saw before.
+
+    Args:
+        ledger: of the session.
+        session: its name.
+        verdict_of: verdict and score of a row of the sample, None where they are not there now, or
+            must not be shown yet.
+    """
+    rows = []
+    for row in audit_rows(ledger, session):
+        verdict, score = verdict_of(row) or ("", None)
+        rows.append(
+            (
+                *image_place(row.image, row.path),
+                int(row.keep),
+                verdict,
+                "" if score is None else f"{score:.6f}",
+                row.who,
+                _when(row.at),
+            )
+        )
+    return _table(rows)
 
 
 def _said(row: Any) -> tuple[object, ...]:

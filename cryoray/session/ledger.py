@@ -56,6 +56,9 @@ STATES: tuple[State, ...] = get_args(State)
 
 #: The four fates of a row, as columns of counts.
 FATES = ("kept", "discarded", "review", "quarantined")
+_FATE_OF = {"keep": "kept", "discard": "discarded", "review": "review"}
+#: Seconds for which a label of the blind sample can be taken back; the verdict is shown afterwards.
+SECOND_THOUGHTS = 60.0
 _BUSY_MS = 30_000
 #: Ids in one question.
 _BATCH = 500
@@ -728,7 +731,11 @@ class Ledger:
             return connection.execute(wanted).all()
 
     def totals(self, session: str) -> dict[str, dict[str, int]]:
-        """Stacks, rows and fates by kind and state: ``totals["particle/judged"]["kept"]``."""
+        """Stacks, rows and fates by kind and state: ``totals["particle/judged"]["kept"]``.
+
+        What a person said of an image counts in place of its verdict, as in the merged files.
+        ``overridden`` is how many images somebody said something of.
+        """
         wanted = (
             sql.select(
                 stacks.c.kind,
@@ -742,13 +749,32 @@ class Ledger:
             .where(stacks.c.session == session)
             .group_by(stacks.c.kind, stacks.c.state)
         )
+        overridden = (
+            sql.select(
+                stacks.c.kind,
+                overrides.c.before,
+                overrides.c.keep,
+                sql.func.count().label("images"),
+            )
+            .join(stacks, stacks.c.id == overrides.c.stack)
+            .where(overrides.c.session == session, overrides.c.digest == stacks.c.digest)
+            .where(stacks.c.state == "judged")
+            .group_by(stacks.c.kind, overrides.c.before, overrides.c.keep)
+        )
         with self._reading() as connection:
-            return {
+            totals = {
                 f"{row.kind}/{row.state}": {
                     name: int(row._mapping[name]) for name in ("stacks", "rows", *FATES)
                 }
+                | {"overridden": 0}
                 for row in connection.execute(wanted)
             }
+            for row in connection.execute(overridden):
+                counts = totals[f"{row.kind}/judged"]
+                counts[_FATE_OF[row.before]] -= row.images
+                counts["kept" if row.keep else "discarded"] += row.images
+                counts["overridden"] += row.images
+        return totals
 
     def micrographs(self, session: str, *, since: float = 0.0) -> Sequence[Row[Any]]:
         """What is known of each micrograph, in the order in which they were judged."""
@@ -794,6 +820,23 @@ class Ledger:
             .order_by(candidates.c.teaches.desc(), candidates.c.stack, candidates.c.row)
             .limit(limit)
             .offset(offset)
+        )
+        with self._reading() as connection:
+            return connection.execute(wanted).all()
+
+    def under_review(self, session: str) -> Sequence[Row[Any]]:
+        """Stacks that have images under review, by path, with ``decided``: how many have an override."""
+        wanted = (
+            sql.select(stacks, sql.func.count(overrides.c.row).label("decided"))
+            .outerjoin(
+                overrides,
+                (overrides.c.stack == stacks.c.id)
+                & (overrides.c.digest == stacks.c.digest)
+                & (overrides.c.before == "review"),
+            )
+            .where(stacks.c.session == session, stacks.c.state == "judged", stacks.c.review > 0)
+            .group_by(stacks.c.id)
+            .order_by(stacks.c.path)
         )
         with self._reading() as connection:
             return connection.execute(wanted).all()
@@ -868,6 +911,21 @@ class Ledger:
         )
         with self._reading() as connection:
             return connection.execute(wanted).all()
+
+    def take_back_blind(self, session: str, key: str, row: int) -> bool:
+        """Take the label of a blind image back, while its verdict has not been shown to anybody.
+
+        Returns:
+            whether there was one that could still be taken back.
+        """
+        with self._writing() as connection:
+            done = connection.execute(
+                audit.update()
+                .where(audit.c.session == session, audit.c.stack == key, audit.c.row == row)
+                .where(audit.c.keep.is_not(None), audit.c.at > time.time() - SECOND_THOUGHTS)
+                .values(keep=None, who=None, at=None)
+            )
+            return done.rowcount == 1
 
     def label_blind(self, session: str, key: str, row: int, *, keep: bool, who: str) -> bool:
         """Label an image of the blind sample; the first label stands.

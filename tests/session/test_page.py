@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import re
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import uvicorn
 from fastapi import FastAPI
@@ -27,7 +29,7 @@ from cryoray.formats.selection import read_selection
 from cryoray.formats.source import open_source
 from cryoray.records import VERDICTS_SCHEMA
 from cryoray.session.ledger import Ledger
-from cryoray.session.page import charts, router
+from cryoray.session.page import charts, router, views
 from cryoray.session.page.router import _own
 from cryoray.session.page.views import _tile
 from cryoray.session.watcher import Watcher
@@ -191,7 +193,8 @@ def test_the_cookie_is_out_of_reach_of_scripts_and_of_other_sites(site: Site) ->
 def test_every_page_is_whole_light_and_lets_nothing_of_others_in(site: Site) -> None:
     with site.browser() as browser:
         shared = sum(len(browser.get(f"/static/page.{end}").content) for end in ("css", "js"))
-        for path in ("/sessions/s", "/sessions/s/review", "/sessions/s/audit", "/login"):
+        for path in ("", "/review", "/informative", "/audit", "/login"):
+            path = path if path == "/login" else f"/sessions/s{path}"
             answer = browser.get(path)
             assert answer.status_code == 200
             assert len(answer.content) + shared < 200_000
@@ -305,7 +308,7 @@ def test_the_blind_sample_is_labelled_before_its_verdicts_are_shown(site: Site) 
     first = sample[0]
     with site.browser() as browser:
         everywhere = tiles(browser.get("/sessions/s").text) + tiles(
-            browser.get("/sessions/s/review").text
+            browser.get("/sessions/s/review").text + browser.get("/sessions/s/informative").text
         )
         shown = {(form["stack"], int(form["row"])) for form in everywhere}
         assert not shown & {(row.stack, row.row) for row in sample}
@@ -322,18 +325,130 @@ def test_the_blind_sample_is_labelled_before_its_verdicts_are_shown(site: Site) 
         browser.post(form["action"], data={**form, "say": "keep"})
         browser.post(form["action"], data={**form, "say": "discard"})
         page = browser.get("/sessions/s/audit").text
-        assert "1 of 6 labelled" in page
-        assert page.count('class="score"') == 1
+        assert (words(page), page.count('class="score"')) == ("1 of 6 labelled", 0)
+        assert browser.post(over, data={**form, "say": "keep"}).status_code == 403
+        (line,) = csv.DictReader(browser.get("/v1/sessions/s/audit.csv").text.splitlines())
+        assert (line["label"], line["before"], line["score"]) == ("1", "", "")
+        a_minute_passes(site.ledger)
+        page = browser.get("/sessions/s/audit").text
+        assert (words(page), page.count('class="score"')) == ("1 of 6 labelled", 1)
         assert escape(first.image) in page
-        lines = browser.get("/v1/sessions/s/audit.csv").text.splitlines()
-    assert len(lines) == 2
-    assert lines[1].split(",")[2] == "1", "the first label stands"
+        (line,) = csv.DictReader(browser.get("/v1/sessions/s/audit.csv").text.splitlines())
+    verdicts = site.root / "cryoray/s/verdicts" / Path(first.path).name / "verdicts.parquet"
+    row = pq.read_table(verdicts).to_pylist()[first.row]
+    assert line["label"] == "1", "the first label stands"
+    assert (line["before"], line["score"]) == (row["verdict"], f"{row['score']:.6f}")
+
+
+def words(page: str) -> str:
+    """How far people are, as the page says it."""
+    found = re.search(r"<span data-done=.*?>([\d,]+)</span> (of [\d,]+ \w+)", page)
+    assert found
+    return f"{found[1]} {found[2]}"
+
+
+def a_minute_passes(ledger: Ledger) -> None:
+    """Move the labels of the blind sample into the past, as if somebody had waited."""
+    with ledger.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE audit SET at = at - 61")
+
+
+def test_a_wrong_key_costs_no_blind_label_until_its_verdict_is_shown(site: Site) -> None:
+    with site.browser() as browser:
+        form = tiles(browser.get("/sessions/s/audit").text)[0]
+
+        def label() -> list[bool]:
+            return [row.keep for row in site.ledger.audit_sample("s") if row.keep is not None]
+
+        browser.post(form["action"], data={**form, "say": "discard"})
+        assert label() == [False]
+        browser.post(form["action"], data={**form, "say": "none"})
+        assert label() == []
+        browser.post(form["action"], data={**form, "say": "keep"})
+        a_minute_passes(site.ledger)
+        assert browser.post(form["action"], data={**form, "say": "none"}).status_code == 403
+        assert label() == [True]
+
+
+def test_review_is_the_whole_list_with_a_way_through_it(site: Site) -> None:
+    hidden = {(row.stack, row.row) for row in site.ledger.audit_sample("s")}
+    expected = []
+    for stack in site.ledger.stacks("s", "judged"):
+        folder = site.root / "cryoray/s/verdicts" / Path(stack.path).name
+        verdicts = pq.read_table(folder / "verdicts.parquet")["verdict"].to_pylist()
+        expected += [
+            (stack.id, row)
+            for row, verdict in enumerate(verdicts)
+            if verdict == "review" and (stack.id, row) not in hidden
+        ]
+    assert len(expected) > 2
+
+    def places(page: str) -> list[tuple[str, int]]:
+        queue = page.partition("Decided last")[0]
+        return [(form["stack"], int(form["row"])) for form in tiles(queue)]
+
+    with site.browser() as browser, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(views, "_QUEUE", 2)
+        page = browser.get("/sessions/s/review").text
+        assert words(page) == f"0 of {len(expected)} decided"
+        seen = places(page)
+        while following := re.search(r'data-next="([^"]+)"', page):
+            page = browser.get(following[1]).text
+            seen += places(page)
+        assert seen == expected
+        form = tiles(browser.get("/sessions/s/review").text)[0]
+        page = browser.post(form["action"], data={**form, "say": "discard"}).text
+        assert words(page) == f"1 of {len(expected)} decided"
+        assert places(page) == expected[1:3]
+        assert tiles(page.partition("Decided last")[2])[0]["row"] == form["row"]
+        page = browser.post(form["action"], data={**form, "say": "none"}).text
+        assert words(page) == f"0 of {len(expected)} decided"
+        assert browser.get("/sessions/s/review?after=nonsense:x").status_code == 200
+
+
+def test_counters_follow_what_people_said(site: Site) -> None:
+    def counts(browser: httpx.Client) -> tuple[int, ...]:
+        page = browser.get("/sessions/s/live").text
+        found = re.findall(r"<small>([\d,]+) (?:kept|discarded|to review)</small>", page)
+        return tuple(int(one.replace(",", "")) for one in found)
+
+    with site.browser() as browser:
+        kept, discarded, review = counts(browser)
+        form = tiles(browser.get("/sessions/s/review").text)[0]
+        browser.post(form["action"], data={**form, "say": "keep"})
+        assert counts(browser) == (kept + 1, discarded, review - 1)
+        browser.post(form["action"], data={**form, "say": "discard"})
+        assert counts(browser) == (kept, discarded + 1, review - 1)
+    with site.program() as program:
+        plain = program.get("/v1/sessions/s").json()
+        assert (plain["kept"], plain["discarded"]) == (kept, discarded + 1)
+
+
+def test_what_is_not_there_is_a_page_for_a_person_and_json_for_a_program(site: Site) -> None:
+    with site.browser() as browser, site.program() as program:
+        answer = browser.get("/sessions/nothing")
+        assert (answer.status_code, answer.headers["Content-Type"]) == (
+            404, "text/html; charset=utf-8",
+        )  # fmt: skip
+        assert "there is no session" in answer.text
+        assert 'href="/"' in answer.text
+        assert list(program.get("/sessions/nothing").json()) == ["error"]
+
+
+def test_dates_have_a_zone(site: Site) -> None:
+    zone = time.strftime("%Z")
+    with site.browser() as browser:
+        page = browser.get("/sessions/s").text
+    for date in re.findall(r"\d{4}-\d\d-\d\d \d\d:\d\d[^<]*", page):
+        assert date.endswith(f" {zone}")
+    assert f"Keep rate over time ({zone})" in page
 
 
 def test_an_image_of_the_blind_sample_never_becomes_a_training_label(site: Site) -> None:
     first = site.ledger.audit_sample("s")[0]
     site.ledger.label_blind("s", first.stack, first.row, keep=True, who="Ada")
     with site.browser() as browser:
+        a_minute_passes(site.ledger)
         csrf = tiles(browser.get("/sessions/s").text)[0]["csrf"]
         said = {"stack": first.stack, "row": str(first.row), "csrf": csrf, "say": "keep"}
         assert browser.post("/sessions/s/say", data=said).status_code == 200
@@ -401,7 +516,7 @@ def test_the_queue_is_sorted_by_what_a_label_teaches(site: Site) -> None:
     with site.browser() as browser:
         shown = [
             (form["stack"], int(form["row"]))
-            for form in tiles(browser.get("/sessions/s/review").text)
+            for form in tiles(browser.get("/sessions/s/informative").text)
         ]
     assert shown == [(row.stack, row.row) for row in site.ledger.candidates("s", 24)]
 

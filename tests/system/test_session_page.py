@@ -168,7 +168,7 @@ def test_the_review_queue_is_worked_off_by_keys_alone(
     visit: Visit, session: tuple[Service, Ledger, str]
 ) -> None:
     page, ledger = visit.page, session[1]
-    page.get_by_role("link", name="review", exact=True).click()
+    page.get_by_role("link", name="most informative", exact=True).click()
     queue = page.locator("[data-queue] form.tile")
     page.wait_for_selector("form.tile.current")
     there, before = queue.count(), len(ledger.overrides("night"))
@@ -177,6 +177,9 @@ def test_the_review_queue_is_worked_off_by_keys_alone(
         expect(queue).to_have_count(there - (number if number < 3 else number - 1))
     assert len(ledger.overrides("night")) == before + 3
     assert sorted(row.keep for row in ledger.overrides("night"))[-2:] == [True, True]
+    page.keyboard.press("u")
+    expect(queue).to_have_count(there - 2)
+    assert len(ledger.overrides("night")) == before + 2
 
 
 def test_the_blind_sample_shows_nothing_before_its_label(
@@ -190,10 +193,18 @@ def test_the_blind_sample_shows_nothing_before_its_label(
     left = page.locator("[data-queue] form.tile").count()
     page.keyboard.press("d")
     expect(page.locator("[data-queue] form.tile")).to_have_count(left - 1)
-    page.reload()
     labelled = sum(row.keep is not None for row in ledger.audit_sample("night"))
+    expect(page.locator("[data-done]")).to_have_text(str(labelled))
+    expect(page.locator("progress")).to_have_js_property("value", labelled)
+    page.keyboard.press("u")
+    expect(page.locator("[data-queue] form.tile")).to_have_count(left)
+    expect(page.locator("[data-done]")).to_have_text(str(labelled - 1))
+    page.wait_for_selector("form.tile.current")
+    page.keyboard.press("k")
+    expect(page.locator("[data-queue] form.tile")).to_have_count(left - 1)
+    page.reload()
     expect(page.get_by_text(f"{labelled} of 50 labelled")).to_be_visible()
-    assert page.locator("figure.tile .score").count() == labelled
+    assert page.locator(".score").count() == 0, "the label can still be taken back"
 
 
 def test_nothing_sticks_out_on_a_small_screen_and_scripts_are_not_needed(
@@ -212,7 +223,7 @@ def test_nothing_sticks_out_on_a_small_screen_and_scripts_are_not_needed(
     context = browser.new_context(viewport={"width": 390, "height": 800})
     visit = Visit(context.new_page(), session[0].url)
     visit.come_in(session[2])
-    for path in ("", "/review", "/audit"):
+    for path in ("", "/review", "/informative", "/audit", "x"):
         visit.page.goto(f"{session[0].url}/sessions/night{path}")
         assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
     context.close()

@@ -43,26 +43,82 @@ function go(tile) {
   (tile.querySelector(".picture:enabled") || tile.querySelector("button:enabled")).focus();
 }
 
+async function post(action, fields) {
+  const answer = await fetch(action, { method: "POST", body: fields, headers: { Accept: "application/json", "X-CSRF": csrf } });
+  if (!answer.ok) throw new Error((await answer.json()).error);
+  away(false);
+}
+
+function complain(error) {
+  if (error instanceof TypeError) { away(true); return; }  // nothing was answered
+  const main = document.getElementById("main");
+  let sign = document.getElementById("complaint");
+  if (!sign) {
+    sign = document.createElement("p");
+    sign.id = "complaint";
+    sign.className = "problem";
+    sign.setAttribute("role", "alert");
+    main.prepend(sign);
+  }
+  sign.textContent = error.message;
+}
+
+// What was said last is kept over reloads, so that a wrong key can be taken back.
+const PAST = "cryoray-said";
+const past = () => JSON.parse(sessionStorage.getItem(PAST) || "[]");
+const keepPast = list => { sessionStorage.setItem(PAST, JSON.stringify(list.slice(-50))); showUndo(); };
+const mine = one => one.page === location.pathname;
+function showUndo() {
+  const button = document.querySelector("[data-undo]");
+  if (button) button.hidden = !past().some(mine);
+}
+
+function count(by) {
+  const bar = document.querySelector("progress"), text = document.querySelector("[data-done]");
+  if (bar) bar.value += by;
+  if (text) {
+    text.dataset.done = Number(text.dataset.done) + by;
+    text.textContent = Number(text.dataset.done).toLocaleString("en-US");
+  }
+}
+
+async function undo() {
+  const list = past(), at = list.findLastIndex(mine);
+  if (at < 0) return;
+  const [one] = list.splice(at, 1);
+  try {
+    await post(one.action, new URLSearchParams({ ...one.fields, say: one.before }));
+    keepPast(list);
+    location.reload();
+  } catch (error) {
+    if (!(error instanceof TypeError)) keepPast(list);
+    complain(error);
+  }
+}
+
 async function say(tile, what) {
   tile.classList.add("sending");
-  const fields = new URLSearchParams(new FormData(tile));
-  fields.set("say", what);
+  const fields = Object.fromEntries(new FormData(tile));
+  const pressed = tile.querySelector('.choice [aria-pressed="true"]');
   try {
-    const answer = await fetch(tile.action, { method: "POST", body: fields, headers: { Accept: "application/json", "X-CSRF": csrf } });
-    if (!answer.ok) throw new Error((await answer.json()).error);
-    away(false);
-    const queue = tile.closest("[data-queue]");
-    if (queue) {
+    await post(tile.action, new URLSearchParams({ ...fields, say: what }));
+    const { csrf: _, ...names } = fields;
+    keepPast([...past(), { page: location.pathname, action: tile.action, fields: names, before: pressed ? pressed.value : "none" }]);
+    const queue = tile.closest("[data-queue]"), part = tile.closest("[data-part]");
+    if (part) await renew(part);
+    else if (!queue) location.reload();
+    else {
       const next = tile.nextElementSibling || tile.previousElementSibling;
       tile.remove();
-      const bar = document.querySelector("progress");
-      if (bar) bar.value += 1;
-      if (queue.querySelector("form.tile")) go(next); else location.reload();
-    } else await renew(tile.closest("[data-part]"));
+      count(1);
+      if (queue.querySelector("form.tile")) go(next);
+      else location.href = queue.dataset.next || location.pathname;
+    }
+    const live = document.getElementById("live");
+    if (live) await renew(live);
   } catch (error) {
     tile.classList.remove("sending");
-    tile.title = error.message;
-    away(true);
+    complain(error);
   }
 }
 
@@ -75,6 +131,7 @@ document.addEventListener("submit", event => {
 
 document.addEventListener("keydown", event => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input")) return;
+  if (event.key === "u" && !document.querySelector("[data-part]")) { event.preventDefault(); undo(); return; }
   const all = tiles(), at = all.indexOf(current());
   const says = { k: "keep", d: "discard", u: "none" }[event.key];
   const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 0, ArrowUp: 0 }[event.key];
@@ -93,4 +150,7 @@ document.addEventListener("keydown", event => {
     go(all[Math.max(0, Math.min(all.length - 1, to))]);
   }
 });
-if (document.querySelector("[data-queue]")) go(tiles()[0]);
+document.querySelector("[data-undo]")?.addEventListener("click", undo);
+showUndo();
+const queued = document.querySelector("[data-queue] form.tile");
+if (queued) go(queued);

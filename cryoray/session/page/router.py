@@ -9,6 +9,7 @@ without scripts; the script only spares reloading. The page writes the ledger an
 import json
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote
@@ -21,7 +22,7 @@ from fastapi.routing import APIRoute
 
 from cryoray.errors import InputError
 from cryoray.session import labels
-from cryoray.session.ledger import FATES, OPERATOR, Ledger
+from cryoray.session.ledger import FATES, OPERATOR, SECOND_THOUGHTS, Ledger
 from cryoray.session.page.access import (
     COOKIE,
     Access,
@@ -72,17 +73,22 @@ class _Guarded(APIRoute):
                     response = JSONResponse(
                         {"error": str(error)}, 401, {"WWW-Authenticate": "Bearer"}
                     )
-            except ForbiddenError as error:
-                response = JSONResponse({"error": str(error)}, 403)
-            except _AbsentError as error:
-                response = JSONResponse({"error": str(error)}, 404)
             except InputError as error:
-                response = JSONResponse({"error": str(error)}, 422)
+                response = _refusal(request, error)
             for name, value in _HEADERS.items():
                 response.headers.setdefault(name, value)
             return response
 
         return guarded
+
+
+def _refusal(request: Request, error: InputError) -> Response:
+    """What was wrong: a page for a person, JSON for a program."""
+    status = {ForbiddenError: 403, _AbsentError: 404}.get(type(error), 422)
+    if "text/html" not in request.headers.get("Accept", ""):
+        return JSONResponse({"error": str(error)}, status)
+    html = _templates().get_template("error.html").render(visitor=None, problem=str(error))
+    return Response(html, status, media_type="text/html")
 
 
 def router(ledger: Ledger, operator: str, readable: Callable[[Path], Path]) -> APIRouter:
@@ -233,14 +239,25 @@ def router(ledger: Ledger, operator: str, readable: Callable[[Path], Path]) -> A
         )
 
     @made.get("/sessions/{name}/review", include_in_schema=False)
-    def review(request: Request, name: str) -> Response:
+    def review(request: Request, name: str, after: str | None = None) -> Response:
         visitor, session = known(request, name)
-        return show("review.html", visitor, session=session, tiles=views.queue(session))
+        return show("review.html", visitor, session=session, review=views.review(session, after))
+
+    @made.get("/sessions/{name}/informative", include_in_schema=False)
+    def informative(request: Request, name: str) -> Response:
+        visitor, session = known(request, name)
+        return show("informative.html", visitor, session=session, tiles=views.informative(session))
 
     @made.get("/sessions/{name}/audit", include_in_schema=False)
     def audit(request: Request, name: str) -> Response:
         visitor, session = known(request, name)
-        return show("audit.html", visitor, session=session, tiles=views.audit(session))
+        return show(
+            "audit.html",
+            visitor,
+            session=session,
+            audit=views.audit(session),
+            seconds=SECOND_THOUGHTS,
+        )
 
     @made.get("/sessions/{name}/image/{stack}/{row}.png", include_in_schema=False)
     def image(request: Request, name: str, stack: str, row: int, size: int = SIZES[0]) -> Response:
@@ -275,6 +292,7 @@ def router(ledger: Ledger, operator: str, readable: Callable[[Path], Path]) -> A
             digest=stack.digest,
             who=_who(visitor, said),
         )
+        views.renew(session.name)
         return {"stack": key, "row": row, "image": tile.image, "keep": keep}
 
     @made.post("/sessions/{name}/say", include_in_schema=False)
@@ -285,16 +303,20 @@ def router(ledger: Ledger, operator: str, readable: Callable[[Path], Path]) -> A
 
     @made.post("/sessions/{name}/audit", include_in_schema=False)
     async def label(request: Request, name: str) -> Response:
-        visitor, session, said = await spoken(request, name)
+        visitor, _, said = await spoken(request, name)
         keep = _keep(said)
-        if keep is None:
-            raise InputError("say keep or discard")
         key, row = said.get("stack", ""), _number(said.get("row", ""))
         who = _who(visitor, said)
-        stands = await threaded(lambda: ledger.label_blind(name, key, row, keep=keep, who=who))
-        tile = await threaded(lambda: views.tile(session, key, row))
-        verdict = tile.verdict if tile else None
-        return _answer(request, f"/sessions/{name}/audit", {"stands": stands, "verdict": verdict})
+        if keep is None:
+            if not await threaded(lambda: ledger.take_back_blind(name, key, row)):
+                raise ForbiddenError(
+                    f"a label can be taken back for {SECOND_THOUGHTS:.0f} s, then it stands",
+                    remedy="label the images that are left",
+                )
+            taken = False
+        else:
+            taken = await threaded(lambda: ledger.label_blind(name, key, row, keep=keep, who=who))
+        return _answer(request, f"/sessions/{name}/audit", {"taken": taken})
 
     @made.post("/sessions/{name}/trainable", include_in_schema=False)
     async def lend(request: Request, name: str) -> Response:
@@ -359,8 +381,9 @@ def router(ledger: Ledger, operator: str, readable: Callable[[Path], Path]) -> A
     @made.get("/v1/sessions/{name}/audit.csv")
     def get_audit(request: Request, name: str) -> Response:
         """The labels of the blind sample."""
-        known(request, name)
-        return _csv(labels.audit_csv(ledger, name), f"{name}-audit.csv")
+        _, session = known(request, name)
+        table = labels.audit_csv(ledger, name, lambda row: views.verdict_of_blind(session, row))
+        return _csv(table, f"{name}-audit.csv")
 
     return made
 
@@ -370,6 +393,7 @@ async def threaded(work: Callable[[], Any]) -> Any:
     return await anyio.to_thread.run_sync(work)
 
 
+@cache
 def _templates() -> jinja2.Environment:
     page = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE / "templates"),
@@ -378,7 +402,7 @@ def _templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page.filters["count"] = lambda value: f"{value:,}".replace(",", "\u202f")
+    page.filters["count"] = lambda value: f"{value:,}"
     page.filters["percent"] = lambda value: f"{100 * value:.0f} %"
     page.filters["clock"] = _clock
     return page
@@ -387,7 +411,7 @@ def _templates() -> jinja2.Environment:
 def _clock(at: float | None) -> str:
     if at is None:
         return "–"
-    return datetime.fromtimestamp(at, UTC).astimezone().strftime("%Y-%m-%d %H:%M")
+    return datetime.fromtimestamp(at, UTC).astimezone().strftime("%Y-%m-%d %H:%M %Z")
 
 
 def _own(path: str) -> str:
@@ -397,7 +421,7 @@ def _own(path: str) -> str:
 
 
 def _own_part(said: dict[str, str]) -> str:
-    return {"review": "/review", "audit": "/audit"}.get(said.get("from", ""), "")
+    return f"/{page}" if (page := said.get("from", "")) in ("review", "informative") else ""
 
 
 def _number(text: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from cryoray.errors import InputError
 from cryoray.records import REASON_WORDS, VERDICTS
-from cryoray.session.ledger import FATES, Ledger
+from cryoray.session.ledger import FATES, SECOND_THOUGHTS, Ledger
 from cryoray.session.page import charts
 from cryoray.session.page.pictures import Pictures
 
@@ -41,11 +41,42 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True)
+class Review:
+    """A page of the images under review, in the order of their stacks' paths.
+
+    Attributes:
+        tiles: the next ones that nobody has decided.
+        decided: how many of all somebody has.
+        total: how many there are.
+        after: where this page begins; None for the beginning.
+        following: where the next page begins; None at the end.
+        latest: those that were decided last, the latest first, so that they can be taken back.
+    """
+
+    tiles: list[Tile]
+    decided: int
+    total: int
+    after: str | None
+    following: str | None
+    latest: list[Tile]
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """The blind sample: without a label; with one that can be taken back; with one that stands."""
+
+    open: list[Tile]
+    latest: list[Tile]
+    done: list[Tile]
+
+
+@dataclass(frozen=True, slots=True)
 class Live:
     """The part of the page that renews itself."""
 
     state: str
     counts: dict[str, int]
+    overridden: int
     shares: dict[str, float]
     stacks: dict[str, int]
     micrographs: int
@@ -57,6 +88,7 @@ class Live:
     alarms: Sequence[dict[str, Any]]
     aside: Sequence[Any]
     last: float | None
+    zone: str
 
 
 class Views:
@@ -110,6 +142,7 @@ class Views:
             if now - session.seen < _SILENT
             else "silent",
             counts=counts,
+            overridden=judged.get("overridden", 0),
             shares={name: counts[name] / images if images else 0.0 for name in FATES[:3]},
             stacks={
                 state: sum(one["stacks"] for name, one in totals.items() if name.endswith(state))
@@ -130,6 +163,7 @@ class Views:
             alarms=alarms,
             aside=self._ledger.stacks(session.name, "aside", newest=10),
             last=float(when.max()) if len(rows) else None,
+            zone=datetime.now(UTC).astimezone().strftime("%Z"),
         )
 
     def _against(
@@ -145,6 +179,11 @@ class Views:
             [np.nan if (v := row._mapping[name]) is None else v for row in rows], float
         )
         return charts.against(charts.binned(values, kept, each, 12), title, unit)
+
+    def renew(self, session: str) -> None:
+        """Have the numbers of a session made anew when they are asked for next."""
+        with self._lock:
+            self._live.pop(session, None)
 
     def gallery(self, session: Any, kind: str = "particle") -> dict[str, list[Tile]]:
         """The newest images of each verdict, but those that must stay blind."""
@@ -174,7 +213,53 @@ class Views:
                         shown.append(_tile(stack, table, row, said.get((stack.id, row))))
         return tiles
 
-    def queue(self, session: Any) -> list[Tile]:
+    def review(self, session: Any, after: str | None = None) -> Review:
+        """The images under review that come after a place, ``STACK:ROW``, and how far people are."""
+        hidden, said = self._blind(session.name), self._said(session.name)
+        stacks = self._ledger.under_review(session.name)
+        key, _, number = (after or "").partition(":")
+        start = next((at for at, stack in enumerate(stacks) if stack.id == key), 0)
+        first = int(number) + 1 if stacks and stacks[start].id == key and number.isdecimal() else 0
+        tiles: list[Tile] = []
+        for stack in stacks[start:]:
+            if len(tiles) > _QUEUE:
+                break
+            if stack.decided < stack.review:
+                rows = self._rows_under_review(session, stack, first)
+                tiles += [
+                    _tile(stack, self._pictures.table(session, stack), row, None)
+                    for row in rows
+                    if (stack.id, row) not in hidden | said.keys()
+                ][: _QUEUE + 1 - len(tiles)]
+            first = 0
+        blind = sum(
+            row in self._rows_under_review(session, stack)
+            for stack in stacks
+            for row in [row for key, row in hidden if key == stack.id]
+        )
+        more, tiles = len(tiles) > _QUEUE, tiles[:_QUEUE]
+        latest = sorted(
+            (row for row in self._ledger.overrides(session.name) if row.before == "review"),
+            key=lambda row: -row.at,
+        )[:_TILES]
+        return Review(
+            tiles=tiles,
+            decided=sum(stack.decided for stack in stacks),
+            total=sum(stack.review for stack in stacks) - blind,
+            after=after,
+            following=f"{tiles[-1].stack}:{tiles[-1].row}" if more else None,
+            latest=[tile for row in latest if (tile := self.tile(session, row.stack, row.row))],
+        )
+
+    def _rows_under_review(self, session: Any, stack: Any, first: int = 0) -> list[int]:
+        try:
+            table = self._pictures.table(session, stack)
+        except InputError:
+            return []
+        verdict = np.array(table["verdict"].to_pylist(), dtype="<U8")
+        return (first + np.flatnonzero(verdict[first:] == "review")).tolist()
+
+    def informative(self, session: Any) -> list[Tile]:
         """The images whose label would teach most."""
         tiles = []
         for row in self._ledger.candidates(session.name, _QUEUE):
@@ -183,25 +268,24 @@ class Views:
                 tiles.append(tile)
         return tiles
 
-    def audit(self, session: Any) -> list[Tile]:
-        """The blind sample; a verdict is shown where the image was labelled."""
-        tiles = []
+    def audit(self, session: Any) -> Audit:
+        """The blind sample; a verdict is shown where a label stands."""
+        made = Audit([], [], [])
         for row in self._ledger.audit_sample(session.name):
-            tile = self.tile(session, row.stack, row.row, blind=row.keep is None)
+            tile = self.tile(session, row.stack, row.row, blind=not _stands(row))
             if tile is not None:
-                tiles.append(
-                    Tile(
-                        tile.stack,
-                        tile.row,
-                        tile.image if row.keep is not None else "",
-                        tile.verdict,
-                        tile.score,
-                        tile.votes,
-                        tile.reason,
-                        row.keep,
-                    )
+                tiles = (
+                    made.open if row.keep is None else made.done if _stands(row) else made.latest
                 )
-        return tiles
+                tiles.append(replace(tile, said=row.keep))
+        return made
+
+    def verdict_of_blind(self, session: Any, row: Any) -> tuple[str, float] | None:
+        """Verdict and score of a row of the blind sample, None while its label can be taken back."""
+        tile = self.tile(session, row.stack, row.row) if _stands(row) else None
+        if tile is None or tile.verdict is None or tile.score is None:
+            return None
+        return tile.verdict, tile.score
 
     def tile(self, session: Any, key: str, row: int, *, blind: bool = False) -> Tile | None:
         """One image, None where it is not there."""
@@ -224,16 +308,21 @@ class Views:
         return list(last[0].data.get("unknown", ())) if last else []
 
     def hidden(self, session: str, key: str, row: int) -> bool:
-        """Whether an image is of the blind sample and has no label yet."""
+        """Whether an image is of the blind sample and has no label that stands."""
         return (key, row) in self._blind(session)
 
     def _blind(self, session: str) -> set[tuple[str, int]]:
         return {
-            (row.stack, row.row) for row in self._ledger.audit_sample(session) if row.keep is None
+            (row.stack, row.row) for row in self._ledger.audit_sample(session) if not _stands(row)
         }
 
     def _said(self, session: str) -> dict[tuple[str, int], bool]:
         return {(row.stack, row.row): row.keep for row in self._ledger.overrides(session)}
+
+
+def _stands(row: Any) -> bool:
+    """Whether an image of the blind sample has a label that nobody can take back."""
+    return row.keep is not None and row.at <= time.time() - SECOND_THOUGHTS
 
 
 def _tile(stack: Any, table: Any, row: int, said: bool | None) -> Tile:
@@ -270,4 +359,4 @@ def _squares(rows: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def _clock(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).astimezone().strftime("%d.%m. %H:%M")
+    return datetime.fromtimestamp(at, UTC).astimezone().strftime("%m-%d %H:%M")
