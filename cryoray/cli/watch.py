@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +18,8 @@ from cryoray.cli import common
 if TYPE_CHECKING:
     from cryoray.protocol.client import Client
     from cryoray.records import Event
+
+_DIGEST = re.compile(r"[0-9a-f]{24,}")
 
 
 def watch(
@@ -65,10 +69,10 @@ def watch(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     where = places(folder, session, settings.watch)
-    with service_of(settings, where, ensemble) as client:
+    with service_of(settings, where, ensemble, on_event=_say) as client:
         watcher = Watcher(folder, session, settings.watch, client, on_event=_say)
         try:
-            _say_where(watcher.token_file, client)
+            _say(_page_of(watcher.token_file, client))
             watcher.run(stop, once=once)
             books = watcher.books()
         finally:
@@ -83,13 +87,26 @@ def _rows(books: dict[str, object]) -> int:
     return int(str(books["rows"]))
 
 
-def _say_where(token_file: Path, client: Client) -> None:
-    terminal.out.print(escape(f"session page {client.url}/ token {token_file}"), soft_wrap=True)
+def _page_of(token_file: Path, client: Client) -> Event:
+    from cryoray.records import Event
+
+    return Event("page.ready", {"url": f"{client.url}/", "token_file": str(token_file)})
 
 
 def _say(happened: Event) -> None:
-    """One line for each thing that happens."""
+    """One line for each thing that happens: the time here, what it is, and what is known of it."""
+    from cryoray.session.names import printable
+
     data = " ".join(
-        f"{key}={terminal.text(value)}" for key, value in happened.data.items() if value is not None
+        f"{key}={_short(value)}" for key, value in happened.data.items() if value is not None
     )
-    terminal.out.print(escape(f"{happened.name} {data}"), soft_wrap=True)
+    line = f"{datetime.now().astimezone():%H:%M:%S} {happened.name} {data}"
+    terminal.out.print(escape(printable(line)), soft_wrap=True)
+
+
+def _short(value: object) -> str:
+    """A value as people read it; of a digest, as much as tells it from the others."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_short(one)}" for name, one in value.items())
+    text = terminal.text(value)
+    return text[:12] if _DIGEST.fullmatch(text) else text

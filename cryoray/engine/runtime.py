@@ -247,11 +247,16 @@ def data_context() -> None:
             handler.setLevel(logging.CRITICAL)
 
 
+def token_file() -> Path:
+    """Where the token is that a local Ray and its dashboard want."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+
+
 def _private_token() -> None:
     """Make the token that a local Ray wants, for its owner alone; Ray itself would make it 0644."""
     if os.environ.get("RAY_AUTH_MODE", "token") != "token" or "RAY_AUTH_TOKEN" in os.environ:
         return
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    path = token_file()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):

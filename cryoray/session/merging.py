@@ -324,12 +324,14 @@ class _Groups:
 
     def find(self, part: Part, number: str) -> dict[str, str] | None:
         """The group that a stack's rows name, None where it is described nowhere."""
-        star = parse(part.folder / f"{SIDES['keep']}.star")
-        for row in _groups_in(star.get("optics")):
-            if row.get(_GROUP, "1") == number:
-                # Earlier versions wrote zeros of bare stacks, whose headers do not tell.
-                zeros = [name for name in _NOT_IN_HEADERS if part.bare and row.get(name) == "0"]
-                return {name: value for name, value in row.items() if name not in zeros}
+        # The table of a bare stack describes the rows of its own file alone.
+        for verdict in _VERDICTS:
+            star = parse(part.folder / f"{SIDES[verdict]}.star")
+            for row in _groups_in(star.get("optics")):
+                if row.get(_GROUP, "1") == number:
+                    # Earlier versions wrote zeros of bare stacks, whose headers do not tell.
+                    zeros = [name for name in _NOT_IN_HEADERS if part.bare and row.get(name) == "0"]
+                    return {name: value for name, value in row.items() if name not in zeros}
         for folder in part.path.parents:
             for row in self._groups(folder / "particles.star"):
                 if row.get(_GROUP) == number:

@@ -42,6 +42,7 @@ def part(
     optics: Sequence[str] = ("1 first 1.06 300",),
     bare: bool = False,
     overrides: dict[int, bool] | None = None,
+    verdicts: Sequence[str] = VERDICTS,
 ) -> Part:
     """A stack of four images with one verdict of each sort, and one more keep."""
     stack = examples.write_stack(root / f"{name}.mrcs", examples.particles(4, 16))
@@ -51,7 +52,7 @@ def part(
         path = star(root / f"{name}_extract.star", columns, rows, optics)
     source = open_source(path)
     folder = root / "verdicts" / f"{name}.mrcs"
-    write_verdicts(folder, source, examples.verdicts_of(VERDICTS, np.ones(4, np.float32)))
+    write_verdicts(folder, source, examples.verdicts_of(verdicts, np.ones(4, np.float32)))
     return Part(folder, stack, bare, overrides or {}, 4, "digest")
 
 
@@ -170,6 +171,12 @@ def test_what_no_header_tells_is_left_out_and_named(tmp_path: Path) -> None:
     assert tables["optics"]["rlnImagePixelSize"].tolist() == [2.5]
     first = (tmp_path / "kept.star").read_text().splitlines()[0]
     assert first.endswith("data_optics: rlnVoltage rlnSphericalAberration")
+
+
+def test_a_bare_stack_of_which_nothing_was_kept_has_its_pixel_size(tmp_path: Path) -> None:
+    stack = part(tmp_path, "a", bare=True, verdicts=("discard",) * 4)
+    unknown = Merger(tmp_path, tmp_path).merge([stack]).unknown
+    assert unknown == {"kept.star": ("rlnVoltage", "rlnSphericalAberration")}
 
 
 def test_no_optics_are_made_up_for_a_group_that_nothing_describes(tmp_path: Path) -> None:

@@ -1,0 +1,30 @@
+"""Names and texts that others chose: shown without control characters, refused where no file holds them."""
+
+from __future__ import annotations
+
+import unicodedata
+
+
+def printable(text: str) -> str:
+    """A text as one harmless line: control characters, and bytes that are no UTF-8, become escapes.
+
+    What comes out can go into a terminal, a database, JSON and a page; what has no such characters
+    comes out as it is.
+    """
+    return "".join(one if one.isprintable() else _escape(one) for one in text)
+
+
+def _escape(one: str) -> str:
+    byte = ord(one) - 0xDC00  # how Python holds a byte of a file's name that is no UTF-8
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else one.encode("unicode_escape").decode()
+
+
+def unwritable(path: str) -> str | None:
+    """Why a file of this name cannot be named in a STAR file or a table, None where it can."""
+    if any(unicodedata.category(one) == "Cs" for one in path):
+        return "its name is no UTF-8"
+    if any(unicodedata.category(one) == "Cc" for one in path):
+        return "its name has control characters"
+    if "'" in path and '"' in path:
+        return "its name has both kinds of quotes, which no STAR file can hold"
+    return None
