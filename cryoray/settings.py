@@ -126,7 +126,15 @@ class SimulateSettings(Section):
     junk: Fraction = Field(0.4, description="fraction that is junk, its kinds in equal parts")
     human_error: Fraction = Field(0.01, description="rate at which the simulated person mislabels")
     micrographs: bool = Field(
-        False, description="write them as well, with every image in its place, as RELION has them"
+        False,
+        description="simulate whole micrographs, pick them as people do, and write them as well",
+    )
+    written: bool = Field(True, description="whether micrographs are written, or boxes alone")
+    version: Literal["raw", "denoised", "low-passed", "8-bit", "masked", "binned"] = Field(
+        "raw", description="what became of the images of simulated micrographs"
+    )
+    backgrounds: AbsolutePath | None = Field(
+        None, description="folder of real micrographs for particles to lie on; None: simulated ones"
     )
     structure: AbsolutePath | None = Field(
         None, description="map or PDB/mmCIF; None: random phantoms"

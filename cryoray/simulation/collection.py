@@ -13,14 +13,13 @@ import numpy as np
 import torch
 
 from cryoray.errors import InputError, SettingsError
-from cryoray.formats.files import replacing, write_csv
+from cryoray.formats.files import replacing
 from cryoray.formats.mrc import StackWriter
 from cryoray.formats.volume import write_volume
 from cryoray.records import Event, OnEvent, OnProgress, Progress, ignore
 from cryoray.settings import Settings, SimulateSettings
 from cryoray.simulation import junk, microscope
 from cryoray.simulation.junk import PARTICLE, Scene, Stage
-from cryoray.simulation.micrograph import OUTSIDE, Micrograph
 from cryoray.simulation.microscope import Exposure, Optics, Projector
 from cryoray.simulation.phantom import (
     Structure,
@@ -30,6 +29,17 @@ from cryoray.simulation.phantom import (
     random_structure,
     read_structure,
 )
+from cryoray.simulation.picked import describe, plan, write_picked
+from cryoray.simulation.tables import (
+    MICROGRAPHS,
+    Row,
+    micrograph_name,
+    stack_name,
+    truth_row,
+    write_tables,
+)
+
+__all__ = ["MICROGRAPHS", "masked_variance", "read_truth", "simulate"]
 
 #: Å; and the box over the diameter, as people choose it.
 _DIAMETERS = (80.0, 300.0)
@@ -39,10 +49,9 @@ _CROWDING = (0.03, 0.3)
 #: A particle must fit its box with some background round it.
 _LARGEST = 0.85
 _BROKEN_FORMS = 4
-#: STAR file of the micrographs that are written, in a project.
-MICROGRAPHS = "MotionCorr/job001/corrected_micrographs.star"
-#: Side of a micrograph that is not written, px.
-_MICROGRAPH = 4096
+#: Side of the micrograph that single boxes are said to be of, px, and how far one may reach out of it,
+#: over half the box.
+_MICROGRAPH, _OUTSIDE = 4096, 0.25
 #: Images formed at a time, which bounds memory.
 _BATCH = 100
 #: Views and micrographs over which the stated signal-to-noise ratio is the mean.
@@ -85,8 +94,9 @@ def simulate(
 
     Each project is a RELION project folder: ``particles.star``, its stacks (float32, protein
     bright, normalised as RELION does), ``labels.csv`` (the person's, with the true reason for what is
-    rightly discarded), ``truth.csv`` and the true map ``truth.mrc``; where micrographs are wanted, those
-    (float32, protein dark, as a camera has it) and ``MotionCorr/job001/corrected_micrographs.star``.
+    rightly discarded), ``truth.csv`` and the true map ``truth.mrc``. Where micrographs are wanted, images
+    are cut out of those at what a picker picked (`picked`), and they (float32, protein dark, as a camera
+    has it) and ``MotionCorr/job001/corrected_micrographs.star`` are written too.
     ``collection.json`` says what each project is of, and is written last. A folder that the same
     settings have already filled is left as it is.
 
@@ -113,13 +123,17 @@ def simulate(
         total, done, described = chosen.projects * chosen.images, 0, []
         shapes = islice(families(chosen.seed % 2**64), numbers.start, numbers.stop)
         for number, folder, family in zip(numbers, folders, shapes, strict=True):
-            rng = _generator(chosen, number)
-            project = _plan(folder, given, family, chosen, rng)
 
             def told(images: int, before: int = done, name: str = folder) -> None:
                 on_progress(Progress("simulate", before + images, total, "images", name))
 
-            described.append(_write_project(out / folder, project, chosen, number, told))
+            if chosen.micrographs:
+                whole = plan(chosen, number, family, given)
+                counts = write_picked(out / folder, whole, chosen, told)
+                described.append({"folder": folder, **describe(whole), **counts})
+            else:
+                project = _plan(folder, given, family, chosen, _generator(chosen, number))
+                described.append(_write_project(out / folder, project, chosen, number, told))
             on_event(Event("project.simulated", described[-1]))
             done += chosen.images
         _write_json(out / "collection.json", {"projects": described, "settings": _plain(chosen)})
@@ -174,8 +188,6 @@ def _plan(
         )
     detectors = (0.66, 0.83, 0.885, 1.06, 1.1, 1.35)
     original = min(float(rng.choice(detectors)), pixel_size)
-    if chosen.micrographs:
-        original = pixel_size  # what is written holds the very pixels of the images
     optics = Optics(
         voltage=float(rng.choice([300, 300, 200])),
         spherical_aberration=2.7,
@@ -284,65 +296,36 @@ def _write_project(
     told: Callable[[int], None],
 ) -> dict[str, object]:
     """Form, write and describe all images of a project."""
-    rows: list[dict[str, object]] = []
-    truth: list[dict[str, object]] = []
+    rows: list[Row] = []
+    truth: list[Row] = []
     ambiguity: list[float] = []
     for m, (exposure, kinds) in enumerate(zip(project.exposures, project.kinds, strict=True)):
         rng = _generator(chosen, number, m)
-        stack = f"Extract/job001/micrograph_{m + 1:04d}.mrcs"
+        stack = stack_name(m)
         scenes = [junk.scene(kind, project.stage, rng) for kind in kinds]
         angles = microscope.random_angles(rng, len(scenes))
         places, missing = _places(project, len(scenes), rng)
-        micrograph = None
-        if chosen.micrographs:
-            around = _generator(chosen, number, m, 1)
-            micrograph = Micrograph(chosen.per_micrograph, chosen.box, around)
-            places, missing = micrograph.places[: len(scenes)], micrograph.missing[: len(scenes)]
         box, pixel_size = chosen.box, project.optics.pixel_size
         with StackWriter(folder / stack, box, box, "float32", pixel_size) as writer:
             for first in range(0, len(scenes), _BATCH):
                 some = slice(first, first + _BATCH)
                 canvas = _canvases(project, exposure, scenes[some], angles[some], rng)
                 writer.append(microscope.extract(canvas, box, missing[some]).numpy())
-                if micrograph is not None:
-                    micrograph.put(canvas.numpy())
-        if micrograph is not None:
-            _fill(micrograph, project, exposure, around)
-            micrograph.write(folder / _micrograph(m), pixel_size)
         rows += _particles(stack, m, project, exposure, scenes, angles, places, rng)
         truth += _truth(stack, scenes, angles)
         ambiguity += [scene.ambiguity for scene in scenes]
         told(len(rows))
-    keep = np.array([line["keep"] for line in truth])
-    rng = _generator(chosen, number, len(project.exposures))
-    selected = _select(keep, np.array(ambiguity), chosen.human_error, rng)
-    image = {
-        "rlnImagePixelSize": f"{project.optics.pixel_size:.6f}",
-        "rlnImageSize": chosen.box,
-        "rlnImageDimensionality": 2,
-        "rlnCtfDataAreCtfPremultiplied": 0,
-    }
-    _write_star(folder / "particles.star", project.optics, image, "particles", rows)
-    if chosen.micrographs:
-        names = [_micrograph(m) for m in range(len(project.exposures))]
-        _write_star(
-            folder / MICROGRAPHS,
-            project.optics,
-            {"rlnMicrographPixelSize": f"{project.optics.original_pixel_size:.6f}"},
-            "micrographs",
-            [{"rlnMicrographName": name, "rlnOpticsGroup": 1} for name in names],
-        )
-    labels = [
-        {
-            "stack": line["stack"],
-            "index": line["index"],
-            "selected": int(choice),
-            "reason": "" if choice else _reason(str(line["kind"])),
-        }
-        for line, choice in zip(truth, selected, strict=True)
-    ]
-    write_csv(folder / "labels.csv", labels[0], (row.values() for row in labels))
-    write_csv(folder / "truth.csv", truth[0], (row.values() for row in truth))
+    keep, selected = write_tables(
+        folder,
+        project.optics,
+        chosen.box,
+        project.optics.pixel_size,
+        rows,
+        truth,
+        np.array(ambiguity),
+        chosen.human_error,
+        _generator(chosen, number, len(project.exposures)),
+    )
     true_map = blurred_density(project.structure, chosen.box, project.optics.pixel_size)
     write_volume(folder / "truth.mrc", true_map, project.optics.pixel_size)
     return {
@@ -365,25 +348,10 @@ def _places(project: _Project, n: int, rng: np.random.Generator) -> tuple[np.nda
     """
     binning = project.optics.pixel_size / project.optics.original_pixel_size
     half = project.stage.box / 2
-    low, high = (1 - OUTSIDE) * half, _MICROGRAPH / binning - (1 - OUTSIDE) * half
+    low, high = (1 - _OUTSIDE) * half, _MICROGRAPH / binning - (1 - _OUTSIDE) * half
     places = rng.uniform(low, max(low, high), (n, 2))
     ends = np.stack([half - places, places + half - _MICROGRAPH / binning], -1)
     return places * binning, np.clip(np.ceil(ends), 0, None).astype(np.int64)[:, ::-1]
-
-
-def _micrograph(number: int) -> str:
-    """Its file, relative to the project; counted from 0."""
-    return f"MotionCorr/job001/micrograph_{number + 1:04d}.mrc"
-
-
-def _fill(
-    micrograph: Micrograph, project: _Project, exposure: Exposure, rng: np.random.Generator
-) -> None:
-    """Ice where nothing was picked."""
-    while n := min(_BATCH, micrograph.free):
-        scenes = [junk.scene("empty", project.stage, rng) for _ in range(n)]
-        angles = microscope.random_angles(rng, n)
-        micrograph.put(_canvases(project, exposure, scenes, angles, rng).numpy())
 
 
 def _canvases(
@@ -453,7 +421,7 @@ def _particles(
     angles: np.ndarray,
     places: np.ndarray,
     rng: np.random.Generator,
-) -> list[dict[str, object]]:
+) -> list[Row]:
     """Rows of ``particles.star``: what the picker and the CTF program said, and true poses.
 
     Where no particle was picked, the angles mean nothing: a refinement gives junk some, too.
@@ -471,7 +439,7 @@ def _particles(
             "rlnCoordinateY": f"{y:.2f}",
             "rlnAutopickFigureOfMerit": f"{max(figure, 0.02):.6f}",
             "rlnImageName": f"{index:06d}@{stack}",
-            "rlnMicrographName": _micrograph(micrograph),
+            "rlnMicrographName": micrograph_name(micrograph),
             "rlnOpticsGroup": 1,
             "rlnCtfMaxResolution": f"{resolution:.4f}",
             "rlnCtfFigureOfMerit": f"{correlation:.6f}",
@@ -488,68 +456,12 @@ def _particles(
     ]
 
 
-def _truth(stack: str, scenes: Sequence[Scene], angles: np.ndarray) -> list[dict[str, object]]:
+def _truth(stack: str, scenes: Sequence[Scene], angles: np.ndarray) -> list[Row]:
     """Rows of ``truth.csv``; angles and places (px from the centre) only of what was picked."""
-    lines = []
-    for index, (scene, angle) in enumerate(zip(scenes, angles, strict=True), 1):
-        pose = [*angle, *scene.places[0]] if scene.picked else []
-        lines.append(
-            {
-                "stack": stack,
-                "index": index,
-                "keep": int(scene.kind == PARTICLE),
-                "kind": scene.kind,
-                **dict.fromkeys(("rot", "tilt", "psi", "x", "y"), ""),
-                **dict(
-                    zip(("rot", "tilt", "psi", "x", "y"), map("{:.3f}".format, pose), strict=False)
-                ),
-            }
-        )
-    return lines
-
-
-def _reason(kind: str) -> str:
-    """What a person says of an image of this kind that they discard; nothing of a good particle."""
-    return {PARTICLE: "", "drift": "blurred"}.get(kind, kind)
-
-
-def _select(
-    keep: np.ndarray, ambiguity: np.ndarray, error: float, rng: np.random.Generator
-) -> np.ndarray:
-    """What a person chooses: the truth but for a share of mistakes, most of them on doubtful images."""
-    mistakes = rng.choice(
-        len(keep), round(error * len(keep)), replace=False, p=ambiguity / ambiguity.sum()
-    )
-    selected = keep.copy()
-    selected[mistakes] = 1 - selected[mistakes]
-    return selected
-
-
-def _write_star(
-    path: Path,
-    optics: Optics,
-    of_group: dict[str, object],
-    name: str,
-    rows: Sequence[dict[str, object]],
-) -> None:
-    """A table of RELION's and the optics group of its rows, of which ``of_group`` says the rest."""
-    group = {
-        "rlnOpticsGroupName": "opticsGroup1",
-        "rlnOpticsGroup": 1,
-        "rlnMicrographOriginalPixelSize": f"{optics.original_pixel_size:.6f}",
-        "rlnVoltage": f"{optics.voltage:.6f}",
-        "rlnSphericalAberration": f"{optics.spherical_aberration:.6f}",
-        "rlnAmplitudeContrast": f"{optics.amplitude_contrast:.6f}",
-        **of_group,
-    }
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        for title, table in (("optics", [group]), (name, rows)):
-            labels = [f"_{label} #{number}" for number, label in enumerate(table[0], 1)]
-            file.write(
-                "\n".join(["", "# version 30001", "", f"data_{title}", "", "loop_", *labels])
-            )
-            file.writelines("\n" + " ".join(map(str, row.values())) for row in table)
-            file.write("\n\n")
+    return [
+        truth_row(stack, index, scene.kind, [*angle, *scene.places[0]] if scene.picked else [])
+        for index, (scene, angle) in enumerate(zip(scenes, angles, strict=True), 1)
+    ]
 
 
 def read_truth(project: Path) -> list[dict[str, str]]:

@@ -221,10 +221,27 @@ def extract(canvas: torch.Tensor, box: int, missing: np.ndarray) -> torch.Tensor
         rows = torch.arange(box).clamp(top, box - 1 - bottom)
         columns = torch.arange(box).clamp(left, box - 1 - right)
         images[i] = images[i][rows][:, columns]
-    pixels = images.reshape(len(canvas), -1)
+    return normalised(images)
+
+
+def normalised(images: torch.Tensor) -> torch.Tensor:
+    """Boxes as RELION normalises them.
+
+    The plane through the pixels outside the background circle goes, and their standard deviation
+    becomes the unit.
+
+    Args:
+        images: float32 [n, box, box].
+
+    Returns:
+        float32 [n, box, box].
+    """
+    n, box = images.shape[:2]
+    pixels = images.reshape(n, -1)
     axis = (torch.arange(box) - box // 2) / (box / 2)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     outside = (x**2 + y**2 > BACKGROUND_RADIUS**2).reshape(-1)
     plane = torch.stack([torch.ones(box * box), x.reshape(-1), y.reshape(-1)])
     pixels = pixels - pixels[:, outside] @ torch.linalg.pinv(plane[:, outside]) @ plane
-    return (pixels / pixels[:, outside].std(1, keepdim=True)).reshape(-1, box, box)
+    spread = pixels[:, outside].std(1, keepdim=True).clamp(min=1e-12)
+    return (pixels / spread).reshape(n, box, box)

@@ -11,6 +11,7 @@ import mrcfile
 import numpy as np
 from scipy import ndimage
 from scipy.cluster.vq import kmeans2
+from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 from cryoray.errors import FormatError
@@ -224,6 +225,76 @@ def damaged(structure: Structure, rng: np.random.Generator) -> Structure:
         points=np.concatenate([structure.points[stay], walk]).astype(np.float32),
         weights=np.concatenate([structure.weights[stay], smear]).astype(np.float32),
         domains=np.concatenate([structure.domains[stay], np.full(len(walk), -1)]).astype(np.int32),
+    )
+
+
+def denatured(structure: Structure, rng: np.random.Generator) -> Structure:
+    """The whole chain unfolded into a loose, irregular blob of about the structure's size."""
+    walk = _coil(rng, 400)
+    walk *= structure.diameter / 2 * rng.uniform(0.6, 1.1) / np.linalg.norm(walk, axis=1).max()
+    points = np.repeat(walk, 4, 0)
+    points += rng.normal(scale=_LOOSE * structure.diameter, size=points.shape)
+    weights = np.full(len(points), structure.weights.sum() * rng.uniform(0.3, 0.9) / len(points))
+    domains = np.full(len(points), -1)
+    return _centred(f"denatured {structure.name}", points, weights, domains, structure.blur)
+
+
+def occupied_volume(structure: Structure) -> float:
+    """Å³ that the structure fills, by counting the cubes of 4 Å that hold any of its points."""
+    cubes = np.unique(np.floor(structure.points / 4).astype(np.int64), axis=0)
+    return 64.0 * len(cubes)
+
+
+def in_micelle(structure: Structure, rng: np.random.Generator) -> Structure:
+    """The structure with a belt of detergent round its middle, as membrane proteins have it.
+
+    A flattened ellipsoid of 30 to 45 Å thickness where the protein is not: head groups denser than
+    water, tails about as dense as it.
+    """
+    axis = _unit(rng.normal(size=3))
+    height = structure.points @ axis
+    middle = rng.uniform(-0.25, 0.25) * np.ptp(height)
+    half = rng.uniform(15, 22)
+    inside = np.abs(height - middle) < half
+    across = np.linalg.norm(structure.points - np.outer(height, axis), axis=1)
+    girth = float(np.quantile(across[inside], 0.95)) if inside.any() else 10.0
+    shell = _micelle_points(rng, girth + rng.uniform(18, 28), half + 4)
+    basis = np.linalg.qr(np.stack([axis, *rng.normal(size=(2, 3))], 1))[0]
+    shell = shell @ basis[:, [1, 2, 0]].T + axis * middle
+    free = cKDTree(structure.points).query(shell)[0] > 5
+    return _with_detergent(structure, shell[free], rng)
+
+
+def empty_micelle(structure: Structure, rng: np.random.Generator) -> Structure:
+    """A micelle without protein, in the units of the structure that it swims beside."""
+    shell = _micelle_points(rng, rng.uniform(26, 42), rng.uniform(20, 32))
+    nothing = replace(structure, points=structure.points[:0], weights=structure.weights[:0])
+    nothing = replace(nothing, domains=structure.domains[:0], name="micelle")
+    unit = float(structure.weights.sum()) / occupied_volume(structure)
+    return _with_detergent(nothing, shell, rng, unit)
+
+
+def _micelle_points(rng: np.random.Generator, radius: float, half: float) -> np.ndarray:
+    """Points in the shell of head groups, some 9 Å thick, of an ellipsoid flat along z: [n, 3]."""
+    size = np.array([radius, radius, half])
+    points = rng.uniform(-1, 1, (12000, 3)) * (size + 5)
+    return points[
+        (np.linalg.norm(points / (size + 4), axis=1) < 1)
+        & (np.linalg.norm(points / (size - 5), axis=1) > 1)
+    ]
+
+
+def _with_detergent(
+    structure: Structure, shell: np.ndarray, rng: np.random.Generator, unit: float = 0.0
+) -> Structure:
+    unit = unit or float(structure.weights.sum()) / occupied_volume(structure)
+    dense = rng.uniform(0.6, 1.1) * occupied_volume(replace(structure, points=shell)) * unit
+    return _centred(
+        structure.name,
+        np.concatenate([structure.points, shell]),
+        np.concatenate([structure.weights, np.full(len(shell), dense / max(1, len(shell)))]),
+        np.concatenate([structure.domains, np.full(len(shell), -2)]),
+        structure.blur,
     )
 
 

@@ -14,7 +14,6 @@ from cryoray.errors import InputError, SettingsError
 from cryoray.formats.mrc import read_frames, read_header
 from cryoray.formats.selection import find_selection, read_reasons, read_selection
 from cryoray.formats.source import find_sources, open_source
-from cryoray.formats.star import parse
 from cryoray.records import REASONS, Event, Progress
 from cryoray.settings import Settings, SimulateSettings
 from cryoray.simulation import read_truth, simulate
@@ -264,50 +263,3 @@ def test_a_project_is_the_same_wherever_one_begins_to_count(tmp_path: Path) -> N
     assert (one[0] / "particles.star").read_text() == (both[1] / "particles.star").read_text()
     stack = "Extract/job001/micrograph_0001.mrcs"
     assert (one[0] / stack).read_bytes() == (both[1] / stack).read_bytes()
-
-
-def test_micrographs_hold_the_very_images_at_their_coordinates(tmp_path: Path) -> None:
-    wanted = {"images": 45, "per_micrograph": 20, "box": 32, "junk": 0.5, "snr": 0.5}
-    (project,) = simulate(tmp_path / "with", settings(**wanted, micrographs=True))
-    (without,) = simulate(tmp_path / "without", settings(**wanted))
-    source = open_source(project / "particles.star")
-    made = images(project)
-    reaching = np.zeros(len(source), bool)
-    sizes = set()
-    for name in np.unique(source.micrograph):
-        (whole,) = read_frames(header := read_header(project / name), np.arange(1))
-        sizes.add((header.width, header.height, header.pixel_size))
-        there = np.pad(-whole, 32, mode="edge")  # protein bright, as images have it
-        for row in np.flatnonzero(source.micrograph == name):
-            x, y = (int(source.metadata[f"rlnCoordinate{axis}"][row]) + 32 for axis in "XY")
-            cut = there[y - 16 : y + 16, x - 16 : x + 16]
-            correlation = np.corrcoef(remainder(cut).ravel(), made[row].ravel())[0, 1]
-            assert correlation > 0.9999, (name, row)
-            ends = (x, y, header.width + 64 - x, header.height + 64 - y)
-            reaching[row] = min(ends) < 32 + 16
-    assert 0 < reaching.sum() < 20
-    # Away from the edges those of a seed are what they are without micrographs.
-    other = open_source(without / "particles.star")
-    at = np.stack([other.metadata[f"rlnCoordinate{axis}"] for axis in "XY"])
-    half = 16 * 3.0 / other.metadata["rlnMicrographOriginalPixelSize"]
-    inside = ~reaching & (at > half).all(0) & (at < 4096 - half).all(0)
-    assert inside.sum() > 20
-    np.testing.assert_allclose(made[inside], images(without)[inside], rtol=0, atol=1e-5)
-    assert len(sizes) == 1
-    listed = parse(project / "MotionCorr/job001/corrected_micrographs.star")
-    assert set(listed["micrographs"].column("rlnMicrographName")) == set(source.micrograph)
-    assert listed["optics"].numbers("rlnMicrographPixelSize").tolist() == [3.0]
-    assert sizes.pop()[2] == pytest.approx(3.0)
-    # The one with five images is full of ice elsewhere.
-    last = read_frames(read_header(project / source.micrograph[-1]), np.arange(1))[0]
-    assert (last.reshape(-1) == 0).mean() < 0.001
-
-
-def remainder(image: np.ndarray) -> np.ndarray:
-    """An image without the plane through what lies outside the background circle."""
-    side = len(image)
-    axis = (np.arange(side) - side // 2) / (side / 2)
-    y, x = np.meshgrid(axis, axis, indexing="ij")
-    outside = x**2 + y**2 > 0.75**2
-    plane = np.stack([np.ones_like(x), x, y], -1)
-    return image - plane @ np.linalg.lstsq(plane[outside], image[outside], rcond=None)[0]
