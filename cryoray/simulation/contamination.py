@@ -209,12 +209,16 @@ def _crystal(frame: Frame, layers: Layers, rng: np.random.Generator) -> None:
     if not x.size or not y.size:
         return
     inside = np.full((y.shape[0], x.shape[1]), np.inf, np.float32)
-    for way in np.sort(rng.uniform(0, 2 * np.pi, int(rng.integers(5, 9)))):
+    faces = int(rng.integers(5, 9))
+    turns = (np.arange(faces) + rng.uniform(-0.35, 0.35, faces)) * 2 * np.pi / faces
+    for way in turns + rng.uniform(0, 2 * np.pi):
         face = radius * rng.uniform(0.7, 1.05) - x * np.cos(way) - y * np.sin(way)
         inside = np.minimum(inside, face)
-    bevel = radius * rng.uniform(0.1, 0.7)
-    thick = np.clip(inside / bevel, 0, 1) ** rng.uniform(0.6, 1.2) * rng.uniform(300, 1800)
-    thick = ndimage.gaussian_filter(thick, max(1.0, 8 / frame.pixel_size))
+    height = rng.uniform(300, 1800)
+    # Phase that rises by more than a radian from pixel to pixel would alias.
+    bevel = max(radius * rng.uniform(0.1, 0.7), 1.5 * height * _ICE_PHASE)
+    thick = np.clip(inside / bevel, 0, 1) ** rng.uniform(0.8, 1.2) * height
+    thick = ndimage.gaussian_filter(thick, max(1.5, 8 / frame.pixel_size))
     way, period = rng.uniform(0, np.pi), rng.uniform(0.05, 0.4) * radius
     along = x * np.cos(way) + y * np.sin(way)
     bend = along + 0.1 * (y * np.cos(way) - x * np.sin(way)) ** 2 / radius

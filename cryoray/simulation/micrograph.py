@@ -120,14 +120,14 @@ def expose(
     loss = torch.from_numpy(layers.loss)
     if any(motion):
         envelope = envelope * _motion_blur(shape, motion)
-    size = torch.exp(-amplitude * phase - loss / 2)
-    real = torch.fft.rfft2(size * torch.cos(phase)) * envelope
-    imaginary = torch.fft.rfft2(size * torch.sin(phase)) * envelope
-    cosine, sine = torch.cos(gamma), torch.sin(gamma)
+    size = loss.mul(-0.5).sub_(phase, alpha=amplitude).exp_()
+    real = torch.fft.rfft2(torch.cos(phase).mul_(size))
+    imaginary = torch.fft.rfft2(torch.sin(phase).mul_(size))
+    cosine, sine = torch.cos(gamma).mul_(envelope), gamma.sin_().mul_(envelope)
     # exp(i gamma) is even, so real and imaginary parts go through it as two real images.
     passed = torch.fft.irfft2(real * cosine - imaginary * sine, s=shape)
     turned = torch.fft.irfft2(real * sine + imaginary * cosine, s=shape)
-    image = passed**2 + turned**2
+    image = passed.square_().add_(turned.square_())
     if background is not None:
         pixels = (image - 1) / noise.shot + torch.from_numpy(background)
         return Micrograph(pixels.numpy(), specimen, exposure, motion)
@@ -136,7 +136,7 @@ def expose(
     attenuated *= 1 + noise.waves * smooth_field(shape, 90 / optics.pixel_size + 2, rng, 0.5)
     image *= torch.from_numpy(attenuated.astype(np.float32))
     electrons = torch.randn(shape, generator=source)
-    image += noise.shot * image.clamp(min=0.02).sqrt() * electrons
+    image += image.clamp(min=0.02).sqrt_().mul_(electrons).mul_(noise.shot)
     if optics.detector < 1:
         image = _detected(image, optics.detector)
     if noise.hot:
@@ -178,16 +178,13 @@ def _motion_blur(shape: tuple[int, int], motion: tuple[float, float]) -> torch.T
 
 
 def _detected(image: torch.Tensor, left: float) -> torch.Tensor:
-    """Signal and noise after the detector's point spread, which leaves ``left`` of the power at Nyquist."""
+    """In place, the detector's point spread on signal and noise, which leaves ``left`` of Nyquist's power."""
     share = (1 - left**0.5) / 4
-    for axis in (0, 1):
-        padded = torch.cat(
-            [image.narrow(axis, 0, 1), image, image.narrow(axis, image.shape[axis] - 1, 1)], axis
-        )
-        sides = padded.narrow(axis, 0, image.shape[axis]) + padded.narrow(
-            axis, 2, image.shape[axis]
-        )
-        image = image * (1 - 2 * share) + share * sides
+    for one, other in (image[:-1], image[1:]), (image[:, :-1], image[:, 1:]):
+        # What neighbours exchange: mean and edges stay as they are.
+        flow = (other - one).mul_(share)
+        one.add_(flow)
+        other.sub_(flow)
     return image
 
 
