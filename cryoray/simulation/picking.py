@@ -27,8 +27,9 @@ _TURNS = 12
 CENTRED, BESIDE = 0.22, 0.65
 #: Overlap of other matter over a particle's own from which it is no longer a single one.
 OVERLAPPED = 0.4
-#: Share of a particle's disc that contamination or film may cover.
-_DIRTY = 0.2
+#: Share of a particle's disc that contamination or film may cover, and of a disc twice as wide, in which
+#: they would outshine the particle.
+_DIRTY, _DIRTY_AROUND = 0.2, 0.35
 
 Picker = Literal["blob", "template"]
 PICKERS: tuple[Picker, ...] = ("blob", "template")
@@ -314,21 +315,19 @@ def _verdict(specimen: Specimen, body: int, far: float, blurred: bool) -> tuple[
 
 
 def _covered(places: np.ndarray, specimen: Specimen) -> dict[int, np.ndarray]:
-    """Share of the disc of a particle round each place that each kind of dirt covers."""
+    """How much of each kind of dirt there is at places, where `_DIRTY` is too much: float64 [n] by code."""
     frame, what = specimen.frame, specimen.layers.what
-    covered = {}
     step = max(1, int(frame.diameter / 10))
-    radius = max(1, round(0.4 * frame.diameter / step))
     at = np.clip(np.rint(places).astype(int), 0, [frame.width - 1, frame.height - 1]) // step
-    disc = _disc(radius)
+    covered = {}
     for code in (AGGREGATE, ICE, CARBON):
         here = what[::step, ::step] == code
-        share = np.zeros(len(places))
-        if here.any():
-            padded = np.pad(here, radius)
-            size = 2 * radius + 1
-            share = np.array(
-                [padded[y : y + size, x : x + size][disc].mean() for x, y in at]
-            ).reshape(-1)
-        covered[code] = share
+        covered[code] = np.zeros(len(places))
+        for reach, allowed in ((0.4, _DIRTY), (0.8, _DIRTY_AROUND)):
+            if here.any():
+                disc = _disc(max(1, round(reach * frame.diameter / step)))
+                padded, size = np.pad(here, len(disc) // 2), len(disc)
+                share = [padded[y : y + size, x : x + size][disc].mean() for x, y in at]
+                worse = np.array(share, float) * (_DIRTY / allowed)
+                covered[code] = np.maximum(covered[code], worse)
     return covered

@@ -31,7 +31,7 @@ def developed(
         rng: of which strengths are a function: give the same for all micrographs of a project.
     """
     if version == "low-passed":
-        return low_passed(pixels, pixel_size, float(rng.uniform(12, 35)))
+        return low_passed(pixels, pixel_size, _resolution(rng))
     if version == "8-bit":
         return eight_bits(pixels, float(rng.uniform(2.5, 6)))
     if version == "denoised":
@@ -42,10 +42,17 @@ def developed(
             "strong": strong,
         }[str(rng.choice(DENOISERS))]
         quiet = denoise(pixels, pixel_size, rng)
-        if rng.random() < 0.4:
+        if rng.random() < 0.5:  # what is left of the noise is blurred away
+            quiet = low_passed(quiet, pixel_size, _resolution(rng))
+        if rng.random() < 0.3:
             quiet = evened(quiet, float(rng.uniform(150, 500)) / pixel_size)
         return eight_bits(quiet, float(rng.uniform(3, 6))) if rng.random() < 0.6 else quiet
     return pixels
+
+
+def _resolution(rng: np.random.Generator) -> float:
+    """Å, to which people filter: from barely to what leaves the outline alone."""
+    return float(np.exp(rng.uniform(np.log(10), np.log(60))))
 
 
 def wiener(pixels: np.ndarray, pixel_size: float, rng: np.random.Generator) -> np.ndarray:
