@@ -70,8 +70,8 @@ class Layers:
 #: Contaminations by name: mean number in a micrograph of a project in which they occur at all, or the
 #: chance of one that there can only be one of; and how often a project has them.
 HABITS: dict[str, tuple[float, float]] = {
-    "blobs": (7.0, 0.7),
-    "crystal": (0.6, 0.45),
+    "blobs": (5.0, 0.7),
+    "crystal": (0.3, 0.4),
     "ethane": (5.0, 0.35),
     "frost": (0.5, 0.2),
     "devitrified": (0.3, 0.25),
