@@ -13,8 +13,8 @@ CryorayError              anything cryoray raises on purpose
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 #: What cryoray imports and a machine may be without, and the extra that brings it.
