@@ -1,8 +1,7 @@
 """What settled files mean: which are judged, which describe others, which belong to nothing here.
 
-* A stack ``NAME.mrcs`` is judged with its own rows where ``NAME_extract.star`` (RELION's extraction, with
-  or without an optics table) or ``NAME.star`` lies beside it and names it alone; else with those of a
-  ``particles.star`` in its folder or above; else bare.
+* A stack ``NAME.mrcs`` is judged with the rows that the STAR file which describes it has of it
+  (`formats.companion`), else bare.
 * Another STAR file, or a cryoSPARC table, is judged where the stacks that it names are not watched
   themselves; otherwise it would be judged twice.
 * ``*_model.star`` of a 2D classification is judged by an ensemble for classes, the last iteration alone.
@@ -17,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cryoray.errors import CryorayError, FormatError
-from cryoray.formats.companion import rows_of
+from cryoray.errors import CryorayError
+from cryoray.formats.companion import SHARED, candidates, own_names, rows_of, stacks_of
 from cryoray.formats.rows import Source
 from cryoray.formats.source import find_sources, open_source
 from cryoray.formats.star import parse
@@ -29,7 +28,6 @@ from cryoray.session.settling import Scanner
 _ITERATION = re.compile(r"_it(\d+)(?=_)")
 #: Stacks of averages and of references, which are nobody's particles.
 _AVERAGES = re.compile(r"(classes|class_averages|templates|autopick.*)\.mrcs$")
-_SHARED = "particles.star"
 #: Columns by which a STAR file is known to name particles.
 _IMAGE = "rlnImageName"
 
@@ -74,10 +72,10 @@ class Finder:
         file = Path(path)
         if file.suffix != ".star":
             return [path]
-        own = [stack for stack in _stacks_of(file) if self.scanner.is_there(stack)]
+        own = [str(one) for one in stacks_of(file) if self.scanner.is_there(str(one))]
         if own:
             return own
-        if file.name == _SHARED:
+        if file.name == SHARED:
             below = str(file.parent) + "/"
             return [path, *(stack for stack in sorted(self._bare) if stack.startswith(below))]
         return [path]
@@ -105,46 +103,29 @@ class Finder:
         if "particle" not in self.kinds or _AVERAGES.search(path.name):
             return None
         self._bare.discard(str(path))
-        for star in (path.with_name(f"{path.stem}_extract.star"), path.with_suffix(".star")):
-            if not self.scanner.is_there(str(star)):
-                continue
+        own, unused = own_names(path), []
+        for star in candidates(path):
+            if star in own and self.scanner.is_there(str(star)) and not self.scanner.get(str(star)):
+                return None  # the pair settles when both have
             settled = self.scanner.get(str(star))
             if settled is None:
-                return None  # the pair settles when both have
-            if self._alone(star, path):
-                return Unit(path, "particle", star, None, digest(identity, settled.identity))
+                continue
+            source = self._opened(star)
+            rows = np.empty(0, np.int64) if source is None else rows_of(source, path)
+            if source is None or not len(rows):
+                if star in own:
+                    why = "names no particles" if source is None else "names other stacks"
+                    unused.append((star.name, why))
+                continue
+            if len(rows) == len(source) and star in own:
+                alone = digest(identity, settled.identity)
+                return Unit(path, "particle", star, None, alone, tuple(unused))
+            if star not in own:
+                self._bare.add(str(path))
+            described = digest(identity, _rows_digest(source, rows, star))
+            return Unit(path, "particle", None, star, described, tuple(unused))
         self._bare.add(str(path))
-        for folder in path.parents:
-            star = folder / _SHARED
-            if self.scanner.get(str(star)):
-                described = self._rows_digest(star, path)
-                if described:
-                    return Unit(path, "particle", None, star, digest(identity, described))
-            if folder == self.scanner.root:
-                break
-        return Unit(path, "particle", None, None, digest(identity))
-
-    def _alone(self, star: Path, stack: Path) -> bool:
-        """Whether a STAR file names this stack and no other."""
-        try:
-            source = open_source(star)
-        except FormatError:
-            return False
-        return len(rows_of(source, stack)) == len(source) > 0
-
-    def _rows_digest(self, star: Path, stack: Path) -> str | None:
-        """Of the rows that a shared STAR file has of one stack: other stacks' rows may come and go."""
-        source = self._opened(star)
-        if source is None:
-            return None
-        rows = rows_of(source, stack)
-        if not len(rows):
-            return None
-        state = hashlib.blake2b(str(star).encode(), digest_size=12)
-        state.update("\0".join(source.images[rows].tolist()).encode())
-        for name in sorted(source.metadata):
-            state.update(np.ascontiguousarray(source.metadata[name][rows]).tobytes())
-        return state.hexdigest()
+        return Unit(path, "particle", None, None, digest(identity), tuple(unused))
 
     def _opened(self, path: Path) -> Source | None:
         """A source that several units need, read once for each state of its file; None if it is none."""
@@ -169,12 +150,13 @@ class Finder:
         return inside and stack.suffix == ".mrcs" and not _AVERAGES.search(stack.name)
 
 
-def _stacks_of(star: Path) -> list[str]:
-    """The stacks whose own STAR file this would be, by its name."""
-    names = [star.with_suffix(".mrcs")]
-    if star.stem.endswith("_extract"):
-        names.append(star.with_name(star.stem.removesuffix("_extract") + ".mrcs"))
-    return [str(name) for name in names]
+def _rows_digest(source: Source, rows: np.ndarray, star: Path) -> str:
+    """Of the rows that a shared STAR file has of one stack: other stacks' rows may come and go."""
+    state = hashlib.blake2b(str(star).encode(errors="surrogateescape"), digest_size=12)
+    state.update("\0".join(source.images[rows].tolist()).encode(errors="surrogateescape"))
+    for name in sorted(source.metadata):
+        state.update(np.ascontiguousarray(source.metadata[name][rows]).tobytes())
+    return state.hexdigest()
 
 
 def _is_table(path: Path) -> bool:

@@ -63,6 +63,7 @@ class Unit:
         own: the STAR file that has the rows of this stack and no others.
         shared: a STAR file that has the rows of several stacks, this one among them.
         digest: of everything the verdicts depend on but the ensemble.
+        unused: names of STAR files that lie beside the stack and do not describe it, and why not.
     """
 
     path: Path
@@ -70,6 +71,7 @@ class Unit:
     own: Path | None
     shared: Path | None
     digest: str
+    unused: tuple[tuple[str, str], ...] = ()
 
     @property
     def asked(self) -> Path:
