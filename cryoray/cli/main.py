@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from cryoray import __version__
 from cryoray.cli import (
     adapt,
     classify,
@@ -33,6 +32,7 @@ from cryoray.cli import (
 )
 from cryoray.cli.common import Given, renamed
 from cryoray.terminal import INTERRUPTED, complaints, err, out
+from cryoray.version import __version__
 
 app = typer.Typer(
     name="cryoray",

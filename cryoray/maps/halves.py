@@ -48,7 +48,7 @@ def mask_for(
     halves: tuple[torch.Tensor, torch.Tensor],
     pixel_size: float,
     chosen: ProofSettings,
-    out: Path,
+    out: Path | None = None,
 ) -> tuple[torch.Tensor | None, dict[str, Any] | None]:
     """The mask of two half-maps, and what ``metrics.json`` says of it; None and None without one.
 
@@ -57,7 +57,7 @@ def mask_for(
         halves: float32 [box, box, box] each.
         pixel_size: Å/px.
         chosen: how an automatic mask is made.
-        out: folder of ``mask.mrc``.
+        out: folder of ``mask.mrc``; None: it is not written.
 
     Raises:
         FormatError: it cannot be read.
@@ -74,7 +74,8 @@ def mask_for(
             extend=chosen.mask_extend,
             soft_edge=chosen.mask_edge,
         )
-        write_volume(out / "mask.mrc", made.numpy(), pixel_size)
+        if out is not None:
+            write_volume(out / "mask.mrc", made.numpy(), pixel_size)
         return made, {"file": "mask.mrc", "threshold": level, "fraction": float(made.mean())}
     volume, _ = read_volume(Path(mask))
     if volume.shape != tuple(halves[0].shape):

@@ -10,10 +10,10 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-import cryoray
 from cryoray.formats.files import replacing, write_csv
 from cryoray.report.blocks import Figure, Section
 from cryoray.report.plots import Drawing
+from cryoray.version import __version__
 
 
 def render(out: Path, title: str, sections: Sequence[Section], *, pictures: bool = False) -> Path:
@@ -39,7 +39,7 @@ def render(out: Path, title: str, sections: Sequence[Section], *, pictures: bool
         title=title,
         sections=sections,
         style=Markup(files.joinpath("page.css").read_text("utf-8")),
-        version=cryoray.__version__,
+        version=__version__,
     )
     out = Path(out)
     for section in sections:

@@ -1,0 +1,294 @@
+"""cryoray in a notebook or a script: open, load, classify, plot, save; nothing is written but on request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cryoray.engine import local
+from cryoray.errors import InputError
+from cryoray.formats import companion
+from cryoray.formats.class_selection import is_model
+from cryoray.formats.rows import Source
+from cryoray.formats.source import open_source
+from cryoray.formats.verdicts import write_verdicts
+from cryoray.maps.fsc import HalfMapFsc, half_map_fsc
+from cryoray.maps.halves import mask_for, read_halves
+from cryoray.models import ensemble as models
+from cryoray.models.registry import resolve
+from cryoray.preparation.described import with_metadata
+from cryoray.preparation.look import look_at
+from cryoray.preparation.plan import plan
+from cryoray.records import VERDICTS, Kind, OnProgress, ignore
+from cryoray.records import Verdicts as Table
+from cryoray.settings import Settings, load
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+#: Raw MiB that a thread reads at a time.
+_RANGE_MIB = 64
+
+
+class Particles:
+    """Some rows of a source: particles, or 2D classes; a slice, mask or list of rows gives fewer.
+
+    Attributes:
+        source: the file they are in.
+        rows: int64 [n], 0-based, their rows in it.
+    """
+
+    def __init__(self, source: Source, rows: np.ndarray | None = None) -> None:
+        self.source = source
+        self.rows = np.arange(len(source)) if rows is None else np.asarray(rows, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, some: slice | np.ndarray | Sequence[int] | Sequence[bool]) -> Particles:
+        chosen = some if isinstance(some, slice) else np.asarray(some)
+        return Particles(self.source, self.rows[chosen])
+
+    def __repr__(self) -> str:
+        what = "particles" if self.kind == "particle" else "2D classes"
+        size = self.pixel_size
+        known = size[np.isfinite(size)]
+        scale = f", {np.median(known):.4g} Å/px" if len(known) else ""
+        return (
+            f"<{len(self):,} {what} of {self.source.path.name}{scale}, {len(self.columns)} columns>"
+        )
+
+    @property
+    def kind(self) -> Kind:
+        """What the rows are."""
+        return self.source.kind
+
+    @property
+    def images(self) -> np.ndarray:
+        """Objects [n], the images' names as the source has them."""
+        return self.source.images[self.rows]
+
+    @property
+    def pixel_size(self) -> np.ndarray:
+        """float32 [n], Å/px, NaN where the source does not say; a stack's header may."""
+        return self.source.pixel_size[self.rows]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the metadata columns, as RELION has them."""
+        return tuple(self.source.metadata)
+
+    def column(self, name: str) -> np.ndarray:
+        """float64 [n], a column of metadata, NaN where a value is missing.
+
+        Raises:
+            InputError: there is no such column.
+        """
+        if name not in self.source.metadata:
+            raise InputError(
+                f"has no column {name}",
+                file=self.source.path,
+                remedy=f"choose from {', '.join(self.columns)}" if self.columns else None,
+            )
+        return np.asarray(self.source.metadata[name])[self.rows]
+
+
+class Verdicts(Table):
+    """What became of some particles; see `cryoray.records.Verdicts` for the columns.
+
+    Attributes:
+        particles: that were judged.
+    """
+
+    def __init__(self, table: Table, particles: Particles, ensemble: models.Ensemble) -> None:
+        super().__init__(table.table)
+        object.__setattr__(self, "particles", particles)
+        object.__setattr__(self, "_ensemble", ensemble)
+
+    particles: Particles
+    _ensemble: models.Ensemble
+
+    def having(self, verdict: str) -> Particles:
+        """The particles with this verdict: keep, discard or review."""
+        if verdict not in VERDICTS:
+            raise InputError(f"{verdict} is no verdict", remedy=f"give {' or '.join(VERDICTS)}")
+        return Particles(self.particles.source, self.rows[self.verdict == verdict])
+
+    kept = property(lambda self: self.having("keep"), doc="The particles that are kept.")
+    discarded = property(lambda self: self.having("discard"), doc="Those that are discarded.")
+    review = property(lambda self: self.having("review"), doc="Those that a person should look at.")
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A data frame by 0-based row, with the images' names; quarantined rows say why."""
+        named = self.with_images(self.particles.source.images).table
+        first = ["image", *(name for name in named.column_names if name not in ("row", "image"))]
+        frame: pd.DataFrame = named.select(["row", *first]).to_pandas().set_index("row")
+        return frame
+
+    def save(self, out: str | Path) -> Path:
+        """Write what ``cryoray classify`` writes, but for the page: ``verdicts.parquet`` and the four sides.
+
+        Args:
+            out: folder, made where it is missing; older files of these names are replaced.
+
+        Returns:
+            ``out``, absolute.
+        """
+        folder, source = Path(out).absolute(), self.particles.source
+        folder.mkdir(parents=True, exist_ok=True)
+        write_verdicts(folder, source, self)
+        if is_model(source):
+            from cryoray.verbs.rank import ClassVerdicts, write_selection
+
+            write_selection(folder, ClassVerdicts.of(source, self), with_score=False)
+        return folder
+
+    def plot(self, images: int = 12) -> Figure:
+        """The scores with the threshold, above some images of each verdict as the networks saw them.
+
+        Args:
+            images: of each verdict, spread evenly over its rows.
+        """
+        from matplotlib.figure import Figure
+
+        there = [name for name in VERDICTS if len(self.having(name))]
+        figure = Figure(figsize=(0.75 * images, 2.6 + 0.95 * len(there)), layout="constrained")
+        grid = figure.add_gridspec(
+            1 + len(there), images, height_ratios=[2.4, *([0.9] * len(there))]
+        )
+        axes = figure.add_subplot(grid[0, :])
+        counts, _, _ = axes.hist(self.score, np.linspace(0, 1, 41).tolist(), color="0.6")
+        if np.max(counts) > 100:
+            axes.set_yscale("log")
+        axes.axvline(
+            self._ensemble.threshold,
+            color="k",
+            lw=1,
+            label=f"keep ≥ {self._ensemble.threshold:.3f}",
+        )
+        axes.set(xlabel="score", ylabel="images", xlim=(0, 1))
+        axes.legend(frameon=False)
+        for line, name in enumerate(there, start=1):
+            rows = self.having(name).rows
+            some = rows[np.unique(np.linspace(0, len(rows) - 1, images).round().astype(int))]
+            found, pictures = look_at(self.particles.source, some, self._ensemble.preparation)
+            score = self.score[np.searchsorted(self.rows, found)]
+            for place, (picture, value) in enumerate(zip(pictures, score, strict=True)):
+                cell = figure.add_subplot(grid[line, place])
+                cell.imshow(picture, cmap="gray", vmin=-3, vmax=4)
+                cell.set_title(f"{value:.2f}", fontsize=7, pad=2)
+                cell.set(xticks=[], yticks=[])
+                if not place:
+                    cell.set_ylabel(f"{name}\n{len(rows):,}", fontsize=8)
+        return figure
+
+
+class Ensemble:
+    """Three calibrated networks and a threshold, ready to judge in this process."""
+
+    def __init__(self, loaded: models.Ensemble) -> None:
+        self._loaded = loaded
+
+    def __repr__(self) -> str:
+        bound = self._loaded.manifest.operating_point.get("bound")
+        promise = f", at most {bound:.0%} of good images lost" if isinstance(bound, float) else ""
+        groups = len(self._loaded.manifest.training_groups)
+        return (
+            f"<ensemble {self.digest[:12]} for {self.kind}, keep ≥ {self.threshold:.3f}{promise},"
+            f" trained on {groups:,} groups>"
+        )
+
+    kind = property(lambda self: self._loaded.kind, doc="What it judges.")
+    digest = property(lambda self: self._loaded.digest, doc="Names it, and nothing else.")
+    threshold = property(lambda self: self._loaded.threshold, doc="Keep from this score on.")
+    features = property(lambda self: self._loaded.features, doc="The metadata that it takes.")
+
+    @cached_property
+    def card(self) -> str:
+        """Markdown that says what it was made of and what it is worth."""
+        assert self._loaded.path is not None
+        file = self._loaded.path / "card.md"
+        return file.read_text("utf-8") if file.is_file() else ""
+
+    def classify(
+        self, particles: Particles | str | Path, on_progress: OnProgress = ignore
+    ) -> Verdicts:
+        """Judge particles in this process; nothing is written.
+
+        Args:
+            particles: opened, or the path of a source.
+            on_progress: called after each piece.
+
+        Raises:
+            EnsembleError: they are of another kind than it judges.
+        """
+        given = particles if isinstance(particles, Particles) else open(particles, self.kind)
+        self._loaded.check_kind(given.kind, given.source.path)
+        planned = plan(given.source, self._loaded.preparation, _RANGE_MIB, rows=given.rows)
+        (judged,) = local.judge([planned], self._loaded, _RANGE_MIB, on_progress)
+        return Verdicts(judged, given, self._loaded)
+
+
+def open(path: str | Path, kind: Kind = "particle") -> Particles:  # noqa: A001
+    """The rows of a source: a RELION ``.star``, an ``.mrcs``, a cryoSPARC ``.cs``, or a job folder.
+
+    Metadata of a bare stack come from the STAR file that describes it (`formats.companion`).
+
+    Raises:
+        InputError: nothing is there, or more than one source is.
+        FormatError: it cannot be read, or has no images of this kind.
+    """
+    source = open_source(Path(path), kind)
+    if source.format == "stack" and len(source.stacks) == 1:
+        described, found = companion.described(source)
+        if described is source and found.companion is not None:
+            described = with_metadata(source, found.companion)
+        source = described
+    return Particles(source)
+
+
+def load_ensemble(
+    name: str | Path = "particle", *, review: bool = True, settings: Settings | None = None
+) -> Ensemble:
+    """An ensemble: ``particle`` or ``class2d`` that ships, a promoted name, or a folder.
+
+    Args:
+        name: or path.
+        review: False: it leaves nothing under review; the threshold decides.
+        settings: their registry is looked in; None: those of the environment.
+
+    Raises:
+        EnsembleError: there is none, or it is damaged.
+    """
+    chosen = settings or load()
+    return Ensemble(models.Ensemble.load(resolve(name, chosen.registry), review=review))
+
+
+def fsc(
+    half1: str | Path,
+    half2: str | Path,
+    mask: str | Path | None = None,
+    *,
+    pixel_size: float | None = None,
+) -> HalfMapFsc:
+    """FSC of two half-maps as RELION defines it; ``.resolution(0.143)`` in Å, by both definitions.
+
+    Args:
+        half1: unfiltered half-map.
+        half2: the other.
+        mask: file of a soft mask, or ``auto``; None: no mask.
+        pixel_size: Å/px; None: the header's.
+
+    Raises:
+        FormatError: a map cannot be read.
+        InputError: the maps do not belong together.
+    """
+    chosen = load().proof
+    halves, size = read_halves(Path(half1), Path(half2), pixel_size)
+    weights, _ = mask_for(None if mask is None else str(mask), halves, size, chosen)
+    return half_map_fsc(*halves, size, weights, draws=chosen.random_phases, seed=chosen.seed)

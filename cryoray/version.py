@@ -1,0 +1,3 @@
+"""The version of this cryoray."""
+
+__version__ = "0.1.0"
