@@ -25,6 +25,7 @@ EXTRAS = {
     "jinja2": "report",
     "markupsafe": "report",
     "matplotlib": "report",
+    "pandas": "notebook",
     "prometheus_client": "serve",
     "ray": "train",
     "sqlalchemy": "session",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cryoray.engine import local
-from cryoray.errors import InputError
+from cryoray.errors import InputError, missing
 from cryoray.formats import companion
 from cryoray.formats.class_selection import is_model
 from cryoray.formats.rows import Source
@@ -124,7 +124,15 @@ class Verdicts(Table):
     review = property(lambda self: self.having("review"), doc="Those that a person should look at.")
 
     def to_pandas(self) -> pd.DataFrame:
-        """A data frame by 0-based row, with the images' names; quarantined rows say why."""
+        """A data frame by 0-based row, with the images' names; quarantined rows say why.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        try:
+            import pandas as pd  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise missing(error) from error
         named = self.with_images(self.particles.source.images).table
         first = ["image", *(name for name in named.column_names if name not in ("row", "image"))]
         frame: pd.DataFrame = named.select(["row", *first]).to_pandas().set_index("row")

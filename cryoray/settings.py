@@ -6,8 +6,10 @@ variables (``CRYORAY_TRAIN__EPOCHS=20``), from a TOML file (``[train] epochs = 2
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -49,9 +51,28 @@ LocalMax: Any = Field(16384, ge=0, description="raw MiB up to which no Ray is st
 
 
 class Section(BaseModel):
-    """A frozen group of settings that knows all its keys."""
+    """A frozen group of settings that knows all its keys, and for one release their former names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: Former names, and what each is now.
+    renamed: ClassVar[Mapping[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_former_names(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or cls.renamed.keys().isdisjoint(given):
+            return given
+        known = {name: value for name, value in given.items() if name not in cls.renamed}
+        for old, new in cls.renamed.items():
+            if old in given:
+                known.setdefault(new, given[old])
+                warnings.warn(
+                    f"the setting {old} is now {new}; the old name goes with the next release",
+                    FutureWarning,
+                    stacklevel=2,
+                )
+        return known
 
 
 class RuntimeSettings(Section):
@@ -91,6 +112,8 @@ class PreparationSettings(Section):
 
 class IngestSettings(Section):
     """Source files to a prepared set."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"alone_mib": "local_max_mib"}
 
     kind: Kind = "particle"
     group: str | None = Field(None, description="project name; None: the source's folder")
@@ -145,6 +168,8 @@ class SimulateSettings(Section):
 class AugmentSettings(Section):
     """What a training image may look like without changing what it is."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"rings": "ctf_modulation"}
+
     rotate: bool = Field(True, description="any in-plane angle, and mirrors")
     shift: float = Field(0.04, ge=0, le=0.5, description="standard deviation, fraction of the box")
     magnify: float = Field(
@@ -152,8 +177,8 @@ class AugmentSettings(Section):
     )
     contrast: float = Field(0.15, ge=0, le=1, description="standard deviation of log contrast")
     filter: float = Field(0.2, ge=0, le=2, description="strength of smooth random Fourier filters")
-    rings: float = Field(
-        0.15, ge=0, le=1, description="greatest depth of the rings of a CTF-like filter"
+    ctf_modulation: float = Field(
+        0.15, ge=0, le=1, description="greatest depth of a CTF-like modulation of the spectrum"
     )
     noise: float = Field(
         0.15, ge=0, le=2, description="largest additive noise, white to 1/f, background deviations"
@@ -167,6 +192,8 @@ class AugmentSettings(Section):
 class FitSettings(Section):
     """One network fitted."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"average": "ema_decay"}
+
     epochs: int = Field(60, ge=1)
     batch: int = Field(64, ge=2, description="images per step over all workers")
     learning_rate: float = Field(3e-3, gt=0)
@@ -176,7 +203,9 @@ class FitSettings(Section):
     metadata_dropout: Fraction = Field(
         0.3, description="how often all metadata of an image are hidden"
     )
-    average: Fraction = Field(0.998, description="decay of the averaged weights that are kept")
+    ema_decay: Fraction = Field(
+        0.998, description="decay of the exponential moving average of the weights, which is kept"
+    )
     augment: AugmentSettings = AugmentSettings()
 
 
@@ -308,6 +337,8 @@ class ProofSettings(Section):
 class WorkflowSettings(Section):
     """Particles to a refined map, in RELION's pipeline."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"look": "seconds_per_image"}
+
     judge: bool = Field(
         True, description="False: without cryoray, every particle and class is kept"
     )
@@ -346,7 +377,7 @@ class WorkflowSettings(Section):
     options: dict[str, dict[str, str]] = Field(
         {}, description="of RELION's job.star, by stage: over all others"
     )
-    look: float = Field(
+    seconds_per_image: float = Field(
         2.0,
         gt=0,
         description="seconds a person takes for one image, for the report; assumed, not measured",
@@ -406,6 +437,8 @@ class ServeSettings(Section):
 class WatchSettings(Section):
     """A session: what is watched, and how."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"at_once": "max_concurrent"}
+
     out: AbsolutePath | None = Field(
         None, description="folder of sessions; None: cryoray in the watched folder"
     )
@@ -424,7 +457,7 @@ class WatchSettings(Section):
         description="seconds that a settled but incomplete stack is waited for, at most",
     )
     ignore: tuple[str, ...] = Field((), description="patterns of paths below the folder")
-    at_once: int = Field(4, ge=1, description="stacks that are judged at the same time")
+    max_concurrent: int = Field(4, ge=1, description="stacks that are judged at the same time")
     max_quarantined: Fraction = Field(0.1, description="of a stack; beyond it is set aside")
     merge_every: float = Field(
         300.0, ge=0, description="seconds between merged kept, discarded and review STAR files"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +29,12 @@ def settings(ctx: typer.Context, **overrides: Any) -> Settings:
     """Settings of this call: what was given on the command line over variables and file."""
     from cryoray.settings import load
 
-    return load(ctx.obj.settings, **_given(overrides))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", FutureWarning)
+        loaded = load(ctx.obj.settings, **_given(overrides))
+    for former in dict.fromkeys(str(one.message) for one in caught):
+        _warn(former)
+    return loaded
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,11 +48,13 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def renamed(old: str, new: str) -> None:
     """Say what to use in place of a name that still works in this release."""
+    _warn(f"{old} is now {new}; the old name goes with the next release")
+
+
+def _warn(sentence: str) -> None:
     from cryoray import terminal
 
-    terminal.err.print(
-        f"[yellow]{old} is now {new}; the old name goes with the next release.[/]", soft_wrap=True
-    )
+    terminal.err.print(f"[yellow]{escape(sentence)}.[/]", soft_wrap=True)
 
 
 def names(given: list[str] | None) -> tuple[str, ...] | None:

@@ -98,7 +98,7 @@ def draw(
     colour = torch.randint(len(_COLOURS), (n, 1), generator=generator)
     contrast, waves = torch.exp(settings.contrast * normal(n)), falling * normal(n, _WAVES)
     noise = settings.noise * uniform(n)
-    rings = torch.stack([settings.rings * uniform(n), between(*_RINGS)], 1)
+    rings = torch.stack([settings.ctf_modulation * uniform(n), between(*_RINGS)], 1)
     masked, radius = uniform(n) < settings.mask, between(*_RADII)
     smoothed, steepness = uniform(n) < settings.smooth, between(*_STEEPNESS)
     passed = torch.exp(between(*map(math.log, _PASSED)))

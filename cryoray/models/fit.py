@@ -107,7 +107,7 @@ class Fit:
         network = self.new()
         network.standardise(torch.from_numpy(examples.features[_rows_of(task.sampler)]))
         self.network = network.to(self.device)
-        self.averaged = AveragedModel(self.network, multi_avg_fn=_averaging(settings.average))
+        self.averaged = AveragedModel(self.network, multi_avg_fn=_averaging(settings.ema_decay))
         self.wrapped = self.lane.wrap(self.network)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(),

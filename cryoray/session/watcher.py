@@ -171,7 +171,7 @@ class Watcher:
         """
         with (
             _alone(self.places.folder),
-            ThreadPoolExecutor(self.settings.at_once, "judge") as judges,
+            ThreadPoolExecutor(self.settings.max_concurrent, "judge") as judges,
             ThreadPoolExecutor(1, "merge") as merger,
             self._posting(stop),
         ):
@@ -337,7 +337,7 @@ class Watcher:
     def _send(self, judges: ThreadPoolExecutor) -> None:
         now = time.monotonic()
         for key in [key for key, due in self._pending.items() if due <= now]:
-            if len(self._flying) >= self.settings.at_once:
+            if len(self._flying) >= self.settings.max_concurrent:
                 return
             unit = self._units.get(key)
             if key in self._flying or unit is None:

@@ -38,7 +38,7 @@ _BLIND = (
     NetworkConfig(width=8, blocks=(1,), activation="relu"),
 )
 _UNCHANGED = AugmentSettings(
-    rotate=False, shift=0, magnify=0, contrast=0, filter=0, rings=0, noise=0, mask=0
+    rotate=False, shift=0, magnify=0, contrast=0, filter=0, ctf_modulation=0, noise=0, mask=0
 )
 
 

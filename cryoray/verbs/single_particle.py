@@ -582,13 +582,13 @@ def _sections(told: Mapping[str, Mapping[str, Any]], workflow: Workflow) -> list
                 f"{looks(arm):,}",
             )
         )
-        person = looks(arm) * chosen.look
+        person = looks(arm) * chosen.seconds_per_image
         later.append(
             (
                 f"{name} cryoray",
                 _time(many),
                 _time(person),
-                f"{looks(arm):,} × {chosen.look:g} s",
+                f"{looks(arm):,} × {chosen.seconds_per_image:g} s",
                 f"{person / _WORKING_DAY:.1f}",
             )
         )
@@ -627,7 +627,8 @@ def _sections(told: Mapping[str, Mapping[str, Any]], workflow: Workflow) -> list
             f"Computing and looking, {MANY:,} particles",
             ("", "computing", "looking", "arithmetic", "working days of 8 h"),
             later,
-            f"{chosen.look:g} s for one image is assumed (workflow.look), not measured.",
+            f"{chosen.seconds_per_image:g} s for one image is assumed, not measured"
+            " (workflow.seconds_per_image).",
         ),
         report.table_section(
             "Stages",

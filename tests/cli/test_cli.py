@@ -372,3 +372,19 @@ def test_who_stops_a_verb_hears_in_one_line_what_is_left(
     assert done.exit_code == 130
     shards = tmp_path / "set.shards"
     assert done.stderr.strip() == f"Stopped. {shards} stays: the same command goes on from there."
+
+
+def test_a_setting_s_former_name_works_on_and_says_what_to_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("[ingest]\nalone_mib = 7\n[train.fit]\naverage = 0.5\n")
+    monkeypatch.setenv("CRYORAY_WATCH__AT_ONCE", "3")
+    context = typer.Context(typer.main.get_command(app), obj=common.Given(file))
+    made = common.settings(context)
+    assert made.ingest.local_max_mib == 7
+    assert made.train.fit.ema_decay == 0.5
+    assert made.watch.max_concurrent == 3
+    said = capsys.readouterr().err
+    for old, new in (("alone_mib", "local_max_mib"), ("average", "ema_decay")):
+        assert f"the setting {old} is now {new}; the old name goes with the next release." in said

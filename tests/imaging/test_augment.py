@@ -11,7 +11,7 @@ from cryoray.imaging.rescale import fourier_rescale
 from cryoray.settings import AugmentSettings
 
 STILL = AugmentSettings(
-    rotate=False, shift=0, magnify=0, contrast=0, filter=0, rings=0, noise=0, mask=0
+    rotate=False, shift=0, magnify=0, contrast=0, filter=0, ctf_modulation=0, noise=0, mask=0
 )
 
 
@@ -65,7 +65,7 @@ def test_turning_and_mirroring_move_an_image_and_change_nothing_else() -> None:
 
 def test_a_third_of_the_images_move_without_interpolation() -> None:
     images = torch.randn(400, 32, 32, generator=generator(2))
-    moves = AugmentSettings(contrast=0, filter=0, rings=0, noise=0, mask=0)
+    moves = AugmentSettings(contrast=0, filter=0, ctf_modulation=0, noise=0, mask=0)
     moved = augment(images, draw(400, generator(), moves, 32))
     # Whole-pixel moves keep the very values, interpolation makes new ones.
     kept = torch.stack(
@@ -109,7 +109,7 @@ def test_the_filter_is_radial_and_leaves_the_mean_by_its_gain_alone() -> None:
 def test_rings_weaken_as_a_ctf_does_and_leave_the_mean() -> None:
     impulse = torch.zeros(64, 64, 64)
     impulse[:, 32, 32] = 1
-    parameters = draw(64, generator(), STILL.model_copy(update={"rings": 1.0}), 64)
+    parameters = draw(64, generator(), STILL.model_copy(update={"ctf_modulation": 1.0}), 64)
     gain = torch.fft.rfft2(augment(impulse, parameters)).abs()
     frequency = torch.fft.rfftfreq(64)
     for along, (depth, number) in zip(gain[:, 0], parameters.rings.tolist(), strict=True):

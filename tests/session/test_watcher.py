@@ -450,7 +450,7 @@ def test_squares_and_holes_are_summed_as_micrographs_come(service: Service, root
             for i in range(1, 5 * hole + 1)
         ]
         examples.write_star(root / f"{name}.star", rows)
-    watcher, _ = once(root, service, at_once=1)
+    watcher, _ = once(root, service, max_concurrent=1)
     last = lines(watcher, "grid_square.judged")[-1]["data"]
     assert (last["grid_square"], last["micrographs"]) == ("77", 2)
     assert last["kept"] + last["discarded"] + last["review"] == 15
@@ -505,7 +505,7 @@ def test_a_drift_is_told(service: Service, root: Path, monkeypatch: pytest.Monke
         path.write_text(path.read_text().replace(" 4.5 9000", " 30.0 9000"))
     for path in root.rglob("mic_[6-9]_extract.star"):
         path.write_text(path.read_text().replace(" 4.5 9000", " 30.0 9000"))
-    watcher, _ = once(root, service, micrographs_between_false_alarms=1.5, at_once=1)
+    watcher, _ = once(root, service, micrographs_between_false_alarms=1.5, max_concurrent=1)
     alarms = [one["data"] for one in lines(watcher, "drift.alarm")]
     assert any(one["channel"] == "CTF resolution" and "Å" in one["reason"] for one in alarms)
     watcher.close()

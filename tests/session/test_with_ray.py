@@ -51,7 +51,7 @@ def test_replicas_that_die_cost_a_session_nothing(
 
     seen: list[int] = []
     with start(Settings(serve=serving)) as running:
-        settings = WatchSettings(poll=0.1, settle=0.1, at_once=1)
+        settings = WatchSettings(poll=0.1, settle=0.1, max_concurrent=1)
         watcher = Watcher(tmp_path, "s", settings, running.client(), on_event=kill)
         watcher.run(threading.Event(), once=True)
         books = watcher.books()

@@ -324,7 +324,7 @@ def test_decisions_are_counted_in_the_jobs(project: Path, relion: Run, tmp_path:
             pq.write_table(table, folder / part / "verdicts.parquet")
     arms = {}
     for judge in (True, False):
-        chosen = WorkflowSettings(judge=judge, look=3.0)
+        chosen = WorkflowSettings(judge=judge, seconds_per_image=3.0)
         classify = {name: str(path) for name, path in judges.items()}
         workflow = Workflow(particles, Settings(workflow=chosen, classify=classify))  # type: ignore[arg-type]
         arms[judge] = workflow.decisions(jobs)
