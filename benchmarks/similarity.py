@@ -1,4 +1,4 @@
-"""Does the likeness of class averages foretell the map? Selections of many qualities, with known truth."""
+"""Does the similarity of class averages foretell the map? Selections of many qualities, with known truth."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def truly(particles: Particles, kept: np.ndarray, truth: torch.Tensor) -> float:
 
 
 def measure() -> dict[str, Any]:
-    """Likeness over classes, and FSC with the true map, for each selection; their rank correlation."""
+    """Similarity over classes, and FSC with the true map, for each selection; their rank correlation."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as made:
         chosen = SimulateSettings(
@@ -61,7 +61,7 @@ def measure() -> dict[str, Any]:
             rng = np.random.default_rng(number)
             kept = np.where(good, rng.random(len(good)) >= lost, rng.random(len(good)) < passed)
             alike = [
-                similarity.class_likeness(
+                similarity.class_similarity(
                     c, images[mine], particles.poses[mine], person[mine], kept[mine]
                 )
                 for c in range(CLASSES)
@@ -71,10 +71,10 @@ def measure() -> dict[str, Any]:
             rows.append(
                 {
                     "selection": f"{lost:.0%} of good lost, {passed:.0%} of bad kept",
-                    "MSE": float(np.mean([one.likeness.mse for one in found])),
+                    "MSE": float(np.mean([one.similarity.mse for one in found])),
                     "MSE at random": float(np.mean([one.chance.mse for one in found])),
-                    "SSIM": float(np.mean([one.likeness.ssim for one in found])),
-                    "FRC": float(np.mean([one.likeness.frc for one in found])),
+                    "SSIM": float(np.mean([one.similarity.ssim for one in found])),
+                    "FRC": float(np.mean([one.similarity.frc for one in found])),
                     "FSC with truth, less the person's": truly(particles, kept, truth) - whole,
                 }
             )
@@ -89,7 +89,7 @@ def measure() -> dict[str, Any]:
     ]
     notes.append("FSC with truth: mean up to half of Nyquist, inside a mask of the true map")
     return result(
-        f"Likeness of {CLASSES} class averages and the map's FSC with the truth, {PARTICLES:,} particles",
+        f"Similarity of {CLASSES} class averages and the map's FSC with the truth, {PARTICLES:,} particles",
         rows,
         ratios=(),
         notes=notes,

@@ -113,7 +113,7 @@ def prove(
 
 @task(cache_policy=NO_CACHE, task_run_name="tabulate {out}")
 def tabulate(numbers: dict[str, Any], out: Path) -> None:
-    """Keep resolutions and likenesses as a table artifact."""
+    """Keep resolutions and similarities as a table artifact."""
     create_table_artifact(rows(numbers), key=key(f"proof-{out.name}"), description=str(out))
 
 

@@ -146,7 +146,7 @@ def similarity(
     }
     fates = {"used": numbers["used"], "left out": numbers["left_out"]}
     terminal.finish(
-        f"Likeness of {numbers['classes'] - numbers['classes_left_out']} classes",
+        f"Similarity of {numbers['classes'] - numbers['classes_left_out']} classes",
         {**rows, "folder": out},
         terminal.balance(numbers["rows"], fates),
     )

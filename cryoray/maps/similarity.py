@@ -36,7 +36,7 @@ _WIENER = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Likeness:
+class Similarity:
     """How alike two images are.
 
     Attributes:
@@ -50,13 +50,13 @@ class Likeness:
     frc: float
 
 
-def mean_of(likenesses: Sequence[Likeness]) -> Likeness:
+def mean_of(similarities: Sequence[Similarity]) -> Similarity:
     """The mean of each number."""
     columns = {
-        field.name: float(np.mean([getattr(one, field.name) for one in likenesses]))
-        for field in fields(Likeness)
+        field.name: float(np.mean([getattr(one, field.name) for one in similarities]))
+        for field in fields(Similarity)
     }
-    return Likeness(**columns)
+    return Similarity(**columns)
 
 
 def align(images: torch.Tensor, poses: Poses) -> tuple[torch.Tensor, torch.Tensor]:
@@ -116,7 +116,7 @@ def compare(
     mask: torch.Tensor,
     pixel_size: float,
     limit: float,
-) -> Likeness:
+) -> Similarity:
     """How alike two averages are.
 
     Args:
@@ -132,7 +132,7 @@ def compare(
     )
     ring = fsc.correlation(first * mask, second * mask)
     last = max(2, min(len(ring) - 1, round(len(image) * pixel_size / limit)))
-    return Likeness(
+    return Similarity(
         mse=float((first - second)[mask].square().mean()),
         ssim=float(local[mask.numpy()].mean()),
         frc=float(ring[1 : last + 1].mean()),
@@ -148,7 +148,7 @@ def _comparable(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ClassLikeness:
+class ClassSimilarity:
     """One class: what we kept of it against what the person kept, between two references.
 
     Attributes:
@@ -157,7 +157,7 @@ class ClassLikeness:
         ours: particles that we kept.
         shared: particles that both kept.
         limit: Å, to which averages were low-passed.
-        likeness: of the average of ours with that of the person's.
+        similarity: of the average of ours with that of the person's.
         floor: of the averages of two random halves of the person's own.
         chance: of the person's with it after as many particles as we lack were removed at random.
         images: float32 [2, box, box], ours and the person's as they were compared.
@@ -168,13 +168,13 @@ class ClassLikeness:
     ours: int
     shared: int
     limit: float
-    likeness: Likeness
-    floor: Likeness
-    chance: Likeness
+    similarity: Similarity
+    floor: Similarity
+    chance: Similarity
     images: np.ndarray
 
 
-def class_likeness(
+def class_similarity(
     number: int,
     images: torch.Tensor,
     poses: Poses,
@@ -184,7 +184,7 @@ def class_likeness(
     radius: float | None = None,
     draws: int = 3,
     seed: int = 0,
-) -> ClassLikeness | None:
+) -> ClassSimilarity | None:
     """Compare the averages of one class.
 
     Args:
@@ -219,13 +219,13 @@ def class_likeness(
     reference, mine = of(person), of(ours)
     shared = int((person & ours).sum())
     fewer = max(4, shared)
-    return ClassLikeness(
+    return ClassSimilarity(
         number=number,
         person=int(person.sum()),
         ours=int(ours.sum()),
         shared=shared,
         limit=limit,
-        likeness=compare(mine, reference, mask, size, limit),
+        similarity=compare(mine, reference, mask, size, limit),
         floor=mean_of([compare(a, b, mask, size, limit) for a, b in halves]),
         chance=mean_of(
             [compare(of(rows[:fewer]), reference, mask, size, limit) for rows in shuffled]
@@ -267,7 +267,7 @@ def best_projection(
     limit: float,
     *,
     step: float = 5.0,
-) -> tuple[torch.Tensor, Likeness]:
+) -> tuple[torch.Tensor, Similarity]:
     """The projection that an average resembles most, turned as it is, and how alike they are.
 
     Args:
@@ -320,7 +320,7 @@ class ChosenClass:
 
 def compare_choices(
     one: ChosenClass, chosen: ProofSettings, volume: np.ndarray | None
-) -> tuple[ClassLikeness | None, Likeness | None]:
+) -> tuple[ClassSimilarity | None, Similarity | None]:
     """Read the images of a class and compare the average of what we kept with that of the person's.
 
     Args:
@@ -329,13 +329,13 @@ def compare_choices(
         volume: float32 [box, box, box], a map whose projections are compared with our average, too.
 
     Returns:
-        as `class_likeness` gives it; and how alike our average and the map's nearest projection are, where
+        as `class_similarity` gives it; and how alike our average and the map's nearest projection are, where
         there are both.
     """
     particles = one.particles
     images, size = torch.from_numpy(read_images(particles)), particles.poses.pixel_size
     radius = chosen.diameter / 2 / size if chosen.diameter else None
-    found = class_likeness(
+    found = class_similarity(
         one.number, images, particles.poses, one.person, one.ours, radius=radius, seed=chosen.seed
     )
     if found is None or volume is None:
@@ -348,11 +348,11 @@ def compare_choices(
 
 
 def similarity_numbers(
-    alike: Sequence[ClassLikeness], projected: Mapping[int, Likeness]
+    alike: Sequence[ClassSimilarity], projected: Mapping[int, Similarity]
 ) -> dict[str, Any]:
     """What ``metrics.json`` says of classes, and of the projections nearest to them."""
     columns = {
-        "ours": [one.likeness for one in alike],
+        "ours": [one.similarity for one in alike],
         "chance": [one.chance for one in alike],
         "floor": [one.floor for one in alike],
     }
@@ -360,7 +360,7 @@ def similarity_numbers(
         columns["projections"] = list(projected.values())
     numbers: dict[str, Any] = {
         name: {
-            of.name: _spread([getattr(one, of.name) for one in values]) for of in fields(Likeness)
+            of.name: _spread([getattr(one, of.name) for one in values]) for of in fields(Similarity)
         }
         for name, values in columns.items()
     }
@@ -371,7 +371,9 @@ def similarity_numbers(
             "ours": one.ours,
             "shared": one.shared,
             "resolution": one.limit,
-            **{name: asdict(getattr(one, name)) for name in ("likeness", "chance", "floor")},
+            "likeness": asdict(one.similarity),
+            "chance": asdict(one.chance),
+            "floor": asdict(one.floor),
             **({"projection": asdict(projected[one.number])} if one.number in projected else {}),
         }
         for one in alike

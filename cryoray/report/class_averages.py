@@ -11,7 +11,7 @@ import numpy as np
 
 from cryoray import report
 from cryoray.maps import similarity
-from cryoray.maps.similarity import ClassLikeness, Likeness
+from cryoray.maps.similarity import ClassSimilarity, Similarity
 from cryoray.report import plots
 from cryoray.report.blocks import Block, Figure, Section, Strip, Table
 from cryoray.settings import ProofSettings
@@ -39,8 +39,8 @@ class AveragesPage:
     selection: Path
     verdicts: Path
     out: Path
-    alike: Sequence[ClassLikeness]
-    projected: Mapping[int, Likeness]
+    alike: Sequence[ClassSimilarity]
+    projected: Mapping[int, Similarity]
 
     def write(
         self,
@@ -84,7 +84,7 @@ class AveragesPage:
 
 
 def _similarity_sections(
-    alike: Sequence[ClassLikeness], projected: Mapping[int, Likeness], shown: int
+    alike: Sequence[ClassSimilarity], projected: Mapping[int, Similarity], shown: int
 ) -> list[Section]:
     """Distributions over classes, each number beside its two references, and the worst as pictures.
 
@@ -94,7 +94,7 @@ def _similarity_sections(
         shown: how many of the worst.
     """
     kinds = (
-        ("ours and the person's", "likeness", "ink", "-"),
+        ("ours and the person's", "similarity", "ink", "-"),
         ("as many removed at random", "chance", "d1", (0, (5, 1.6))),
         ("two halves of the person's", "floor", "discard", (0, (1.2, 1.4))),
     )
@@ -136,16 +136,16 @@ def _similarity_sections(
         " selection that lost few lies well below its MSE."
     )
     blocks.append(Table(("", "median", "5 %", "95 %"), tuple(rows), caption))
-    worst = sorted(alike, key=lambda one: one.chance.mse - one.likeness.mse)[:shown]
+    worst = sorted(alike, key=lambda one: one.chance.mse - one.similarity.mse)[:shown]
     strips = [
         Strip(
             f"Class {one.number}",
-            "discard" if one.likeness.mse > 2 * one.chance.mse else "review",
+            "discard" if one.similarity.mse > 2 * one.chance.mse else "review",
             one.images,
-            np.array([one.likeness.mse, one.chance.mse]),
+            np.array([one.similarity.mse, one.chance.mse]),
             ["ours", "the person's"],
             f"Ours ({one.ours:,} particles) and the person's ({one.person:,}), {one.shared:,} in common:"
-            f" MSE {one.likeness.mse:.4f}, at random {one.chance.mse:.4f}.",
+            f" MSE {one.similarity.mse:.4f}, at random {one.chance.mse:.4f}.",
         )
         for one in worst
     ]
@@ -154,6 +154,6 @@ def _similarity_sections(
         " particles removed at random. Where it does, the choice changes what the class shows."
     )
     return [
-        Section("Likeness of class averages", blocks, lead),
+        Section("Similarity of class averages", blocks, lead),
         Section("Worst classes", strips, "Farthest beyond chance first."),
     ]

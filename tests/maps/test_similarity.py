@@ -1,4 +1,4 @@
-"""Likeness of averages: known cases, and the two references between which it stands."""
+"""Similarity of averages: known cases, and the two references between which it stands."""
 
 from __future__ import annotations
 
@@ -93,17 +93,17 @@ def test_a_selection_with_junk_falls_below_chance_and_one_like_the_persons_does_
     rng = np.random.default_rng(0)
     close = person & (rng.random(180) < 0.9)
     spoilt = close | ~person
-    near = similarity.class_likeness(1, images, together, person, close)
-    far = similarity.class_likeness(1, images, together, person, spoilt)
+    near = similarity.class_similarity(1, images, together, person, close)
+    far = similarity.class_similarity(1, images, together, person, spoilt)
     assert near is not None
     assert far is not None
     assert near.shared == far.shared == close.sum()
     # removing particles at random is what `close` is
-    assert near.likeness.mse < 3 * near.chance.mse
-    assert near.likeness.mse < near.floor.mse
-    assert far.likeness.mse > 5 * far.chance.mse
-    assert far.likeness.frc < near.likeness.frc
-    assert similarity.class_likeness(1, images, together, person, np.arange(180) < 3) is None
+    assert near.similarity.mse < 3 * near.chance.mse
+    assert near.similarity.mse < near.floor.mse
+    assert far.similarity.mse > 5 * far.chance.mse
+    assert far.similarity.frc < near.similarity.frc
+    assert similarity.class_similarity(1, images, together, person, np.arange(180) < 3) is None
 
 
 @pytest.mark.long
