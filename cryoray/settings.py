@@ -153,6 +153,11 @@ class SimulateSettings(Section):
         description="simulate whole micrographs, pick them as people do, and write them as well",
     )
     written: bool = Field(True, description="whether micrographs are written, or boxes alone")
+    dose: float | None = Field(
+        None,
+        gt=0,
+        description="electrons per Å² that count, which set the noise of micrographs; None: by snr",
+    )
     version: Literal["raw", "denoised", "low-passed", "8-bit", "masked", "binned"] = Field(
         "raw", description="what became of the images of simulated micrographs"
     )

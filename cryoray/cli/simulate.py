@@ -20,7 +20,7 @@ def simulate(
     images: Annotated[int | None, typer.Option(help="Images in each.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same images.")] = None,
     micrographs: Annotated[
-        bool | None, typer.Option("--micrographs", help="Write the micrographs, too.")
+        bool | None, typer.Option("--micrographs", help="Simulate whole micrographs and pick them.")
     ] = None,
 ) -> None:
     """Simulate past projects: particles, the junk a microscope makes, and a person's selection."""

@@ -7,7 +7,7 @@ particles, ice, film and dirt all have the Thon rings of the one micrograph.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -43,6 +43,11 @@ class Noise:
     waves: float
     hot: float
     total: float
+
+    def scaled(self, louder: float) -> Noise:
+        """The same with all amplitudes ``louder`` times as large."""
+        names = ("shot", "ice", "debris", "waves", "total")
+        return replace(self, **{name: louder * getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True, slots=True, eq=False)

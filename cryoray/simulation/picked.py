@@ -185,6 +185,9 @@ def plan(chosen: SimulateSettings, number: int, family: str, given: Structure | 
         "waves": float(rng.uniform(0.7, 1.3)),
     }
     noise = _noise(preparation, optics, defocus, snr, spare, rng)
+    if chosen.dose is not None:
+        louder = 1 / (noise.shot * pixel_size * np.sqrt(chosen.dose))
+        noise, snr = noise.scaled(louder), snr / louder**2
     backgrounds = tuple(find_backgrounds(chosen.backgrounds)) if chosen.backgrounds else ()
     diameter = structure.diameter / pixel_size
     return Project(
@@ -536,6 +539,7 @@ def describe(project: Project) -> Row:
         "structure": project.structure.name,
         "diameter": round(project.structure.diameter, 1),
         "snr": round(project.snr, 5),
+        "dose": round(1 / (project.noise.shot * project.optics.pixel_size) ** 2, 2),
         "version": project.version,
         "membrane": project.membrane,
         "picker": project.habit.picker,

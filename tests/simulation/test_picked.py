@@ -449,6 +449,36 @@ def test_a_project_of_picks_is_the_same_again_and_wherever_one_begins_to_count(
         assert stack.read_bytes() == (made[1] / "Extract/job001" / stack.name).read_bytes()
 
 
+def test_binned_images_have_twice_the_pixel_of_their_micrographs(tmp_path: Path) -> None:
+    (project,) = simulate(tmp_path / "day", settings(images=20, snr=0.6, seed=3, version="binned"))
+    optics = parse(project / "particles.star")["optics"]
+    original = optics.numbers("rlnMicrographOriginalPixelSize")[0]
+    assert optics.numbers("rlnImagePixelSize")[0] == pytest.approx(2 * original, rel=1e-5)
+    assert optics.numbers("rlnImageSize")[0] == 32
+    source = open_source(project / "particles.star")
+    name = source.micrograph[0]
+    header = read_header(project / name)
+    assert header.pixel_size == pytest.approx(original, rel=1e-4)
+    (whole,) = read_frames(header, np.arange(1))
+    rows = np.flatnonzero(source.micrograph == name)
+    at = np.stack([source.metadata[f"rlnCoordinate{axis}"][rows] for axis in "XY"], 1)
+    again = binned(
+        torch.from_numpy(np.stack([remainder(b) for b in boxes(-whole, at, 64).numpy()])), 32
+    )
+    images = read_frames(
+        read_header(project / source.images[0].split("@")[1]), np.arange(len(rows))
+    )
+    for one, other in zip(again.numpy(), images, strict=True):
+        assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.999
+
+
+def test_a_dose_sets_the_noise_and_a_larger_one_shows_more() -> None:
+    few, many = (plan(settings(dose=d).simulate, 0, "globular", None) for d in (10.0, 40.0))
+    assert many.snr == pytest.approx(4 * few.snr)
+    assert few.noise.shot == pytest.approx(2 * many.noise.shot)
+    assert 1 / (few.noise.shot * few.optics.pixel_size) ** 2 == pytest.approx(10)
+
+
 def test_a_faint_project_ends(tmp_path: Path) -> None:
     (project,) = simulate(tmp_path / "faint", settings(images=40, snr=1e-4))
     assert len(read_truth(project)) == 40
