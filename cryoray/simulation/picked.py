@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from cryoray.simulation.backgrounds import (
     read_background,
     real_layers,
 )
-from cryoray.simulation.contamination import Frame
+from cryoray.simulation.contamination import CLEAR, Frame
 from cryoray.simulation.junk import PARTICLE
 from cryoray.simulation.micrograph import Micrograph, Noise, expose, noise_of
 from cryoray.simulation.microscope import Exposure, Optics
@@ -57,9 +57,9 @@ _LARGEST_SIDE, _SMALLEST_SIDE, _MARGIN = 2000, 320, 32
 _DETECTORS = (0.66, 0.83, 0.885, 1.06, 1.1, 1.35, 1.77)
 #: Exposures over which the stated signal-to-noise ratio is the mean, and views.
 _EXPOSURES, _VIEWS = 8, 24
-#: A threshold is set on this many micrographs, and lowered after so many without a pick. Where fewer of the
-#: picks than this share are particles, another picker is tried.
-_LOOKED_AT, _BARREN, _FAIR = 2, 5, 0.3
+#: A threshold is set on this many micrographs, and lowered after so many without a pick; as many may be left
+#: out one after the other, of which more than this share is film or dirt.
+_LOOKED_AT, _BARREN, _DIRTY = 2, 5, 0.3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,6 +82,8 @@ class Project:
         whole_boxes: whether picks are left out whose box reaches out of the micrograph.
         mask: radius of the mask of the masked version, over the box.
         version: of `versions.VERSIONS`.
+        tidy: whether bad micrographs are left out.
+        patience: share of particles among the picks from which nobody looks for a better way to pick.
         membrane: whether the protein sits in a micelle.
         backgrounds: real micrographs to lie on, or none.
     """
@@ -101,6 +103,8 @@ class Project:
     whole_boxes: bool
     mask: float
     version: str
+    tidy: bool
+    patience: float
     membrane: bool
     backgrounds: tuple[Path, ...]
 
@@ -183,6 +187,8 @@ def plan(chosen: SimulateSettings, number: int, family: str, given: Structure | 
         "debris_size": float(rng.uniform(30, 120)),
         "debris_fall": float(rng.uniform(0.6, 1.1)),
         "waves": float(rng.uniform(0.7, 1.3)),
+        "tidy": bool(rng.random() < 0.6),
+        "patience": float(rng.uniform(0.2, 0.8)),
     }
     noise = _noise(preparation, optics, defocus, snr, spare, rng)
     if chosen.dose is not None:
@@ -206,6 +212,8 @@ def plan(chosen: SimulateSettings, number: int, family: str, given: Structure | 
         whole_boxes=bool(spare["whole_boxes"]),
         mask=float(spare["mask"]),
         version=chosen.version,
+        tidy=bool(spare["tidy"]),
+        patience=float(spare["patience"]),
         membrane=membrane,
         backgrounds=backgrounds,
     )
@@ -315,18 +323,31 @@ def _inner(made: Micrograph, margin: int) -> Micrograph:
     return replace(made, pixels=np.ascontiguousarray(made.pixels[inner]), specimen=specimen)
 
 
+def _curated(project: Project, seed: int) -> Iterator[tuple[int, Micrograph]]:
+    """Numbers and micrographs; tidy people leave out those that are mostly film or dirt, but not all."""
+    left_out = 0
+    for number in count():
+        made = form(project, seed, number)
+        dirty = (made.specimen.layers.what != CLEAR).mean() > _DIRTY
+        if project.tidy and dirty and left_out < _BARREN:
+            left_out += 1
+            continue
+        left_out = 0
+        yield number, made
+
+
 def picked(project: Project, seed: int) -> Iterator[Picked]:
     """The micrographs of a project one after the other, picked; without end.
 
     On the first ones somebody sets the threshold, so that there are as many picks as they like, and takes
-    the other picker where the first finds next to nothing. Both hold for all. Where nothing passes
-    the threshold for long, it is lowered.
+    the other picker or fewer picks where most are wrong. That holds for all. Where nothing passes the
+    threshold for long, it is lowered.
     """
-    first = [form(project, seed, m) for m in range(_LOOKED_AT)]
-    project, threshold = _settled(project, first)
+    micrographs = _curated(project, seed)
+    first = [next(micrographs) for _ in range(_LOOKED_AT)]
+    project, threshold = _settled(project, [made for _, made in first])
     barren = 0
-    for number in count():
-        made = first[number] if number < len(first) else form(project, seed, number)
+    for number, made in chain(first, micrographs):
         found = _found(project, made)
         found = found[found.merit >= threshold]
         rng = generator(seed, project.number, number, 1)
@@ -345,22 +366,24 @@ def picked(project: Project, seed: int) -> Iterator[Picked]:
 
 
 def _settled(project: Project, made: list[Micrograph]) -> tuple[Project, float]:
-    """The project with the picker that was kept, and its threshold."""
+    """The project with the picker and the appetite that were kept, and the threshold."""
     best: tuple[float, Project, float] | None = None
-    for picker in (project.habit.picker, *picking.PICKERS):
-        tried = replace(project, habit=replace(project.habit, picker=picker))
-        threshold = _threshold(tried, made)
-        good = total = 0
-        for one in made:
-            found = _found(tried, one)
-            found = found[found.merit >= threshold]
-            kinds = picking.look_under(found.places, one.specimen, one.motion).kind
-            good, total = good + int((kinds == PARTICLE).sum()), total + len(kinds)
-        share = good / max(1, total)
-        if best is None or share > best[0]:
-            best = (share, tried, threshold)
-        if share >= _FAIR:
-            break
+    for less in (1.0, 0.6):
+        for picker in sorted(picking.PICKERS, key=lambda name: name != project.habit.picker):
+            appetite = less * project.habit.appetite
+            tried = replace(project, habit=replace(project.habit, picker=picker, appetite=appetite))
+            found = [_found(tried, one) for one in made]
+            threshold = _threshold(tried, made, found)
+            good = total = 0
+            for one, picks in zip(made, found, strict=True):
+                places = picks.places[picks.merit >= threshold]
+                kinds = picking.look_under(places, one.specimen, one.motion).kind
+                good, total = good + int((kinds == PARTICLE).sum()), total + len(kinds)
+            share = good / max(1, total)
+            if best is None or share > best[0]:
+                best = (share, tried, threshold)
+            if share >= project.patience:
+                return tried, threshold
     assert best is not None
     return best[1], best[2]
 
@@ -369,8 +392,8 @@ def _found(project: Project, made: Micrograph) -> Picks:
     return picking.pick(made.pixels, project.frame.diameter, project.habit, project.templates)
 
 
-def _threshold(project: Project, made: list[Micrograph]) -> float:
-    merits = np.concatenate([_found(project, one).merit for one in made])
+def _threshold(project: Project, made: list[Micrograph], found: list[Picks]) -> float:
+    merits = np.concatenate([picks.merit for picks in found])
     area = sum(one.pixels.size for one in made) / project.frame.diameter**2
     wanted = int(project.habit.appetite * project.preparation.habits.crowding * area) + 1
     return float(np.sort(merits)[-min(wanted, len(merits))]) if len(merits) else -np.inf

@@ -98,8 +98,8 @@ def random_habit(rng: np.random.Generator) -> Habit:
         picker=PICKERS[int(rng.random() < 0.5)],
         diameter=float(rng.uniform(0.75, 1.25)),
         distance=float(rng.uniform(0.45, 1.0)),
-        appetite=float(np.exp(rng.uniform(np.log(0.6), np.log(2.2)))),
-        ceiling=float(rng.uniform(8, 20)) if rng.random() < 0.4 else np.inf,
+        appetite=float(np.exp(rng.uniform(np.log(0.5), np.log(1.6)))),
+        ceiling=float(rng.uniform(6, 15)) if rng.random() < 0.5 else np.inf,
         error=float(rng.uniform(0, 0.04)),
     )
 
