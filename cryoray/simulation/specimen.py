@@ -127,7 +127,7 @@ def random_habits(rng: np.random.Generator, diameter: float, membrane: bool) -> 
         return bool(rng.random() < chance)
 
     rates = {
-        name: rate * float(np.exp(rng.normal(-0.6 + 1.6 * mess, 0.6)))
+        name: rate * float(np.exp(rng.normal(-1.0 + 1.6 * mess, 0.6)))
         for name, (rate, chance) in HABITS.items()
         if often(chance * (0.35 + mess))
     }
