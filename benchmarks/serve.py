@@ -42,6 +42,7 @@ from cryoray.serving.ingress import Ingress
 from cryoray.serving.lineup import Served
 from cryoray.serving.preparer import Prepared, Preparer
 from cryoray.serving.replica import Held, JudgedRange
+from cryoray.serving.supervisor import Supervisor
 from cryoray.settings import RuntimeSettings, ServeSettings, Settings
 from tests.examples import particles, save_ensemble, write_stack, write_star
 
@@ -220,6 +221,9 @@ class Voter:
         """Answer that all is well."""
         return served.digest
 
+    async def ready(self, served: Served) -> None:
+        """Answer that all is well."""
+
 
 def build_apart(args: Arguments) -> ray_serve.Application:
     """The application with one deployment per member and a voter, all else alike."""
@@ -235,11 +239,13 @@ def build_apart(args: Arguments) -> ray_serve.Application:
         name="preparer", num_replicas=args.preparers or len(os.sched_getaffinity(0)), **share
     )(Preparer).bind()
     settings = ServeSettings(**args.model_dump(exclude={"registry"}))
+    bound = (settings, {name: served}, args.registry)
+    supervisor = ray_serve.deployment(name="supervisor", ray_actor_options={"num_cpus": 0.1})(
+        Supervisor
+    ).bind(*bound, preparers, {name: voter})
     return ray_serve.deployment(
         name="ingress", ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=80
-    )(ray_serve.ingress()(Ingress)).bind(
-        settings, {name: served}, args.registry, preparers, {name: voter}
-    )
+    )(ray_serve.ingress()(Ingress)).bind(*bound, supervisor, preparers, {name: voter})
 
 
 def service(

@@ -349,9 +349,9 @@ class Verdicts:
             return Verdicts(self.table.set_column(at, name, made))
         return Verdicts(self.table.append_column(name, made))
 
-    def with_images(self, names: np.ndarray) -> Verdicts:
-        """With the column `image`; ``names`` are of all rows of the source, by row."""
-        images = pa.array(names[self.table["row"].to_numpy()], pa.string())
+    def with_images(self, names: np.ndarray, first: int = 0) -> Verdicts:
+        """With the column `image`; ``names`` are of the source's rows from ``first`` on."""
+        images = pa.array(names[self.table["row"].to_numpy() - first], pa.string())
         return Verdicts(self.table.append_column("image", images))
 
     def and_quarantined(self, others: Iterable[tuple[int, str]]) -> Verdicts:

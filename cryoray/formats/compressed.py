@@ -9,11 +9,13 @@ import os
 import zlib
 from collections.abc import Iterator
 from functools import cache, lru_cache
+from io import FileIO
 from pathlib import Path
 from threading import Lock
 from typing import BinaryIO, cast
 
 from cryoray.errors import FormatError
+from cryoray.formats.opening import open_file
 from cryoray.records import Compression
 
 _MAGIC: dict[bytes, Compression] = {b"\x1f\x8b": "gzip", b"BZh": "bzip2"}
@@ -42,7 +44,7 @@ class CompressedFile:
     def __init__(self, path: Path, how: Compression, identity: tuple[int, int]) -> None:
         self.path, self.how, self.identity = path, how, identity
         self._file: BinaryIO | None = None
-        self._raw: BinaryIO | None = None
+        self._raw: FileIO | None = None
         self._lock = Lock()
 
     def __del__(self) -> None:
@@ -103,7 +105,7 @@ class CompressedFile:
 
     def _opened(self) -> BinaryIO:
         if self._file is None:
-            self._raw = self.path.open("rb")
+            self._raw = open_file(self.path)
             status = os.fstat(self._raw.fileno())
             if (status.st_size, status.st_mtime_ns) != self.identity:
                 self._close()

@@ -14,18 +14,20 @@ import ast
 import io
 import json
 import math
+import os
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
 
 from cryoray.errors import FormatError
 from cryoray.formats.files import impostor, replacing
+from cryoray.formats.opening import open_file
 
 Form = Literal["npy", "csdat"]
 
@@ -140,10 +142,10 @@ class CsTable:
 
     def _open(self) -> io.BufferedReader:
         try:
-            file = self.path.open("rb")
+            file = cast(io.BufferedReader, io.BufferedReader(open_file(self.path)))
         except OSError as error:
             raise FormatError(f"cannot be read: {error.strerror}", file=self.path) from error
-        if _identity_of(self.path) != self._identity:
+        if _identity_of(file) != self._identity:
             file.close()
             raise FormatError(
                 "changed while it was being read",
@@ -230,8 +232,8 @@ def read_table(path: Path) -> CsTable:
             read it.
     """
     try:
-        identity = _identity_of(path)
-        with path.open("rb") as file:
+        with cast(io.BufferedReader, io.BufferedReader(open_file(path))) as file:
+            identity = _identity_of(file)
             magic = file.read(6)
             if magic == _NPY:
                 return _npy(path, file, identity)
@@ -389,8 +391,8 @@ def _decoded(column: np.ndarray) -> np.ndarray:
     return texts[which.reshape(column.shape)]
 
 
-def _identity_of(path: Path) -> tuple[int, int]:
-    status = path.stat()
+def _identity_of(file: io.BufferedReader) -> tuple[int, int]:
+    status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns
 
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import math
 import os
-import stat
 import struct
 from contextlib import ExitStack
 from dataclasses import replace
@@ -37,6 +36,7 @@ from mrcfile.dtypes import HEADER_DTYPE, get_ext_header_dtype
 from cryoray.errors import FormatError, InternalError, printable
 from cryoray.formats.compressed import compression, opened, unpacked_bytes
 from cryoray.formats.files import impostor, replacing
+from cryoray.formats.opening import open_file
 from cryoray.records import NIBBLES, Stack
 
 _HEADER_BYTES = 1024
@@ -116,20 +116,13 @@ def _shortfall(stack: Stack, images: int) -> str:
     return f"is shorter than its header says: {stack.size:,} bytes, {expected:,} expected"
 
 
-def _at_once(path: str, flags: int) -> int:
-    """Open without waiting, as one would for whoever writes into a pipe: for ever."""
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
 def _describe(
     path: Path, what: Literal["stack", "map"] = "stack"
 ) -> tuple[Stack, int, tuple[int, int, int]]:
     """The stack or map, the number of sections that its header promises, and its axes."""
     try:
-        with open(path, "rb", buffering=0, opener=_at_once) as file:
+        with open_file(path) as file:
             status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise FormatError("is a pipe or a device, no file", file=path, remedy="remove it")
             start = file.read(2 * _HEADER_BYTES)
     except FileNotFoundError:
         raise FormatError(f"there is no such {what}", file=path) from None
@@ -307,7 +300,7 @@ def read_frames(stack: Stack, frames: np.ndarray) -> np.ndarray:
     raw = np.empty((len(frames), stack.image_bytes), np.uint8)
     ends = np.flatnonzero(np.diff(frames, append=-2) != 1) + 1
     try:
-        with open(stack.path, "rb", buffering=0, opener=_at_once) as file:
+        with open_file(stack.path) as file:
             status = os.fstat(file.fileno())
             identity = status.st_size, status.st_mtime_ns
             if identity != (stack.size, stack.mtime_ns):

@@ -26,6 +26,7 @@ from pyarrow import csv
 
 from cryoray.errors import FormatError
 from cryoray.formats.files import impostor
+from cryoray.formats.opening import open_file
 
 _PIECE = 2 << 20  # bytes worked on at a time
 _LONGEST_LINE = 64 << 20
@@ -621,7 +622,11 @@ class _ReturnsAsNewlines(FileIO):
 
 def _open(path: Path, carriage_returns: bool = False) -> FileIO:
     try:
-        return _ReturnsAsNewlines(path) if carriage_returns else path.open("rb", buffering=0)
+        file = open_file(path)
+        if not carriage_returns:
+            return file
+        with file:
+            return _ReturnsAsNewlines(os.dup(file.fileno()))
     except FileNotFoundError:
         raise FormatError("there is no such file", file=path) from None
     except OSError as error:

@@ -11,6 +11,7 @@ import numpy as np
 
 from cryoray.errors import FormatError, printable
 from cryoray.formats.mrc import absence, read_frames
+from cryoray.formats.opening import in_scope
 from cryoray.formats.source import Source
 from cryoray.preparation.features import chosen_features, source_features
 from cryoray.preparation.prepare import prepare_images, window_sides
@@ -223,7 +224,7 @@ def protein_is_dark(
     of_stack = np.split(spread, cuts.tolist())
     headers.read(source.stack[rows[0]] for rows in of_stack)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        read = list(pool.map(lambda rows: _look(source, rows, headers), of_stack))
+        read = list(pool.map(in_scope(lambda rows: _look(source, rows, headers)), of_stack))
     # A small box is a low-pass filter.
     small, middles = settings.model_copy(update={"box": 32}), []
     for shape in {images.shape[1:] for images, _ in read if len(images)}:

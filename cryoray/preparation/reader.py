@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cryoray.errors import FormatError
+from cryoray.errors import FormatError, InputError
 from cryoray.formats.mrc import read_frames, read_header
+from cryoray.formats.opening import in_scope, open_file
 from cryoray.records import RowRange, Stack
 
 #: Grey values beyond this overflow when they are squared in float32; no detector has such.
@@ -47,7 +48,7 @@ class Headers:
         missing = [index for index in indices if index not in self._known]
         if len(missing) > 1:
             with ThreadPoolExecutor(min(_AT_ONCE, len(missing))) as pool:
-                list(pool.map(self.__getitem__, missing))
+                list(pool.map(in_scope(self.__getitem__), missing))
 
 
 def read_blocks(rows: RowRange, size: int) -> Iterator[np.ndarray]:
@@ -62,8 +63,8 @@ def read_blocks(rows: RowRange, size: int) -> Iterator[np.ndarray]:
     stack, cuts = rows.stack, [*range(0, len(rows.frames), size), len(rows.frames)]
     with ExitStack() as stay:
         ahead = None
-        with suppress(OSError):  # reading says better what is wrong
-            ahead = stay.enter_context(stack.path.open("rb", buffering=0))
+        with suppress(OSError, InputError):  # reading says better what is wrong
+            ahead = stay.enter_context(open_file(stack.path))
         for start, end in pairwise(cuts):
             following = rows.frames[end : end + size]
             if ahead is not None and len(following):

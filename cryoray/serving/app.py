@@ -15,7 +15,9 @@ from pathlib import Path
 import ray
 from pydantic import Field
 from ray import serve as ray_serve
+from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
 from cryoray.engine import runtime
@@ -29,6 +31,7 @@ from cryoray.serving.ingress import Ingress
 from cryoray.serving.lineup import Served
 from cryoray.serving.preparer import Preparer
 from cryoray.serving.replica import Judge, Shadow
+from cryoray.serving.supervisor import Supervisor
 from cryoray.settings import AbsolutePath, ServeSettings, Settings
 
 NAME = "cryoray"
@@ -39,8 +42,22 @@ _START_SECONDS = 60.0
 #: Preparers, and judges without a GPU: one per core has them all busy; more than a few take memory.
 _PER_MACHINE = min(8, len(os.sched_getaffinity(0)))
 
-#: A replica that is lost or hangs is noticed and replaced within seconds.
-_WATCHED = {"health_check_period_s": 2.0, "health_check_timeout_s": 10.0}
+#: So that one may be lost and the other answers.
+_INGRESSES = min(2, _PER_MACHINE)
+
+#: A replica that is lost or hangs is noticed and replaced within seconds; one that is idle ends at once.
+_WATCHED = {
+    "health_check_period_s": 2.0,
+    "health_check_timeout_s": 10.0,
+    "graceful_shutdown_wait_loop_s": 0.2,
+}
+
+#: Requests that Ray Serve hands to an ingress: far more than it lets in, so that it is the one that says
+#: so, and health and metrics are answered whatever else has come.
+_HANDED_OVER = 10_000
+
+#: For how long requests that are being answered are waited for at the end.
+_DRAIN_SECONDS = 60.0
 
 
 class Arguments(ServeSettings):
@@ -50,7 +67,7 @@ class Arguments(ServeSettings):
 
 
 def build(args: Arguments) -> ray_serve.Application:
-    """The application: one ingress, preparers, and judges for each ensemble.
+    """The application: ingresses, their supervisor, preparers, and judges for each ensemble.
 
     Raises:
         SettingsError: no ensemble is named, or two have the same name.
@@ -86,20 +103,31 @@ def build(args: Arguments) -> ray_serve.Application:
     if shadow is not None:
         alone = ray_serve.deployment(name="shadow", ray_actor_options={"num_cpus": 0})(Shadow)
         beside = (shadow, alone.bind(shadow))
+    supervisor = ray_serve.deployment(
+        name="supervisor", ray_actor_options={"num_cpus": 0.1}, **_WATCHED
+    )(Supervisor).bind(settings, ensembles, args.registry, preparers, judges, beside)
+    each = settings.model_copy(update={"max_queued": -(-settings.max_queued // _INGRESSES)})
     return ray_serve.deployment(
         name="ingress",
+        num_replicas=_INGRESSES,
         ray_actor_options={"num_cpus": 0.1},
-        # More than the ingress admits, so that it is the one that says 429, and health is answered.
-        max_ongoing_requests=settings.max_queued + 16,
+        max_ongoing_requests=_HANDED_OVER,
+        **_WATCHED,
     )(ray_serve.ingress()(Ingress)).bind(
-        settings, ensembles, args.registry, preparers, judges, beside
+        each, ensembles, args.registry, supervisor, preparers, judges, beside
     )
 
 
 def deployments(args: Arguments) -> tuple[str, ...]:
     """Names of the deployments that `build` makes, for who configures them."""
     judges = (f"judge-{Path(given).name}" for given in args.ensembles)
-    return ("ingress", "preparer", *judges, *(("shadow",) if args.shadow is not None else ()))
+    return (
+        "ingress",
+        "supervisor",
+        "preparer",
+        *judges,
+        *(("shadow",) if args.shadow is not None else ()),
+    )
 
 
 def find_ensembles(args: Arguments) -> dict[str, Served]:
@@ -191,6 +219,19 @@ class Running:
         """A client of this service."""
         return Client(self.url, self.token)
 
+    def drain(self, hurry: threading.Event | None = None) -> None:
+        """Have it take no more requests, and wait for those that are being answered, for a while.
+
+        Args:
+            hurry: do not wait any longer once this is set.
+        """
+        hurry, until = hurry or threading.Event(), time.monotonic() + _DRAIN_SECONDS
+        with suppress(RayError, RayServeException):  # what is lost answers nobody
+            ingress = ray_serve.get_app_handle(NAME)
+            while any(ingress.broadcast("drain").results(timeout_s=10.0)):
+                if time.monotonic() > until or hurry.wait(0.2):
+                    break
+
     def stop(self) -> None:
         """Stop it, and Ray Serve where nothing else runs on it."""
         ray_serve.delete(NAME)
@@ -249,21 +290,27 @@ def serve(settings: Settings, *, on_event: OnEvent = ignore) -> None:
         SettingsError: no ensemble is named, the port is taken, or Ray cannot be had.
         EnsembleError: an ensemble cannot be loaded.
     """
-    done = threading.Event()
+    done, hurry = threading.Event(), threading.Event()
+
+    def end(*_: object) -> None:
+        (hurry if done.is_set() else done).set()
+
     with start(settings) as running:
         on_event(
             Event("service.started", {"url": running.url, "ensembles": dict(running.ensembles)})
         )
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: done.set())
+            signal.signal(number, end)
         with running.client() as client:
-            told = 0
+            shown = 0
             while not done.wait(settings.serve.poll):
                 with suppress(CryorayError):  # it restarts by itself, or is being stopped
                     for event in client.ensembles().events:
-                        if event.number > told:
+                        if event.number > shown:
                             on_event(Event(event.name, event.data))
-                            told = event.number
+                            shown = event.number
+        on_event(Event("service.stopping"))
+        running.drain(hurry)
     on_event(Event("service.stopped"))
 
 

@@ -3,21 +3,27 @@
 Preparers and judges send the seconds that they took along with their results, and the ingress counts them
 when it answers. So one address has everything, each image once, with this service's own rules of access;
 and it is there without Ray's dashboard, whose metrics port asks for no token. Ray's own metrics of
-replicas, queues and nodes stay where Ray puts them.
+replicas, queues and nodes stay where Ray puts them. Where there are several ingresses, each answers for all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from cryoray.records import Verdicts
 from cryoray.serving.replica import JudgedRange
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
+#: Seconds that the metrics wait for what others hold.
+_PATIENCE = 1.0
 _FILL = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
@@ -34,13 +40,19 @@ class Counts:
         stages: seconds by stage: plan, wait (for a preparer or judge, and on the way), prepare, judge
             (a batch), answer.
         lost: ranges that were asked about again because a replica was lost.
+        present: requests of any sort that are not answered yet, but for health and metrics.
+        draining: whether the service is being stopped, so that no more are taken.
+        others: what the other ingresses have counted, as `collected` there.
     """
 
     def __init__(self, batch: int) -> None:
         self._batch = batch
         self.registry = of = CollectorRegistry()
         self.requests = Counter("cryoray_requests", "Answered requests", ["status"], registry=of)
-        self.waiting = 0
+        self.waiting = self.present = 0
+        self.draining = False
+        self.others: Sequence[Sequence[Metric]] = ()
+        self._own = _Slow()
         self._in_flight = Gauge(
             "cryoray_requests_in_flight", "Requests being worked on", registry=of
         )
@@ -102,6 +114,19 @@ class Counts:
             "cryoray_shadow_failed", "Images that the shadow failed to judge", registry=of
         )
 
+    def also(self, collector: Collector) -> None:
+        """Show what a collector finds out each time, if it does so soon, as it is at every ingress."""
+        self._own.collectors.append(collector)
+
+    def collected(self) -> list[Metric]:
+        """What this ingress has counted."""
+        return list(self.registry.collect())
+
+    def text(self) -> bytes:
+        """What all ingresses have counted, for Prometheus."""
+        together = merged([self.collected(), *self.others])
+        return generate_latest(_Given([*together, *self._own.collect()]))
+
     @contextmanager
     def in_flight(self) -> Iterator[None]:
         """While a request is worked on."""
@@ -111,6 +136,15 @@ class Counts:
                 yield
         finally:
             self.waiting -= 1
+
+    @contextmanager
+    def here(self) -> Iterator[None]:
+        """While a request of any sort is not answered yet."""
+        self.present += 1
+        try:
+            yield
+        finally:
+            self.present -= 1
 
     def measured(self, part: JudgedRange, elapsed: float) -> None:
         """Count the stages of one range, which took so many seconds in all."""
@@ -143,3 +177,56 @@ class Counts:
         self._rates[ensemble] = now
         self._kept.labels(ensemble).set(now[0])
         self._disagreed.labels(ensemble).set(now[1])
+
+
+def merged(parts: Sequence[Sequence[Metric]]) -> list[Metric]:
+    """The sums over several ingresses; of what is a rate already, the mean."""
+    families: dict[str, Metric] = {}
+    values: dict[tuple[str, str, tuple[tuple[str, str], ...]], list[float]] = defaultdict(list)
+    for family in (one for part in parts for one in part):
+        families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+        for sample in family.samples:
+            if not sample.name.endswith("_created"):
+                labels = tuple(sorted(sample.labels.items()))
+                values[family.name, sample.name, labels].append(sample.value)
+    for (of, name, labels), found in values.items():
+        total = sum(found)
+        value = total / len(found) if of.endswith("_rate") else total
+        families[of].add_sample(name, dict(labels), value)
+    return list(families.values())
+
+
+class _Given(CollectorRegistry):
+    """What is there already, for `generate_latest`."""
+
+    def __init__(self, families: Sequence[Metric]) -> None:
+        super().__init__()
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._families
+
+
+class _Slow:
+    """Collectors that may have to wait, for a ledger that somebody has locked: then the last known."""
+
+    def __init__(self) -> None:
+        self.collectors: list[Collector] = []
+        self._thread = ThreadPoolExecutor(1, "collectors")
+        self._under_way: Future[list[Metric]] | None = None
+        self._known: list[Metric] = []
+
+    def collect(self) -> list[Metric]:
+        if self._under_way is None:
+            self._under_way = self._thread.submit(self._ask)
+        try:
+            self._known = self._under_way.result(_PATIENCE)
+        except TimeoutError:
+            return self._known
+        except Exception:  # a ledger that cannot be had now
+            self._known = []
+        self._under_way = None
+        return self._known
+
+    def _ask(self) -> list[Metric]:
+        return [family for one in self.collectors for family in one.collect()]

@@ -1,33 +1,25 @@
-"""The deployment that speaks HTTP: who may ask, what was asked, and the answer in the contract's words."""
+"""The HTTP application: its addresses, and every answer in the contract's words."""
 # No `from __future__ import annotations` here: FastAPI reads the annotations of functions made below.
 
 import asyncio
 import logging
 import os
-import shutil
-import tempfile
-import time
-from collections import Counter as Tally
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from hmac import compare_digest
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import numpy as np
-import ray
-from fastapi import FastAPI, Query, Request, Response, Security
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
-from fastapi.security import HTTPBearer
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
-from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayError
-from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
 from cryoray.errors import FULL, CryorayError, InputError, InternalError, SettingsError
+from cryoray.formats.opening import OutsideError, Scope
 from cryoray.protocol import answers
 from cryoray.protocol.answers import ARROW_TYPE, JSON_TYPE
 from cryoray.protocol.messages import (
@@ -44,77 +36,55 @@ from cryoray.protocol.messages import (
     ServedEnsemble,
     ShadowReport,
 )
-from cryoray.records import RowRange, Verdicts
+from cryoray.records import Verdicts
+from cryoray.serving import parsers
+from cryoray.serving.admission import (
+    Bearer,
+    Doors,
+    FullError,
+    SlowError,
+    UnknownError,
+    refusal,
+)
 from cryoray.serving.counts import Counts
-from cryoray.serving.lineup import Lineup, Served, attempt, sentence
+from cryoray.serving.dispatcher import Dispatcher, JudgesFailedError, Judging
+from cryoray.serving.lineup import Active, Followed, Served
+from cryoray.serving.parsers import InThisProcess, Parsers, Question
 from cryoray.serving.replica import JudgedRange
 from cryoray.serving.sessions import OpenSessions
 from cryoray.serving.shadow import Comparison
-from cryoray.serving.sources import (
-    AbsentError,
-    Catalogue,
-    Chosen,
-    OutsideError,
-    TooMuchError,
-    confine,
-)
+from cryoray.serving.sources import AbsentError, Chosen, TooMuchError
+from cryoray.serving.uploads import sweep, uploaded
 from cryoray.session.ledger import Ledger
 from cryoray.session.page import router as session_pages
 from cryoray.settings import ServeSettings
 
 _log = logging.getLogger("ray.serve.cryoray")
 
-#: A request in JSON is a path and two numbers.
-_JSON_BYTES = 64 << 10
-_HEALTH_SECONDS = 3.0
-_ATTEMPT_SECONDS = 120.0
-_ATTEND_SECONDS = 10.0
-#: Seconds before a range is asked about again whose replica was lost; a new one takes some to start.
-_AGAIN_SECONDS = (0.1, 0.5, 2.0, 5.0)
-
-
-#: What a replica or a node that is gone looks like from here.
-_LOST = (RayActorError, NodeDiedError, ObjectLostError, RayServeException)
-
-
-class JudgesFailedError(CryorayError):
-    """The judges or preparers could not do what an ensemble asks of them."""
-
+#: Processes that open sources, and seconds that one source may take.
+_PARSERS, _PARSE_SECONDS = min(2, len(os.sched_getaffinity(0))), 120.0
 
 _STATUS: Mapping[type[CryorayError], int] = {
+    UnknownError: 401,
     OutsideError: 403,
     AbsentError: 404,
+    SlowError: 408,
     TooMuchError: 413,
+    FullError: 429,
     JudgesFailedError: 503,
 }
+_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}}
 
-
-class Judging(Protocol):
-    """Whatever prepares and judges for the ingress."""
-
-    async def judge(self, served: Served, ranges: Sequence[RowRange]) -> list[JudgedRange]:
-        """Judge ranges with an ensemble.
-
-        Raises:
-            JudgesFailedError: that cannot be done.
-        """
-
-    async def beside(self, shadow: Served, ranges: Sequence[RowRange]) -> list[JudgedRange]:
-        """Judge ranges with a shadow, in what time is left."""
-
-    async def ready(self) -> bool:
-        """Whether a request would be judged now."""
-
-    async def attend(self) -> None:
-        """What is to be done every few seconds."""
+#: What answers without a token, and is no page: pages have a door of their own (`session.page.access`).
+PUBLIC = (HEALTH, METRICS, "/openapi.json")
 
 
 def create(
     settings: ServeSettings,
-    lineup: Lineup,
+    lineup: Active,
     judging: Judging,
     counts: Counts,
-    shadow: str | None = None,
+    comparison: Comparison | None = None,
 ) -> FastAPI:
     """The HTTP application.
 
@@ -123,17 +93,17 @@ def create(
         lineup: the ensembles; the first is the default.
         judging: does the work.
         counts: where it is counted.
-        shadow: name of the one in the lineup that nobody can ask.
+        comparison: with a shadow; None where there is none.
 
     Raises:
         SettingsError: there is no token.
     """
     if not settings.token:
         raise SettingsError("a service needs a token", remedy="set CRYORAY_TOKEN")
-    token = settings.token.encode()
-    catalogue = Catalogue(settings.roots, settings.max_rows)
     ledger = Ledger(settings.ledger) if settings.ledger else None
-    comparison = Comparison(shadow, lineup, judging.beside, counts)
+    comparison = comparison or Comparison(None, lineup, judging.beside, counts)
+    scope = Scope(settings.roots)
+    judge = Judge(settings, scope, lineup, judging, counts, comparison, ledger)
 
     async def keep_following() -> None:
         while True:
@@ -145,88 +115,61 @@ def create(
             await asyncio.sleep(settings.poll)
 
     @asynccontextmanager
-    async def following(_: FastAPI) -> AsyncIterator[None]:
+    async def running(_: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(sweep)
+        await asyncio.to_thread(parsers.prepare)
         task = asyncio.create_task(keep_following())
         yield
         task.cancel()
+        judge.parsers.close()
 
-    app = FastAPI(title="cryoray", docs_url=None, redoc_url=None, lifespan=following)
-    bearer = Security(HTTPBearer(auto_error=False, description="The token of this service."))
+    app = FastAPI(title="cryoray", docs_url=None, redoc_url=None, lifespan=running)
+    app.add_middleware(Doors, counts=counts)
+    _handle_errors(app)
+    app.include_router(_open_to_all(judging, counts))
+    anyone = Bearer(settings.token, ledger, sessions=True)
+    operator = Bearer(settings.token, ledger, sessions=False)
+    app.include_router(_about_ensembles(lineup, comparison, anyone, operator))
+    app.include_router(_judgements(judge, anyone))
+    if ledger is not None:
+        counts.also(OpenSessions(ledger))
+        app.include_router(session_pages(ledger, settings.token, scope.confine))
+    app.include_router(_nothing_else(operator))
+    return app
 
-    @app.middleware("http")
-    async def admit(
-        request: Request, call_next: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
-        path = request.url.path
-        pages = ledger is not None and (path + "/").startswith("/v1/sessions/")
-        if pages or not path.startswith("/v1"):  # the pages have a door of their own
-            return await call_next(request)
-        response = await admitted(request, call_next)
-        counts.requests.labels(str(response.status_code)).inc()
-        return response
 
-    async def admitted(
-        request: Request, call_next: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
-        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        given = given.strip() if scheme.lower() == "bearer" else ""
-        session = None
-        if not compare_digest(given.encode(), token):
-            # A session's token judges what lies in that session's folder, and sees nothing else.
-            if given and ledger is not None and request.url.path in (JUDGE, ENSEMBLES):
-                session = await asyncio.to_thread(ledger.scope, given)
-            if session is None:
-                return _problem(
-                    401,
-                    "A bearer token is needed, the one of this service.",
-                    {"WWW-Authenticate": "Bearer"},
-                )
-        request.state.session = session
-        if counts.waiting >= settings.max_queued:
-            return _problem(429, "The service is full; ask again later.", {"Retry-After": "1"})
-        with counts.in_flight():
-            return await call_next(request)
+def _open_to_all(judging: Judging, counts: Counts) -> APIRouter:
+    made = APIRouter()
 
-    @app.exception_handler(CryorayError)
-    async def refuse(request: Request, error: CryorayError) -> Response:
-        status = _STATUS.get(type(error), 422 if isinstance(error, InputError) else 500)
-        return _problem(status, str(error))
-
-    @app.exception_handler(HTTPException)
-    async def refuse_http(request: Request, error: HTTPException) -> Response:
-        return _problem(error.status_code, f"{error.detail}.", error.headers)
-
-    @app.exception_handler(RequestValidationError)
-    async def refuse_query(request: Request, error: RequestValidationError) -> Response:
-        return _problem(422, f"{_first(error.errors())}.")
-
-    @app.exception_handler(Exception)
-    async def fail(request: Request, error: Exception) -> Response:
-        if isinstance(error, OSError) and error.errno in FULL:
-            where = error.filename or "the disk"
-            return _problem(507, f"{where}: {os.strerror(error.errno)}; make room and try again.")
-        return _problem(500, f"This is our fault, not yours: {type(error).__name__}: {error}.")
-
-    @app.get(HEALTH, response_model=dict[str, str], responses={503: {"model": Problem}})
+    @made.get(HEALTH, response_model=dict[str, str], responses={503: {"model": Problem}})
     async def healthy() -> Response:
         """200 when a request would be judged now, 503 when not."""
-        if await judging.ready():
+        if not counts.draining and await judging.ready():
             return JSONResponse({"status": "ok"})
-        return _problem(503, "The judges or the preparers do not answer.")
+        return refusal(503, "The judges or the preparers do not answer.")
 
-    @app.get(
+    @made.get(
         METRICS, responses={200: {"content": {"text/plain": {}}}}, response_class=PlainTextResponse
     )
     async def metrics() -> Response:
-        """What this ingress has counted, for Prometheus."""
-        text = await asyncio.to_thread(generate_latest, counts.registry)
+        """What this service has counted, for Prometheus."""
+        text = await asyncio.to_thread(counts.text)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
-    refusals: dict[int | str, dict[str, Any]] = {
-        status: {"model": Problem} for status in (401, 429, 504)
-    }
+    return made
 
-    @app.get(ENSEMBLES, responses=refusals, dependencies=[bearer])
+
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem} for status in (401, 408, 413, 429, 503, 504)
+}
+
+
+def _about_ensembles(
+    lineup: Active, comparison: Comparison, anyone: Bearer, operator: Bearer
+) -> APIRouter:
+    made = APIRouter()
+
+    @made.get(ENSEMBLES, responses=_REFUSALS, dependencies=[Security(anyone)])
     async def ensembles() -> Ensembles:
         """Which ensembles judge now, and what happened to them."""
         return Ensembles(
@@ -239,23 +182,29 @@ def create(
                     before=before.digest if (before := lineup.before(served)) else None,
                 )
                 for name, served in lineup.items()
-                if name != shadow
+                if name != comparison.name
             ],
             events=list(lineup.events),
         )
 
-    @app.get(SHADOW, responses=refusals, dependencies=[bearer])
+    @made.get(SHADOW, responses=_REFUSALS, dependencies=[Security(operator)])
     async def compared() -> ShadowReport:
         """How the shadow ensemble compares with those that answer."""
         return comparison.report()
 
-    @app.post(
+    return made
+
+
+def _judgements(judge: "Judge", anyone: Bearer) -> APIRouter:
+    made = APIRouter()
+
+    @made.post(
         JUDGE,
         response_model=JudgeAnswer,
-        responses=refusals
+        responses=_REFUSALS
         | {200: {"content": {ARROW_TYPE: {"schema": {"type": "string", "format": "binary"}}}}}
-        | {status: {"model": Problem} for status in (400, 403, 404, 413, 415, 422, 500, 503, 507)},
-        dependencies=[bearer],
+        | {status: {"model": Problem} for status in (400, 403, 404, 415, 422, 500, 507)},
+        dependencies=[Security(anyone)],
         openapi_extra={
             "requestBody": {
                 "required": True,
@@ -269,94 +218,151 @@ def create(
             }
         },
     )
-    async def judge(request: Request, ensemble: Annotated[str | None, Query()] = None) -> Response:
+    async def judged(request: Request, ensemble: Annotated[str | None, Query()] = None) -> Response:
         """Judge rows of a source under the roots, or all images of the `.mrcs` file in the body."""
-        try:
-            async with asyncio.timeout(settings.timeout) as limit:
-                return await heard(request, ensemble)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            return _problem(
-                504, f"This took longer than {settings.timeout:g} seconds; ask for fewer rows."
-            )
+        return await judge(request, ensemble)
 
-    async def heard(request: Request, ensemble: str | None) -> Response:
+    return made
+
+
+def _nothing_else(operator: Bearer) -> APIRouter:
+    """What is not there under /v1: who has no token learns not even that."""
+    made = APIRouter()
+
+    @made.api_route(
+        "/v1{rest:path}",
+        methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"],
+        include_in_schema=False,
+        dependencies=[Depends(operator)],
+    )
+    async def absent() -> Response:
+        return refusal(404, "Not Found.")
+
+    return made
+
+
+class Judge:
+    """Answers ``POST /v1/judge``.
+
+    Args:
+        settings: of the service.
+        scope: what it may read.
+        lineup: the ensembles.
+        judging: does the work.
+        counts: where it is counted.
+        comparison: with a shadow.
+        ledger: of the sessions, whose tokens come in; None where there are none.
+    """
+
+    def __init__(
+        self,
+        settings: ServeSettings,
+        scope: Scope,
+        lineup: Active,
+        judging: Judging,
+        counts: Counts,
+        comparison: Comparison,
+        ledger: Ledger | None,
+    ) -> None:
+        self._settings, self._scope, self._lineup = settings, scope, lineup
+        self._judging, self._counts, self._comparison = judging, counts, comparison
+        self._ledger = ledger
+        seconds = min(_PARSE_SECONDS, settings.timeout)
+        self.parsers = Parsers(settings.max_rows, _PARSERS, seconds)
+
+    async def __call__(self, request: Request, ensemble: str | None) -> Response:
+        """The answer to a request that was let in."""
+        if self._counts.waiting >= self._settings.max_queued:
+            raise FullError("The service is full; ask again later.")
+        seconds = self._settings.timeout
+        with self._counts.in_flight():
+            try:
+                async with asyncio.timeout(seconds) as limit:
+                    return await self._heard(request, ensemble)
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+                return refusal(
+                    504, f"This took longer than {seconds:g} seconds; ask for fewer rows."
+                )
+
+    async def _heard(self, request: Request, ensemble: str | None) -> Response:
         accept = request.headers.get("Accept", "")
         kind_of_body = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        if kind_of_body == "application/json":
-            asked = _asked(await _body(request, _JSON_BYTES))
-            where = await asyncio.to_thread(_within, catalogue, ledger, request.state.session)
-            return await answer(where, asked.source, asked.rows, asked.ensemble or ensemble, accept)
+        if kind_of_body == JSON_TYPE:
+            asked = _asked(await request.body())
+            scope = await asyncio.to_thread(self._scope_of, request.state.session)
+            which = asked.ensemble or ensemble
+            return await self._answer(self.parsers, scope, asked.source, asked.rows, which, accept)
         if kind_of_body == STACK_TYPE:
             async with AsyncExitStack() as keep:
-                stack = await keep.enter_async_context(
-                    _uploaded(request, settings.max_upload_mib << 20)
-                )
-                itself = Catalogue((stack.parent,), settings.max_rows)
-                return await answer(itself, stack.name, None, ensemble, accept, keep)
-        return _problem(415, f"Send application/json, or a stack as {STACK_TYPE}.")
+                most = self._settings.max_upload_mib << 20
+                stack = await keep.enter_async_context(uploaded(request, most))
+                scope = Scope((stack.parent,))
+                opened = InThisProcess(self._settings.max_rows)
+                return await self._answer(opened, scope, stack.name, None, ensemble, accept, keep)
+        return refusal(415, f"Send {JSON_TYPE}, or a stack as {STACK_TYPE}.")
 
-    async def answer(
-        where: Catalogue,
+    def _scope_of(self, session: str | None) -> Scope:
+        """What a token may have judged: everything, or what lies in its session's folder."""
+        if session is None:
+            return self._scope
+        found = self._ledger.session(session) if self._ledger is not None else None
+        if found is None:  # gone since its token was looked at
+            raise UnknownError("A bearer token is needed, the one of this service.")
+        return self._scope.inside(Path(found.root))
+
+    async def _answer(
+        self,
+        opened: Parsers | InThisProcess,
+        scope: Scope,
         source: str,
         rows: tuple[int, int] | None,
         ensemble: str | None,
         accept: str,
         keep: AsyncExitStack | None = None,
     ) -> Response:
-        names = [name for name in lineup if name != shadow]
+        names = [name for name, _ in self._lineup.items() if name != self._comparison.name]
         name = ensemble or names[0]
         if name not in names:
             raise InputError(
                 f"there is no ensemble {name!r} here", remedy=f"take one of {', '.join(names)}"
             )
 
-        def plan(whose: Served) -> Chosen:
-            return where.choose(source, rows, whose.kind, whose.preparation, settings.batch)
+        async def plan(whose: Served) -> Chosen:
+            together = self._settings.batch
+            return await opened.choose(
+                Question(source, rows, whose.kind, whose.preparation, together, scope)
+            )
 
-        served: Served | None = lineup[name]
-        while served is not None:
-            by = served
+        counts, served = self._counts, self._lineup[name]
+        while True:
             with counts.stages.labels("plan").time():
-                chosen = await asyncio.to_thread(plan, by)
+                chosen = await plan(served)
             try:
-                judged = await judging.judge(by, chosen.ranges)
+                judged = await self._judging.judge(served, chosen.ranges, scope)
                 break
             except JudgesFailedError as error:
-                served = await lineup.failed(by, error)
-                if served is None:
+                other = await self._lineup.failed(served, error)
+                if other is None:
                     raise
+                served = other
         with counts.stages.labels("answer").time():
-            answered = await asyncio.to_thread(_answer, by, chosen, judged)
+            answered = await asyncio.to_thread(_answer, served, chosen, judged)
             response = await asyncio.to_thread(_written, answered, accept)
         counts.count(name, answered)
-        comparison.see(by, answered, plan, keep)
+        self._comparison.see(served, answered, plan, scope, keep)
         return response
-
-    if ledger is not None:
-        counts.registry.register(OpenSessions(ledger))
-        app.include_router(
-            session_pages(ledger, settings.token, lambda path: confine(path, settings.roots))
-        )
-    return app
-
-
-def _within(catalogue: Catalogue, ledger: Ledger | None, session: str | None) -> Catalogue:
-    """What a token may have judged: everything, or what lies in its session's folder."""
-    found = ledger.session(session) if ledger is not None and session is not None else None
-    if found is None:
-        return catalogue
-    return Catalogue((confine(found.root, catalogue.roots),), catalogue.max_rows)
 
 
 class Ingress:
-    """The application on Ray Serve.
+    """The application on Ray Serve; there may be several.
 
     Args:
         settings: with its token and roots.
         ensembles: by name; the first is the default.
         root: of the registry.
+        supervisor: the deployment that says which are active.
         preparer: the deployment of preparers.
         judges: the deployment of judges, by name of ensemble.
         shadow: the ensemble that judges beside them, and its deployment.
@@ -367,168 +373,57 @@ class Ingress:
         settings: ServeSettings,
         ensembles: Mapping[str, Served],
         root: Path,
+        supervisor: DeploymentHandle,
         preparer: DeploymentHandle,
         judges: Mapping[str, DeploymentHandle],
         shadow: tuple[Served, DeploymentHandle] | None = None,
     ) -> None:
-        self.settings, self.preparer, self.judges = settings, preparer, dict(judges)
-        self.counts = Counts(settings.batch)
-        self._queued: Tally[str] = Tally()
-        self._replicas: Tally[str] = Tally()
-        self._slots = _Slots(4)
-        self._shadow: str | None = None
         served = {name: one.now(root) for name, one in ensembles.items()}
+        every = dict(judges)
         if shadow is not None:
-            self._shadow = shadow[0].name
-            served[self._shadow], self.judges[self._shadow] = shadow
-        self.lineup = Lineup(
-            served,
-            root,
-            probation=settings.probation,
-            attempt=_attempt_elsewhere,
-            hold=self.hold,
+            served[shadow[0].name], every[shadow[0].name] = shadow
+        self.settings, self.counts = settings, Counts(settings.batch)
+        self.lineup = Followed(served, supervisor)
+        self.comparison = Comparison(
+            shadow[0].name if shadow else None, self.lineup, self.beside, self.counts
+        )
+        self.dispatcher = Dispatcher(
+            self.lineup, supervisor, preparer, every, self.counts, self.comparison
         )
 
+    async def beside(self, *given: Any) -> list[JudgedRange]:
+        """What the shadow says; see `Dispatcher.beside`."""
+        return await self.dispatcher.beside(*given)
+
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create(self.settings, self.lineup, self, self.counts, self._shadow)
+        return create(self.settings, self.lineup, self.dispatcher, self.counts, self.comparison)
 
-    async def judge(self, served: Served, ranges: Sequence[RowRange]) -> list[JudgedRange]:
-        """Have ranges prepared and judged; a range whose replica was lost goes to another.
-
-        Raises:
-            JudgesFailedError: judging failed, or replica after replica was lost.
-        """
-        images = sum(len(part.rows) for part in ranges)
-        self._wait(served.name, images)
-        # So that a request of a few rows need not wait for all of one with a million.
-        mine = asyncio.Semaphore(self._slots.limit)
-
-        async def one(part: RowRange) -> JudgedRange:
-            nonlocal images
-            async with mine, self._slots:
-                begun = time.perf_counter()
-                judged = await self._one(served, part)
-                self.counts.measured(judged, time.perf_counter() - begun)
-            self._wait(served.name, -len(part.rows))
-            images -= len(part.rows)
-            return judged
-
-        tasks = [asyncio.ensure_future(one(part)) for part in ranges]
-        try:
-            return list(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
-            self._wait(served.name, -images)
-
-    async def _one(self, served: Served, part: RowRange) -> JudgedRange:
-        # An ensemble that takes its judges down must not do so for long.
-        again = _AGAIN_SECONDS[: 1 if self.lineup.before(served) else None]
-        for pause in (*again, None):
-            # The response is handed on unread: its pixels go from preparer to judge directly.
-            prepared = self.preparer.remote(part, served.preparation)
-            judged = self.judges[served.name].remote(prepared, served)
-            try:
-                return await judged
-            except asyncio.CancelledError:
-                judged.cancel()
-                prepared.cancel()
-                raise
-            except _LOST as error:
-                self.counts.lost.inc()
-                if pause is None:
-                    raise _failed(served, error) from error
-                await asyncio.sleep(pause)
-            except (RayError, CryorayError) as error:
-                raise _failed(served, error) from error
-        raise AssertionError
-
-    async def beside(self, shadow: Served, ranges: Sequence[RowRange]) -> list[JudgedRange]:
-        """Have the shadow judge ranges, one after the other."""
-        return [await self.judges[shadow.name].remote(part, shadow) for part in ranges]
-
-    async def hold(self, served: Served) -> None:
-        """Have all judges of its name load an ensemble.
-
-        Raises:
-            JudgesFailedError: there is none.
-            RayError: one of them failed to.
-        """
-        told = self.judges[served.name].broadcast("attend", served, self._queued[served.name])
-        results = await told.results_async(timeout_s=_ATTEMPT_SECONDS)
-        if not results:
-            raise JudgesFailedError(f"No judge of {served.name} answers.")
-
-    async def attend(self) -> None:
-        """Tell all replicas what waits and which ensemble is active, and count them."""
-        queued = {name: self._queued[name] for name in self.judges if name != self._shadow}
-        told = {
-            name: self.judges[name].broadcast("attend", self.lineup[name], waiting)
-            for name, waiting in queued.items()
-        }
-        told[""] = self.preparer.broadcast("attend", sum(queued.values()))
-        for name, responses in told.items():
-            results = await responses.results_async(
-                timeout_s=_ATTEND_SECONDS, return_exceptions=True
-            )
-            self._replicas[name] = sum(not isinstance(result, Exception) for result in results)
-        # As many ranges under way as keep everyone busy; more would only fill the object store.
-        self._slots.limit = max(4, 2 * sum(self._replicas.values()))
-
-    def _wait(self, name: str, images: int) -> None:
-        self._queued[name] += images
-        self.counts.queued.labels(name).set(self._queued[name])
-
-    async def ready(self) -> bool:
-        """Whether the preparers and all ensembles' judges answer, with the ensemble that is active."""
-        asked = [
-            self.preparer.attend.remote(sum(self._queued.values())),
-            *(
-                self.judges[name].attend.remote(served, self._queued[name])
-                for name, served in self.lineup.items()
-                if name != self._shadow
-            ),
-        ]
-        try:
-            async with asyncio.timeout(_HEALTH_SECONDS):
-                await asyncio.gather(*asked)
-        except Exception:
-            return False
-        return True
+    async def drain(self) -> int:
+        """Take no more requests; how many are not answered yet."""
+        self.counts.draining = True
+        return self.counts.present
 
 
-class _Slots:
-    """A semaphore whose limit may change."""
+def _handle_errors(app: FastAPI) -> None:
+    @app.exception_handler(CryorayError)
+    async def refuse(request: Request, error: CryorayError) -> Response:
+        status = _STATUS.get(type(error), 422 if isinstance(error, InputError) else 500)
+        return refusal(status, str(error), _HEADERS.get(status))
 
-    def __init__(self, limit: int) -> None:
-        self.limit, self._taken = limit, 0
-        self._freed = asyncio.Condition()
+    @app.exception_handler(HTTPException)
+    async def refuse_http(request: Request, error: HTTPException) -> Response:
+        return refusal(error.status_code, f"{error.detail}.", dict(error.headers or {}))
 
-    async def __aenter__(self) -> None:
-        async with self._freed:
-            await self._freed.wait_for(lambda: self._taken < self.limit)
-            self._taken += 1
+    @app.exception_handler(RequestValidationError)
+    async def refuse_query(request: Request, error: RequestValidationError) -> Response:
+        return refusal(422, f"{_first(error.errors())}.")
 
-    async def __aexit__(self, *exception: object) -> None:
-        async with self._freed:
-            self._taken -= 1
-            self._freed.notify()
-
-
-async def _attempt_elsewhere(name: str, path: Path) -> Served:
-    """Try an ensemble in a process of its own, which may die of it."""
-    remote = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(attempt)
-    return await asyncio.wait_for(remote.remote(name, path), _ATTEMPT_SECONDS)
-
-
-def _failed(served: Served, error: BaseException) -> JudgesFailedError:
-    return JudgesFailedError(
-        f"The judges of {served.name} failed, ask again: {sentence(error).rstrip('.')}."
-    )
-
-
-def _problem(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> Response:
-    return JSONResponse(Problem(error=sentence).model_dump(), status, headers)
+    @app.exception_handler(Exception)
+    async def fail(request: Request, error: Exception) -> Response:
+        if isinstance(error, OSError) and error.errno in FULL:
+            where = error.filename or "the disk"
+            return refusal(507, f"{where}: {os.strerror(error.errno)}; make room and try again.")
+        return refusal(500, f"This is our fault, not yours: {type(error).__name__}: {error}.")
 
 
 def _asked(body: bytes) -> JudgeRequest:
@@ -544,45 +439,6 @@ def _first(errors: Sequence[Any]) -> str:
     return f"{where}: {errors[0]['msg'][0].lower()}{errors[0]['msg'][1:]}"
 
 
-async def _body(request: Request, most: int) -> bytes:
-    return b"".join([chunk async for chunk in _chunks(request, most)])
-
-
-async def _chunks(request: Request, most: int) -> AsyncIterator[bytes]:
-    """The body as it comes in.
-
-    Raises:
-        TooMuchError: it is, or says that it is, longer than ``most`` bytes.
-    """
-    too_much = TooMuchError(f"the body is larger than {most:,} bytes")
-    said = request.headers.get("Content-Length", "")
-    if said.isdigit() and int(said) > most:
-        raise too_much
-    size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > most:
-            raise too_much
-        yield chunk
-
-
-@asynccontextmanager
-async def _uploaded(request: Request, most: int) -> AsyncIterator[Path]:
-    """The body as a file, removed afterwards.
-
-    It lies in the temporary folder (``TMPDIR``), which preparers on other machines must share.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="cryoray-upload-"))
-    try:
-        stack = folder / "upload.mrcs"
-        with stack.open("wb") as file:
-            async for chunk in _chunks(request, most):
-                file.write(chunk)
-        yield stack
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _answer(served: Served, chosen: Chosen, judged: Sequence[JudgedRange]) -> Verdicts:
     """All that was asked about, after a check that every row is in it once."""
     about = {"ensemble": served.digest, "threshold": repr(served.threshold)}
@@ -593,7 +449,7 @@ def _answer(served: Served, chosen: Chosen, judged: Sequence[JudgedRange]) -> Ve
         raise InternalError(
             f"{chosen.rows} rows were asked about, and {len(rows)} judged or quarantined"
         )
-    return answer.with_images(chosen.images)
+    return answer.with_images(chosen.images, chosen.first)
 
 
 def _written(answer: Verdicts, accept: str) -> Response:

@@ -6,10 +6,11 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, ItemsView, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -19,6 +20,11 @@ from cryoray.models.ensemble import Ensemble
 from cryoray.protocol.messages import ServiceEvent, Training
 from cryoray.records import Kind
 from cryoray.settings import PreparationSettings
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+    from cryoray.serving.supervisor import Standing
 
 #: Of the service's own processes; Ray Serve writes it to their log files.
 _log = logging.getLogger("ray.serve.cryoray")
@@ -98,6 +104,30 @@ def attempt(name: str, path: Path) -> Served:
     return Served.of(name, ensemble, path)
 
 
+class Active(Protocol):
+    """The ensembles by name, as they are active now, and what became of earlier ones."""
+
+    @property
+    def events(self) -> Sequence[ServiceEvent]:
+        """The latest of what happened, oldest first."""
+
+    def __getitem__(self, name: str) -> Served: ...
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def items(self) -> ItemsView[str, Served]:
+        """Names and ensembles, the default first."""
+
+    def before(self, served: Served) -> Served | None:
+        """What would take the place of an ensemble on probation; None where it is not."""
+
+    async def follow(self) -> None:
+        """Look once at what is active."""
+
+    async def failed(self, served: Served, error: BaseException) -> Served | None:
+        """What answers instead of an ensemble whose judges failed; None where there is nothing."""
+
+
 class Lineup(Mapping[str, Served]):
     """The ensembles by name, as they are active now; used in one event loop.
 
@@ -141,10 +171,14 @@ class Lineup(Mapping[str, Served]):
 
     def before(self, served: Served) -> Served | None:
         """What would take the place of an ensemble that is on probation; None where it is not."""
-        if self._now[served.name] is not served:
-            return None
-        before, until = self._before.get(served.name, (None, 0.0))
-        return before if time.monotonic() < until else None
+        kept = self.probation(served.name) if self._now[served.name] == served else None
+        return kept[0] if kept else None
+
+    def probation(self, name: str) -> tuple[Served, float] | None:
+        """What would take the place of a name's ensemble, and for how many seconds still."""
+        before, until = self._before.get(name, (None, 0.0))
+        left = until - time.monotonic()
+        return (before, left) if before is not None and left > 0 else None
 
     async def follow(self) -> None:
         """Look once at what is active, take it up, and look after what is on probation."""
@@ -167,7 +201,7 @@ class Lineup(Mapping[str, Served]):
     async def failed(self, served: Served, error: BaseException) -> Served | None:
         """What to ask instead of an ensemble whose judges failed; None where there is nothing."""
         now = self._now[served.name]
-        if now is not served:
+        if now != served:
             return now
         before = self.before(served)
         if before is None:
@@ -242,6 +276,55 @@ class Lineup(Mapping[str, Served]):
         self.events.append(
             ServiceEvent(number=self._number, time=datetime.now(UTC), name=what, data=data)
         )
+
+
+class Followed(Mapping[str, Served]):
+    """The ensembles as the supervisor said last; used in one event loop.
+
+    Args:
+        served: to begin with; the first is the default.
+        supervisor: its deployment, which decides what answers instead of one that fails.
+    """
+
+    def __init__(self, served: Mapping[str, Served], supervisor: DeploymentHandle) -> None:
+        self._now, self._supervisor = dict(served), supervisor
+        self._before: dict[str, tuple[Served, float]] = {}
+        self.events: Sequence[ServiceEvent] = ()
+
+    def __getitem__(self, name: str) -> Served:
+        return self._now[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._now)
+
+    def __len__(self) -> int:
+        return len(self._now)
+
+    def update(self, standing: Standing) -> None:
+        """Take over what the supervisor says."""
+        now = time.monotonic()
+        self._now = dict(standing.served)
+        self._before = {name: (one, now + left) for name, (one, left) in standing.before.items()}
+        self.events = standing.events
+
+    def before(self, served: Served) -> Served | None:
+        """What would take the place of an ensemble on probation; None where it is not."""
+        if self._now[served.name] != served:
+            return None
+        before, until = self._before.get(served.name, (None, 0.0))
+        return before if time.monotonic() < until else None
+
+    async def follow(self) -> None:
+        """Nothing: the supervisor does."""
+
+    async def failed(self, served: Served, error: BaseException) -> Served | None:
+        """What answers instead of an ensemble whose judges failed; None where there is nothing."""
+        if self._now[served.name] != served:
+            return self._now[served.name]
+        other: Served | None = await self._supervisor.failed.remote(served, sentence(error))
+        if other is not None:
+            self._now[served.name] = other
+        return other
 
 
 def sentence(error: BaseException) -> str:

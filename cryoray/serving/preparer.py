@@ -6,6 +6,9 @@ import asyncio
 import time
 from dataclasses import dataclass
 
+import numpy as np
+
+from cryoray.formats.opening import OutsideError, Scope
 from cryoray.preparation.prepare import prepare_range
 from cryoray.records import PreparedRows, RowRange
 from cryoray.serving.scaling import Queue
@@ -20,10 +23,25 @@ class Prepared:
     seconds: float
 
 
-def prepared(rows: RowRange, settings: PreparationSettings) -> Prepared:
-    """Read and prepare; see `preparation.prepare.prepare_range`."""
+def prepared(rows: RowRange, settings: PreparationSettings, scope: Scope) -> Prepared:
+    """Read and prepare, files of a scope alone; see `preparation.prepare.prepare_range`."""
     begun = time.perf_counter()
-    return Prepared(prepare_range(rows, settings), time.perf_counter() - begun)
+    try:
+        with scope.reading():
+            made = prepare_range(rows, settings)
+    except OutsideError as error:  # a link that was not there when the request was planned
+        made = unprepared(rows, settings, str(error))
+    return Prepared(made, time.perf_counter() - begun)
+
+
+def unprepared(rows: RowRange, settings: PreparationSettings, why: str) -> PreparedRows:
+    """What comes of a range none of which can be read."""
+    return PreparedRows(
+        rows=np.empty(0, np.int64),
+        images=np.empty((0, settings.box, settings.box), np.float32),
+        features=rows.features[:0],
+        quarantined=tuple((row, why.removesuffix(".")) for row in rows.rows.tolist()),
+    )
 
 
 class Preparer(Queue):
@@ -37,10 +55,15 @@ class Preparer(Queue):
         # One range is read while another is computed; more would only take memory.
         self._at_once = asyncio.Semaphore(2)
 
-    async def __call__(self, rows: RowRange, settings: PreparationSettings) -> Prepared:
-        """Read and prepare; see `preparation.prepare.prepare_range`."""
+    async def __call__(
+        self, rows: RowRange, settings: PreparationSettings, scope: Scope
+    ) -> Prepared:
+        """Read and prepare, files of a scope alone; see `preparation.prepare.prepare_range`."""
         async with self._at_once:
-            return await asyncio.to_thread(prepared, rows, settings)
+            return await asyncio.to_thread(prepared, rows, settings, scope)
+
+    async def ready(self) -> None:
+        """Answers where it can."""
 
     async def attend(self, queued: int) -> None:
         """Hear how many images wait."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from ray import serve
 
 from cryoray.errors import CryorayError, EnsembleError
+from cryoray.formats.opening import Scope
 from cryoray.models.ensemble import Ensemble
 from cryoray.models.predict import judge_prepared
 from cryoray.records import PreparedRows, RowRange, Verdicts
@@ -140,6 +141,10 @@ class Judge(Queue):
         self.heard(queued)
         return (await self._held.get(served)).digest
 
+    async def ready(self, served: Served) -> None:
+        """Answers where it can judge with an ensemble."""
+        await self._held.get(served)
+
 
 def _by_ensemble(
     parts: Sequence[tuple[Ensemble, PreparedRows]],
@@ -171,10 +176,10 @@ class Shadow:
         with suppress(CryorayError):
             self._held.load(first)
 
-    async def __call__(self, rows: RowRange, served: Served) -> JudgedRange:
-        """Read, prepare and judge a range."""
+    async def __call__(self, rows: RowRange, served: Served, scope: Scope) -> JudgedRange:
+        """Read, prepare and judge a range, files of a scope alone."""
         ensemble = await self._held.get(served)
-        given = await asyncio.to_thread(prepared, rows, served.preparation)
+        given = await asyncio.to_thread(prepared, rows, served.preparation, scope)
         (judged,) = await asyncio.to_thread(judge_together, ensemble, [given.rows])
         return judged
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from cryoray.formats.opening import Scope
 from cryoray.protocol.messages import Agreement, ShadowReport
 from cryoray.records import VERDICTS, RowRange, Verdicts
 from cryoray.serving.counts import Counts
-from cryoray.serving.lineup import Lineup, Served
+from cryoray.serving.lineup import Active, Served
 from cryoray.serving.replica import JudgedRange
 from cryoray.serving.sources import Chosen
 
@@ -34,6 +35,10 @@ class _Tally:
     verdicts: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
+Plan = Callable[[Served], Awaitable[Chosen]]
+Judge = Callable[[Served, Sequence[RowRange], Scope], Awaitable[list[JudgedRange]]]
+
+
 class Comparison:
     """One shadow beside the active ensembles of its kind.
 
@@ -42,16 +47,20 @@ class Comparison:
         lineup: whose ensembles answer.
         judge: has the shadow judge ranges.
         counts: where agreement is counted for Prometheus.
+
+    Attributes:
+        others: what other ingresses have compared, as `own` there.
     """
 
     def __init__(
         self,
         name: str | None,
-        lineup: Lineup,
-        judge: Callable[[Served, Sequence[RowRange]], Awaitable[list[JudgedRange]]],
+        lineup: Active,
+        judge: Judge,
         counts: Counts,
     ) -> None:
         self.name, self._lineup, self._judge, self._counts = name, lineup, judge, counts
+        self.others: Sequence[ShadowReport] = ()
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._tallies: dict[tuple[str, str, str], _Tally] = {}
@@ -62,7 +71,8 @@ class Comparison:
         self,
         active: Served,
         answer: Verdicts,
-        plan: Callable[[Served], Chosen],
+        plan: Plan,
+        scope: Scope,
         keep: AsyncExitStack | None = None,
     ) -> None:
         """Have the shadow judge the same later, if it has time; returns at once.
@@ -71,6 +81,7 @@ class Comparison:
             active: whose answer it was.
             answer: it.
             plan: finds the rows again, for the shadow's own preparation and features.
+            scope: in which files are opened.
             keep: what holds an upload; it is taken over, and closed when the shadow has read it.
         """
         shadow = self._lineup[self.name] if self.name is not None else None
@@ -80,7 +91,7 @@ class Comparison:
             self._skip(answer)
             return
         held = keep.pop_all() if keep is not None else AsyncExitStack()
-        task = asyncio.create_task(self._compare(active, shadow, answer, plan, held))
+        task = asyncio.create_task(self._compare(active, shadow, answer, plan, scope, held))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -89,14 +100,15 @@ class Comparison:
         active: Served,
         shadow: Served,
         answer: Verdicts,
-        plan: Callable[[Served], Chosen],
+        plan: Plan,
+        scope: Scope,
         held: AsyncExitStack,
     ) -> None:
         images = len(answer.rows)
         try:
             async with held, self._turn:
-                chosen = await asyncio.to_thread(plan, shadow)
-                said = await self._judge(shadow, chosen.ranges)
+                chosen = await plan(shadow)
+                said = await self._judge(shadow, chosen.ranges, scope)
             await asyncio.to_thread(
                 self._tally, active, shadow, answer, Verdicts.together(one.verdicts for one in said)
             )
@@ -127,7 +139,11 @@ class Comparison:
             self._counts.shadow_images.labels(active.name, one, other).inc(images)
 
     def report(self) -> ShadowReport:
-        """What was compared since the service started."""
+        """What was compared by all ingresses since the service started."""
+        return together([self.own(), *self.others])
+
+    def own(self) -> ShadowReport:
+        """What this ingress compared."""
         return ShadowReport(
             shadow=self.name,
             agreements=[
@@ -149,3 +165,37 @@ class Comparison:
             failed=self._failed,
             last_failure=self._last_failure,
         )
+
+
+def together(reports: Sequence[ShadowReport]) -> ShadowReport:
+    """What several ingresses compared."""
+    alike: dict[tuple[str, str, str], list[Agreement]] = {}
+    for one in (each for report in reports for each in report.agreements):
+        alike.setdefault((one.ensemble, one.active, one.shadow), []).append(one)
+    return ShadowReport(
+        shadow=reports[0].shadow,
+        agreements=[_sum(some) for some in alike.values()],
+        skipped=sum(one.skipped for one in reports),
+        failed=sum(one.failed for one in reports),
+        last_failure=next((one.last_failure for one in reports if one.last_failure), None),
+    )
+
+
+def _sum(some: Sequence[Agreement]) -> Agreement:
+    images = sum(one.images for one in some)
+
+    def mean(name: str) -> float | None:
+        total = sum(one.images * (getattr(one, name) or 0.0) for one in some)
+        return total / images if images else None
+
+    return some[0].model_copy(
+        update={
+            "images": images,
+            "agreement": mean("agreement"),
+            "score_difference": mean("score_difference"),
+            "verdicts": {
+                one: {other: sum(each.verdicts[one][other] for each in some) for other in VERDICTS}
+                for one in VERDICTS
+            },
+        }
+    )

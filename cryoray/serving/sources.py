@@ -1,10 +1,9 @@
-"""Which rows a request means: confined to the roots, with the metadata that lie beside a stack."""
+"""Which rows a request means: confined to a scope, with the metadata that lie beside a stack."""
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from cryoray.errors import InputError
 from cryoray.formats import companion
 from cryoray.formats.companion import Companion
+from cryoray.formats.opening import Scope, current
 from cryoray.formats.source import Source, open_source
 from cryoray.preparation.described import with_metadata
 from cryoray.preparation.plan import grouped, plan, protein_is_dark
@@ -26,10 +26,6 @@ from cryoray.settings import PreparationSettings
 _RANGE_MIB = 32
 #: Sources that are kept open between requests; a million rows take about 200 MB.
 _KEPT = 8
-
-
-class OutsideError(InputError):
-    """Something lies under none of the service's roots."""
 
 
 class AbsentError(InputError):
@@ -46,54 +42,27 @@ class Chosen:
 
     Attributes:
         rows: how many rows were asked for.
-        images: str objects, the names of all the source's images, by row.
+        first: the first of them, 0-based; the others follow it.
+        images: str objects [rows], the names of their images.
         ranges: what can be read, at most as many rows in each as are judged together.
         quarantined: (row, reason) of the others.
     """
 
     rows: int
+    first: int
     images: np.ndarray
     ranges: tuple[RowRange, ...]
     quarantined: tuple[tuple[int, str], ...]
 
 
-def confine(path: str | Path, roots: Sequence[Path]) -> Path:
-    """The absolute path, once all ``..`` and links were followed to see that it is allowed.
-
-    Args:
-        path: a relative one is meant from the first root under which it is there.
-        roots: absolute folders.
-
-    Raises:
-        OutsideError: it lies under none of the roots, whether or not anything is there.
-    """
-    outside = OutsideError(
-        "lies under none of the folders that this service may read",
-        file=path,
-        remedy="start the service with --root for its folder",
-    )
-    try:
-        candidates = [root / path for root in roots]
-        found = next((file for file in candidates if file.exists()), candidates[0])
-        real = Path(os.path.realpath(found))
-        allowed = any(real.is_relative_to(os.path.realpath(root)) for root in roots)
-    except (OSError, ValueError, RuntimeError) as error:  # a null byte, too long a name, a loop
-        raise outside from error
-    if not allowed:
-        raise outside
-    return real if ".." in found.parts else found
-
-
 class Catalogue:
-    """Opens what requests ask for; may be used from several threads.
+    """Opens what requests ask for, in a scope; may be used from several threads.
 
     Args:
-        roots: folders under which everything must lie.
         max_rows: rows in one request.
     """
 
-    def __init__(self, roots: Sequence[Path], max_rows: int) -> None:
-        self.roots = tuple(roots)
+    def __init__(self, max_rows: int) -> None:
         self.max_rows = max_rows
         self._sources: _Kept[Source] = _Kept(_KEPT)
         self._dark: _Kept[bool] = _Kept(16 * _KEPT)
@@ -105,6 +74,7 @@ class Catalogue:
         kind: Kind,
         preparation: PreparationSettings,
         together: int,
+        scope: Scope,
     ) -> Chosen:
         """Find the rows of a request and plan their reading, as `classify` would.
 
@@ -114,14 +84,27 @@ class Catalogue:
             kind: of the ensemble that will judge.
             preparation: of the ensemble that will judge.
             together: images in a range.
+            scope: in which everything must lie.
 
         Raises:
-            OutsideError: the source, or a stack that it names, lies under none of the roots.
+            OutsideError: the source, or a stack that it names, lies outside the scope.
             AbsentError: there is no such file.
             TooMuchError: more rows than ``max_rows``.
             InputError: it is no source, or has no such rows.
         """
-        path = confine(source, self.roots)
+        with scope.reading():
+            return self._choose(source, rows, kind, preparation, together, scope)
+
+    def _choose(
+        self,
+        source: str | Path,
+        rows: tuple[int, int] | None,
+        kind: Kind,
+        preparation: PreparationSettings,
+        together: int,
+        scope: Scope,
+    ) -> Chosen:
+        path = scope.confine(source)
         if not path.is_file():
             raise AbsentError("there is no such file", file=source)
         opened = described_by = self._open(path, kind)
@@ -143,17 +126,18 @@ class Catalogue:
         wanted = np.arange(first, end)
         for index in np.unique(opened.stack[wanted]).tolist():
             if index >= 0:
-                confine(opened.stacks[index], self.roots)
+                scope.confine(opened.stacks[index])
         # Decided over the whole source, as `classify` does, so that it is the same for every request.
         dark = self._dark.get(
-            (_identity(described_by.path), kind, preparation),
+            (scope, _identity(described_by.path), kind, preparation),
             lambda: protein_is_dark(described_by, preparation),
             keep=all(stack.exists() for stack in described_by.stacks),
         )
         planned = plan(opened, preparation, _RANGE_MIB, rows=wanted, invert=dark)
         return Chosen(
             rows=len(wanted),
-            images=opened.images,
+            first=first,
+            images=opened.images[first:end],
             ranges=tuple(
                 part for few in grouped(planned.ranges, _RANGE_MIB, together) for part in few
             ),
@@ -161,19 +145,21 @@ class Catalogue:
         )
 
     def _open(self, path: Path, kind: Kind) -> Source:
+        scope = current()
+
         def read() -> Source:
             source = open_source(path, kind)
             for stack in source.stacks:
-                confine(stack, self.roots)
+                scope.confine(stack)
             return source
 
-        return self._sources.get((_identity(path), kind), read)
+        # What one scope may see of a source is no answer to what another may.
+        return self._sources.get((scope, _identity(path), kind), read)
 
     def _beside(self, stack: Path, kind: Kind) -> Companion | None:
-        """The STAR file under the roots that describes a stack, None without one."""
-        found = companion.find(
-            stack, kind, lambda file: self._open(confine(file, self.roots), kind)
-        )
+        """The STAR file in the scope that describes a stack, None without one."""
+        scope = current()
+        found = companion.find(stack, kind, lambda file: self._open(scope.confine(file), kind))
         return found.companion
 
 

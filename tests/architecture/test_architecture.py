@@ -114,6 +114,7 @@ CALLED = {
 #: The extras that a folder may count on beside what every installation has. `cryoray-cryosparc` runs where
 #: cryoSPARC's own tools are; of cryoray's extras only `dev` brings them.
 MAY_USE = {
+    "cryoray": ("notebook",),
     "cryoray/cli": ("report", "dev"),
     "cryoray/diagnostics": ("train",),
     "cryoray/engine": ("train",),

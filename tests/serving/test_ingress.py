@@ -21,6 +21,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from cryoray.errors import SettingsError
+from cryoray.formats.opening import Scope
 from cryoray.formats.source import open_source
 from cryoray.models.ensemble import Ensemble
 from cryoray.preparation.plan import plan
@@ -28,9 +29,11 @@ from cryoray.preparation.prepare import prepare_range
 from cryoray.protocol.messages import JUDGE, STACK_TYPE, JudgeAnswer
 from cryoray.records import VERDICTS, RowRange
 from cryoray.serving.counts import Counts
-from cryoray.serving.ingress import JudgesFailedError, create
+from cryoray.serving.dispatcher import JudgesFailedError
+from cryoray.serving.ingress import create
 from cryoray.serving.lineup import Lineup, Served, attempt
 from cryoray.serving.replica import JudgedRange, judge_together
+from cryoray.serving.shadow import Comparison
 from cryoray.settings import ServeSettings
 from tests.examples import particles, write_project, write_stack
 
@@ -55,7 +58,9 @@ class InProcess:
         self.waiting, self.loses_rows = threading.Semaphore(0), False
         self.breaks: set[str] = set()
 
-    async def judge(self, served: Served, ranges: Sequence[RowRange]) -> list[JudgedRange]:
+    async def judge(
+        self, served: Served, ranges: Sequence[RowRange], scope: Scope
+    ) -> list[JudgedRange]:
         self.waiting.release()
         while not self.gate.is_set():
             await asyncio.sleep(0.005)
@@ -64,7 +69,9 @@ class InProcess:
         judged = self.together(served, ranges)
         return judged[1:] if self.loses_rows else judged
 
-    async def beside(self, shadow: Served, ranges: Sequence[RowRange]) -> list[JudgedRange]:
+    async def beside(
+        self, shadow: Served, ranges: Sequence[RowRange], scope: Scope
+    ) -> list[JudgedRange]:
         while not self.shadow_gate.is_set():
             await asyncio.sleep(0.005)
         if shadow.digest in self.breaks:
@@ -101,7 +108,9 @@ def application(
     served = {one.name: one for one in (*ensembles, *([shadow] if shadow else ()))}
     made = ServeSettings(**settings)
     lineup = Lineup(served, root, probation=made.probation, attempt=here, hold=judging.hold)
-    return create(made, lineup, judging, Counts(made.batch), shadow.name if shadow else None)
+    counts = Counts(made.batch)
+    comparison = Comparison(shadow.name if shadow else None, lineup, judging.beside, counts)
+    return create(made, lineup, judging, counts, comparison)
 
 
 @contextmanager

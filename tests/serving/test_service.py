@@ -149,7 +149,7 @@ def test_it_is_healthy_and_named_for_the_dashboard(client: Client, running: Runn
     applications = ray_serve.status().applications
     assert list(applications) == ["cryoray"]
     assert set(applications["cryoray"].deployments) == {
-        "ingress", "preparer", "judge-tiny", "judge-live", "shadow",
+        "ingress", "supervisor", "preparer", "judge-tiny", "judge-live", "shadow",
     }  # fmt: skip
 
 

@@ -10,22 +10,44 @@ import pytest
 
 from cryoray.errors import FormatError, InputError
 from cryoray.formats import companion
+from cryoray.formats.opening import OutsideError, Scope
 from cryoray.formats.source import open_source
 from cryoray.preparation.described import with_metadata
 from cryoray.preparation.plan import grouped, plan
+from cryoray.records import Kind
 from cryoray.serving.sources import (
     AbsentError,
     Catalogue,
-    OutsideError,
+    Chosen,
     TooMuchError,
     _Kept,
-    confine,
 )
 from cryoray.settings import PreparationSettings
 from tests.examples import FEATURES, particles, write_project, write_stack, write_star
 from tests.formats.files import write_cs_job
 
 PREPARATION = PreparationSettings(box=32, features=FEATURES, contrast="bright")
+
+
+def confine(path: str | Path, roots: list[Path]) -> Path:
+    return Scope(tuple(roots)).confine(path)
+
+
+class Chooser:
+    """A catalogue and the scope in which it is asked."""
+
+    def __init__(self, roots: list[Path], max_rows: int) -> None:
+        self.catalogue, self.scope = Catalogue(max_rows), Scope(tuple(roots))
+
+    def choose(
+        self,
+        source: Path,
+        rows: tuple[int, int] | None,
+        kind: Kind,
+        preparation: PreparationSettings,
+        together: int,
+    ) -> Chosen:
+        return self.catalogue.choose(source, rows, kind, preparation, together, self.scope)
 
 
 @pytest.fixture
@@ -69,7 +91,7 @@ def test_a_star_file_may_not_lead_outside_either(places: tuple[Path, Path]) -> N
     row = "mic 1 9000 9000 4"
     star = write_star(root / "p.star", [f"1@a.mrcs {row}", f"1@{outside}/a.mrcs {row}"])
     with pytest.raises(OutsideError, match="outside/a"):
-        Catalogue([root], 10).choose(star, (0, 1), "particle", PREPARATION, 10)
+        Chooser([root], 10).choose(star, (0, 1), "particle", PREPARATION, 10)
 
 
 def test_ranges_are_cut_to_what_is_judged_together(project: Path) -> None:
@@ -84,7 +106,7 @@ def test_ranges_are_cut_to_what_is_judged_together(project: Path) -> None:
 
 
 def test_a_request_means_the_sources_rows(project: Path) -> None:
-    catalogue = Catalogue([project.parent], 200)
+    catalogue = Chooser([project.parent], 200)
     chosen = catalogue.choose(project, (20, 120), "particle", PREPARATION, 16)
     rows = np.sort(np.concatenate([part.rows for part in chosen.ranges]))
     np.testing.assert_array_equal(rows, np.arange(20, 120))
@@ -93,7 +115,7 @@ def test_a_request_means_the_sources_rows(project: Path) -> None:
 
 
 def test_requests_that_cannot_be_met_say_why(project: Path) -> None:
-    catalogue = Catalogue([project.parent], 100)
+    catalogue = Chooser([project.parent], 100)
 
     def choose(source: Path, rows: tuple[int, int]) -> None:
         catalogue.choose(source, rows, "particle", PREPARATION, 16)
@@ -110,7 +132,7 @@ def test_requests_that_cannot_be_met_say_why(project: Path) -> None:
 
 def test_a_stack_gets_the_metadata_of_the_star_file_above_it(project: Path) -> None:
     stack = project.parent / "Extract/job001/mic_2.mrcs"
-    catalogue = Catalogue([project.parent], 100)
+    catalogue = Chooser([project.parent], 100)
     chosen = catalogue.choose(stack, None, "particle", PREPARATION, 100)
     star = open_source(project)
     of_star = plan(star, PREPARATION, 64)
@@ -130,7 +152,7 @@ def test_images_that_the_star_file_leaves_out_are_still_there(tmp_path: Path) ->
         tmp_path / "mic_extract.star",
         [f"000002@mic.mrcs {row}", "000004@mic.mrcs short", f"9@mic.mrcs {row}", f"1@b.mrcs {row}"],
     )
-    chosen = Catalogue([tmp_path], 10).choose(stack, (0, 5), "particle", PREPARATION, 10)
+    chosen = Chooser([tmp_path], 10).choose(stack, (0, 5), "particle", PREPARATION, 10)
     (part,) = chosen.ranges
     assert part.frames.tolist() == [0, 1, 2, 4]
     np.testing.assert_array_equal(np.isfinite(part.features[:, 0]), [False, True, False, False])
@@ -160,7 +182,7 @@ def test_a_bare_stack_s_particles_have_all_neighbours_that_its_star_file_places(
         "_rlnMicrographName #2\n_rlnCoordinateX #3\n_rlnCoordinateY #4\n" + "\n".join(rows) + "\n"
     )
     near = PREPARATION.model_copy(update={"features": ("neighbour_distance",)})
-    catalogue = Catalogue([tmp_path], 10)
+    catalogue = Chooser([tmp_path], 10)
     (part,) = catalogue.choose(tmp_path / "a.mrcs", None, "particle", near, 10).ranges
     np.testing.assert_allclose(part.features[:, 0], np.log1p([10 / 40, 20 / 40]), rtol=1e-6)
 
@@ -170,13 +192,13 @@ def test_a_star_file_that_does_not_name_the_stack_says_nothing_about_it(tmp_path
     (tmp_path / "elsewhere").mkdir()
     write_stack(tmp_path / "elsewhere/mic.mrcs", particles(2))
     write_star(tmp_path / "mic.star", ["1@elsewhere/mic.mrcs mic.mrc 1 9000 9000 4"])
-    (part,) = Catalogue([tmp_path], 10).choose(stack, None, "particle", PREPARATION, 10).ranges
+    (part,) = Chooser([tmp_path], 10).choose(stack, None, "particle", PREPARATION, 10).ranges
     assert np.isnan(part.features[:, 0]).all()
 
 
 def test_a_source_that_grows_is_read_again(tmp_path: Path) -> None:
     star = write_project(tmp_path, (10,))
-    catalogue = Catalogue([tmp_path], 100)
+    catalogue = Chooser([tmp_path], 100)
     assert catalogue.choose(star, None, "particle", PREPARATION, 16).rows == 10
     write_project(tmp_path, (10, 12))
     assert catalogue.choose(star, None, "particle", PREPARATION, 16).rows == 22
@@ -186,7 +208,7 @@ def test_contrast_is_decided_over_the_whole_source_once_all_of_it_is_there(tmp_p
     star = write_project(tmp_path, (40, 40))
     auto = PREPARATION.model_copy(update={"contrast": "auto"})
     dark = particles(40) * -1
-    catalogue = Catalogue([tmp_path], 100)
+    catalogue = Chooser([tmp_path], 100)
     late = tmp_path / "Extract/job001/mic_2.mrcs"
     late.unlink()
     assert not catalogue.choose(star, (0, 2), "particle", auto, 16).ranges[0].invert
@@ -226,9 +248,9 @@ def test_of_several_threads_one_opens_and_a_failure_is_tried_again() -> None:
 def test_a_cryosparc_table_is_a_source_with_its_own_metadata(tmp_path: Path) -> None:
     path = write_cs_job(tmp_path, n=5)
     preparation = PreparationSettings(box=16, features=("defocus",))
-    chosen = Catalogue([tmp_path], 100).choose(path, (1, 4), "particle", preparation, 10)
-    assert chosen.images[1:4].tolist() == [f"{i:06d}@J19/extract/a.mrc" for i in (2, 3, 4)]
+    chosen = Chooser([tmp_path], 100).choose(path, (1, 4), "particle", preparation, 10)
+    assert chosen.images.tolist() == [f"{i:06d}@J19/extract/a.mrc" for i in (2, 3, 4)]
     assert [part.rows.tolist() for part in chosen.ranges] == [[1, 2, 3]]
     np.testing.assert_allclose(chosen.ranges[0].features[:, 0], [1.4501, 1.4502, 1.4503], rtol=1e-5)
     with pytest.raises(OutsideError):
-        Catalogue([tmp_path / "J26"], 100).choose(path, None, "particle", preparation, 10)
+        Chooser([tmp_path / "J26"], 100).choose(path, None, "particle", preparation, 10)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import uvicorn
 
+from cryoray.formats.opening import Scope
 from cryoray.models.ensemble import Ensemble
 from cryoray.preparation.prepare import prepare_range
 from cryoray.protocol.client import Client
@@ -32,7 +33,9 @@ class InProcess:
         self.broken = False
         self.calls = 0
 
-    async def judge(self, served: Served, ranges: Sequence[RowRange]) -> list[JudgedRange]:
+    async def judge(
+        self, served: Served, ranges: Sequence[RowRange], scope: Scope
+    ) -> list[JudgedRange]:
         self.calls += 1
         if self.broken:
             raise RuntimeError("a replica died")
@@ -45,7 +48,9 @@ class InProcess:
             ]
         )
 
-    async def beside(self, shadow: Served, ranges: Sequence[RowRange]) -> list[JudgedRange]:
+    async def beside(
+        self, shadow: Served, ranges: Sequence[RowRange], scope: Scope
+    ) -> list[JudgedRange]:
         raise AssertionError("there is no shadow")
 
     async def hold(self, served: Served) -> None:

@@ -1,0 +1,214 @@
+"""Sends row ranges to preparers and judges on Ray Serve, and again where a replica was lost."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections import Counter as Tally
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from cryoray.errors import CryorayError
+from cryoray.formats.opening import Scope
+from cryoray.records import RowRange
+from cryoray.serving.counts import Counts
+from cryoray.serving.lineup import Followed, Served, sentence
+from cryoray.serving.replica import JudgedRange
+from cryoray.serving.shadow import Comparison
+from cryoray.serving.supervisor import Report, Standing
+
+#: Health is answered within two seconds, whatever the replicas do.
+_HEALTH_SECONDS = 1.5
+#: How long a good answer of the replicas stands for one that is late.
+_HEALTHY_SECONDS = 10.0
+_ATTEND_SECONDS = 10.0
+#: Seconds before a range is sent again whose replica was lost; a new one takes some to start.
+_AGAIN_SECONDS = (0.1, 0.5, 2.0, 5.0)
+
+#: What a replica or a node that is gone looks like from here.
+_LOST = (RayActorError, NodeDiedError, ObjectLostError, RayServeException)
+
+
+class JudgesFailedError(CryorayError):
+    """The judges or preparers could not do what an ensemble asks of them."""
+
+
+class Judging(Protocol):
+    """Whatever prepares and judges for the HTTP application."""
+
+    async def judge(
+        self, served: Served, ranges: Sequence[RowRange], scope: Scope
+    ) -> list[JudgedRange]:
+        """Judge ranges with an ensemble; files are opened in a scope alone.
+
+        Raises:
+            JudgesFailedError: that cannot be done.
+        """
+
+    async def beside(
+        self, shadow: Served, ranges: Sequence[RowRange], scope: Scope
+    ) -> list[JudgedRange]:
+        """Judge ranges with a shadow, in what time is left."""
+
+    async def ready(self) -> bool:
+        """Whether a request would be judged now; answers within two seconds."""
+
+    async def attend(self) -> None:
+        """What is to be done every few seconds."""
+
+
+class Dispatcher:
+    """Judges with the deployments of one application.
+
+    Args:
+        lineup: the ensembles that are active, as the supervisor says.
+        supervisor: its deployment.
+        preparer: the deployment of preparers.
+        judges: the deployment of judges, by name of ensemble; the shadow's among them.
+        counts: where it is counted.
+        comparison: with the shadow.
+    """
+
+    def __init__(
+        self,
+        lineup: Followed,
+        supervisor: DeploymentHandle,
+        preparer: DeploymentHandle,
+        judges: Mapping[str, DeploymentHandle],
+        counts: Counts,
+        comparison: Comparison,
+    ) -> None:
+        self.lineup, self.supervisor, self.preparer = lineup, supervisor, preparer
+        self.judges, self.counts, self.comparison = dict(judges), counts, comparison
+        self._name = uuid.uuid4().hex
+        self._queued: Tally[str] = Tally()
+        self._slots = _Slots(4)
+        self._healthy_at = -float("inf")
+
+    async def judge(
+        self, served: Served, ranges: Sequence[RowRange], scope: Scope
+    ) -> list[JudgedRange]:
+        """Have ranges prepared and judged; a range whose replica was lost goes to another.
+
+        Raises:
+            JudgesFailedError: judging failed, or replica after replica was lost.
+        """
+        images = sum(len(part.rows) for part in ranges)
+        self._wait(served.name, images)
+        # So that a request of a few rows need not wait for all of one with a million.
+        mine = asyncio.Semaphore(self._slots.limit)
+
+        async def one(part: RowRange) -> JudgedRange:
+            nonlocal images
+            async with mine, self._slots:
+                begun = time.perf_counter()
+                judged = await self._one(served, part, scope)
+                self.counts.measured(judged, time.perf_counter() - begun)
+            self._wait(served.name, -len(part.rows))
+            images -= len(part.rows)
+            return judged
+
+        tasks = [asyncio.ensure_future(one(part)) for part in ranges]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+            self._wait(served.name, -images)
+
+    async def _one(self, served: Served, part: RowRange, scope: Scope) -> JudgedRange:
+        # An ensemble that takes its judges down must not do so for long.
+        again = _AGAIN_SECONDS[: 1 if self.lineup.before(served) else None]
+        for pause in (*again, None):
+            # The response is handed on unread: its pixels go from preparer to judge directly.
+            prepared = self.preparer.remote(part, served.preparation, scope)
+            judged = self.judges[served.name].remote(prepared, served)
+            try:
+                return await judged
+            except asyncio.CancelledError:
+                judged.cancel()
+                prepared.cancel()
+                raise
+            except _LOST as error:
+                self.counts.lost.inc()
+                if pause is None:
+                    raise _failed(served, error) from error
+                await asyncio.sleep(pause)
+            except (RayError, CryorayError) as error:
+                raise _failed(served, error) from error
+        raise AssertionError
+
+    async def beside(
+        self, shadow: Served, ranges: Sequence[RowRange], scope: Scope
+    ) -> list[JudgedRange]:
+        """Have the shadow judge ranges, one after the other."""
+        return [await self.judges[shadow.name].remote(part, shadow, scope) for part in ranges]
+
+    async def attend(self) -> None:
+        """Exchange with the supervisor what each has to know; while it is away, all stays as it was."""
+        queued = {name: self._queued[name] for name in self.judges}
+        mine = Report(queued, self.counts.collected(), self.comparison.own())
+        standing: Standing = await asyncio.wait_for(
+            self.supervisor.heard.remote(self._name, mine), _ATTEND_SECONDS
+        )
+        self.lineup.update(standing)
+        self.counts.others = [one.counts for one in standing.others]
+        self.comparison.others = [one.shadow for one in standing.others]
+        # As many ranges under way as keep everyone busy; more would only fill the object store.
+        self._slots.limit = max(4, -(-2 * standing.replicas // standing.ingresses))
+
+    def _wait(self, name: str, images: int) -> None:
+        self._queued[name] += images
+        self.counts.queued.labels(name).set(self._queued[name])
+
+    async def ready(self) -> bool:
+        """Whether the preparers and all ensembles' judges answer, with the ensemble that is active.
+
+        Those that are too busy to answer at once, and did so moments ago, are taken to be there.
+        """
+        asked = [
+            self.preparer.ready.remote(),
+            *(
+                self.judges[name].ready.remote(served)
+                for name, served in self.lineup.items()
+                if name != self.comparison.name
+            ),
+        ]
+        try:
+            async with asyncio.timeout(_HEALTH_SECONDS):
+                await asyncio.gather(*asked)
+        except TimeoutError:
+            return time.monotonic() - self._healthy_at < _HEALTHY_SECONDS
+        except Exception:
+            return False
+        self._healthy_at = time.monotonic()
+        return True
+
+
+class _Slots:
+    """A semaphore whose limit may change."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self._taken = limit, 0
+        self._freed = asyncio.Condition()
+
+    async def __aenter__(self) -> None:
+        async with self._freed:
+            await self._freed.wait_for(lambda: self._taken < self.limit)
+            self._taken += 1
+
+    async def __aexit__(self, *exception: object) -> None:
+        async with self._freed:
+            self._taken -= 1
+            self._freed.notify()
+
+
+def _failed(served: Served, error: BaseException) -> JudgesFailedError:
+    return JudgesFailedError(
+        f"The judges of {served.name} failed, ask again: {sentence(error).rstrip('.')}."
+    )

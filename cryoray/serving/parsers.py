@@ -1,0 +1,315 @@
+"""Processes that open what requests ask for, with limits: a file made to be hard to read ends one of them.
+
+The service's own process parses nothing that a user wrote. A request whose file takes too long or too much
+memory is refused; one whose client has gone stops the work at once. The processes are forked from one that
+has imported all they need, so that another takes the place of one that ended within moments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import ctypes
+import os
+import pickle
+import resource
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Hashable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from cryoray.errors import CryorayError, InternalError
+from cryoray.formats.opening import Scope
+from cryoray.records import Kind
+from cryoray.serving.sources import Catalogue, Chosen, TooMuchError
+from cryoray.settings import PreparationSettings
+
+#: Of one process, beyond what Python and its libraries take: a table of ten million rows takes 2 GB.
+_MEMORY_MIB = 4096
+_PARENT_DIES = 1  # PR_SET_PDEATHSIG of prctl(2)
+_LENGTH, _ORDER = struct.Struct("<Q"), struct.Struct("<QQ")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What `Catalogue.choose` takes."""
+
+    source: str
+    rows: tuple[int, int] | None
+    kind: Kind
+    preparation: PreparationSettings
+    together: int
+    scope: Scope
+
+
+class _Worker:
+    """A process that answers one question at a time, and what it opened and so holds ready."""
+
+    def __init__(self, process: int, connection: socket.socket) -> None:
+        self._process, self._connection = process, connection
+        self.knows: set[Hashable] = set()
+
+    def ask(self, question: Question) -> tuple[bool, Any]:
+        """Whether it went well, and the answer or the error.
+
+        Raises:
+            OSError: it ended, or was ended.
+        """
+        body = pickle.dumps(question)
+        self._connection.sendall(_LENGTH.pack(len(body)) + body)
+        (size,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
+        answer: tuple[bool, Any] = pickle.loads(self._exactly(size))
+        return answer
+
+    def _exactly(self, size: int) -> bytearray:
+        held = bytearray(size)
+        rest = memoryview(held)
+        while rest:
+            got = self._connection.recv_into(rest)
+            if not got:
+                raise ConnectionResetError
+            rest = rest[got:]
+        return held
+
+    def end(self) -> None:
+        """End it, whatever it does; a thread that waits for it gets an error."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._process, signal.SIGKILL)
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+
+    def __del__(self) -> None:
+        """Ends it when nobody can ask it any more."""
+        self._connection.close()
+        os.close(self._process)
+
+
+class Parsers:
+    """Answers questions in processes of its own, one at a time in each; used in one event loop.
+
+    Args:
+        max_rows: rows in one request.
+        processes: how many, at most.
+        seconds: for one question.
+        memory_mib: of one process, beyond what it takes without work.
+    """
+
+    def __init__(
+        self, max_rows: int, processes: int, seconds: float, memory_mib: int = _MEMORY_MIB
+    ) -> None:
+        self._max_rows, self._seconds, self._memory = max_rows, seconds, memory_mib
+        self._free = asyncio.Semaphore(processes)
+        self._threads = ThreadPoolExecutor(processes, "parsers")
+        self._idle: list[_Worker] = []
+
+    async def choose(self, question: Question) -> Chosen:
+        """As `Catalogue.choose`.
+
+        Raises:
+            TooMuchError: reading the source takes more time or memory than there is for it.
+            InputError: as there.
+        """
+        async with self._free:
+            worker = await self._worker(question.source)
+            try:
+                async with asyncio.timeout(self._seconds):
+                    asked = asyncio.get_running_loop().run_in_executor(
+                        self._threads, worker.ask, question
+                    )
+                    good, answer = await asyncio.shield(asked)
+            except TimeoutError:
+                worker.end()
+                asked.add_done_callback(lambda done: done.exception())
+                raise TooMuchError(
+                    f"takes longer than {self._seconds:g} seconds to open",
+                    file=question.source,
+                    remedy="give a smaller file",
+                ) from None
+            except OSError:
+                worker.end()
+                raise _too_large(question.source, self._memory) from None
+            except BaseException:  # whoever asked has gone
+                worker.end()
+                asked.add_done_callback(lambda done: done.exception())
+                raise
+            worker.knows.add(question.source)
+            self._idle.append(worker)
+        if good:
+            chosen: Chosen = answer
+            return chosen
+        if isinstance(answer, MemoryError):
+            raise _too_large(question.source, self._memory)
+        raise answer
+
+    def close(self) -> None:
+        """End the processes that have nothing to do."""
+        while self._idle:
+            self._idle.pop().end()
+
+    async def _worker(self, source: str) -> _Worker:
+        """One that has nothing to do: the one that opened this source before, if there is such."""
+        if self._idle:
+            knowing = [one for one in self._idle if source in one.knows]
+            chosen = (knowing or self._idle)[-1]
+            self._idle.remove(chosen)
+            return chosen
+        task = asyncio.ensure_future(asyncio.to_thread(_fork, self._max_rows, self._memory))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_end_unused)
+            raise
+
+
+def _end_unused(forked: asyncio.Future[_Worker]) -> None:
+    if not forked.cancelled() and forked.exception() is None:
+        forked.result().end()
+
+
+def prepare() -> None:
+    """Start the process from which the others are forked; `Parsers` does it where nobody has."""
+    with _starting:
+        _origin()
+
+
+_starting = threading.Lock()
+_started: tuple[subprocess.Popen[bytes], socket.socket] | None = None
+
+
+def _origin() -> socket.socket:
+    """The connection to the process from which the others are forked; one for this process."""
+    global _started
+    if _started is not None and _started[0].poll() is None:
+        return _started[1]
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cryoray.serving.parsers", str(theirs.fileno())],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        pass_fds=[theirs.fileno()],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    theirs.close()
+    _started = (process, ours)
+    atexit.register(_finish, process, ours)
+    return ours
+
+
+def _finish(process: subprocess.Popen[bytes], connection: socket.socket) -> None:
+    connection.close()  # which ends it, and it those that were forked from it
+    process.wait()
+
+
+def _fork(max_rows: int, memory_mib: int) -> _Worker:
+    with _starting:
+        origin = _origin()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            socket.send_fds(origin, [_ORDER.pack(max_rows, memory_mib)], [theirs.fileno()])
+        answer, descriptors, _, _ = socket.recv_fds(origin, 1, 1)
+        if not answer:
+            raise InternalError("the process that opens sources could not start")
+    return _Worker(descriptors[0], ours)
+
+
+def _too_large(source: str, memory_mib: int) -> TooMuchError:
+    return TooMuchError(
+        f"takes more than {memory_mib:,} MiB of memory to open",
+        file=source,
+        remedy="give a smaller file",
+    )
+
+
+class InThisProcess:
+    """The same without processes, for a source that is ours: an upload, whose size is known.
+
+    Args:
+        max_rows: rows in one request.
+    """
+
+    def __init__(self, max_rows: int) -> None:
+        self._catalogue = Catalogue(max_rows)
+
+    async def choose(self, question: Question) -> Chosen:
+        """As `Catalogue.choose`."""
+        return await asyncio.to_thread(answer, self._catalogue, question)
+
+
+def answer(catalogue: Catalogue, question: Question) -> Chosen:
+    """What `Parsers.choose` has a process do."""
+    return catalogue.choose(
+        question.source,
+        question.rows,
+        question.kind,
+        question.preparation,
+        question.together,
+        question.scope,
+    )
+
+
+def main(control: int) -> None:
+    """Fork a process for each order, until whoever gives them is gone."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal, meant for whoever gives orders
+    orders = socket.socket(fileno=control)
+    while True:
+        order, descriptors, _, _ = socket.recv_fds(orders, _ORDER.size, 1)
+        if len(order) != _ORDER.size:
+            os._exit(0)
+        process = os.fork()
+        if not process:
+            orders.close()
+            _answer_all(socket.socket(fileno=descriptors[0]), *_ORDER.unpack(order))
+            os._exit(0)
+        os.close(descriptors[0])
+        pidfd = os.pidfd_open(process)
+        socket.send_fds(orders, [b"!"], [pidfd])
+        os.close(pidfd)
+
+
+def _answer_all(connection: socket.socket, max_rows: int, memory_mib: int) -> None:
+    """Answer questions on a connection, until there are no more."""
+    ctypes.CDLL(None).prctl(_PARENT_DIES, signal.SIGKILL)
+    _limit(memory_mib)
+    catalogue = Catalogue(max_rows)
+    with connection.makefile("rb") as questions, connection.makefile("wb") as answers:
+        while (head := questions.read(_LENGTH.size)) and len(head) == _LENGTH.size:
+            question = pickle.loads(questions.read(*_LENGTH.unpack(head)))
+            _put(answers, _answered(catalogue, question))
+
+
+def _answered(catalogue: Catalogue, question: Question) -> bytes:
+    try:
+        return pickle.dumps((True, answer(catalogue, question)))
+    except MemoryError:
+        return pickle.dumps((False, MemoryError()))
+    except (CryorayError, OSError) as error:
+        return pickle.dumps((False, error))
+    except Exception as error:
+        return pickle.dumps((False, InternalError(f"{type(error).__name__}: {error}")))
+
+
+def _put(file: BinaryIO, body: bytes) -> None:
+    file.write(_LENGTH.pack(len(body)) + body)
+    file.flush()
+
+
+def _limit(memory_mib: int) -> None:
+    """Let this process have so much more memory than it has now."""
+    with open("/proc/self/statm") as file:  # noqa: PTH123
+        now = int(file.read().split()[5]) * resource.getpagesize()
+    most = now + (memory_mib << 20)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
