@@ -127,7 +127,6 @@ MAY_USE = {
 }
 FOLDERS = sorted(
     {
-        "cryoray",
         *MAY_USE,
         *(str(path.parent.relative_to(ROOT)) for path in (ROOT / "cryoray").glob("*/__init__.py")),
     }
