@@ -346,7 +346,8 @@ def card(rows: Mapping[str, Mapping[str, Any]], lost: np.ndarray, settings: Sett
         "",
         "Folds are over proteins. The networks that judged a held-out protein never saw it; which of the "
         "other images d2 and d3 drew more often does go back to networks that did "
-        "(`python -m benchmarks.class2d` trains without it altogether), and members are calibrated with it. "
+        "(`python -m benchmarks.accuracy.class2d` trains without it altogether), and members are "
+        "calibrated with it. "
         "Networks and settings were not chosen by these numbers, but for these: the bound is promised with "
         f"{settings.train.operating_point.confidence:.0%}, since at 95% both real proteins lost more than it "
         f"allows in the ensemble of 72 simulated ones; {PROJECTS} proteins and {settings.train.fit.epochs} "

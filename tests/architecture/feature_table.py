@@ -37,7 +37,7 @@ cryoSPARC, and of jobs at different pixel sizes, go together. They are RELION's 
 RELION's units: its `features.star` holds other values. Protein is what is brighter than 0.05
 standard deviations of the image low-pass filtered to 25 Å and reaches well into the middle.
 
-`python -m benchmarks.class_features FOLDER` tells, of classes that somebody selected, how well each
+`python -m benchmarks.accuracy.class_features FOLDER` tells, of classes that somebody selected, how well each
 feature alone tells the selected from the others.
 
 """

@@ -105,7 +105,7 @@ def test_learning_rate_rises_then_falls_to_zero(examples):
 
 
 def test_the_network_that_ours_is_compared_with_learns_by_the_same_loop(examples):
-    from benchmarks.boosting import RANKER, RankerFit
+    from benchmarks.accuracy.boosting import RANKER, RankerFit
 
     all_rows = everything(len(examples.labels))
     settings = SETTINGS.model_copy(update={"epochs": 8, "learning_rate": 1e-3})

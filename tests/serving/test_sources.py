@@ -155,7 +155,9 @@ def test_images_that_the_star_file_leaves_out_are_still_there(tmp_path: Path) ->
     chosen = Chooser([tmp_path], 10).choose(stack, (0, 5), "particle", PREPARATION, 10)
     (part,) = chosen.ranges
     # A row that is cut short names no image that one could rely on.
-    np.testing.assert_array_equal(np.isfinite(part.features[:, 0]), [False, True, False, False, False])
+    np.testing.assert_array_equal(
+        np.isfinite(part.features[:, 0]), [False, True, False, False, False]
+    )
     assert chosen.quarantined == ()
     assert chosen.images.tolist() == [f"00000{i}@mic.mrcs" for i in range(1, 6)]
 

@@ -1,7 +1,7 @@
 """How much of what two cores can judge the service delivers, and how soon: at 1, 8 and 32 clients at once.
 
 The limit is read, preparation and forward pass of the same members in one process per core, with nothing
-between them. ``python -m benchmarks.serve``
+between them. ``python -m benchmarks.speed.serve``
 """
 
 from __future__ import annotations

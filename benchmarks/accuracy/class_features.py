@@ -1,6 +1,6 @@
 """Do the features of 2D classes tell what was kept, and what do they cost?
 
-``python -m benchmarks.class_features FOLDER…`` looks at folders of class averages with a selection
+``python -m benchmarks.accuracy.class_features FOLDER…`` looks at folders of class averages with a selection
 beside them, as ``cryoray ingest`` finds it. Without a folder the real data beside the project are
 taken, and where there are none, the cost alone is measured.
 """
@@ -24,7 +24,7 @@ from cryoray.formats.source import find_sources, open_source
 from cryoray.preparation.class_features import class_columns
 from cryoray.preparation.features import chosen_features, source_features
 
-_REAL = Path(__file__).parents[2] / "shared/data"
+_REAL = Path(__file__).parents[3] / "shared/data"
 _FOLDERS = ("class-averages-human", "class-averages-relion4")
 #: Classes whose cost is measured: how many, and their side, px.
 _CLASSES, _SIDE = 100, 96

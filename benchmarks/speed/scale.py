@@ -33,7 +33,7 @@ import ray
 import ray.data
 
 from benchmarks.common import Row, in_process, main, result
-from benchmarks.plan import BOX, HEADER, write_sparse
+from benchmarks.speed.plan import BOX, HEADER, write_sparse
 from cryoray.engine import runtime
 from cryoray.engine.datasource import ShardDatasource
 from cryoray.preparation.shards import Shard, Work, divide
@@ -52,7 +52,7 @@ CORES, PER_NODE, HERE = 256, 16, 4
 MICROGRAPHS, CANDIDATES, SAMPLE = 8, 4, 8
 #: A size is tried where so many times the memory that its plan takes are free.
 _SPARE = 1.2
-_RATES = Path(__file__).parents[1] / "cluster" / "rates.json"
+_RATES = Path(__file__).parents[2] / "cluster" / "rates.json"
 
 
 def write_sessions(folder: Path, stacks: int) -> list[Path]:

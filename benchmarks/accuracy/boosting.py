@@ -1,6 +1,6 @@
 """What does boosting buy over one network, over three averaged, and over RELION's class-ranker network?
 
-``python -m benchmarks.boosting`` trains each on simulated 2D classes of 20 proteins: five folds over
+``python -m benchmarks.accuracy.boosting`` trains each on simulated 2D classes of 20 proteins: five folds over
 proteins, three seeds, the same splits, epochs and search for a threshold, which never sees a tested
 protein. It prepares classes as ``make ensembles KIND=class2d`` does, in the same folder, and keeps
 networks beside them, so that a run that was stopped goes on; remove them after a change.

@@ -1,6 +1,6 @@
 """How accurate are ensembles on what they have not seen?
 
-``python -m benchmarks.accuracy [CASE…]`` with the cases
+``python -m benchmarks.accuracy.particles [CASE…]`` with the cases
 
 unseen    the particle ensemble that ships, on simulated structures that it was not trained on: raw noise,
           signal-to-noise ratio 0.05 at 256 px and 1 to 1.5 Å/px, 40 % junk in seven kinds in equal parts
@@ -9,8 +9,8 @@ adapted   the same ensemble on such structures, set right for each by `cryoray a
 empiar    five folds over the micrographs of EMPIAR-10017, trained anew each; needs ``shared/data`` beside
           the project, and an hour
 
-2D classes of proteins never seen are measured by ``benchmarks.class2d``, RELION's own 2D and 3D classes by
-``benchmarks.relion_classes``, and seeds, and what boosting buys, by ``benchmarks.boosting``.
+2D classes of proteins never seen are measured by ``accuracy.class2d``, RELION's own 2D and 3D classes by
+``accuracy.relion_classes``, and seeds, and what boosting buys, by ``accuracy.boosting``.
 
 Intervals are of 95 %, from a bootstrap over projects (over images where there is one project).
 """
@@ -38,7 +38,7 @@ from cryoray.verbs.adapt import adapt
 from cryoray.verbs.cross_validate import cross_validate
 from cryoray.verbs.ingest import ingest
 
-_REAL = Path(__file__).parents[2] / "shared/data/particles-empiar10017"
+_REAL = Path(__file__).parents[3] / "shared/data/particles-empiar10017"
 #: Structures and images of each; seed and number make a structure, and training has other seeds.
 STRUCTURES, IMAGES, SEED = 12, 200, 990_000
 #: For adaptation: structures, images of each, and how many are labelled.

@@ -1,8 +1,8 @@
 """How well are the 2D classes of a protein judged by an ensemble that never saw that protein?
 
-``python -m benchmarks.class2d`` trains without beta-galactosidase and judges it, then without TcdA1, by
-images alone, by metadata alone and by both, beside the rank of a class's particles within its job. It
-prepares what ``make ensembles KIND=class2d`` does, in the same folder, and needs RELION, and the human
+``python -m benchmarks.accuracy.class2d`` trains without beta-galactosidase and judges it, then without
+TcdA1, by images alone, by metadata alone and by both, beside the rank of a class's particles within its
+job. It prepares what ``make ensembles KIND=class2d`` does, in the same folder, and needs RELION, and the human
 selections in ``../shared/data``; ``CRYORAY_BENCH_EPOCHS`` shortens the training,
 ``CRYORAY_BENCH_PARTS=both`` leaves out the ablation. An hour on two cores.
 """
@@ -39,7 +39,7 @@ from cryoray.settings import Settings
 from cryoray.terminal import Show
 from cryoray.verbs.ablation import Blind
 
-_REAL = Path(__file__).parents[2] / "shared/data"
+_REAL = Path(__file__).parents[3] / "shared/data"
 _WORK = Path("build/ensembles/class2d.work")
 _RANK = "class_distribution_rank"
 _PARTS = ("both", "images", "metadata")

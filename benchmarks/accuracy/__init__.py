@@ -1,0 +1,1 @@
+"""How right, on what nobody had seen: one question a file."""
