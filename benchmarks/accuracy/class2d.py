@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.accuracy.class2d`` trains without beta-galactosidase and judges it, then without
 TcdA1, by images alone, by metadata alone and by both, beside the rank of a class's particles within its
-job. It prepares what ``make ensembles KIND=class2d`` does, in the same folder, and needs RELION, and the human
+job. It prepares what ``make ensembles KIND=class2d`` does, in the same folder, and needs RELION, and human
 selections in ``../shared/data``; ``CRYORAY_BENCH_EPOCHS`` shortens the training,
 ``CRYORAY_BENCH_PARTS=both`` leaves out the ablation. An hour on two cores.
 """
