@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from cryoray import terminal
 
@@ -25,12 +25,28 @@ _CODES = {SUCCESS: 0, FAILURE: 1, ABORTED: 2}
 NODES = "RELION_OUTPUT_NODES.star"
 #: Seconds between looks for an abort, and until the work is told again that has not stopped.
 _LOOK, _AGAIN = 0.5, 20.0
-#: What a node is, in the two dialects of a pipeline: a number to RELION 3.1, a label to 4 and 5
-#: (pipeline_jobs.h: NODE_PART_DATA, NODE_2DREFS; LABEL_SELECT_PARTS, LABEL_SELECT_CLAVS).
+#: What a node is, in the dialects of a pipeline: a number to RELION 3.1, a label to 4 and 5, of which some
+#: versions of 4 have older ones (pipeline_jobs.h: NODE_PART_DATA, NODE_2DREFS; LABEL_SELECT_PARTS,
+#: LABEL_SELECT_CLAVS).
 _NODE_TYPES = {
-    "particles": ("3", "ParticleGroupMetadata.star.relion"),
-    "classes": ("5", "Image2DGroupMetadata.star.relion.classaverages"),
+    "numbers": {"particles": "3", "classes": "5"},
+    "older labels": {
+        "particles": "ParticlesData.star.relion",
+        "classes": "ImagesData.star.relion.classaverages",
+    },
+    "labels": {
+        "particles": "ParticleGroupMetadata.star.relion",
+        "classes": "Image2DGroupMetadata.star.relion.classaverages",
+    },
 }
+#: How the older labels begin; those that have changed.
+_OLDER = (
+    "ParticlesData.",
+    "MicrographsData.",
+    "MicrographMoviesData.",
+    "ImagesData.",
+    "ProcessData.",
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -123,7 +139,7 @@ def write_nodes(out: Path, given: str, files: Iterable[tuple[str, str]]) -> None
     """Write ``RELION_OUTPUT_NODES.star``: what the pipeline may give to other jobs.
 
     It is in the dialect of the project's ``default_pipeline.star``: RELION 3.1 knows only numbers, 4 and
-    5 know labels.
+    5 know labels, and 4 began with others.
 
     Args:
         out: the job's folder.
@@ -132,29 +148,33 @@ def write_nodes(out: Path, given: str, files: Iterable[tuple[str, str]]) -> None
     """
     from cryoray.formats.files import replacing
 
-    numbers = _knows_only_numbers(out)
-    lines = [
-        f"{os.path.join(given, name)} {_NODE_TYPES[kind][0 if numbers else 1]}"  # noqa: PTH118
-        for name, kind in files
-    ]
-    column = "_rlnPipeLineNodeType" if numbers else "_rlnPipeLineNodeTypeLabel"
+    dialect = _dialect(out)
+    types = _NODE_TYPES[dialect]
+    lines = [f"{os.path.join(given, name)} {types[kind]}" for name, kind in files]  # noqa: PTH118
+    column = "_rlnPipeLineNodeType" if dialect == "numbers" else "_rlnPipeLineNodeTypeLabel"
     head = ["", "# version 30001", "", "data_output_nodes", "", "loop_"]
     text = "\n".join([*head, "_rlnPipeLineNodeName #1", f"{column} #2", *lines, "", ""])
     with replacing(out / NODES) as temporary:
         temporary.write_text(text)
 
 
-def _knows_only_numbers(out: Path) -> bool:
+def _dialect(out: Path) -> Literal["numbers", "older labels", "labels"]:
+    """Of the pipeline of the project that a job's folder is in."""
     from cryoray.errors import FormatError
     from cryoray.formats.star import parse
 
+    column = "rlnPipeLineNodeTypeLabel"
     for folder in out.absolute().parents:
         pipeline = folder / "default_pipeline.star"
         if pipeline.is_file():
             with suppress(FormatError):
-                columns = {name for block in parse(pipeline).blocks for name in block.columns}
-                return not columns & {
-                    "rlnPipeLineNodeTypeLabel",
-                    "rlnPipeLineProcessTypeLabel",
-                }
-    return False
+                tables = parse(pipeline).blocks
+                columns = {name for table in tables for name in table.columns}
+                if not columns & {column, "rlnPipeLineProcessTypeLabel"}:
+                    return "numbers"
+                nodes = (table.column(column) for table in tables if column in table.columns)
+                labels = [label for found in nodes for label in found.tolist()]
+                older = any(label.startswith(_OLDER) for label in labels)
+                newer = any("GroupMetadata." in label for label in labels)
+                return "older labels" if older and not newer else "labels"
+    return "labels"

@@ -3,11 +3,14 @@
 A job is written as a ``job.star``, added and run by ``relion_pipeliner``, which keeps the
 project's ``default_pipeline.star``, the job's folder, its ``note.txt`` and exit files, as RELION's window
 does. A job of the same type and options that ended well is not run again, whoever ran it; one that still
-runs here, since RELION's programs outlive who began them, is waited for.
+runs here, since RELION's programs outlive who began them, is waited for. RELION leaves out of its own
+``job.star`` any option that it does not know (each version has others), with exit code 0: such options
+are named, and jobs are compared without them.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -22,8 +25,10 @@ from pathlib import Path
 
 from cryoray.errors import CryorayError, FormatError, InputError, SettingsError
 from cryoray.formats.files import replacing
-from cryoray.formats.relion import VERSION, loop
+from cryoray.formats.relion import VERSION, loop, quoted
 from cryoray.formats.star import StarFile, parse
+
+_log = logging.getLogger(__name__)
 
 PIPELINE = "default_pipeline.star"
 SUCCESS = "RELION_JOB_EXIT_SUCCESS"
@@ -61,11 +66,13 @@ class Job:
         project: RELION's project folder.
         name: relative to it, ``Class2D/job002``.
         skipped: whether it had been done, or begun, before.
+        dropped: options that it was to have and this RELION does not know.
     """
 
     project: Path
     name: str
     skipped: bool
+    dropped: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -131,7 +138,7 @@ class Relion:
         """
         done = self.done(kind, options) or self._waited(kind, options)
         if done is not None:
-            return Job(self.project, done, skipped=True)
+            return Job(self.project, done, skipped=True, dropped=self._dropped(done, options))
         for name, value in options.items():  # RELION would wait for them for ever
             if name in _INPUTS and value and not (self.project / value).exists():
                 raise InputError(
@@ -152,13 +159,21 @@ class Relion:
             said = self._pipeliner("--addJobFromStar", str(wanted))
         if not (self.project / name / "job.star").is_file():
             raise RelionError(f"RELION did not take the job {name}: {_end(said)}")
+        dropped = self._dropped(name, options)
+        if dropped:
+            _log.warning(
+                "%s: RELION %s has no option %s, so the job runs without",
+                name,
+                ".".join(map(str, self.version)),
+                ", ".join(dropped),
+            )
         said = self._pipeliner(
             *("--RunJobs", f"{name}/", "--schedule", f"cryoray-{os.getpid()}"),
             *("--sec_wait_after", "0"),
         )
         if not (self.project / name / SUCCESS).is_file():
             raise RelionError(f"{name} failed; RELION said: {self._complaint(name) or _end(said)}")
-        return Job(self.project, name, skipped=False)
+        return Job(self.project, name, skipped=False, dropped=dropped)
 
     def done(self, kind: str, options: Mapping[str, str]) -> str | None:
         """The name of the last job of this type and these options that ended well."""
@@ -166,11 +181,19 @@ class Relion:
         return next((job for job in alike if (self.project / job / SUCCESS).is_file()), None)
 
     def _alike(self, kind: str, options: Mapping[str, str]) -> Iterator[str]:
-        """Names of the jobs of this type and these options, the last first."""
+        """Names of the jobs of this type and these options, the last first.
+
+        Options that RELION dropped from its ``job.star`` made no difference to the job.
+        """
         for folder in sorted((self.project / kind).glob("job*"), reverse=True):
             had = options_of(folder / "job.star")
-            if all(had.get(name) == value for name, value in options.items()):
+            if had and all(had.get(name, value) == value for name, value in options.items()):
                 yield f"{kind}/{folder.name}"
+
+    def _dropped(self, job: str, options: Mapping[str, str]) -> tuple[str, ...]:
+        """The options that are not in the ``job.star`` that RELION wrote of them."""
+        had = options_of(self.project / job / "job.star")
+        return tuple(name for name in options if name not in had)
 
     def _waited(self, kind: str, options: Mapping[str, str]) -> str | None:
         """`done`, once no job of this type and these options runs on this machine any more.
@@ -203,7 +226,10 @@ class Relion:
         head = f"data_job\n\n{known}\n_rlnJobIsContinue 0\n"
         if self.version >= (4,):
             head += "_rlnJobIsTomo 0\n"
-        rows = [[name, f'"{value}"'] for name, value in options.items()]
+        rows = [
+            [name, quoted(value) if '"' in value else f'"{value}"']
+            for name, value in options.items()
+        ]
         values = loop("joboptions_values", ["rlnJobOptionVariable", "rlnJobOptionValue"], rows)
         return VERSION + head.encode() + VERSION + values
 

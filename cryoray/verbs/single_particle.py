@@ -187,8 +187,9 @@ class Workflow:
 
         Args:
             work: what runs a stage, given its name and the jobs before it; None: `run`.
-            say: told, in a sentence each, what is to be known of a stage: that it was left out, or
-                how many particles it lost. The report has the same.
+            say: told, in a sentence each, what is to be known of a stage: that it was left out, how
+                many particles it lost, or which of its options RELION does not know. The report has
+                the same.
 
         Returns:
             the report's page.
@@ -201,13 +202,15 @@ class Workflow:
         done: list[Done] = []
         notes: list[str] = []
         for stage in self.stages():
-            note = self.left_out(stage, jobs)
-            if note is None:
+            left_out = self.left_out(stage, jobs)
+            told = [left_out]
+            if left_out is None:
                 job = jobs[stage] = (work or self.run)(stage, jobs)
                 count = self.particles_after(stage, jobs)
                 done.append(Done(stage, job.name, job.seconds, count, job.skipped))
-                note = self._lost(jobs) if stage == "reextract" else None
-            if note is not None:
+                told = [self._dropped(stage, job)]
+                told += [self._lost(jobs)] if stage == "reextract" else []
+            for note in filter(None, told):
                 notes.append(note)
                 if say is not None:
                     say(note)
@@ -276,6 +279,15 @@ class Workflow:
         if "select2d" in before:
             return f"{before['select2d'].name}/particles.star"
         return before["class2d"].file("run_it*_data.star")
+
+    def _dropped(self, stage: str, job: Job) -> str | None:
+        """What is to be said of options that RELION does not know; None where it knows them all."""
+        if not job.dropped:
+            return None
+        version = ".".join(map(str, self.relion.version))
+        return (
+            f"{stage} went without {', '.join(job.dropped)}, which RELION {version} does not know"
+        )
 
     def _lost(self, before: Mapping[str, Job]) -> str | None:
         """What is to be said of particles that extraction lost; None where it lost none."""

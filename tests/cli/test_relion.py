@@ -126,6 +126,14 @@ def test_exit_files_stand_where_pipeline_control_says(run: Run, tmp_path: Path) 
 
 PIPELINES = {
     "3.1": ("_rlnPipeLineProcessType #2", ("_rlnPipeLineNodeType", "3", "5")),
+    "4": (
+        "_rlnPipeLineProcessTypeLabel #2",
+        (
+            "_rlnPipeLineNodeTypeLabel",
+            "ParticlesData.star.relion",
+            "ImagesData.star.relion.classaverages",
+        ),
+    ),
     "5": (
         "_rlnPipeLineProcessTypeLabel #2",
         (
@@ -142,7 +150,8 @@ def test_nodes_are_in_the_dialect_of_the_projects_pipeline(version: str, tmp_pat
     column, (kind, particles, classes) = PIPELINES[version]
     (tmp_path / "default_pipeline.star").write_text(
         "data_pipeline_general\n\n_rlnPipeLineJobCounter 2\n\ndata_pipeline_processes\n\nloop_\n"
-        f"_rlnPipeLineProcessName #1\n{column}\nImport/job001/ 0\n"
+        f"_rlnPipeLineProcessName #1\n{column}\nImport/job001/ 0\n\ndata_pipeline_nodes\n\nloop_\n"
+        f"_rlnPipeLineNodeName #1\n{kind} #2\nImport/job001/particles.star {particles}\n"
     )
     out = tmp_path / "External/job002"
     out.mkdir(parents=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import html
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,16 +29,9 @@ from cryoray.integrations.relion import Job, Relion, options_of
 from cryoray.settings import Settings, SimulateSettings, WorkflowSettings, load
 from cryoray.simulation import MICROGRAPHS, simulate
 from cryoray.verbs.single_particle import STAGES, Workflow
+from tests.integrations.programs import relion
 
 pytestmark = pytest.mark.long
-
-
-def relion(folder: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
-    """Programs of RELION's names that tell this version, the only ones on the PATH."""
-    for program in ("relion_refine", "relion_pipeliner"):
-        (folder / program).write_text(f"#!/bin/sh\necho 'RELION version: {version}'\n")
-        (folder / program).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
 
 @pytest.fixture(scope="module")
@@ -292,6 +284,26 @@ def as_relion_left_it(way: Workflow, kind: str, folder: Path, options: Mapping[s
         axis = np.arange(16) - 8
         ball = (np.add.outer(np.add.outer(axis**2, axis**2), axis**2) < 16).astype(np.float32)
         write_volume(folder / "run_class001.mrc", ball, 4.0)
+
+
+def test_options_that_relion_does_not_know_are_named_and_so_does_the_report(project: Path) -> None:
+    way = workflow(project, micrographs=project / MICROGRAPHS, judge=False, reextract=False)
+    made: list[str] = []
+
+    def work(stage: str, before: Mapping[str, Job]) -> Job:
+        kind, options = getattr(way, f"_{stage}")(before)
+        made.append(stage)
+        dropped = ("sgd_ini_iter", "do_pad1") if stage == "initial" else ()
+        job = Job(project, f"{kind}/job{100 + len(made)}", skipped=False, dropped=dropped)
+        job.folder.mkdir(parents=True)
+        as_relion_left_it(way, kind, job.folder, options)
+        return job
+
+    said: list[str] = []
+    page = way.go(work, said.append)
+    sentence = "initial went without sgd_ini_iter, do_pad1, which RELION 3.1.3 does not know"
+    assert said == [sentence]
+    assert html.escape(f"Without cryoray, {sentence}") in page.read_text()
 
 
 @pytest.mark.parametrize("there", [True, False])

@@ -131,14 +131,17 @@ def test_a_mask_that_cuts_into_the_protein_counts_as_in_relion(halves, force: bo
     folder, first, second = halves
     side = len(first)
     z, y, x = torch.meshgrid(*[torch.arange(side) - side // 2] * 3, indexing="ij")
-    cutting = ((x > 4) & (x**2 + y**2 + z**2 < (side / 2 - 2) ** 2)).float()
+    cutting = ((x > 10) & (x**2 + y**2 + z**2 < (side / 2 - 2) ** 2)).float()
     write_volume(folder / "cutting.mrc", cutting.numpy(), PIXEL)
+    (folder / f"cut{force}").mkdir()
     run(
         folder,
-        "relion_postprocess --i half1_unfil.mrc --i2 half2_unfil.mrc --o cut --mask cutting.mrc"
+        f"relion_postprocess --i half1_unfil.mrc --i2 half2_unfil.mrc --o cut{force}/post --mask cutting.mrc"
         f" --angpix {PIXEL} --adhoc_bfac 0 {'--force_mask' if force else ''}",
     )
-    theirs = float(parse(folder / "cut.star")["general"].numbers("rlnFinalResolution")[0])
+    theirs = float(
+        parse(folder / f"cut{force}/post.star")["general"].numbers("rlnFinalResolution")[0]
+    )
     ours = fsc.half_map_fsc(first, second, PIXEL, cutting, force_mask=force)
     assert ours.resolution().last_shell == pytest.approx(theirs, abs=0.01)
     assert "the mask cuts into the protein" in " ".join(ours.warnings)

@@ -142,6 +142,13 @@ def test_a_job_done_is_recognised_and_one_that_fails_says_what_relion_said(
     again = driver.run("Import", importing)
     assert (again.name, again.skipped, first.skipped) == (first.name, True, False)
     assert again.seconds == first.seconds
+    # RELION drops what it does not know from its job.star: the job is the same, and that is said.
+    strange = driver.run("Import", {**importing, "no_such_option": "7"})
+    assert (strange.name, strange.dropped) == (first.name, ("no_such_option",))
+    other = {**importing, "optics_group_particles": "1", "no_such_option": "7"}
+    begun, once_more = (driver.run("Import", other) for _ in range(2))
+    assert (begun.skipped, begun.dropped) == (False, ("no_such_option",))
+    assert (once_more.name, once_more.skipped) == (begun.name, True)
     text = (project / "particles.star").read_text()
     (project / "lost.star").write_text(text.replace("Extract/job001", "Extract/job999"))
     with pytest.raises(RelionError, match=r"Class2D/job\d+ failed; RELION said: .*job999"):
