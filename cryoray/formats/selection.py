@@ -320,8 +320,8 @@ def _read_csv(path: Path) -> pa.Table:
         options = csv.ConvertOptions(strings_can_be_null=False)
         texts = ("index", "label", "selected", "stack", "reason")
         options.column_types = dict.fromkeys(texts, pa.string())
-        with path.open("rb") as file:  # pyarrow itself takes no path that is not UTF-8
-            table = csv.read_csv(file, convert_options=options)
+        # pyarrow takes no path that is not UTF-8, and goes on reading a file of Python's after an error.
+        table = csv.read_csv(pa.BufferReader(path.read_bytes()), convert_options=options)
         _ = table.column_names  # pyarrow takes them for UTF-8 only now
         return table
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:

@@ -21,6 +21,8 @@ from hypothesis import strategies as st
 
 from cryoray.errors import CryorayError, FormatError, SelectionError
 from cryoray.formats import star
+from cryoray.formats.class_volumes import TABLE, open_volumes
+from cryoray.formats.fsc_curve import read_curve
 from cryoray.formats.mrc import absence, promised, read_frames, read_header
 from cryoray.formats.selection import read_selection
 from cryoray.formats.source import Source, open_source
@@ -72,6 +74,17 @@ def read_star(path: Path) -> None:
         assert len(source.stack) == len(source.frame) == len(source.pixel_size) == len(source)
         assert (source.stack < len(source.stacks)).all()
         assert (source.stack[source.frame < 0] < 0).all()
+
+
+def read_a_curve(path: Path) -> None:
+    curve = read_curve(path, 200.0)
+    assert len(curve.frequency) >= 2
+    assert {len(values) for values in curve.curves.values()} == {len(curve.frequency)}
+
+
+def read_classes(path: Path) -> None:
+    found = open_volumes(path.parent)
+    assert len(found.volumes) == len(found) == len(found.share)
 
 
 def read_labels(path: Path, source: Source) -> None:
@@ -137,6 +150,29 @@ def lists() -> list[bytes]:
     return [text.encode() for text in made] + real("*/labels.csv", "*/*.csv")
 
 
+def curves() -> list[bytes]:
+    """FSC curves as programs write them."""
+    made = [
+        "data_fsc\nloop_\n_rlnSpectralIndex\n_rlnResolution\n_rlnFourierShellCorrelationCorrected\n"
+        "0 0.001001 1\n1 0.05 0.9\n2 0.1 0.1\n",
+        '<fsc xaxis="Resolution (A-1)"><coordinate><x>0.05</x><y>0.9</y></coordinate>\n'
+        "<coordinate><x>0.1</x><y>0.1</y></coordinate>\n</fsc>\n",
+        "wave_number\tfsc_nomask\tfsc_noisesub\n0\t1\t1\n1\t0.9\t0.8\n2\t0.1\t0.1\n",
+        "curve,resolution,value\na,0.05,0.9\na,0.1,0.1\nb,0.05,0.8\nb,0.1,0.2\n",
+        "0.0 1.0\n0.1 0.8\n0.2 0.1\n",
+    ]
+    return [text.encode() for text in made]
+
+
+def classes() -> list[bytes]:
+    """Tables of 3D classes."""
+    made = [
+        "volume,particles,resolution\na.mrc,100,8.5\nb.mrc,,\n",
+        '"volume"\r\n"a, b.mrc"\r\n',
+    ]
+    return [text.encode() for text in made]
+
+
 def real(*patterns: str) -> list[bytes]:
     """The beginnings of real files, where there are any."""
     paths = sorted({path for pattern in patterns for path in REAL_DATA.glob(pattern)})
@@ -181,6 +217,65 @@ _TELLING = st.sampled_from(
 )
 
 
+#: What stands in a field by mistake: names that no program should give, words for missing numbers, numbers
+#: as they are written elsewhere, and what means something to a reader.
+_FIELDS = st.sampled_from(
+    [
+        b"\xe9.mrcs",
+        b"000001@\xfc/a.mrcs",
+        b"My Grid/a.mrcs",
+        b"'My Grid/a.mrcs'",
+        b"it's",
+        b"'it's \"x\" '",
+        b"000000@a.mrcs",
+        b"1@",
+        b"@a.mrcs",
+        b"a.mrc",
+        b"=1+1",
+        b"<NA>",
+        b'""',
+        b"''",
+        b"1,5",
+        b"1e999",
+        b"_x",
+        b"data_x",
+        b"loop_",
+        b"#",
+        b"\\\\server\\a.mrcs",
+        b"1@" + b"x" * 300 + b".mrcs",
+    ]
+)
+_ENDS = st.sampled_from(
+    [b"\r", b"\r\n", b"\r\r\n", b"\n\n", b" \n", b"\n\xef\xbb\xbf", b"\x0b", b""]
+)
+
+
+@st.composite
+def rewritten(draw: st.DrawFn, whole: list[bytes]) -> bytes:
+    """One of these files with other line ends, fields too many or too few, and odd names."""
+    lines = draw(st.sampled_from(whole)).split(b"\n")
+    for _ in range(draw(st.integers(0, 4))):
+        at = draw(st.integers(0, len(lines) - 1))
+        fields = lines[at].split()
+        place = draw(st.integers(0, len(fields)))
+        accident = draw(st.sampled_from(["add", "drop", "replace", "row", "lose"]))
+        if accident == "row":
+            lines.insert(at, draw(_FIELDS))
+        elif accident == "lose":
+            lines[at] = b""
+        else:
+            fields[place : place + (accident != "add")] = (
+                [] if accident == "drop" else [draw(_FIELDS)]
+            )
+            lines[at] = draw(st.sampled_from([b" ", b"\t", b"  ", b","])).join(fields)
+    first = draw(st.sampled_from([b"", b"", b"\xef\xbb\xbf"]))
+    if draw(st.booleans()):
+        return first + draw(_ENDS).join(lines)
+    ends = draw(st.lists(st.one_of(st.just(b"\n"), _ENDS), min_size=1, max_size=5))
+    made = (line + ends[at % len(ends)] for at, line in enumerate(lines))
+    return first + b"".join(made)
+
+
 @st.composite
 def damaged(draw: st.DrawFn, whole: list[bytes]) -> bytes:
     """One of these files after some accidents."""
@@ -207,6 +302,11 @@ def inputs(whole: list[bytes]) -> st.SearchStrategy[bytes]:
     starts = st.sampled_from([b"", b"\x1f\x8b\x08", b"BZh91AY&SY", b"data_", b"index,label\n"])
     raw = st.builds(lambda start, rest: start + rest, starts, st.binary(max_size=3000))
     return st.one_of(raw, damaged(whole), damaged(whole), damaged(whole))
+
+
+def texts(whole: list[bytes]) -> st.SearchStrategy[bytes]:
+    """Damaged as bytes, and as the text that they are."""
+    return st.one_of(inputs(whole), rewritten(whole), rewritten(whole))
 
 
 def answer_or_refuse(read: Reader, path: Path, content: bytes, *errors: type[CryorayError]) -> None:
@@ -263,7 +363,7 @@ def test_any_bytes_as_a_stack(folder: Path, content: bytes) -> None:
 
 
 @FEW
-@given(content=inputs(tables()), piece=st.sampled_from([64, 1 << 20]))
+@given(content=texts(tables()), piece=st.sampled_from([64, 1 << 20]))
 def test_any_bytes_as_a_star_file(folder: Path, content: bytes, piece: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(star, "_PIECE", piece)
@@ -271,7 +371,7 @@ def test_any_bytes_as_a_star_file(folder: Path, content: bytes, piece: int) -> N
 
 
 @FEW
-@given(content=inputs(lists()))
+@given(content=texts(lists()))
 def test_any_bytes_as_a_selection(folder: Path, labelled: Source, content: bytes) -> None:
     answer_or_refuse(
         lambda path: read_labels(path, labelled),
@@ -280,6 +380,20 @@ def test_any_bytes_as_a_selection(folder: Path, labelled: Source, content: bytes
         FormatError,
         SelectionError,
     )
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".star", ".xml"])
+@FEW
+@given(content=texts(curves()))
+def test_any_bytes_as_a_curve(folder: Path, content: bytes, suffix: str) -> None:
+    answer_or_refuse(read_a_curve, folder / f"c{suffix}", content, FormatError)
+
+
+@FEW
+@given(content=texts(classes()))
+def test_any_bytes_as_a_table_of_classes(folder: Path, content: bytes) -> None:
+    (folder / "classes").mkdir(exist_ok=True)
+    answer_or_refuse(read_classes, folder / "classes" / TABLE, content, FormatError)
 
 
 @pytest.mark.slow
@@ -291,7 +405,7 @@ def test_ten_thousand_damaged_stacks(folder: Path, content: bytes) -> None:
 
 @pytest.mark.slow
 @MANY
-@given(content=inputs(tables()), piece=st.sampled_from([64, 1 << 20]))
+@given(content=texts(tables()), piece=st.sampled_from([64, 1 << 20]))
 def test_ten_thousand_damaged_star_files(folder: Path, content: bytes, piece: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(star, "_PIECE", piece)
@@ -300,7 +414,7 @@ def test_ten_thousand_damaged_star_files(folder: Path, content: bytes, piece: in
 
 @pytest.mark.slow
 @MANY
-@given(content=inputs(lists()))
+@given(content=texts(lists()))
 def test_ten_thousand_damaged_selections(folder: Path, labelled: Source, content: bytes) -> None:
     answer_or_refuse(
         lambda path: read_labels(path, labelled),
@@ -309,3 +423,18 @@ def test_ten_thousand_damaged_selections(folder: Path, labelled: Source, content
         FormatError,
         SelectionError,
     )
+
+
+@pytest.mark.slow
+@MANY
+@given(content=texts(curves()), suffix=st.sampled_from([".txt", ".star", ".xml"]))
+def test_ten_thousand_damaged_curves(folder: Path, content: bytes, suffix: str) -> None:
+    answer_or_refuse(read_a_curve, folder / f"many{suffix}", content, FormatError)
+
+
+@pytest.mark.slow
+@MANY
+@given(content=texts(classes()))
+def test_ten_thousand_damaged_tables_of_classes(folder: Path, content: bytes) -> None:
+    (folder / "many").mkdir(exist_ok=True)
+    answer_or_refuse(read_classes, folder / "many" / TABLE, content, FormatError)
