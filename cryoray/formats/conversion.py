@@ -120,6 +120,8 @@ def write_star(
     column = IMAGE_COLUMNS[source.kind]
     kept = _PARTICLE if source.kind == "particle" else _CLASS
     columns = {name: source.metadata[name] for name in kept if name in source.metadata}
+    if len(np.unique(columns.get("rlnRandomSubset", ()))) == 1:
+        del columns["rlnRandomSubset"]  # all in one half: RELION would refine nothing against it
     texts = [
         [f"{value:.0f}" if name in _WHOLE else f"{value:.6f}" for value in values[rows].tolist()]
         for name, values in columns.items()

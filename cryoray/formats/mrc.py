@@ -10,6 +10,8 @@ themselves:
   not or the header's own extremes lie in 0 to 255 and beyond 127.
 - 4-bit lines of odd width end with half a byte that is not used, as in IMOD. RELION takes no odd
   number of pixels; a file whose size is that of lines without it is refused.
+- Programs that copy a header and not the extended header with it leave its length in the file. Where the
+  file's size is that of header and pixels alone, the pixels begin after the header.
 - A pixel size of exactly 1 Å/px is what programs write who do not know it, so it is none. A STAR file
   that says 1 Å/px is believed.
 - The pixel size that a header lacks is looked for in extended headers of FEI (FEI1, FEI2, AGAR). Those
@@ -160,6 +162,8 @@ def _describe(
     )
     expected = stack.offset + nz * stack.image_bytes
     held = unpacked_bytes(path, packed, identity, expected) if packed else status.st_size
+    if stack.offset > _HEADER_BYTES and held == _HEADER_BYTES + nz * stack.image_bytes:
+        stack = replace(stack, offset=_HEADER_BYTES)
     if dtype == NIBBLES and nx % 2 and held == stack.offset + nz * ny * nx // 2:
         raise FormatError(
             f"holds 4-bit images of odd width {nx} whose lines do not begin with a byte of their own",

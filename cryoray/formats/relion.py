@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cryoray.errors import FormatError
+from cryoray.errors import FormatError, printable
 from cryoray.formats import mrc
 from cryoray.formats.class_scores import FEATURES, SUBIMAGES, features_table
 from cryoray.formats.rows import Source, resolve, unique
@@ -50,6 +50,9 @@ _NOT_UTF8 = "has an image name with bytes that are not UTF-8: rename the file"
 
 
 _ZERO = re.compile(r"0+@")
+_LOOKED_AT = 8  # stacks whose headers are held against the optics table
+_HEAD = 1 << 16  # bytes in which a file's version is looked for
+_WITH_OPTICS = 30000  # the version of STAR files since RELION 3.1
 
 
 class Optimiser(NamedTuple):
@@ -360,17 +363,24 @@ def project(folder: Path) -> Path | None:
 def complaint(source: Source) -> str | None:
     """What RELION 3.1 to 5 would say to particles like these, None where it would read them.
 
-    In RELION's own words (obs_model.cpp, star_converter.cpp), since its users know them. A file of
-    RELION 3.0 or older is fine: RELION converts it.
+    In RELION's own words (obs_model.cpp, star_converter.cpp, metadata_table.cpp), since its users know
+    them. A file of RELION 3.0 or older is fine: RELION converts it, unless it says that it is newer.
     """
     if not source.is_star or source.kind != "particle":
         return None
     star = parse(source.path)
     table = image_table(star, source.kind)
     optics = star.get("optics")
+    for block in (table,) if optics is None else (optics, table):
+        twice = [name for name in block.columns if block.columns.count(name) > 1]
+        if twice:
+            return (
+                "A line in the STAR file contains more columns than the number of labels"
+                f" (it counts {twice[0]} once, and data_{block.name} has it twice)"
+            )
     if optics is None or not len(optics):
         if "rlnOpticsGroup" not in table.columns:
-            return None
+            return _already_converted(star)
         return (
             "seems to be from a previous version of Relion (it names optics groups, and has no table"
             " data_optics that would describe them)"
@@ -391,7 +401,44 @@ def complaint(source: Source) -> str | None:
         return "The following optics groups were not defined in the optics table: " + " ".join(
             f"{group:.0f}" for group in undefined
         )
+    return _wrong_size(source)
+
+
+def _wrong_size(source: Source) -> str | None:
+    """What there is to say where the optics table and the headers of some stacks differ in box size."""
+    said = source.metadata.get("rlnImageSize")
+    if said is None:
+        return None
+    stacks, rows = np.unique(source.stack, return_index=True)
+    named = [
+        (stack, row)
+        for stack, row in zip(stacks.tolist(), rows.tolist(), strict=True)
+        if stack >= 0
+    ]
+    for stack, row in named[:_LOOKED_AT]:
+        try:
+            width = mrc.read_header(source.stacks[stack]).width
+        except FormatError:
+            continue
+        if np.isfinite(said[row]) and said[row] != width:
+            return (
+                f"incorrect image size: rlnImageSize is {said[row]:.0f}, and the images of"
+                f" {printable(source.stacks[stack].name)} have {width} px"
+            )
     return None
+
+
+def _already_converted(star: StarFile) -> str | None:
+    """What RELION says where there is no optics table, and a line above says that it is of RELION 3.1."""
+    with star.path.open("rb") as file:
+        start = file.read(_HEAD)
+    found = re.search(rb"^# version (\d{5,9})", start, re.MULTILINE)
+    if found is None or int(found[1]) < _WITH_OPTICS:
+        return None
+    return (
+        f"Star file is already at version {found[1].decode()} (it has no table data_optics; without the"
+        " line that names the version RELION would convert it)"
+    )
 
 
 def _of_optimiser(path: Path, kind: Kind) -> Path:
