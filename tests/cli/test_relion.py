@@ -28,6 +28,7 @@ from cryoray.records import Event
 from cryoray.settings import RuntimeSettings, load
 from cryoray.verbs.rank import rank
 from tests.classes import COUNTS, write_class_job
+from tests.formats.relion_rules import Version, violations
 from tests.volumes import COUNTS as COUNTS_OF_VOLUMES
 from tests.volumes import write_volume_job
 
@@ -146,7 +147,9 @@ PIPELINES = {
 
 
 @pytest.mark.parametrize("version", PIPELINES)
-def test_nodes_are_in_the_dialect_of_the_projects_pipeline(version: str, tmp_path: Path) -> None:
+def test_nodes_are_in_the_dialect_of_the_projects_pipeline(
+    version: Version, tmp_path: Path
+) -> None:
     column, (kind, particles, classes) = PIPELINES[version]
     (tmp_path / "default_pipeline.star").write_text(
         "data_pipeline_general\n\n_rlnPipeLineJobCounter 2\n\ndata_pipeline_processes\n\nloop_\n"
@@ -163,6 +166,7 @@ def test_nodes_are_in_the_dialect_of_the_projects_pipeline(version: str, tmp_pat
         ["External/job002/particles.star", particles],
         ["External/job002/classes/class_averages.star", classes],
     ]
+    assert violations(out / "RELION_OUTPUT_NODES.star", version, "nodes") == []
 
 
 @pytest.mark.real

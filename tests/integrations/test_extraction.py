@@ -29,6 +29,7 @@ from cryoray.integrations.relion import Job, Relion, options_of
 from cryoray.settings import Settings, SimulateSettings, WorkflowSettings, load
 from cryoray.simulation import MICROGRAPHS, simulate
 from cryoray.verbs.single_particle import STAGES, Workflow
+from tests.formats.relion_rules import Version, unknown_options, violations
 from tests.integrations.programs import relion
 
 pytestmark = pytest.mark.long
@@ -304,6 +305,36 @@ def test_options_that_relion_does_not_know_are_named_and_so_does_the_report(proj
     sentence = "initial went without sgd_ini_iter, do_pad1, which RELION 3.1.3 does not know"
     assert said == [sentence]
     assert html.escape(f"Without cryoray, {sentence}") in page.read_text()
+
+
+RELEASES: Mapping[Version, str] = {"3.1": "3.1.3", "4": "4.0.1", "5": "5.0.1"}
+
+
+@pytest.mark.parametrize("version", RELEASES)
+def test_every_stage_has_options_that_relion_of_this_version_knows(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: Version
+) -> None:
+    relion(tmp_path / "bin", monkeypatch, RELEASES[version])
+    way = workflow(project, micrographs=project / MICROGRAPHS, judge=False)
+    assert way.relion.version[0] == int(version[0])
+    stages: list[str] = []
+
+    def work(stage: str, before: Mapping[str, Job]) -> Job:
+        kind, options = getattr(way, f"_{stage}")(before)
+        assert unknown_options(kind, version, list(options)) == []
+        job = tmp_path / "job.star"
+        job.write_bytes(way.relion._job_star(kind, options))
+        assert violations(job, version, "job") == []
+        stages.append(stage)
+        done = Job(project, f"{kind}/job{100 + len(stages)}", skipped=False)
+        done.folder.mkdir(parents=True)
+        as_relion_left_it(way, kind, done.folder, options)
+        return done
+
+    way.go(work)
+    assert stages == [stage for stage in STAGES if not stage.startswith("select")]
+    judged = way._external("particles.star", {"ensemble": "particle", "review": "No"})
+    assert unknown_options("External", version, list(judged)) == []
 
 
 @pytest.mark.parametrize("there", [True, False])

@@ -12,7 +12,8 @@ import pytest
 
 from cryoray.formats.relion import VERSION, loop
 from cryoray.formats.star import parse
-from cryoray.integrations.relion import SUCCESS, Relion, options_of
+from cryoray.integrations.relion import PIPELINE, SUCCESS, Relion, options_of
+from tests.formats.relion_rules import VERSIONS, Version, violations
 from tests.integrations.programs import relion
 
 
@@ -44,6 +45,11 @@ def test_a_job_is_known_again_without_the_options_that_relion_dropped(driver: Re
     assert (job.name, job.skipped) == ("InitialModel/job005", True)
     assert job.dropped == ("sgd_ini_iter", "do_pad1")
     assert driver.done("InitialModel", {**GIVEN, "nr_classes": "2"}) is None
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_new_project_has_a_pipeline_that_relion_reads(driver: Relion, version: Version) -> None:
+    assert violations(driver.project / PIPELINE, version, "pipeline") == []
 
 
 def test_a_job_whose_options_cannot_be_read_is_nobodys(driver: Relion) -> None:
