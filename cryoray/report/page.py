@@ -47,13 +47,13 @@ def render(out: Path, title: str, sections: Sequence[Section], *, pictures: bool
             if isinstance(block, Figure) and isinstance(block.svg, Drawing):
                 _write_figure(out.parent / "figures", block.svg, pictures)
     with replacing(out) as partial:
-        partial.write_text(page.strip() + "\n", encoding="utf-8")
+        partial.write_text(page.strip() + "\n", encoding="utf-8", errors="backslashreplace")
     return out
 
 
 def _write_figure(folder: Path, drawing: Drawing, pictures: bool) -> None:
     with replacing(folder / f"{drawing.name}.svg") as partial:
-        partial.write_text(drawing.svg() + "\n", encoding="utf-8")
+        partial.write_text(drawing.svg() + "\n", encoding="utf-8", errors="backslashreplace")
     if pictures:
         with replacing(folder / f"{drawing.name}.png") as partial:
             partial.write_bytes(drawing.png())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import re
 import subprocess
 import sys
@@ -232,3 +233,10 @@ def test_what_reports_export_is_there() -> None:
     assert all(getattr(report, name) is not None for name in report.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         report.nothing  # noqa: B018
+
+
+def test_a_page_about_a_file_of_any_name_is_written(tmp_path: Path) -> None:
+    name = os.fsdecode(b"f\xfcr/particles.star")
+    section = report.table_section("Sources", ("file",), [(name,)])
+    page = report.render(tmp_path / "report.html", f"About {name}", [section])
+    assert r"f\udcfcr/particles.star" in page.read_text(encoding="utf-8")
