@@ -403,13 +403,16 @@ def _cut(project: Project, made: Micrograph, found: Picks, seed: int) -> Picked:
     """Develop the micrograph and cut boxes out of it."""
     strengths = generator(seed, project.number, 2**20)  # the same in all micrographs of a project
     kept = developed(made.pixels, project.version, project.optics.pixel_size, strengths)
+    middles = np.rint(found.places)
+    truth = picking.look_under(middles, made.specimen, made.motion)
+    if not len(middles):
+        side = project.box // 2 if project.version == "binned" else project.box
+        return Picked(made, kept, found, truth, torch.zeros(0, side, side))
     images = microscope.normalised(-boxes(kept, found.places, project.box))
     if project.version == "masked":
         images = masked(images, project.mask)
     if project.version == "binned":
         images = binned(images, project.box // 2)
-    middles = np.rint(found.places)
-    truth = picking.look_under(middles, made.specimen, made.motion)
     return Picked(made, kept, found, truth, images)
 
 

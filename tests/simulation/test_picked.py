@@ -351,6 +351,17 @@ def test_denoisers_keep_what_is_there(seed: int) -> None:
     assert len(DENOISERS) == 4
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_micrograph_without_picks_has_no_boxes(version: str) -> None:
+    """So of a person who wants more than there is, and takes no box that reaches out."""
+    project = plan(settings(version=version).simulate, 0, "globular", None)
+    shy = replace(project, frame=replace(project.frame, height=120, width=120), whole_boxes=True)
+    made = [next(picked(replace(shy, number=n), 0)) for n in range(4)]
+    side = 32 if version == "binned" else 64
+    assert min(len(one.images) for one in made) == 0
+    assert {one.images.shape[1:] for one in made} == {(side, side)}
+
+
 def test_binning_keeps_means_and_masks_keep_the_middle() -> None:
     images = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(0)) + 2
     small = binned(images, 16)
