@@ -560,7 +560,7 @@ def _truth_rows(stack: str, project: Project, one: Picked, some: np.ndarray) -> 
 
 def describe(project: Project) -> Row:
     """What a project is of, for ``collection.json``."""
-    habits = asdict(project.preparation.habits)
+    habits = project.preparation.habits
     return {
         "structure": project.structure.name,
         "diameter": round(project.structure.diameter, 1),
@@ -570,6 +570,8 @@ def describe(project: Project) -> Row:
         "membrane": project.membrane,
         "picker": project.habit.picker,
         "appetite": round(project.habit.appetite, 3),
-        "habits": habits,
+        "crowding": round(habits.crowding, 3),
+        "broken": round(habits.broken, 3),
+        "ice_thickness": round(habits.ice, 1),
         **asdict(project.optics),
     }
