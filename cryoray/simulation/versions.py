@@ -46,7 +46,7 @@ def developed(
             quiet = low_passed(quiet, pixel_size, _resolution(rng))
         if rng.random() < 0.3:
             quiet = evened(quiet, float(rng.uniform(150, 500)) / pixel_size)
-        return eight_bits(quiet, float(rng.uniform(3, 6))) if rng.random() < 0.6 else quiet
+        return eight_bits(quiet, float(rng.uniform(4, 9))) if rng.random() < 0.6 else quiet
     return pixels
 
 
@@ -108,12 +108,12 @@ def median(pixels: np.ndarray, pixel_size: float, rng: np.random.Generator) -> n
 
 def strong(pixels: np.ndarray, pixel_size: float, rng: np.random.Generator) -> np.ndarray:
     """A band-pass and a squashing of extremes: blobs on a flat ground, as learned denoisers give them."""
-    low = float(rng.uniform(8, 16)) / pixel_size
-    quiet = ndimage.gaussian_filter(pixels, low / 2)
+    low = float(np.exp(rng.uniform(np.log(6), np.log(20)))) / pixel_size
+    quiet = ndimage.gaussian_filter(pixels, max(1.0, low))
     if rng.random() < 0.5:
         quiet = quiet - ndimage.gaussian_filter(quiet, float(rng.uniform(80, 250)) / pixel_size)
     deviation = _spread(quiet)
-    threshold = float(rng.uniform(0.3, 1.2)) * deviation
+    threshold = float(rng.uniform(0.2, 1.0)) * deviation
     soft = np.sign(quiet - np.median(quiet)) * np.clip(
         np.abs(quiet - np.median(quiet)) - threshold, 0, None
     )
