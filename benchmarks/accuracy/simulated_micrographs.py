@@ -1,6 +1,6 @@
 """Simulated micrographs beside real ones: sheets of pictures to look at, and radial power spectra in figures.
 
-    python -m benchmarks.accuracy.simulated_micrographs [--out DIR] [--real FOLDER]… [--projects N] [--box 128]
+    python -m benchmarks.accuracy.simulated_micrographs [--out DIR] [--real DIR]… [--projects N] [--box PX]
 
 Prints spectra over the level at high frequency and boxes per second of CPU time; with ``--out`` it writes
 ``micrographs.png`` (picks coloured by what lies under them) and ``boxes.png`` (a row for each kind).

@@ -22,7 +22,7 @@ from cryoray.simulation.backgrounds import (
     read_background,
     real_layers,
 )
-from cryoray.simulation.contamination import CLEAR, Frame
+from cryoray.simulation.contamination import CLEAR, Frame, contaminate
 from cryoray.simulation.junk import PARTICLE
 from cryoray.simulation.micrograph import Micrograph, Noise, expose, noise_of
 from cryoray.simulation.microscope import Exposure, Optics
@@ -277,8 +277,11 @@ def _exposure(defocus: tuple[float, float], rng: np.random.Generator) -> Exposur
     )
 
 
-def form(project: Project, seed: int, number: int) -> Micrograph:
-    """Micrograph ``number`` of a project, from 0 on; the margin is cut off."""
+def form(project: Project, seed: int, number: int, dirtiest: float = 1.0) -> Micrograph | None:
+    """Micrograph ``number`` of a project, from 0 on; the margin is cut off.
+
+    None where more than ``dirtiest`` of it is film or dirt.
+    """
     rng = generator(seed, project.number, number)
     exposure = _exposure(project.defocus, rng)
     motion = (0.0, 0.0)
@@ -286,21 +289,22 @@ def form(project: Project, seed: int, number: int) -> Micrograph:
         way, length = rng.uniform(0, 2 * np.pi), rng.uniform(0.15, 0.5) * project.frame.diameter
         motion = (float(length * np.cos(way)), float(length * np.sin(way)))
     thickness = project.preparation.habits.ice * float(np.exp(rng.normal(0, 0.25)))
-    frame = project.frame
-    if not project.backgrounds:
-        specimen = field_of_view(project.preparation, frame, rng)
+    frame, noise, piece, layers = project.frame, project.noise, None, None
+    if project.backgrounds:
+        image = read_background(project.backgrounds[int(rng.integers(len(project.backgrounds)))])
+        piece = background_piece(image, frame.shape, rng)
+        frame = replace(frame, height=piece.shape[0], width=piece.shape[1])
+        layers = real_layers(piece, frame)
+        noise = replace(noise, shot=noise.total)
+    else:
         # Electrons that thick ice scatters inelastically are lost to the image.
-        noise = replace(project.noise, shot=project.noise.shot * float(np.exp(thickness / 6400)))
-        made = expose(specimen, project.optics, exposure, noise, thickness, motion, rng)
-        return _inner(made, _MARGIN)
-    image = read_background(project.backgrounds[int(rng.integers(len(project.backgrounds)))])
-    piece = background_piece(image, frame.shape, rng)
-    frame = replace(frame, height=piece.shape[0], width=piece.shape[1])
-    layers = real_layers(piece, frame)
-    specimen = field_of_view(project.preparation, frame, rng, layers)
-    total = project.noise.total
-    noise = replace(project.noise, shot=total)
-    return expose(specimen, project.optics, exposure, noise, thickness, motion, rng, piece)
+        noise = replace(noise, shot=noise.shot * float(np.exp(thickness / 6400)))
+        layers = contaminate(frame, project.preparation.habits.rates, rng)
+    if (layers.what != CLEAR).mean() > dirtiest:
+        return None
+    specimen = field_of_view(project.preparation, frame, layers, rng)
+    made = expose(specimen, project.optics, exposure, noise, thickness, motion, rng, piece)
+    return made if project.backgrounds else _inner(made, _MARGIN)
 
 
 def _inner(made: Micrograph, margin: int) -> Micrograph:
@@ -327,13 +331,11 @@ def _curated(project: Project, seed: int) -> Iterator[tuple[int, Micrograph]]:
     """Numbers and micrographs; tidy people leave out those that are mostly film or dirt, but not all."""
     left_out = 0
     for number in count():
-        made = form(project, seed, number)
-        dirty = (made.specimen.layers.what != CLEAR).mean() > _DIRTY
-        if project.tidy and dirty and left_out < _BARREN:
-            left_out += 1
-            continue
-        left_out = 0
-        yield number, made
+        tidy = project.tidy and left_out < _BARREN
+        made = form(project, seed, number, _DIRTY if tidy else 1.0)
+        left_out = left_out + 1 if made is None else 0
+        if made is not None:
+            yield number, made
 
 
 def picked(project: Project, seed: int) -> Iterator[Picked]:
@@ -368,14 +370,16 @@ def picked(project: Project, seed: int) -> Iterator[Picked]:
 def _settled(project: Project, made: list[Micrograph]) -> tuple[Project, float]:
     """The project with the picker and the appetite that were kept, and the threshold."""
     best: tuple[float, Project, float] | None = None
+    found: dict[str, list[Picks]] = {}
     for less in (1.0, 0.6):
         for picker in sorted(picking.PICKERS, key=lambda name: name != project.habit.picker):
             appetite = less * project.habit.appetite
             tried = replace(project, habit=replace(project.habit, picker=picker, appetite=appetite))
-            found = [_found(tried, one) for one in made]
-            threshold = _threshold(tried, made, found)
+            if picker not in found:
+                found[picker] = [_found(tried, one) for one in made]
+            threshold = _threshold(tried, made, found[picker])
             good = total = 0
-            for one, picks in zip(made, found, strict=True):
+            for one, picks in zip(made, found[picker], strict=True):
                 places = picks.places[picks.merit >= threshold]
                 kinds = picking.look_under(places, one.specimen, one.motion).kind
                 good, total = good + int((kinds == PARTICLE).sum()), total + len(kinds)

@@ -20,9 +20,9 @@ from cryoray.simulation.microscope import Projector, random_angles
 from cryoray.simulation.specimen import BROKEN, FRAGMENT, MICELLE, WHOLE, Specimen
 
 #: Pixels per particle's diameter in the micrograph that a picker looks at.
-_COARSE = {"blob": 10.0, "template": 14.0}
+_COARSE = {"blob": 10.0, "template": 12.0}
 #: Turns of each reference over the full circle.
-_TURNS = 12
+_TURNS = 10
 #: A pick is on a particle within this distance, over its diameter, and beside it within the other.
 CENTRED, BESIDE = 0.22, 0.65
 #: Overlap of other matter over a particle's own from which it is no longer a single one.
@@ -105,7 +105,7 @@ def random_habit(rng: np.random.Generator) -> Habit:
 
 
 def references(
-    projector: Projector, rng: np.random.Generator, number: int = 6, lowpass: float = 0.16
+    projector: Projector, rng: np.random.Generator, number: int = 5, lowpass: float = 0.16
 ) -> torch.Tensor:
     """Projections to pick with, as of classes of an earlier round: float32 [number, side, side].
 

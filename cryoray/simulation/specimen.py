@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
-from cryoray.simulation.contamination import CLEAR, HABITS, Frame, Layers, contaminate, smooth_field
+from cryoray.simulation.contamination import CLEAR, HABITS, Frame, Layers, smooth_field
 from cryoray.simulation.microscope import Projector, random_angles, shifted
 from cryoray.simulation.phantom import (
     Structure,
@@ -193,19 +193,17 @@ def _side(diameter: float) -> int:
 def field_of_view(
     preparation: Preparation,
     frame: Frame,
+    layers: Layers,
     rng: np.random.Generator,
-    layers: Layers | None = None,
 ) -> Specimen:
     """Draw what lies in one field of view.
 
     Args:
         preparation: the protein on its grid.
         frame: the pixels.
-        rng: of which the specimen is a function.
-        layers: what else there is; None: contamination is drawn.
+        layers: what else there is; bodies are added to its phase.
+        rng: of which the bodies are a function.
     """
-    if layers is None:
-        layers = contaminate(frame, preparation.habits.rates, rng)
     bodies = _bodies(preparation.habits, frame, layers, preparation, rng)
     return Specimen(frame, _drawn(preparation, frame, layers, bodies, rng), layers)
 
