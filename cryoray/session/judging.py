@@ -161,6 +161,7 @@ def judge(unit: Unit, job: Job, service: Asks) -> Outcome:
     _durable(folder)
     with replacing(folder / RECORD) as temporary:
         temporary.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
+        temporary.chmod(0o600)
         _sync(temporary)
     _sync(folder)
     return outcome
@@ -372,9 +373,13 @@ def refuse(error: InputError, digest: str) -> Outcome:
 
 
 def _durable(folder: Path) -> None:
-    """Have everything in a folder on the disk itself, so that a record never outlives its files."""
+    """Have all files of a folder on the disk itself, so that a record never outlives them.
+
+    They are for their owner alone: what is decided about unpublished images is nobody else's.
+    """
     for file in sorted(folder.iterdir()):
-        if file.is_file() and not file.name.startswith("."):
+        if file.is_file() and not file.is_symlink() and not file.name.startswith("."):
+            file.chmod(0o600)
             _sync(file)
 
 

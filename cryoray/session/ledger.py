@@ -37,8 +37,8 @@ import socket
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields, replace
 from hmac import compare_digest
 from itertools import islice
 from pathlib import Path
@@ -47,9 +47,17 @@ from typing import Any, Literal, get_args
 import sqlalchemy as sql
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine, Row, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    NoSuchModuleError,
+    OperationalError,
+    SQLAlchemyError,
+)
 
-from cryoray.errors import InputError, SettingsError
+from cryoray.errors import CryorayError, InputError, SettingsError
+from cryoray.session.names import recordable
 
 State = Literal["pending", "judged", "aside", "vanished"]
 STATES: tuple[State, ...] = get_args(State)
@@ -59,7 +67,8 @@ FATES = ("kept", "discarded", "review", "quarantined")
 _FATE_OF = {"keep": "kept", "discard": "discarded", "review": "review"}
 #: Seconds for which a label of the blind sample can be taken back; the verdict is shown afterwards.
 SECOND_THOUGHTS = 60.0
-_BUSY_MS = 30_000
+#: For how long a write waits for another connection's, ms.
+_BUSY_MS = 15_000
 #: Ids in one question.
 _BATCH = 500
 #: Draws kept beyond the blind sample, for images of it that are rewritten or vanish.
@@ -190,6 +199,16 @@ events = sql.Table(
 )
 
 
+class LedgerAwayError(CryorayError):
+    """The ledger cannot be had now: locked by another program, or its server does not answer."""
+
+    exit_code = 2
+
+
+class UnstorableError(InputError):
+    """What was to be noted has text that the database cannot hold."""
+
+
 @dataclass(frozen=True, slots=True)
 class Seen:
     """A settled stack, as the watcher found it.
@@ -281,7 +300,8 @@ class Happened:
 
 def stack_id(session: str, path: str) -> str:
     """The id of a stack: derived from where it is, so that it is the same after every restart."""
-    return hashlib.blake2b(f"{session}\0{path}".encode(), digest_size=12).hexdigest()
+    named = f"{session}\0{path}".encode(errors="surrogateescape")
+    return hashlib.blake2b(named, digest_size=12).hexdigest()
 
 
 def hash_token(token: str) -> str:
@@ -293,6 +313,9 @@ class Ledger:
     """One database; may be used from several threads, and by watcher and page at the same time.
 
     What opens or writes raises OSError where the disk of an SQLite file is full; nothing is written then.
+    Any method raises LedgerAwayError where the database stays locked for 15 s, or its server is away:
+    nothing is written then either, and the same call may be made again. An SQLite file is for its owner
+    alone (mode 0600).
 
     Args:
         url: ``sqlite:///FILE``, the path of an SQLite file, or ``postgresql://…``.
@@ -304,7 +327,7 @@ class Ledger:
     def __init__(self, url: str | Path) -> None:
         self.url = _url(url)
         if self.url.drivername.startswith("sqlite") and self.url.database:
-            Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
+            _make_private(Path(self.url.database))
         try:
             self.engine = sql.create_engine(self.url, pool_pre_ping=True)
             if self.is_sqlite:
@@ -329,8 +352,12 @@ class Ledger:
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
-        with self.engine.connect() as connection, connection.begin():
-            yield connection
+        try:
+            with self.engine.connect() as connection, connection.begin():
+                yield connection
+        except DBAPIError as error:
+            self._complain(error)
+            raise
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
@@ -341,9 +368,26 @@ class Ledger:
                 connection.begin(),
             ):
                 yield connection
-        except OperationalError as error:
-            self._complain_of_room(error)
+        except UnicodeError as error:
+            raise UnstorableError(f"has text that the ledger cannot hold: {error}") from error
+        except DBAPIError as error:
+            self._complain(error)
             raise
+
+    def _complain(self, error: DBAPIError) -> None:
+        """Raise what somebody can do something about, where the error is such."""
+        self._complain_of_room(error)
+        if isinstance(error, DataError):
+            raise UnstorableError(
+                f"has text that the ledger cannot hold: {_first_line(error)}"
+            ) from error
+        code = getattr(error.orig, "sqlite_errorcode", None)
+        busy = code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+        if busy or (code is None and isinstance(error, OperationalError)):
+            why = "another program holds its lock" if busy else _first_line(error)
+            raise LedgerAwayError(
+                f"the ledger {self.url.render_as_string()} cannot be used now: {why}."
+            ) from error
 
     def _complain_of_room(self, error: Exception) -> None:
         """Raise OSError where what failed is that the disk of an SQLite file is full."""
@@ -394,7 +438,8 @@ class Ledger:
                     )
                 )
                 return token
-            if there.root != str(root):
+            # Earlier versions noted the path by which it was reached, perhaps a link.
+            if os.path.realpath(there.root) != os.path.realpath(root):
                 raise InputError(
                     f"the session {name!r} watches {there.root}",
                     file=root,
@@ -407,6 +452,7 @@ class Ledger:
                     state="open",
                     closed=None,
                     seen=now,
+                    root=str(root),
                     folder=str(folder),
                     host=socket.gethostname(),
                 )
@@ -500,7 +546,9 @@ class Ledger:
         Returns:
             ids of those that are pending now.
         """
-        by_key = {stack_id(session, one.path): one for one in seen}
+        by_key = {
+            stack_id(session, one.path): replace(one, path=recordable(one.path)) for one in seen
+        }
         pending = []
         with self._writing() as connection:
             for keys in batched(by_key, _BATCH):
@@ -548,11 +596,10 @@ class Ledger:
             )
         )
 
-    def vanish(self, session: str, paths: Iterable[str]) -> None:
-        """Note that files are gone; their images count no longer."""
+    def vanish(self, keys: Iterable[str]) -> None:
+        """Note that the files of these stacks are gone; their images count no longer."""
         with self._writing() as connection:
-            for path in paths:
-                key = stack_id(session, path)
+            for key in keys:
                 self._forget(connection, key)
                 connection.execute(
                     stacks.update()
@@ -960,6 +1007,14 @@ def _url(given: str | Path) -> sql.URL:
         f"a ledger of kind {url.drivername} is not known",
         remedy="give the path of an SQLite file, or postgresql://USER@HOST/DATABASE",
     )
+
+
+def _make_private(file: Path) -> None:
+    """An SQLite file for its owner alone, made or tightened; what SQLite lays beside it follows."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(PermissionError):  # another user's: theirs to decide
+        file.touch(0o600)
+        file.chmod(file.stat().st_mode & 0o700)
 
 
 def _prepare_sqlite(engine: Engine) -> None:

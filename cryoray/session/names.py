@@ -19,6 +19,11 @@ def _escape(one: str) -> str:
     return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else one.encode("unicode_escape").decode()
 
 
+def recordable(path: str) -> str:
+    """A file's path as a database and a line can hold it: as it is, or escaped where it is hostile."""
+    return path if unwritable(path) is None else printable(path)
+
+
 def unwritable(path: str) -> str | None:
     """Why a file of this name cannot be named in a STAR file or a table, None where it can."""
     if any(unicodedata.category(one) == "Cs" for one in path):

@@ -3,14 +3,15 @@
 A file has settled when its size and times have not changed for a while, as watched from here, so that
 clocks of other machines do not matter. What is listed is cheap: a folder whose time of change is as it
 was is not listed again but every ``rescan`` seconds, when everything is looked at, since a file that is
-rewritten in place changes no folder.
+rewritten in place changes no folder. A folder below the root that cannot be read, another user's
+perhaps, hides its own files and no others; those that were seen in it before do not count as gone.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -29,7 +30,7 @@ _OLD_NS = 3600 * 10**9
 #: while the attributes of a network file system are cached.
 _YOUNG_NS = 5 * 10**9
 #: So many files do not vanish at once; the disk did.
-_MANY = 10
+MANY = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +71,13 @@ class Look:
         settled: files that have settled since the last look, new or rewritten.
         vanished: files that had settled and are gone.
         away: why nothing could be seen, where that is so: then nothing counts as gone.
+        unreadable: folders below the root that cannot be read, and why.
     """
 
     settled: tuple[File, ...] = ()
     vanished: tuple[str, ...] = ()
     away: str | None = None
+    unreadable: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -98,6 +101,7 @@ class Scanner:
     clock: Callable[[], float] = monotonic
     _files: dict[str, _Watched] = field(default_factory=dict)
     _folders: dict[str, _Folder] = field(default_factory=dict)
+    _unreadable: dict[str, str] = field(default_factory=dict)
     _unsettled: set[str] = field(default_factory=set)
     _looked: float = -1e18
 
@@ -114,9 +118,13 @@ class Scanner:
         if full:
             self._looked = now
         known = [path for path, one in self._files.items() if one.settled is not None]
-        if len(known) >= _MANY and not listed:
+        if len(known) >= MANY and not listed:
             return Look(away="it is empty, and was not")
-        return Look(tuple(self._settled(now)), tuple(self._vanished(listed, now)))
+        return Look(
+            settled=tuple(self._settled(now)),
+            vanished=tuple(self._vanished(listed, now)),
+            unreadable=dict(self._unreadable),
+        )
 
     def get(self, path: str) -> File | None:
         """A file that has settled, None for every other."""
@@ -129,6 +137,15 @@ class Scanner:
         """How many files are there that have not settled."""
         return len(self._unsettled)
 
+    def is_hidden(self, path: str) -> bool:
+        """Whether a path lies in a folder that cannot be read now, so that nobody knows of it."""
+        return any(path.startswith(f"{folder}/") for folder in self._unreadable)
+
+    @property
+    def paths(self) -> list[str]:
+        """The files that are there, settled or not."""
+        return [path for path, there in self._files.items() if there.missing is None]
+
     def is_there(self, path: str) -> bool:
         """Whether a file is there, settled or not."""
         there = self._files.get(path)
@@ -140,28 +157,32 @@ class Scanner:
         listed: set[str] = set()
         waiting = [str(self.root)]
         walked: dict[str, _Folder] = {}
+        unreadable: dict[str, str] = {}
         while waiting:
             path = waiting.pop()
             try:
                 status = Path(path).stat()
-            except FileNotFoundError:
+                if (status.st_dev, status.st_ino) in seen:
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+                folder = self._folders.get(path)
+                young = time_ns() - status.st_mtime_ns < _YOUNG_NS
+                if folder is None or full or young or folder.changed != status.st_mtime_ns:
+                    folder = self._list(path, status.st_mtime_ns, now)
+                else:
+                    for name in folder.files & self._unsettled:
+                        self._note_path(name, now)
+            except OSError as error:
                 if path == str(self.root):
                     raise
+                if not isinstance(error, FileNotFoundError):
+                    unreadable[path] = error.strerror or str(error)
+                    listed.update(name for name in self._files if name.startswith(f"{path}/"))
                 continue
-            if (status.st_dev, status.st_ino) in seen:
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            folder = self._folders.get(path)
-            young = time_ns() - status.st_mtime_ns < _YOUNG_NS
-            if folder is None or full or young or folder.changed != status.st_mtime_ns:
-                folder = self._list(path, status.st_mtime_ns, now)
-            else:
-                for name in folder.files & self._unsettled:
-                    self._note_path(name, now)
             walked[path] = folder
             listed |= folder.files
             waiting += folder.folders
-        self._folders = walked
+        self._folders, self._unreadable = walked, unreadable
         return listed
 
     def _list(self, path: str, changed: int, now: float) -> _Folder:
@@ -174,13 +195,15 @@ class Scanner:
                     continue
                 if entry.name.endswith(SUFFIXES):
                     try:
-                        if not entry.is_file():
+                        if not entry.is_file() or self._is_alias(entry):
                             continue
                         self._note(_file(entry.path, entry.stat()), now)
-                    except OSError:  # gone again, or a link to nothing
+                    except FileNotFoundError:  # gone again, or a link to nothing
                         continue
+                    except OSError:  # it is there, and nobody may look at it
+                        pass
                     files.add(entry.path)
-                elif entry.is_dir():
+                elif _is_folder(entry):
                     (links if entry.is_symlink() else real).append(entry.path)
         # RELION's aliases are links to its jobs, which are seen under their own names.
         inside = os.path.realpath(self.root)
@@ -188,6 +211,14 @@ class Scanner:
             link for link in links if not Path(os.path.realpath(link)).is_relative_to(inside)
         ]
         return _Folder(changed, files, [*outside, *real])
+
+    def _is_alias(self, entry: os.DirEntry[str]) -> bool:
+        """Whether a link leads to a file that is seen under its own name: its rows count once."""
+        if not entry.is_symlink():
+            return False
+        real, root = Path(os.path.realpath(entry.path)), os.path.realpath(self.root)
+        seen = real.is_relative_to(root) and real.name.endswith(SUFFIXES)
+        return seen and not any(self._ignored(str(one)) for one in (real, *real.parents))
 
     def _ignored(self, path: str) -> bool:
         if any(path == str(own) for own in self.skip):
@@ -235,6 +266,13 @@ class Scanner:
                 self._unsettled.discard(path)
                 if there.settled is not None:
                     yield path
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to where we may not look
+        return False
 
 
 def _file(path: str, status: os.stat_result) -> File:

@@ -6,13 +6,14 @@ the service is asked again, later and later, until the verdicts are in the ledge
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import json
 import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -28,11 +29,20 @@ from cryoray.records import Event, Kind, OnEvent, ignore
 from cryoray.session.drift import Drift
 from cryoray.session.finding import Finder
 from cryoray.session.grid import Grid
-from cryoray.session.judging import Job, Unit, incomplete, judge, refuse
+from cryoray.session.judging import Job, Unit, digest, incomplete, judge, refuse
 from cryoray.session.labels import overrides_csv, training_csv
-from cryoray.session.ledger import Happened, Ledger, Outcome, Seen, stack_id
+from cryoray.session.ledger import (
+    Happened,
+    Ledger,
+    LedgerAwayError,
+    Outcome,
+    Seen,
+    UnstorableError,
+    stack_id,
+)
 from cryoray.session.merging import Merger, Part
-from cryoray.session.settling import Scanner
+from cryoray.session.names import printable, recordable, unwritable
+from cryoray.session.settling import MANY, File, Scanner
 from cryoray.settings import WatchSettings
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
@@ -41,6 +51,8 @@ _FIRST_WAIT, _LAST_WAIT = 1.0, 60.0
 #: A stack that settled and is not whole is sent after so many settle times, and at least seconds.
 _PATIENCE, _LEAST_PATIENCE = 10.0, 60.0
 _SIGN_OF_LIFE = 10.0
+#: All that a webhook gets for one event.
+_POST_SECONDS = 10.0
 #: Merging takes at most this share of the time.
 _MERGING_SHARE = 0.05
 _TAIL_BYTES = 1 << 16
@@ -70,15 +82,20 @@ def places(root: Path, session: str, settings: WatchSettings) -> Places:
         InputError: there is no such folder.
         SettingsError: the session's name is no file's name.
     """
-    root = Path(root).absolute()
+    # By its real path: reached by a link too, a session is one, and STAR files name real paths.
+    root = Path(root).resolve()
     if not root.is_dir():
-        raise InputError("there is no such folder", file=root)
+        raise InputError("there is no such folder", file=recordable(str(root)))
+    if reason := unwritable(str(root)):
+        raise InputError(
+            f"cannot be watched: {reason}", file=recordable(str(root)), remedy="rename it"
+        )
     if not _NAME.fullmatch(session):
         raise SettingsError(
             f"a session cannot be named {session!r}",
             remedy="use letters, digits, dots, dashes and underscores, at most 80",
         )
-    out = settings.out or root / "cryoray"
+    out = (settings.out or root / "cryoray").resolve()
     return Places(root, out / session, settings.ledger or str(out / "ledger.sqlite"))
 
 
@@ -109,7 +126,11 @@ class Watcher:
         self.places = places(root, session, settings)
         self.session, self.settings, self.client = session, settings, client
         self._on_event = on_event
-        self.places.folder.mkdir(parents=True, exist_ok=True)
+        if not self.places.folder.is_dir():
+            self.places.folder.mkdir(parents=True)
+            self.places.folder.chmod(
+                0o700
+            )  # who wants others to read it opens it, and we leave it so
         self.ledger = Ledger(self.places.ledger)
         self.ledger.check_host()
         token = self.ledger.open_session(
@@ -140,6 +161,16 @@ class Watcher:
         self._merging: Future[float] | None = None
         self._merge_due = time.monotonic() + settings.merge_every
         self._dirty = False
+        self._found: list[File] = []  # settled, and not yet in the ledger
+        self._gone: dict[
+            str, str
+        ] = {}  # by id: paths that vanished, and are not yet so in the ledger
+        self._unnoted: list[Happened] = []
+        self._inherited: dict[str, str] = {}  # by id: paths of stacks that were known before
+        self._absent: dict[str, str] | None = None  # those that are not there; None: not yet known
+        self._began = time.monotonic()
+        self._unreadable: dict[str, str] = {}
+        self._ledger_away = False
         self._away: str | None = None
         self._service_away = False
         self._alive = -1e18
@@ -168,6 +199,7 @@ class Watcher:
             SettingsError: another process watches the session.
             OSError: the disk of the session's folder or of its ledger is full; it goes on from there when
                 it is watched again.
+            LedgerAwayError: the ledger cannot be had at the end; before, it is waited for.
         """
         with (
             _alone(self.places.folder),
@@ -176,24 +208,21 @@ class Watcher:
             self._posting(stop),
         ):
             _mend(self._lines)
-            ready = self._begin(stop)
+            opened = {"session": self.session, "root": str(self.places.root)}
+            self._note(Happened(f"opened:{time.time():.6f}", "session.opened", opened))
+            ready = False
             idle_since: float | None = None
-            while ready and not stop.is_set():
-                began = time.monotonic()
-                self._look()
-                while True:
-                    self._send(judges)
-                    self._collect()
-                    self._deliver()
-                    left = self.settings.poll - (time.monotonic() - began)
-                    if left <= 0 or stop.is_set():
+            while not stop.is_set():
+                try:
+                    ready = ready or self._begin(stop)
+                    if not ready:
                         break
-                    # What is judged is committed at once, not at the next look.
-                    stop.wait(min(left, 0.05 if self._flying else left))
-                self._maybe_merge(merger)
-                self._live()
-                busy = self._pending or self._flying or self.scanner.unsettled
-                idle_since = None if busy else (idle_since or time.monotonic())
+                    self._turn(judges, merger, stop)
+                except LedgerAwayError as error:
+                    self._wait_for_ledger(error, stop)
+                    continue
+                self._ledger_is_back()
+                idle_since = None if self._busy else (idle_since or time.monotonic())
                 if once and idle_since and time.monotonic() - idle_since >= self.settings.poll:
                     break
             for future in self._flying.values():
@@ -205,6 +234,7 @@ class Watcher:
                 self._merge()
             closed = Happened(f"closed:{time.time():.6f}", "session.closed", self.books())
             self._note(closed)
+            self._flush()
             self._deliver()
             self.ledger.close_session(self.session)
 
@@ -232,15 +262,50 @@ class Watcher:
 
     # --- what a turn consists of
 
+    def _turn(
+        self, judges: ThreadPoolExecutor, merger: ThreadPoolExecutor, stop: threading.Event
+    ) -> None:
+        """Look once, and work for the time between two looks.
+
+        Raises:
+            LedgerAwayError: nothing is lost by that, and the next turn goes on with all that is left.
+        """
+        began = time.monotonic()
+        self._look()
+        while True:
+            self._flush()
+            self._send(judges)
+            self._collect()
+            self._deliver()
+            left = self.settings.poll - (time.monotonic() - began)
+            if left <= 0 or stop.is_set():
+                break
+            # What is judged is committed at once, not at the next look.
+            stop.wait(min(left, 0.05 if self._flying else left))
+        self._maybe_merge(merger)
+        self._live()
+
+    @property
+    def _busy(self) -> bool:
+        """Whether something is left to be done."""
+        work = self._pending or self._flying or self.scanner.unsettled or self._found or self._gone
+        return bool(work) or self._absent is None
+
+    def _wait_for_ledger(self, error: LedgerAwayError, stop: threading.Event) -> None:
+        """Say so once, which cannot be noted, and wait."""
+        if not self._ledger_away:
+            self._ledger_away = True
+            self._on_event(Event("ledger.away", {"reason": str(error)}))
+        stop.wait(_FIRST_WAIT)
+
+    def _ledger_is_back(self) -> None:
+        if self._ledger_away:
+            self._ledger_away = False
+            self._note(Happened(f"ledger.back:{time.time():.6f}", "ledger.back"))
+
     def _begin(self, stop: threading.Event) -> bool:
         """Ask the service what it has, however long that takes; False where there is no more time."""
-        self._note(
-            Happened(
-                f"opened:{time.time():.6f}",
-                "session.opened",
-                {"session": self.session, "root": str(self.places.root)},
-            )
-        )
+        self._flush()
         ensembles = None
         while ensembles is None and not stop.is_set():
             try:
@@ -249,6 +314,7 @@ class Watcher:
                 raise
             except (CryorayError, httpx.HTTPError) as error:
                 self._tell_away(error)
+                self._flush()
                 self._deliver()
                 stop.wait(_FIRST_WAIT)
         row = self.ledger.session(self.session)
@@ -270,6 +336,8 @@ class Watcher:
             ensembles.baseline or row.baseline,
             run_length=self.settings.micrographs_between_false_alarms,
         )
+        known = self.ledger.stacks(self.session, "pending", "judged", "aside")
+        self._inherited = {row.id: row.path for row in known}
         for micrograph in self.ledger.micrographs(self.session)[-_REMEMBERED:]:
             self.drift.add(micrograph)
         self._dirty = True
@@ -288,14 +356,30 @@ class Watcher:
             name = "folder.away" if look.away else "folder.back"
             data = {"root": str(self.places.root), "reason": look.away}
             self._note(Happened(f"{name}:{time.time():.6f}", name, data))
-        if look.vanished:
-            self._vanish(look.vanished)
-        if not look.settled:
+        for folder in look.unreadable.keys() - self._unreadable.keys():
+            data = {"folder": recordable(folder), "reason": look.unreadable[folder]}
+            id_ = f"unreadable:{stack_id(self.session, folder)}:{time.time():.6f}"
+            self._note(Happened(id_, "folder.unreadable", data))
+        self._unreadable = dict(look.unreadable) if look.away is None else self._unreadable
+        if look.away is None:
+            self._reconcile()
+        self._forget(look.vanished)
+        self._found += look.settled
+        self._expect()
+        self._vanish()
+
+    def _expect(self) -> None:
+        """Have what settled in the ledger; what cannot be named is rejected, with the reason."""
+        if not self._found:
             return
-        units = self.finder.units([file.path for file in look.settled])
+        hostile = {file.path: file for file in self._found if unwritable(file.path)}
+        units = self.finder.units([one.path for one in self._found if one.path not in hostile])
+        units += [
+            Unit(Path(path), "particle", None, None, digest(file.identity))
+            for path, file in hostile.items()
+        ]
         old = {path for unit in units for path in self._superseded(unit)}
-        if old:
-            self._vanish(sorted(old))
+        self._forget(sorted(old))
         units = [unit for unit in units if str(unit.path) not in old]
         now = time.time()
         seen = []
@@ -319,20 +403,49 @@ class Watcher:
         for key in self.ledger.expect(self.session, seen):
             self._pending[key] = 0.0
             self._waits.pop(key, None)
+        self._found.clear()
+
+    def _reconcile(self) -> None:
+        """Find the stacks of the ledger that vanished while nobody watched.
+
+        They count as gone when they are still not there after the settle time, since what replaces a
+        file may remove it first; not while their folder cannot be read, or everything is gone: then the
+        disk is.
+        """
+        if self._absent == {}:
+            return
+        there = {stack_id(self.session, path) for path in self.scanner.paths}
+        awaited = self._inherited if self._absent is None else self._absent
+        absent = {key: path for key, path in awaited.items() if key not in there}
+        if absent and time.monotonic() - self._began < self.settings.settle:
+            return
+        if len(absent) < MANY or there:
+            gone = [key for key, path in absent.items() if not self.scanner.is_hidden(path)]
+            self._gone |= {key: absent.pop(key) for key in gone}
+        self._absent = absent
 
     def _superseded(self, unit: Unit) -> list[str]:
         return self.finder.superseded(unit.path) if unit.kind == "class2d" else []
 
-    def _vanish(self, paths: tuple[str, ...] | list[str]) -> None:
-        known = {stack_id(self.session, path): path for path in paths}
-        known = {key: path for key, path in known.items() if self._units.pop(key, None)}
-        for key in known:
-            self._pending.pop(key, None)
-        self.ledger.vanish(self.session, known.values())
-        stamp = f"{time.time():.6f}"
-        for key, path in known.items():
-            self._note(Happened(f"{key}:vanished:{stamp}", "stack.vanished", {"stack": path}))
-        self._dirty = self._dirty or bool(known)
+    def _forget(self, paths: Iterable[str]) -> None:
+        """Judge these no more, and have the ledger say that they are gone."""
+        for path in paths:
+            key = stack_id(self.session, path)
+            known = self._inherited.pop(key, None)
+            if self._units.pop(key, None) or known:
+                self._pending.pop(key, None)
+                self._gone[key] = recordable(path)
+
+    def _vanish(self) -> None:
+        # What is there again was expected anew, and is not gone.
+        gone = {key: path for key, path in self._gone.items() if key not in self._units}
+        if gone:
+            self.ledger.vanish(gone)
+            stamp = f"{time.time():.6f}"
+            for key, path in gone.items():
+                self._note(Happened(f"{key}:vanished:{stamp}", "stack.vanished", {"stack": path}))
+            self._dirty = True
+        self._gone.clear()
 
     def _send(self, judges: ThreadPoolExecutor) -> None:
         now = time.monotonic()
@@ -342,7 +455,7 @@ class Watcher:
             unit = self._units.get(key)
             if key in self._flying or unit is None:
                 continue
-            if self._wait_for_rest(key, unit, now):
+            if not unwritable(str(unit.path)) and self._wait_for_rest(key, unit, now):
                 continue
             self._flying[key] = judges.submit(self._judge, unit)
 
@@ -365,6 +478,9 @@ class Watcher:
 
     def _judge(self, unit: Unit) -> Outcome:
         """In a thread of its own."""
+        if reason := unwritable(str(unit.path)):
+            path = recordable(str(unit.path))
+            return refuse(InputError(reason, file=path, remedy="rename it"), unit.digest)
         try:
             incomplete(unit.path, unit.own)
             outcome = judge(unit, self.job, self.client)
@@ -406,8 +522,15 @@ class Watcher:
 
     def _commit(self, key: str, unit: Unit, outcome: Outcome) -> None:
         happened = list(self._happened(key, unit, outcome))
-        if not self.ledger.commit(self.session, key, outcome, happened):
-            return
+        try:
+            if not self.ledger.commit(self.session, key, outcome, happened):
+                return
+        except UnstorableError as error:
+            refused = InputError(printable(error.what), file=unit.path)
+            outcome = refuse(refused, unit.digest)
+            happened = list(self._happened(key, unit, outcome))
+            if not self.ledger.commit(self.session, key, outcome, happened):
+                return
         self._pending.pop(key, None)
         self._waits.pop(key, None)
         self._half.pop(key, None)
@@ -423,12 +546,11 @@ class Watcher:
             for alarm in self.drift.add(one):
                 id_ = f"{key}:{outcome.digest}:{alarm.against}:{alarm.channel}"
                 later.append(Happened(id_, "drift.alarm", asdict(alarm)))
-        if later:
-            self.ledger.note(self.session, later)
+        self._unnoted += later
 
     def _happened(self, key: str, unit: Unit, outcome: Outcome) -> Iterator[Happened]:
         mark = f"{key}:{outcome.digest}"
-        where = {"stack": str(unit.path), "ensemble": outcome.ensemble}
+        where = {"stack": recordable(str(unit.path)), "ensemble": outcome.ensemble}
         if outcome.state == "aside":
             yield Happened(mark, "stack.aside", {**where, "reason": outcome.reason})
         elif unit.kind == "class2d":
@@ -462,7 +584,8 @@ class Watcher:
                     self.settings.merge_every, took / _MERGING_SHARE
                 )
             except CryorayError as error:
-                self._merge_due = time.monotonic() + self.settings.merge_every
+                self._dirty = True
+                self._merge_due = time.monotonic() + max(self.settings.merge_every, _FIRST_WAIT)
                 data = {"reason": str(error)}
                 self._note(Happened(f"merge.failed:{time.time():.6f}", "merge.failed", data))
             self._merging = None
@@ -515,7 +638,14 @@ class Watcher:
     # --- telling
 
     def _note(self, happened: Happened) -> None:
-        self.ledger.note(self.session, [happened])
+        """Have it noted with the next turn's first words to the ledger, and never lose it before."""
+        self._unnoted.append(happened)
+
+    def _flush(self) -> None:
+        if self._unnoted:
+            noted = len(self._unnoted)
+            self.ledger.note(self.session, self._unnoted[:noted])
+            del self._unnoted[:noted]
 
     def _live(self) -> None:
         if time.monotonic() - self._alive >= _SIGN_OF_LIFE:
@@ -527,16 +657,17 @@ class Watcher:
         rows = self.ledger.events(self.session, unwritten=True)
         if not rows:
             return
+        new = [row for row in rows if row.id not in self._written]
         with naming(self._lines), self._lines.open("a", encoding="utf-8") as file:
-            for row in rows:
-                if row.id not in self._written:
-                    file.write(json.dumps(_message(row), ensure_ascii=False) + "\n")
+            for row in new:
+                file.write(json.dumps(_message(row), ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
+        # The ledger may not be there to learn it: then they are known here, and not told again.
+        self._written.update(row.id for row in new)
+        for row in new:
+            self._on_event(Event(row.name, row.data))
         self.ledger.mark([row.number for row in rows], written=True)
-        for row in rows:
-            if row.id not in self._written:
-                self._on_event(Event(row.name, row.data))
         self._written.clear()
 
     @contextmanager
@@ -558,20 +689,34 @@ class Watcher:
 
     def _post(self, url: str, done: threading.Event) -> None:
         wait = _FIRST_WAIT
-        with httpx.Client(timeout=10.0) as http:
-            while True:
-                last = done.is_set()  # one more time after the end, for what happened last
+        while True:
+            last = done.is_set()  # one more time after the end, for what happened last
+            try:
                 for row in self.ledger.events(self.session, unposted=True):
-                    try:
-                        http.post(url, json=_message(row)).raise_for_status()
-                    except httpx.HTTPError:
-                        wait = min(_LAST_WAIT, 2 * wait)
-                        break
+                    asyncio.run(_post_one(url, _message(row)))
                     wait = _FIRST_WAIT
                     self.ledger.mark([row.number], posted=True)
-                if last:
-                    return
-                done.wait(wait)
+            except (httpx.HTTPError, TimeoutError, LedgerAwayError):
+                wait = min(_LAST_WAIT, 2 * wait)
+            if last:
+                return
+            done.wait(wait)
+
+
+async def _post_one(url: str, message: dict[str, object]) -> None:
+    """Post one event, in ten seconds all together: who answers drop by drop is not waited for.
+
+    Raises:
+        TimeoutError: that was not enough.
+        httpx.HTTPError: it was not taken.
+    """
+    async with (
+        asyncio.timeout(_POST_SECONDS),
+        httpx.AsyncClient(timeout=_POST_SECONDS) as http,
+        http.stream("POST", url, json=message) as answer,
+    ):
+        # The body is not read: it may be without end.
+        answer.raise_for_status()
 
 
 @dataclass(frozen=True, slots=True)

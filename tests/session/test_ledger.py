@@ -88,7 +88,7 @@ def test_a_rewritten_stack_counts_only_as_it_is_now(ledger: Ledger) -> None:
 def test_what_vanished_does_not_count_and_may_come_back(ledger: Ledger) -> None:
     ledger.expect("s", [SEEN])
     ledger.commit("s", KEY, OUTCOME)
-    ledger.vanish("s", [SEEN.path])
+    ledger.vanish([KEY])
     assert fates(ledger)["kept"] == 0
     assert not ledger.commit("s", KEY, OUTCOME), "it vanished while it was judged"
     assert ledger.expect("s", [SEEN]) == [KEY]

@@ -6,10 +6,11 @@ import csv
 import io
 import re
 import shutil
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -542,3 +543,22 @@ def test_bins_hold_every_image_once_and_the_band_is_of_the_sessions_own_past() -
     assert limits.centre == pytest.approx(0.6, abs=0.02)
     low, high = limits.limits(40)
     assert 0.5 < low < 0.6 < high < 0.7
+
+
+def test_an_override_waits_for_a_locked_ledger_and_then_says_so(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with site.program() as program:
+        hidden = {(row.stack, row.row) for row in site.ledger.audit_sample("s")}
+        row = next(row for row in range(IMAGES) if (site.stack.id, row) not in hidden)
+        body = {"stack": site.stack.id, "row": row, "say": "discard", "who": "Grace"}
+        site.ledger.engine.dispose()  # connections from now on wait for a moment
+        monkeypatch.setattr("cryoray.session.ledger._BUSY_MS", 50)
+        with closing(sqlite3.connect(tmp_path / "ledger.sqlite", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            answer = program.post("/v1/sessions/s/overrides", json=body)
+            assert answer.status_code == 503
+            assert "another program holds its lock" in answer.json()["error"]
+            assert answer.headers["Retry-After"] == "10"
+            other.execute("ROLLBACK")
+        assert program.post("/v1/sessions/s/overrides", json=body).status_code == 200

@@ -20,9 +20,9 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.routing import APIRoute
 
-from cryoray.errors import InputError
+from cryoray.errors import CryorayError, InputError
 from cryoray.session import labels
-from cryoray.session.ledger import FATES, OPERATOR, SECOND_THOUGHTS, Ledger
+from cryoray.session.ledger import FATES, OPERATOR, SECOND_THOUGHTS, Ledger, LedgerAwayError
 from cryoray.session.page.access import (
     COOKIE,
     Access,
@@ -73,6 +73,9 @@ class _Guarded(APIRoute):
                     response = JSONResponse(
                         {"error": str(error)}, 401, {"WWW-Authenticate": "Bearer"}
                     )
+            except LedgerAwayError as error:
+                response = _refusal(request, error)
+                response.headers["Retry-After"] = "10"
             except InputError as error:
                 response = _refusal(request, error)
             for name, value in _HEADERS.items():
@@ -82,9 +85,9 @@ class _Guarded(APIRoute):
         return guarded
 
 
-def _refusal(request: Request, error: InputError) -> Response:
+def _refusal(request: Request, error: CryorayError) -> Response:
     """What was wrong: a page for a person, JSON for a program."""
-    status = {ForbiddenError: 403, _AbsentError: 404}.get(type(error), 422)
+    status = {ForbiddenError: 403, _AbsentError: 404, LedgerAwayError: 503}.get(type(error), 422)
     if "text/html" not in request.headers.get("Accept", ""):
         return JSONResponse({"error": str(error)}, status)
     html = _templates().get_template("error.html").render(visitor=None, problem=str(error))
