@@ -176,14 +176,14 @@ def collect(new: Path, ensemble: Path, out: Path) -> tuple[Path, float]:
             clock.start()
             watcher.run(stop)
             seconds = time.monotonic() - began
-            books = watcher.books()
+            books = watcher.row_counts()
         finally:
             stop.set()
             watcher.close()
         recorded.result()
     fates = {name: int(str(books[name])) for name in ("kept", "discarded", "review", "quarantined")}
     line = terminal.balance(int(str(books["rows"])), fates)
-    terminal.out.print(f"new collection: {line}; {books['aside']} stacks set aside")
+    terminal.out.print(f"new collection: {line}; {books['rejected']} stacks rejected")
     return where.folder, len(source) / seconds
 
 

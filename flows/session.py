@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.deployments import run_deployment
 
 from cryoray.records import Event, OnEvent
-from cryoray.session.ledger import FATES
+from cryoray.session.schema import FATES
 from cryoray.session.watcher import Watcher, places
 from cryoray.settings import load
 from cryoray.verbs.watch import service_of
@@ -95,7 +95,7 @@ def watch(
             if hours:
                 clock.start()
             watcher.run(stop, once=not hours)
-            return dict(watcher.books())
+            return dict(watcher.row_counts())
         finally:
             stop.set()
             watcher.close()

@@ -31,7 +31,8 @@ from cryoray.formats.mrc import StackWriter
 from cryoray.formats.star import parse
 from cryoray.models.ensemble import Calibration, Ensemble, Manifest
 from cryoray.models.networks import DEFAULT_MEMBERS, build
-from cryoray.session.ledger import FATES, Ledger
+from cryoray.session.ledger import Ledger
+from cryoray.session.schema import FATES
 from cryoray.settings import PreparationSettings
 
 SECONDS = float(os.environ.get("CRYORAY_BENCH_SECONDS", "40"))

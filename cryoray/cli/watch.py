@@ -74,17 +74,17 @@ def watch(
         try:
             _say(_page_of(watcher.token_file, client))
             watcher.run(stop, once=once)
-            books = watcher.books()
+            counts = watcher.row_counts()
         finally:
             watcher.close()
-    rows = {name: int(str(books[name])) for name in ("kept", "discarded", "review", "quarantined")}
+    rows = {name: int(str(counts[name])) for name in ("kept", "discarded", "review", "quarantined")}
     terminal.finish(
-        "Session", {**books, "folder": where.folder}, terminal.balance(_rows(books), rows)
+        "Session", {**counts, "folder": where.folder}, terminal.balance(_rows(counts), rows)
     )
 
 
-def _rows(books: dict[str, object]) -> int:
-    return int(str(books["rows"]))
+def _rows(counts: dict[str, object]) -> int:
+    return int(str(counts["rows"]))
 
 
 def _page_of(token_file: Path, client: Client) -> Event:

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from cryoray.session.ledger import FATES, STATES, Ledger
+from cryoray.session.ledger import Ledger
+from cryoray.session.schema import FATES, STATES
 
 
 class OpenSessions(Collector):

@@ -40,7 +40,7 @@ _LARGEST_BOX = 2048
 _UNKNOWN = (999.0, -999.0)
 
 
-class Asks(Protocol):
+class JudgeClient(Protocol):
     """What is asked of a service: `protocol.client.Client` does it."""
 
     def judge(
@@ -139,7 +139,7 @@ def incomplete(path: Path, own: Path | None) -> str | None:
     return None
 
 
-def judge(unit: Unit, job: Job, service: Asks) -> Outcome:
+def judge(unit: Unit, job: Job, service: JudgeClient) -> Outcome:
     """Have a unit judged, unless its verdicts are there already, and write them.
 
     Raises:
@@ -194,7 +194,7 @@ def _rows(unit: Unit) -> tuple[Source, np.ndarray, np.ndarray | None]:
     return source, np.arange(len(source)), None
 
 
-def _ask(unit: Unit, rows: int, job: Job, service: Asks) -> Verdicts:
+def _ask(unit: Unit, rows: int, job: Job, service: JudgeClient) -> Verdicts:
     """The service's verdicts on ``rows`` rows of what it is asked about."""
     ensemble = job.ensembles.get(unit.kind)
     if rows <= _ROWS:
@@ -224,16 +224,16 @@ def _outcome(
     verdict, score = verdicts.verdict, verdicts.score.astype(float)
     judged, quarantined = verdicts.rows, verdicts.quarantined
     allowed = int(job.max_quarantined * len(rows))
-    aside = len(quarantined) > allowed
+    rejected = len(quarantined) > allowed
     reason = (
         f"{len(quarantined):,} of {len(rows):,} rows could not be read ({allowed:,} allowed): "
         f"{quarantined[0][1]}"
-        if aside
+        if rejected
         else None
     )
     outcome = Outcome(
         digest=unit.digest,
-        state="aside" if aside else "judged",
+        state="rejected" if rejected else "judged",
         rows=len(rows),
         kept=int(np.count_nonzero(verdict == "keep")),
         discarded=int(np.count_nonzero(verdict == "discard")),
@@ -244,7 +244,7 @@ def _outcome(
         at=time.time(),
         reason=reason,
     )
-    if aside or unit.kind != "particle":
+    if rejected or unit.kind != "particle":
         return outcome
     return replace(
         outcome,
@@ -300,8 +300,8 @@ def _mean(values: np.ndarray) -> float | None:
     return float(there.mean()) if len(there) else None
 
 
-def teaches(members: np.ndarray) -> np.ndarray:
-    """How much a label would teach: bits of information about which member is right.
+def information_gain(members: np.ndarray) -> np.ndarray:
+    """Expected information gain of a label: bits about which member is right.
 
     The entropy of the mean prediction less the mean entropy of the predictions (Houlsby et al.,
     arXiv:1112.5745): large where members are sure and disagree, small where all are unsure alike, since
@@ -324,7 +324,7 @@ def _entropy(p: np.ndarray) -> np.ndarray:
 def _candidates(verdicts: Verdicts) -> tuple[tuple[int, float], ...]:
     if not len(verdicts.rows):
         return ()
-    worth = teaches(verdicts.members())
+    worth = information_gain(verdicts.members())
     best = np.argsort(-worth, kind="stable")[:_CANDIDATES].tolist()
     return tuple((at, float(worth[at])) for at in best if worth[at] >= _WORTH)
 
@@ -359,7 +359,7 @@ def refuse(error: InputError, digest: str) -> Outcome:
     """The outcome of a unit that cannot be judged, with the reason."""
     return Outcome(
         digest=digest,
-        state="aside",
+        state="rejected",
         rows=0,
         kept=0,
         discarded=0,

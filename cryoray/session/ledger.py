@@ -10,11 +10,11 @@ stack and for each micrograph, never one for each image: a session of 36 million
 
     pending ──► judged          verdict files with this digest are on disk, counts are here
        │  ▲ ╲
-       │  │   ─► aside          cannot be used: unreadable, or too much of it was quarantined
+       │  │   ─► rejected       cannot be used: unreadable, or too much of it was quarantined
        ▼  └──── (rewritten: another digest)
     vanished ─► pending         its file is gone; it may come back
 
-*Invariant.* A stack is ``judged`` or ``aside`` under a digest only after the verdict files of that digest
+*Invariant.* A stack is ``judged`` or ``rejected`` under a digest only after the verdict files of that digest
 were written, each by rename, with their record last; and one transaction then replaces all that this
 ledger holds of the stack. So whoever is killed when: either the record is missing, and the stack is
 judged anew into the same files; or it is there and the ledger does not know, and is told again from
@@ -42,7 +42,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from hmac import compare_digest
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import sqlalchemy as sql
 from sqlalchemy.dialects import postgresql, sqlite
@@ -57,13 +57,22 @@ from sqlalchemy.exc import (
 )
 
 from cryoray.errors import CryorayError, InputError, SettingsError
+from cryoray.session import schema
 from cryoray.session.names import recordable
+from cryoray.session.schema import (
+    FATES,
+    State,
+    audit,
+    candidates,
+    events,
+    micrographs,
+    overrides,
+    sessions,
+    stacks,
+)
 
-State = Literal["pending", "judged", "aside", "vanished"]
-STATES: tuple[State, ...] = get_args(State)
-
-#: The four fates of a row, as columns of counts.
-FATES = ("kept", "discarded", "review", "quarantined")
+#: Of PostgreSQL's advisory locks, ours: taken while tables are made or changed.
+_LOCK = 1_668_446_575
 _FATE_OF = {"keep": "kept", "discard": "discarded", "review": "review"}
 #: Seconds for which a label of the blind sample can be taken back; the verdict is shown afterwards.
 SECOND_THOUGHTS = 60.0
@@ -77,126 +86,6 @@ _RESERVE = 4
 _GIVEN_UP = 600.0
 #: An operator's token reads everything; nothing else has this scope.
 OPERATOR = "*"
-
-_tables = sql.MetaData()
-
-
-def _counts() -> list[sql.Column[Any]]:
-    return [sql.Column(name, sql.Integer, nullable=False, default=0) for name in FATES]
-
-
-#: Times are seconds since 1970 in UTC everywhere.
-sessions = sql.Table(
-    "sessions",
-    _tables,
-    sql.Column("name", sql.String(80), primary_key=True),
-    sql.Column("root", sql.Text, nullable=False),  # the folder that is watched
-    sql.Column("folder", sql.Text, nullable=False),  # where its files are written
-    sql.Column("state", sql.String(10), nullable=False),  # open, closed
-    sql.Column("trainable", sql.Boolean, nullable=False),
-    sql.Column("token_hash", sql.String(64), nullable=False),
-    sql.Column("salt", sql.String(32), nullable=False),  # of the blind sample
-    sql.Column("host", sql.String(255), nullable=False),
-    sql.Column("opened", sql.Float, nullable=False),
-    sql.Column("closed", sql.Float),
-    sql.Column("seen", sql.Float, nullable=False),  # the watcher's last sign of life
-    sql.Column("merged", sql.Float),
-    sql.Column("merge_wanted", sql.Float),
-    sql.Column("audit", sql.Integer, nullable=False),  # size of the blind sample
-    sql.Column("baseline", sql.JSON, nullable=False),  # what the ensemble says of its training
-)
-stacks = sql.Table(
-    "stacks",
-    _tables,
-    sql.Column("id", sql.String(24), primary_key=True),
-    sql.Column("session", sql.String(80), nullable=False),
-    sql.Column("path", sql.Text, nullable=False),  # absolute
-    sql.Column("described_by", sql.Text),  # the STAR file with its rows
-    sql.Column("kind", sql.String(10), nullable=False),
-    sql.Column("state", sql.String(10), nullable=False),
-    sql.Column("digest", sql.String(32), nullable=False),
-    sql.Column("size", sql.BigInteger, nullable=False),
-    sql.Column("mtime_ns", sql.BigInteger, nullable=False),
-    sql.Column("rows", sql.Integer, nullable=False, default=0),
-    *_counts(),
-    sql.Column("score", sql.Float),  # mean
-    sql.Column("ensemble", sql.String(64)),
-    sql.Column("attempts", sql.Integer, nullable=False, default=0),
-    sql.Column("reason", sql.Text),
-    sql.Column("settled", sql.Float, nullable=False),
-    sql.Column("judged", sql.Float),
-    sql.Index("stacks_by_state", "session", "state"),
-    sql.Index("stacks_by_time", "session", "judged"),
-)
-micrographs = sql.Table(
-    "micrographs",
-    _tables,
-    sql.Column("stack", sql.String(24), primary_key=True),
-    sql.Column("ordinal", sql.Integer, primary_key=True),
-    sql.Column("session", sql.String(80), nullable=False),
-    sql.Column("name", sql.Text, nullable=False),
-    sql.Column("square", sql.String(80)),
-    sql.Column("hole", sql.String(80)),
-    *_counts(),
-    sql.Column("score", sql.Float),  # mean
-    sql.Column("defocus", sql.Float),  # mean, µm
-    sql.Column("ctf_resolution", sql.Float),  # mean, Å
-    sql.Column("judged", sql.Float, nullable=False),
-    sql.Index("micrographs_by_time", "session", "judged"),
-    sql.Index("micrographs_by_square", "session", "square"),
-)
-overrides = sql.Table(
-    "overrides",
-    _tables,
-    sql.Column("stack", sql.String(24), primary_key=True),
-    sql.Column("row", sql.Integer, primary_key=True),
-    sql.Column("session", sql.String(80), nullable=False, index=True),
-    sql.Column("digest", sql.String(32), nullable=False),
-    sql.Column("image", sql.Text, nullable=False),
-    sql.Column("keep", sql.Boolean, nullable=False),
-    sql.Column("before", sql.String(10), nullable=False),
-    sql.Column("score", sql.Float, nullable=False),
-    sql.Column("who", sql.String(80), nullable=False),
-    sql.Column("at", sql.Float, nullable=False),
-)
-candidates = sql.Table(
-    "candidates",
-    _tables,
-    sql.Column("stack", sql.String(24), primary_key=True),
-    sql.Column("row", sql.Integer, primary_key=True),
-    sql.Column("session", sql.String(80), nullable=False),
-    sql.Column("teaches", sql.Float, nullable=False),
-    sql.Index("candidates_by_worth", "session", "teaches"),
-)
-audit = sql.Table(
-    "audit",
-    _tables,
-    sql.Column("stack", sql.String(24), primary_key=True),
-    sql.Column("row", sql.Integer, primary_key=True),
-    sql.Column("session", sql.String(80), nullable=False),
-    sql.Column("digest", sql.String(32), nullable=False),
-    sql.Column("image", sql.Text, nullable=False),
-    sql.Column("draw", sql.Float, nullable=False),
-    sql.Column("keep", sql.Boolean),
-    sql.Column("who", sql.String(80)),
-    sql.Column("at", sql.Float),
-    sql.Index("audit_by_draw", "session", "draw"),
-)
-events = sql.Table(
-    "events",
-    _tables,
-    sql.Column("number", sql.Integer, primary_key=True, autoincrement=True),
-    sql.Column("id", sql.String(80), nullable=False, unique=True),
-    sql.Column("session", sql.String(80), nullable=False),
-    sql.Column("name", sql.String(40), nullable=False),
-    sql.Column("at", sql.Float, nullable=False),
-    sql.Column("data", sql.JSON, nullable=False),
-    sql.Column("written", sql.Boolean, nullable=False, default=False),
-    sql.Column("posted", sql.Boolean, nullable=False, default=False),
-    sql.Index("events_unwritten", "session", "written", "number"),
-    sql.Index("events_unposted", "session", "posted", "number"),
-    sql.Index("events_by_name", "session", "name", "number"),
-)
 
 
 class LedgerAwayError(CryorayError):
@@ -254,13 +143,14 @@ class Outcome:
 
     Attributes:
         digest: of what was judged.
-        state: ``judged``, or ``aside`` with its reason.
+        state: ``judged``, or ``rejected`` with its reason.
         rows: kept + discarded + review + quarantined.
         score: mean over the judged.
         ensemble: digest of the ensemble that judged.
         at: when.
         micrographs: in order of first mention.
-        candidates: (row of `verdicts.parquet`, how much its label would teach), the best of this stack.
+        candidates: (row of `verdicts.parquet`, expected information gain of its label, bits), the best
+            of this stack.
         sample: (row of `verdicts.parquet`, image, draw), the lowest draws of this stack.
     """
 
@@ -283,6 +173,8 @@ class Outcome:
     def from_record(cls, record: Mapping[str, Any]) -> Outcome:
         """What `dataclasses.asdict` made of one, after a trip through JSON."""
         known = {one.name: record[one.name] for one in fields(cls)}
+        if known["state"] == "aside":  # what earlier versions called it
+            known["state"] = "rejected"
         known["micrographs"] = tuple(Micrograph(**one) for one in record["micrographs"])
         known["candidates"] = tuple((int(row), float(t)) for row, t in record["candidates"])
         known["sample"] = tuple((int(r), str(i), float(d)) for r, i, d in record["sample"])
@@ -332,14 +224,30 @@ class Ledger:
             self.engine = sql.create_engine(self.url, pool_pre_ping=True)
             if self.is_sqlite:
                 _prepare_sqlite(self.engine)
-            _tables.create_all(self.engine)
-        except (SQLAlchemyError, ImportError) as error:
+            try:
+                self._bring_up_to_date()
+            except BaseException:
+                self.engine.dispose()
+                raise
+        except (SQLAlchemyError, ImportError, LedgerAwayError) as error:
             self._complain_of_room(error)
+            cause = error.__cause__ if isinstance(error, LedgerAwayError) else None
             raise SettingsError(
-                f"the ledger {self.url.render_as_string()} cannot be opened: {_first_line(error)}",
+                f"the ledger {self.url.render_as_string()} cannot be opened: {_first_line(cause or error)}",
                 remedy="give a path that can be written, or the URL of a PostgreSQL that runs"
                 " (`pip install cryoray[postgres]` brings its driver)",
             ) from error
+
+    def _bring_up_to_date(self) -> None:
+        """Read first: a ledger that is as it should be is opened though another program writes."""
+        with self._reading() as connection:
+            if schema.is_current(connection):
+                return
+        with self._writing() as connection:
+            if not self.is_sqlite:  # SQLite has one writer; here two watchers may come at once
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
+            if not schema.is_current(connection):
+                schema.bring_up_to_date(connection)
 
     @property
     def is_sqlite(self) -> bool:
@@ -669,8 +577,8 @@ class Ledger:
             connection.execute(
                 candidates.insert(),
                 [
-                    {"stack": key, "row": row, "session": session, "teaches": teaches}
-                    for row, teaches in outcome.candidates
+                    {"stack": key, "row": row, "session": session, "information": information}
+                    for row, information in outcome.candidates
                 ],
             )
         size = connection.execute(
@@ -853,7 +761,7 @@ class Ledger:
             return connection.execute(wanted).one()
 
     def candidates(self, session: str, limit: int, offset: int = 0) -> Sequence[Row[Any]]:
-        """Images whose label would teach most, first; without what was labelled, here or blind."""
+        """Images by the expected information gain of a label, but those that have one, here or blind."""
         said = sql.exists().where(
             overrides.c.stack == candidates.c.stack, overrides.c.row == candidates.c.row
         )
@@ -864,7 +772,7 @@ class Ledger:
             sql.select(candidates, stacks.c.path)
             .join(stacks, stacks.c.id == candidates.c.stack)
             .where(candidates.c.session == session, ~said, ~blind)
-            .order_by(candidates.c.teaches.desc(), candidates.c.stack, candidates.c.row)
+            .order_by(candidates.c.information.desc(), candidates.c.stack, candidates.c.row)
             .limit(limit)
             .offset(offset)
         )

@@ -232,7 +232,7 @@ class Watcher:
             if ready:
                 self._collect()
                 self._merge()
-            closed = Happened(f"closed:{time.time():.6f}", "session.closed", self.books())
+            closed = Happened(f"closed:{time.time():.6f}", "session.closed", self.row_counts())
             self._note(closed)
             self._flush()
             self._deliver()
@@ -243,14 +243,16 @@ class Watcher:
         self.ledger.close()
         self.client.close()
 
-    def books(self) -> dict[str, object]:
+    def row_counts(self) -> dict[str, object]:
         """What became of all rows until now."""
         totals = self.ledger.totals(self.session)
         judged = totals.get("particle/judged", {})
         return {
             "session": self.session,
             "stacks": sum(one["stacks"] for name, one in totals.items() if name.endswith("judged")),
-            "aside": sum(one["stacks"] for name, one in totals.items() if name.endswith("aside")),
+            "rejected": sum(
+                one["stacks"] for name, one in totals.items() if name.endswith("rejected")
+            ),
             "pending": sum(
                 one["stacks"] for name, one in totals.items() if name.endswith("pending")
             ),
@@ -336,7 +338,7 @@ class Watcher:
             ensembles.baseline or row.baseline,
             run_length=self.settings.micrographs_between_false_alarms,
         )
-        known = self.ledger.stacks(self.session, "pending", "judged", "aside")
+        known = self.ledger.stacks(self.session, "pending", "judged", "rejected")
         self._inherited = {row.id: row.path for row in known}
         for micrograph in self.ledger.micrographs(self.session)[-_REMEMBERED:]:
             self.drift.add(micrograph)
@@ -551,8 +553,8 @@ class Watcher:
     def _happened(self, key: str, unit: Unit, outcome: Outcome) -> Iterator[Happened]:
         mark = f"{key}:{outcome.digest}"
         where = {"stack": recordable(str(unit.path)), "ensemble": outcome.ensemble}
-        if outcome.state == "aside":
-            yield Happened(mark, "stack.aside", {**where, "reason": outcome.reason})
+        if outcome.state == "rejected":
+            yield Happened(mark, "stack.rejected", {**where, "reason": outcome.reason})
         elif unit.kind == "class2d":
             counts = {name: getattr(outcome, name) for name in ("kept", "discarded", "review")}
             yield Happened(mark, "classes.judged", {**where, **counts, "score": outcome.score})

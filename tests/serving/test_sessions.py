@@ -26,7 +26,7 @@ def test_open_sessions_are_summed_and_not_named(tmp_path: Path) -> None:
     assert value("cryoray_sessions_open") == 2
     assert value("cryoray_session_stacks", {"state": "judged"}) == 2
     assert value("cryoray_session_stacks", {"state": "pending"}) == 2
-    assert value("cryoray_session_stacks", {"state": "aside"}) == 0
+    assert value("cryoray_session_stacks", {"state": "rejected"}) == 0
     assert value("cryoray_session_images", {"fate": "kept"}) == 10
     silent = value("cryoray_session_silent_seconds")
     assert silent is not None

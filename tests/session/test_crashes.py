@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 import starfile
 
-from cryoray.session.ledger import FATES, Ledger
+from cryoray.session.ledger import Ledger
+from cryoray.session.schema import FATES
 from tests import examples
 from tests.faults.machines import filled, small_disk
 from tests.session.service import TOKEN, running

@@ -19,7 +19,8 @@ import pytest
 from cryoray.formats.source import open_source
 from cryoray.records import Event
 from cryoray.session import ledger as ledgers
-from cryoray.session.ledger import FATES, Ledger
+from cryoray.session.ledger import Ledger
+from cryoray.session.schema import FATES
 from cryoray.session.settling import Scanner
 from cryoray.session.watcher import Watcher
 from cryoray.settings import WatchSettings
@@ -72,11 +73,11 @@ def test_a_name_that_no_file_can_hold_is_rejected_and_the_rest_goes_on(
     stack(root, "good.mrcs", 1)
     for _ in range(2):  # a second time from the ledger
         watcher, events = once(root, service)
-        assert (watcher.books()["stacks"], watcher.books()["aside"]) == (1, 1)
+        assert (watcher.row_counts()["stacks"], watcher.row_counts()["rejected"]) == (1, 1)
         assert counted(watcher) == len(merged(watcher)) == 6
         watcher.close()
         assert not [one for one in events if one.name == "stack.vanished"]
-    (told,) = lines(watcher, "stack.aside")
+    (told,) = lines(watcher, "stack.rejected")
     assert "its name" in told["data"]["reason"]
     assert told["data"]["stack"].isprintable()
 
@@ -299,7 +300,7 @@ def test_a_text_that_the_ledger_cannot_hold_rejects_its_stack(
 
     monkeypatch.setattr(watcher.ledger, "commit", refusing)
     watcher.run(threading.Event(), once=True)
-    assert (watcher.books()["stacks"], watcher.books()["aside"]) == (1, 1)
+    assert (watcher.row_counts()["stacks"], watcher.row_counts()["rejected"]) == (1, 1)
     watcher.close()
 
 

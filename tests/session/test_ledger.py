@@ -98,10 +98,10 @@ def test_what_vanished_does_not_count_and_may_come_back(ledger: Ledger) -> None:
 
 def test_a_stack_set_aside_says_why_and_is_not_counted_among_the_judged(ledger: Ledger) -> None:
     ledger.expect("s", [SEEN])
-    ledger.commit("s", KEY, replace(OUTCOME, state="aside", reason="9 of 10 rows"))
+    ledger.commit("s", KEY, replace(OUTCOME, state="rejected", reason="9 of 10 rows"))
     row = ledger.stack(KEY)
     assert row is not None
-    assert (row.state, row.reason) == ("aside", "9 of 10 rows")
+    assert (row.state, row.reason) == ("rejected", "9 of 10 rows")
     assert fates(ledger)["kept"] == 0
     assert not ledger.micrographs("s")
 

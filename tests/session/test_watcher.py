@@ -21,8 +21,8 @@ from cryoray.errors import InputError, SettingsError
 from cryoray.formats.source import open_source
 from cryoray.protocol.client import RefusedError
 from cryoray.records import Event
-from cryoray.session.judging import teaches
-from cryoray.session.ledger import FATES
+from cryoray.session.judging import information_gain
+from cryoray.session.schema import FATES
 from cryoray.session.watcher import Watcher
 from cryoray.settings import WatchSettings
 from tests import examples
@@ -84,12 +84,12 @@ class Session:
     def until(self, true: Callable[[], bool], seconds: float = 20.0) -> None:
         end = time.monotonic() + seconds
         while not true():
-            assert time.monotonic() < end, f"waited for too long; {self.watcher.books()}"
+            assert time.monotonic() < end, f"waited for too long; {self.watcher.row_counts()}"
             assert self.failure is None, self.failure
             time.sleep(0.02)
 
     def judged(self, stacks: int) -> None:
-        self.until(lambda: self.watcher.books()["stacks"] == stacks)
+        self.until(lambda: self.watcher.row_counts()["stacks"] == stacks)
 
     def names(self) -> Counter[str]:
         return Counter(one.name for one in self.events)
@@ -149,7 +149,7 @@ def test_each_stack_gets_verdicts_of_its_own_and_the_sides_are_merged(
     for number in (1, 2):
         extracted(root, f"mic_{number}", 20 + number, dialect=dialect, seed=number)
     watcher, events = once(root, service)
-    books = watcher.books()
+    books = watcher.row_counts()
     assert (books["stacks"], books["rows"], books["pending"]) == (2, 43, 0)
     assert sum(int(str(books[name])) for name in FATES) == 43
 
@@ -198,12 +198,12 @@ def test_a_stack_still_being_written_is_not_taken(service: Service, root: Path) 
     stack.write_bytes(whole[: len(whole) // 2])
     with watching(root, service, patience=30.0) as session:
         time.sleep(0.6)
-        assert session.watcher.books()["stacks"] == 0
+        assert session.watcher.row_counts()["stacks"] == 0
         with stack.open("ab") as file:
             file.write(whole[len(whole) // 2 :])
         session.judged(1)
-        assert session.watcher.books()["rows"] == 20
-        assert session.names()["stack.aside"] == 0
+        assert session.watcher.row_counts()["rows"] == 20
+        assert session.names()["stack.rejected"] == 0
 
 
 def test_what_is_rewritten_is_judged_again_and_what_vanishes_no_longer_counts(
@@ -214,10 +214,10 @@ def test_what_is_rewritten_is_judged_again_and_what_vanishes_no_longer_counts(
     with watching(root, service) as session:
         session.judged(2)
         extracted(root, images=25, seed=7)
-        session.until(lambda: session.watcher.books()["rows"] == 35)
+        session.until(lambda: session.watcher.row_counts()["rows"] == 35)
         for path in (other, other.with_name("mic_2_extract.star")):
             path.unlink()
-        session.until(lambda: session.watcher.books()["rows"] == 25)
+        session.until(lambda: session.watcher.row_counts()["rows"] == 25)
         session.until(lambda: session.names()["stack.vanished"] == 1)
         assert session.names()["micrograph.judged"] == 3
     total = sum(
@@ -236,12 +236,14 @@ def test_a_stack_that_cannot_be_read_is_set_aside_and_the_session_goes_on(
     (root / "none.mrcs").write_bytes(b"no stack at all")
     extracted(root)
     watcher, _ = once(root, service)
-    aside = {Path(row.path).name: row.reason for row in watcher.ledger.stacks("s", "aside")}
+    aside = {Path(row.path).name: row.reason for row in watcher.ledger.stacks("s", "rejected")}
     assert set(aside) == {"half.mrcs", "none.mrcs"}
     assert "5 of 20 rows could not be read (2 allowed)" in aside["half.mrcs"]
     assert "is no MRC file" in aside["none.mrcs"]
-    assert watcher.books()["stacks"] == 1
-    assert {one["data"]["reason"] for one in lines(watcher, "stack.aside")} == set(aside.values())
+    assert watcher.row_counts()["stacks"] == 1
+    assert {one["data"]["reason"] for one in lines(watcher, "stack.rejected")} == set(
+        aside.values()
+    )
     listed = pq.read_table(watcher.job.place(root / "half.mrcs") / "quarantine.parquet")
     assert len(listed) == 5
     watcher.close()
@@ -262,7 +264,7 @@ def test_a_service_that_fails_is_asked_again_until_the_verdicts_are_there(
         service.start()
         session.judged(2)
         session.until(lambda: session.names()["service.back"] == 1)
-        assert session.watcher.books()["rows"] == 32
+        assert session.watcher.row_counts()["rows"] == 32
 
 
 def test_a_token_that_is_wrong_is_said_at_once(service: Service, root: Path) -> None:
@@ -282,7 +284,7 @@ def test_a_session_goes_on_after_days_without_judging_anything_twice(
         extracted(root, "mic_2", 15)
         watcher, events = once(root, service)
         assert service.judging.calls == calls + 1
-        assert watcher.books()["rows"] == 35
+        assert watcher.row_counts()["rows"] == 35
         assert [one.name for one in events].count("micrograph.judged") == 1
         judged = [one["id"] for one in lines(watcher, "micrograph.judged")]
         assert len(judged) == len(set(judged)) == 2
@@ -296,13 +298,13 @@ def test_verdicts_on_disk_that_the_ledger_lost_are_taken_not_made_again(
     with running([root], {"tiny": tiny_ensemble}) as service:
         watcher, _ = once(root, service)
         watcher.close()
-        before = watcher.books
+        before = watcher.row_counts
         for file in (root / "cryoray").glob("ledger.sqlite*"):
             file.unlink()
         calls = service.judging.calls
         watcher, _ = once(root, service)
         assert service.judging.calls == calls
-        assert watcher.books()["rows"] == 20
+        assert watcher.row_counts()["rows"] == 20
         watcher.close()
         assert before is not None
 
@@ -318,7 +320,7 @@ def test_verdicts_that_are_not_whole_are_made_again(tiny_ensemble: Path, root: P
         (folder / "verdicts.parquet").write_bytes(b"PAR1")
         watcher, _ = once(root, service)
         assert len(pq.read_table(folder / "verdicts.parquet")) == 20
-        assert watcher.books()["rows"] == 20
+        assert watcher.row_counts()["rows"] == 20
         watcher.close()
 
 
@@ -334,7 +336,7 @@ def test_a_star_file_whose_stacks_are_watched_is_not_judged_beside_them(
     ]
     examples.write_star(root / "Extract/job009/particles.star", rows)
     watcher, _ = once(root, service)
-    assert watcher.books()["rows"] == 30
+    assert watcher.row_counts()["rows"] == 30
     assert {Path(row.path).suffix for row in watcher.ledger.stacks("s")} == {".mrcs"}
     watcher.close()
 
@@ -380,7 +382,7 @@ def test_rows_that_join_a_shared_star_file_do_not_have_old_stacks_judged_again(
             file.writelines(f"{i:06d}@{name} mic_9.mrc 1 9000 8800 4\n" for i in range(1, 6))
         watcher, _ = once(root, service)
         assert service.judging.calls == calls + 1
-        assert watcher.books()["rows"] == 40
+        assert watcher.row_counts()["rows"] == 40
         watcher.close()
 
 
@@ -549,8 +551,8 @@ def test_a_folder_must_be_there(service: Service, root: Path) -> None:
         Watcher(root / "absent", "s", WatchSettings(**QUICK), client)
 
 
-def test_a_label_teaches_where_members_are_sure_and_disagree() -> None:
-    worth = teaches(np.array([[0.95, 0.5, 0.9], [0.05, 0.5, 0.9], [np.nan, 0.5, np.nan]]))
+def test_a_label_informs_where_members_are_sure_and_disagree() -> None:
+    worth = information_gain(np.array([[0.95, 0.5, 0.9], [0.05, 0.5, 0.9], [np.nan, 0.5, np.nan]]))
     assert worth[0] > 0.5
     assert worth[1:] == pytest.approx([0, 0], abs=1e-9)
 
@@ -585,7 +587,7 @@ def test_a_cryosparc_table_is_judged_and_merged_with_the_other_stacks(
     examples.write_stack(root / "J19/extract/a.mrc", examples.particles(6, box=8))
     extracted(root, "mic_1", 20)
     watcher, _ = once(root, service)
-    books = watcher.books()
+    books = watcher.row_counts()
     assert books["stacks"] == 2
     assert sum(int(str(books[name])) for name in FATES) == 26
     merged = [

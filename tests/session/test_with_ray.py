@@ -54,7 +54,7 @@ def test_replicas_that_die_cost_a_session_nothing(
         settings = WatchSettings(poll=0.1, settle=0.1, max_concurrent=1)
         watcher = Watcher(tmp_path, "s", settings, running.client(), on_event=kill)
         watcher.run(threading.Event(), once=True)
-        books = watcher.books()
+        books = watcher.row_counts()
         rows = watcher.ledger.stacks("s", "judged")
         watcher.close()
         assert httpx.get(f"{running.url}/login").status_code == 200

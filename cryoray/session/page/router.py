@@ -22,7 +22,7 @@ from fastapi.routing import APIRoute
 
 from cryoray.errors import CryorayError, InputError
 from cryoray.session import labels
-from cryoray.session.ledger import FATES, OPERATOR, SECOND_THOUGHTS, Ledger, LedgerAwayError
+from cryoray.session.ledger import OPERATOR, SECOND_THOUGHTS, Ledger, LedgerAwayError
 from cryoray.session.page.access import (
     COOKIE,
     Access,
@@ -34,6 +34,7 @@ from cryoray.session.page.access import (
 )
 from cryoray.session.page.pictures import SIZES, Pictures
 from cryoray.session.page.views import Views
+from cryoray.session.schema import FATES
 
 _HERE = Path(__file__).parent
 _MOST_BYTES = 16 << 10

@@ -14,9 +14,10 @@ from markupsafe import Markup
 
 from cryoray.errors import InputError
 from cryoray.records import REASON_WORDS, VERDICTS
-from cryoray.session.ledger import FATES, SECOND_THOUGHTS, Ledger
+from cryoray.session.ledger import SECOND_THOUGHTS, Ledger
 from cryoray.session.page import charts
 from cryoray.session.page.pictures import Pictures
+from cryoray.session.schema import FATES
 
 #: Seconds for which numbers are fresh enough, and at least so many times what they took to make.
 _FRESH, _SHARE = 2.0, 20.0
@@ -86,7 +87,7 @@ class Live:
     ctf_chart: Markup
     squares: Sequence[dict[str, Any]]
     alarms: Sequence[dict[str, Any]]
-    aside: Sequence[Any]
+    rejected: Sequence[Any]
     last: float | None
     zone: str
 
@@ -146,7 +147,7 @@ class Views:
             shares={name: counts[name] / images if images else 0.0 for name in FATES[:3]},
             stacks={
                 state: sum(one["stacks"] for name, one in totals.items() if name.endswith(state))
-                for state in ("judged", "pending", "aside", "vanished")
+                for state in ("judged", "pending", "rejected", "vanished")
             },
             micrographs=len(rows),
             per_hour=int(6 * each[recent].sum()) if len(rows) else 0,
@@ -161,7 +162,7 @@ class Views:
             ),
             squares=_squares(rows),
             alarms=alarms,
-            aside=self._ledger.stacks(session.name, "aside", newest=10),
+            rejected=self._ledger.stacks(session.name, "rejected", newest=10),
             last=float(when.max()) if len(rows) else None,
             zone=datetime.now(UTC).astimezone().strftime("%Z"),
         )
