@@ -462,6 +462,9 @@ class WatchSettings(Section):
         description="seconds that a settled but incomplete stack is waited for, at most",
     )
     ignore: tuple[str, ...] = Field((), description="patterns of paths below the folder")
+    roots: tuple[AbsolutePath, ...] = Field(
+        (), description="folders beside the watched one that its links and STAR files may lead to"
+    )
     max_concurrent: int = Field(4, ge=1, description="stacks that are judged at the same time")
     max_quarantined: Fraction = Field(0.1, description="of a stack; beyond it is set aside")
     merge_every: float = Field(

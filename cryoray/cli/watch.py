@@ -40,6 +40,12 @@ def watch(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of sessions; else DIR/cryoray.")
     ] = None,
+    root: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR", help="A folder beside it that its links and STAR files may lead to."
+        ),
+    ] = None,
     ledger: Annotated[
         str | None, typer.Option(metavar="FILE|URL", help="SQLite file or postgresql:// URL.")
     ] = None,
@@ -56,6 +62,7 @@ def watch(
         ctx,
         watch={
             "out": out,
+            "roots": root or None,
             "ledger": ledger,
             "service": service,
             "settle": settle,

@@ -133,7 +133,7 @@ def create(
     app.include_router(_judgements(judge, anyone))
     if ledger is not None:
         counts.also(OpenSessions(ledger))
-        app.include_router(session_pages(ledger, settings.token, scope.confine))
+        app.include_router(session_pages(ledger, settings.token, scope))
     app.include_router(_nothing_else(operator))
     return app
 

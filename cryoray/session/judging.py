@@ -23,12 +23,14 @@ from cryoray.errors import CryorayError, FormatError, InputError
 from cryoray.formats import mrc
 from cryoray.formats.companion import rows_of
 from cryoray.formats.files import replacing
+from cryoray.formats.opening import OutsideError, Scope
 from cryoray.formats.rows import Source
 from cryoray.formats.source import open_source
 from cryoray.formats.verdicts import write_verdicts
 from cryoray.records import Kind, Verdicts
 from cryoray.session.grid import Grid
 from cryoray.session.ledger import Micrograph, Outcome
+from cryoray.session.names import printable
 
 RECORD = "record.json"
 #: Rows of a request; the service takes 100,000 by default.
@@ -85,6 +87,7 @@ class Job:
 
     Attributes:
         root: the watched folder.
+        roots: folders beside it that its links and STAR files may lead to.
         folder: the session's.
         salt: of the blind sample.
         sample: its size.
@@ -94,6 +97,7 @@ class Job:
     """
 
     root: Path
+    roots: tuple[Path, ...]
     folder: Path
     salt: str
     sample: int
@@ -150,7 +154,7 @@ def judge(unit: Unit, job: Job, service: JudgeClient) -> Outcome:
     there = recorded(folder, unit.digest)
     if there is not None:
         return there
-    source, rows, by_frame = _rows(unit)
+    source, rows, by_frame = _rows_in_scope(unit, job)
     verdicts = _ask(unit, len(by_frame) if by_frame is not None else len(source), job, service)
     if by_frame is not None:
         verdicts = Verdicts.together([verdicts.renumbered(by_frame)])
@@ -165,6 +169,27 @@ def judge(unit: Unit, job: Job, service: JudgeClient) -> Outcome:
         _sync(temporary)
     _sync(folder)
     return outcome
+
+
+def _rows_in_scope(unit: Unit, job: Job) -> tuple[Source, np.ndarray, np.ndarray | None]:
+    """What `_rows` gives, where all of it lies in the session's folders, whoever the service reads for.
+
+    Raises:
+        InputError: something lies elsewhere, or cannot be read.
+    """
+    scope = Scope((job.root, *job.roots))
+    try:
+        with scope.reading():
+            found = _rows(unit)
+            for stack in found[0].stacks:
+                scope.confine(stack)
+    except OutsideError as error:
+        raise InputError(
+            f"leads to {printable(str(error.file))}, outside of the session's folders",
+            file=unit.asked,
+            remedy="allow its folder with --root, or take it out",
+        ) from error
+    return found
 
 
 def recorded(folder: Path, digest: str) -> Outcome | None:

@@ -314,7 +314,14 @@ class Ledger:
     # --- sessions
 
     def open_session(
-        self, name: str, *, root: Path, folder: Path, trainable: bool = False, audit_size: int = 50
+        self,
+        name: str,
+        *,
+        root: Path,
+        folder: Path,
+        roots: Sequence[Path] = (),
+        trainable: bool = False,
+        audit_size: int = 50,
     ) -> str | None:
         """Begin a session, or go on with it.
 
@@ -334,6 +341,7 @@ class Ledger:
                         name=name,
                         root=str(root),
                         folder=str(folder),
+                        roots=[str(one) for one in roots],
                         state="open",
                         trainable=trainable,
                         token_hash=hash_token(token),
@@ -362,6 +370,7 @@ class Ledger:
                     seen=now,
                     root=str(root),
                     folder=str(folder),
+                    roots=[str(one) for one in roots],
                     host=socket.gethostname(),
                 )
             )

@@ -51,6 +51,8 @@ _FIRST_WAIT, _LAST_WAIT = 1.0, 60.0
 #: A stack that settled and is not whole is sent after so many settle times, and at least seconds.
 _PATIENCE, _LEAST_PATIENCE = 10.0, 60.0
 _SIGN_OF_LIFE = 10.0
+#: Seconds for which a full service is asked again before other stacks get their turn.
+_PATIENCE_WHEN_FULL = 30.0
 #: All that a webhook gets for one event.
 _POST_SECONDS = 10.0
 #: Merging takes at most this share of the time.
@@ -125,6 +127,7 @@ class Watcher:
     ) -> None:
         self.places = places(root, session, settings)
         self.session, self.settings, self.client = session, settings, client
+        self._judge_client = client
         self._on_event = on_event
         if not self.places.folder.is_dir():
             self.places.folder.mkdir(parents=True)
@@ -137,6 +140,7 @@ class Watcher:
             session,
             root=self.places.root,
             folder=self.places.folder,
+            roots=settings.roots,
             trainable=settings.trainable,
             audit_size=settings.audit,
         )
@@ -241,6 +245,8 @@ class Watcher:
     def close(self) -> None:
         """Let go of the ledger and the client."""
         self.ledger.close()
+        if self._judge_client is not self.client:
+            self._judge_client.close()
         self.client.close()
 
     def row_counts(self) -> dict[str, object]:
@@ -322,10 +328,12 @@ class Watcher:
         row = self.ledger.session(self.session)
         if ensembles is None or row is None:
             return False
+        self._act_as_session()
         if ensembles.baseline:
             self.ledger.set_baseline(self.session, ensembles.baseline)
         self.job = Job(
             root=self.places.root,
+            roots=self.settings.roots,
             folder=self.places.folder,
             salt=row.salt,
             sample=row.audit,
@@ -344,6 +352,23 @@ class Watcher:
             self.drift.add(micrograph)
         self._dirty = True
         return True
+
+    def _act_as_session(self) -> None:
+        """Ask with the session's own token where the service knows it: it judges that folder alone.
+
+        A service that does not know the ledger is asked with the operator's, for what `judge` has seen
+        to lie in the session's folders; so it is where these are several, which no token opens.
+        """
+        if self.settings.roots or self._judge_client is not self.client:
+            return
+        token = self.token_file.read_text(encoding="ascii").strip()
+        own = Client(self.client.url, token, patience=_PATIENCE_WHEN_FULL)
+        try:
+            own.ensembles()
+        except (CryorayError, httpx.HTTPError):
+            own.close()
+        else:
+            self._judge_client = own
 
     def _tell_away(self, error: BaseException) -> None:
         if not self._service_away:
@@ -485,7 +510,7 @@ class Watcher:
             return refuse(InputError(reason, file=path, remedy="rename it"), unit.digest)
         try:
             incomplete(unit.path, unit.own)
-            outcome = judge(unit, self.job, self.client)
+            outcome = judge(unit, self.job, self._judge_client)
         except RefusedError as error:
             if error.status in (401, 404):
                 raise

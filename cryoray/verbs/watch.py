@@ -36,7 +36,7 @@ def service_of(
     given = settings.serve.model_copy(
         update={
             "ensembles": tuple(ensembles or settings.serve.ensembles),
-            "roots": (where.root, *settings.serve.roots),
+            "roots": (where.root, *settings.watch.roots, *settings.serve.roots),
             "ledger": where.ledger,
         }
     )

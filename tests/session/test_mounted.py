@@ -78,3 +78,51 @@ def test_without_a_ledger_there_are_no_pages(tiny_ensemble: Path, tmp_path: Path
     with running([tmp_path], {"tiny": tiny_ensemble}) as service:
         assert httpx.get(f"{service.url}/").status_code == 404
         assert httpx.get(f"{service.url}/v1/sessions").status_code == 401
+
+
+@pytest.mark.parametrize("knows", [True, False], ids=["by its token", "by itself"])
+def test_a_star_file_in_a_session_shows_nothing_of_its_neighbour(
+    tiny_ensemble: Path, tmp_path: Path, knows: bool
+) -> None:
+    """Alice's folder names Bob's stack, which the service and the operator may read."""
+    mine, other = tmp_path / "alice", tmp_path / "bob"
+    examples.write_stack(mine / "a.mrcs", examples.particles(6))
+    examples.write_stack(other / "b.mrcs", examples.particles(6, seed=1))
+    rows = [f"{i:06d}@{other}/b.mrcs mic.mrc 1 9000 8800 4.5" for i in range(1, 7)]
+    examples.write_star(mine / "joined.star", rows)
+    (mine / "linked.mrcs").symlink_to(other / "b.mrcs")
+    ledger = str(mine / "cryoray/ledger.sqlite")
+    settings = WatchSettings(poll=0.05, settle=0.05)
+    with running([tmp_path], {"tiny": tiny_ensemble}, ledger=ledger if knows else None) as service:
+        watcher = Watcher(mine, "s", settings, service.client())
+        watcher.run(threading.Event(), once=True)
+        rejected = {Path(row.path).name: row for row in watcher.ledger.stacks("s", "rejected")}
+        assert set(rejected) == {"joined.star", "linked.mrcs"}
+        assert all("outside of the session's folders" in row.reason for row in rejected.values())
+        (judged,) = watcher.ledger.stacks("s", "judged")
+        assert judged.path == str(mine / "a.mrcs")
+        # The page does not follow either, should the stack become a link afterwards.
+        (mine / "a.mrcs").unlink()
+        (mine / "a.mrcs").symlink_to(other / "b.mrcs")
+        if knows:
+            token = {"Authorization": f"Bearer {watcher.token_file.read_text().strip()}"}
+            image = f"{service.url}/sessions/s/image/{judged.id}/0.png"
+            assert httpx.get(image, headers=token).status_code == 422
+        watcher.close()
+
+
+def test_a_folder_that_was_allowed_may_be_led_to(tiny_ensemble: Path, tmp_path: Path) -> None:
+    mine, raw = tmp_path / "mine", tmp_path / "raw"
+    mine.mkdir()
+    examples.write_stack(raw / "b.mrcs", examples.particles(6, seed=1))
+    (mine / "linked.mrcs").symlink_to(raw / "b.mrcs")
+    ledger = str(mine / "cryoray/ledger.sqlite")
+    settings = WatchSettings(poll=0.05, settle=0.05, roots=(raw,))
+    with running([tmp_path], {"tiny": tiny_ensemble}, ledger=ledger) as service:
+        watcher = Watcher(mine, "s", settings, service.client())
+        watcher.run(threading.Event(), once=True)
+        (judged,) = watcher.ledger.stacks("s", "judged")
+        token = {"Authorization": f"Bearer {watcher.token_file.read_text().strip()}"}
+        image = f"{service.url}/sessions/s/image/{judged.id}/0.png"
+        assert httpx.get(image, headers=token).status_code == 200
+        watcher.close()

@@ -77,7 +77,8 @@ def service(tiny_ensemble: Path) -> Iterator[Service]:
 
 def merge(root: Path, service: Service) -> Counter[str]:
     """Watch until all is judged and merged; the fate of each image by an independent reader."""
-    watcher = Watcher(root, "s", QUICK, service.client())
+    settings = QUICK.model_copy(update={"roots": (root.parent / "elsewhere",)})
+    watcher = Watcher(root, "s", settings, service.client())
     watcher.run(threading.Event(), once=True)
     watcher.close()
     fates: Counter[str] = Counter()

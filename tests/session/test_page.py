@@ -25,7 +25,7 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
-from cryoray.errors import InputError
+from cryoray.formats.opening import Scope
 from cryoray.formats.selection import read_selection
 from cryoray.formats.source import open_source
 from cryoray.records import VERDICTS_SCHEMA
@@ -45,13 +45,8 @@ IMAGES = 40
 
 
 def served(ledger: Ledger, root: Path) -> FastAPI:
-    def readable(path: Path) -> Path:
-        if not path.resolve().is_relative_to(root.resolve()):
-            raise InputError("lies under none of the folders", file=path)
-        return path
-
     app = FastAPI()
-    app.include_router(router(ledger, OPERATOR, readable))
+    app.include_router(router(ledger, OPERATOR, Scope((root,))))
     return app
 
 

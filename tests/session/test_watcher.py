@@ -347,7 +347,7 @@ def test_a_star_file_of_stacks_elsewhere_is_judged_itself(
     elsewhere = examples.write_project(tmp_path / "elsewhere", (8, 9))
     text = elsewhere.read_text().replace("@Extract", f"@{tmp_path}/elsewhere/Extract")
     (root / "import.star").write_text(text)
-    watcher, _ = once(root, service)
+    watcher, _ = once(root, service, roots=(tmp_path / "elsewhere",))
     (row,) = watcher.ledger.stacks("s", "judged")
     assert (Path(row.path).name, row.rows) == ("import.star", 17)
     assert len(watcher.ledger.micrographs("s")) == 2
@@ -564,7 +564,7 @@ def test_a_real_extraction_of_relion_is_judged_with_its_metadata(
     job = real_data / "relion5-project/Extract/job009"
     (root / "Extract").mkdir()
     (root / "Extract/job009").symlink_to(job)
-    watcher, _ = once(root, service)
+    watcher, _ = once(root, service, roots=(job,))
     rows = watcher.ledger.stacks("s", "judged")
     assert len(rows) == len(list(job.glob("Movies/*.mrcs")))
     assert all(row.described_by.endswith("_extract.star") for row in rows)

@@ -6,6 +6,7 @@ import io
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -16,6 +17,7 @@ from PIL import Image
 
 from cryoray.errors import FormatError, InputError
 from cryoray.formats import mrc
+from cryoray.formats.opening import OutsideError, Scope
 from cryoray.formats.rows import resolve
 from cryoray.preparation.prepare import prepare_images
 from cryoray.session.judging import place
@@ -56,11 +58,11 @@ class Pictures:
     """Reads verdicts and images of stacks that the ledger knows.
 
     Args:
-        readable: gives back a path that may be read, and raises `InputError` for every other.
+        scope: what the service may read; of a session, what of it lies in the session's folders.
     """
 
-    def __init__(self, readable: Callable[[Path], Path]) -> None:
-        self._readable = readable
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
         self._pictures: Kept[bytes] = Kept(_PICTURES)
         self._tables: Kept[pa.Table] = Kept(_TABLES)
         self._at_once = threading.Semaphore(_AT_ONCE)
@@ -92,14 +94,15 @@ class Pictures:
             raise InputError(f"has no row {row + 1:,}", file=stack.path)
         name = table["image"][row].as_py()
         return self._pictures.get(
-            (stack.id, stack.digest, row, size), lambda: self._draw(Path(stack.path), name, size)
+            (stack.id, stack.digest, row, size),
+            lambda: self._draw(session, Path(stack.path), name, size),
         )
 
-    def _draw(self, path: Path, name: str, size: int) -> bytes:
+    def _draw(self, session: Any, path: Path, name: str, size: int) -> bytes:
         named, number = image_place(name, str(path))
         file = path if path.suffix == ".mrcs" else resolve([named], path.parent)[0]
-        with self._at_once:
-            stack = mrc.read_header(self._readable(file))
+        with self._at_once, self._scope_of(session, file).reading():
+            stack = mrc.read_header(file)
             raw = mrc.read_frames(stack, np.array([number - 1]))
             pixel = np.array([stack.pixel_size or np.nan], np.float32)
             settings = PreparationSettings(box=size)
@@ -107,6 +110,22 @@ class Pictures:
             if reasons:
                 raise FormatError(reasons[0], file=file, row=number)
         return as_png(prepared[0])
+
+    def _scope_of(self, session: Any, file: Path) -> Scope:
+        """What may be read for a session: of all the service's, the session's folder with the file.
+
+        Raises:
+            OutsideError: the file lies in none of them.
+        """
+        folders = [Path(one) for one in (session.root, *(session.roots or ()))]
+        for folder in folders[1:]:
+            with suppress(OutsideError):
+                scope = self._scope.inside(folder)
+                scope.confine(file)
+                return scope
+        scope = self._scope.inside(folders[0])
+        scope.confine(file)
+        return scope
 
 
 def as_png(image: np.ndarray) -> bytes:

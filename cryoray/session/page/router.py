@@ -21,6 +21,7 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.routing import APIRoute
 
 from cryoray.errors import CryorayError, InputError
+from cryoray.formats.opening import Scope
 from cryoray.session import labels
 from cryoray.session.ledger import OPERATOR, SECOND_THOUGHTS, Ledger, LedgerAwayError
 from cryoray.session.page.access import (
@@ -95,19 +96,19 @@ def _refusal(request: Request, error: CryorayError) -> Response:
     return Response(html, status, media_type="text/html")
 
 
-def router(ledger: Ledger, operator: str, readable: Callable[[Path], Path]) -> APIRouter:
+def router(ledger: Ledger, operator: str, scope: Scope) -> APIRouter:
     """The pages and the JSON of a ledger's sessions.
 
     Args:
         ledger: of the sessions.
         operator: the operator's token.
-        readable: gives back the path of a stack that may be read, and raises `InputError` otherwise.
+        scope: what the service may read; for a session, what of it lies in that session's folders.
 
     Raises:
         SettingsError: the ledger is an SQLite file that another machine writes.
     """
     ledger.check_host()
-    access, pictures = Access(ledger, operator), Pictures(readable)
+    access, pictures = Access(ledger, operator), Pictures(scope)
     views = Views(ledger, pictures)
     made = APIRouter(route_class=_Guarded)
     page = _templates()
