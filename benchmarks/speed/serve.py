@@ -256,7 +256,7 @@ def service(
         registry=star.parent / "registry",
         runtime=RuntimeSettings(dashboard=False, gpus=0),
         serve=ServeSettings(
-            ensembles=(str(path),), roots=(star.parent,), port=0, token="benchmark"
+            ensembles=(str(path),), roots=(star.parent,), port=0, token="of-the-benchmark"
         ),
     )
     rows = []

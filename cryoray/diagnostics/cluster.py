@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cryoray.diagnostics.finding import Finding
+from cryoray.protocol.network import by_proxy
 
 if TYPE_CHECKING:
     from cryoray.settings import Settings
@@ -217,7 +218,7 @@ def _prefect(url: str | None) -> Finding:
     import httpx
 
     try:
-        answer = httpx.get(f"{url.rstrip('/')}/health", timeout=10)
+        answer = httpx.get(f"{url.rstrip('/')}/health", timeout=10, trust_env=by_proxy(url))
         answer.raise_for_status()
     except httpx.HTTPError as error:
         return Finding(

@@ -6,7 +6,9 @@ import contextlib
 import logging
 import os
 import secrets
+import shutil
 import socket
+import stat
 import sys
 import tempfile
 import threading
@@ -26,6 +28,8 @@ LOCALHOST = "127.0.0.1"
 _LONGEST_TEMP = 12
 #: The same for what multiprocessing of Python adds: ``/pymp-xxxxxxxx/listener-xxxxxxxx``.
 _LONGEST_TMPDIR = 70
+#: A session's folder that was not touched for so long, and whose process is gone, is nobody's.
+_LEFT_SECONDS = 60.0
 
 #: Names the seconds after which Ray's core ends a process whose head is away; we do so somewhat before.
 _RAY_PATIENCE, _WE_GIVE_UP = "RAY_gcs_rpc_server_reconnect_timeout_s", 0.8
@@ -88,6 +92,11 @@ def _start(settings: RuntimeSettings) -> str | None:
     folder = _temp_folder()
     with _short_temporary_files(folder):
         started = _init(settings, folder)
+    try:
+        _check_closed(folder)
+    except SettingsError:
+        ray.shutdown()
+        raise
     return f"http://{started.dashboard_url}" if started.dashboard_url else None
 
 
@@ -280,12 +289,58 @@ def _knock(address: str, timeout: float = 10.0) -> None:
 
 
 def _temp_folder() -> Path:
-    """A folder of this user's own for Ray's sessions; on a shared machine /tmp/ray collides."""
+    """A folder of this user's own for Ray's sessions; on a shared machine /tmp/ray collides.
+
+    Ray opens to everybody what it makes, so it makes it inside a folder that nobody else may enter.
+    """
     base = tempfile.gettempdir()
-    folder = Path(base if len(base) <= _LONGEST_TEMP else "/tmp") / f"cryoray-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
+    base = base if len(base) <= _LONGEST_TEMP else "/tmp"
+    parent = Path(base) / f"cryoray.{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        parent.mkdir(mode=0o700)
+    status = parent.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
         raise SettingsError(
-            "belongs to somebody else", file=folder, remedy="set TMPDIR to a folder of yours"
+            "belongs to somebody else", file=parent, remedy="set TMPDIR to a folder of yours"
         )
-    return folder
+    inside = parent / "r"
+    if stat.S_IMODE(status.st_mode) != 0o700:
+        # Whoever could enter may have laid links there, which Ray would follow: begin anew.
+        parent.chmod(0o700)
+        inside = parent / f"r{secrets.token_hex(1)}"
+        _remove(inside)
+    inside.mkdir(mode=0o700, exist_ok=True)
+    earlier = Path(base) / f"cryoray-{os.getuid()}"  # where sessions were until version 0.1
+    for folder in (earlier, *parent.glob("r*")):
+        if folder.is_dir() and not folder.is_symlink() and folder.stat().st_uid == os.getuid():
+            _sweep(folder)
+    return inside
+
+
+def _check_closed(folder: Path) -> None:
+    """Raise where the folder around Ray's own is open to others, whoever opened it."""
+    status = folder.parent.lstat()
+    if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
+        raise SettingsError(
+            "was opened to other users while Ray started",
+            file=folder.parent,
+            remedy="remove it, and find out who did that",
+        )
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what Ray's sessions left whose process is no more."""
+    for session in folder.glob("session_*_*"):
+        process = session.name.rpartition("_")[2]
+        if session.is_symlink() or not process.isdecimal() or Path(f"/proc/{process}").exists():
+            continue
+        with contextlib.suppress(OSError):
+            # A Ray whose driver was killed needs moments to end.
+            if time.time() - session.lstat().st_mtime > _LEFT_SECONDS:
+                _remove(session)
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_symlink():
+        folder.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)

@@ -14,6 +14,8 @@ from cryoray.records import Kind
 
 #: More absent images than this are a header that lies, not a stack that was cut short.
 _MOST_ABSENT = 1_000_000
+#: Images of one stack: each row takes some 100 bytes of memory, whether or not its pixels are there.
+MOST_IMAGES = 10_000_000
 
 
 def open_stacks(path: Path, stacks: list[Path], kind: Kind) -> Source:
@@ -81,6 +83,12 @@ def _rows(stack: Path) -> int:
     """Images that a stack has or should have."""
     header = mrc.read_header(stack)
     promised = mrc.promised(header)
+    if header.count > MOST_IMAGES:
+        raise FormatError(
+            f"holds {header.count:,} images, and more than {MOST_IMAGES:,} are not opened together",
+            file=stack,
+            remedy="divide it into several",
+        )
     if promised - header.count > _MOST_ABSENT:
         raise FormatError(mrc.absence(header).removeprefix(f"{printable(stack.name)} "), file=stack)
     return promised

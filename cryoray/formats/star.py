@@ -32,6 +32,7 @@ _PIECE = 2 << 20  # bytes worked on at a time
 _LONGEST_LINE = 64 << 20
 _SAMPLED = 33  # rows by which a column is known to hold numbers
 _COMMA = re.compile(r"[-+]?\d+,\d+")  # a number as German or French programs write it
+_MOST_COLUMNS = 2000  # RELION knows some three hundred
 _THREADS = 2
 _AHEAD = 2  # portions parsed beyond the one that is waited for
 #: A quote ends a field only where a blank or the line's end follows, as in RELION's nextTokenInSTAR.
@@ -317,6 +318,12 @@ class Block:
                     continue
                 if text.startswith(b"_"):
                     fields = _split(text)
+                    if len(names) == _MOST_COLUMNS:
+                        raise FormatError(
+                            f"has more than {_MOST_COLUMNS:,} columns in its table data_{self.name}",
+                            file=self.path,
+                            remedy="remove those that no program needs",
+                        )
                     names.append(fields[0][1:].decode(errors="replace"))
                     if loop:
                         continue

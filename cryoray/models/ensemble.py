@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +31,9 @@ MANIFEST = "ensemble.json"
 #: Beside it: what was said of each image by networks that had not seen its group.
 HELD_OUT = "held-out.parquet"
 _REASONS = "reasons"
+_DIGEST, _PIECE = re.compile(r"[0-9a-f]{64}"), 16 << 20
+#: Bytes of `ensemble.json`: one of a hundred thousand training groups has some ten million.
+_LARGEST_MANIFEST = 64 << 20
 
 
 class Calibration(BaseModel):
@@ -233,7 +237,8 @@ class Ensemble:
         """
         path = Path(path).absolute()
         try:
-            manifest = Manifest.model_validate_json((path / MANIFEST).read_text(encoding="utf-8"))
+            with (path / MANIFEST).open(encoding="utf-8") as file:
+                manifest = Manifest.model_validate_json(file.read(_LARGEST_MANIFEST))
         except FileNotFoundError:
             raise EnsembleError(
                 "this is not an ensemble: it has no ensemble.json",
@@ -246,12 +251,20 @@ class Ensemble:
                 file=path / MANIFEST,
                 remedy="train it again, or use the cryoray version that wrote it",
             ) from error
-        networks = [Network(config, len(manifest.features)) for config in manifest.members]
-        if manifest.reasons is not None:
-            networks.append(Network(manifest.reasons.network, 0, len(manifest.reasons.labels)))
+        # Before anything is made after its description, which may ask for more than there is.
+        if path.name != manifest.digest and _DIGEST.fullmatch(path.name):
+            raise EnsembleError(
+                f"holds another ensemble than its name says, {manifest.digest}",
+                file=path,
+                remedy="promote it again",
+            )
+        with torch.device("meta"):  # shapes alone: memory is that of the files
+            networks = [Network(config, len(manifest.features)) for config in manifest.members]
+            if manifest.reasons is not None:
+                networks.append(Network(manifest.reasons.network, 0, len(manifest.reasons.labels)))
         for name, network in zip(_files(manifest), networks, strict=True):
             try:
-                network.load_state_dict(load_file(path / f"{name}.safetensors"))
+                network.load_state_dict(load_file(path / f"{name}.safetensors"), assign=True)
             except (OSError, SafetensorError, RuntimeError) as error:
                 raise EnsembleError(
                     f"the weights of {name} are missing or damaged",
@@ -298,7 +311,9 @@ def _digest(path: Path, manifest: Manifest) -> str:
     """SHA-256 over the manifest without its digest and over the weight files."""
     digest = hashlib.sha256(manifest.model_copy(update={"digest": ""}).model_dump_json().encode())
     for name in _files(manifest):
-        digest.update((path / f"{name}.safetensors").read_bytes())
+        with (path / f"{name}.safetensors").open("rb") as file:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
     return digest.hexdigest()
 
 

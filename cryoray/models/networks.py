@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from threading import Lock
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -36,13 +36,15 @@ class NetworkConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     width: int = Field(
-        16, ge=8, multiple_of=8, description="channels after the stem; doubles per stage"
+        16, ge=8, le=1024, multiple_of=8, description="channels after the stem; doubles per stage"
     )
-    blocks: tuple[int, ...] = Field((1, 2), description="residual blocks at 1/4 of the box, 1/8, …")
+    blocks: tuple[Annotated[int, Field(ge=0, le=64)], ...] = Field(
+        (1, 2), max_length=8, description="residual blocks at 1/4 of the box, 1/8, …"
+    )
     activation: Activation = "silu"
-    stem: int = Field(5, ge=3, description="side of the first kernel, px")
-    dilation: int = Field(1, ge=1, description="of the last stage: a larger receptive field")
-    head: int = Field(64, ge=8, description="width of the fused layer")
+    stem: int = Field(5, ge=3, le=63, description="side of the first kernel, px")
+    dilation: int = Field(1, ge=1, le=64, description="of the last stage: a larger receptive field")
+    head: int = Field(64, ge=8, le=65536, description="width of the fused layer")
     dropout: float = Field(0.2, ge=0, lt=1)
 
 

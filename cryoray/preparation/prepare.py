@@ -19,6 +19,8 @@ from cryoray.settings import PreparationSettings
 #: more. Always as many, as a matrix product of another size may add up in another order: so a row
 #: comes out the same to the last bit, whatever rows are beside it.
 _CHUNK, _CHUNK_GPU = 32, 512
+#: Pixels worked on together, at most, unless one image has more.
+_TOGETHER = 1 << 26
 #: Bytes (as float32) read before the arithmetic begins: a range is never held whole, so that memory
 #: does not follow its size, and what was read is still in a cache.
 _BLOCK = 8 << 20
@@ -39,9 +41,9 @@ def prepare_range(
         settings: of the preparation.
         device: of torch, for the arithmetic. On another sort of device the last bits differ.
     """
-    step = _chunk(device) * max(
-        1, _BLOCK // (_chunk(device) * 4 * rows.stack.height * rows.stack.width)
-    )
+    pixels = rows.stack.height * rows.stack.width
+    together = _chunk(device, pixels)
+    step = together * max(1, _BLOCK // (together * 4 * pixels))
     images = np.empty((len(rows.rows), settings.box, settings.box), np.float32)
     reasons: dict[int, str] = {}
     start = 0
@@ -95,7 +97,8 @@ def prepare_images(
         float32 [n, box, box], and the reason for each image that is none (its pixels are zero).
     """
     reasons: dict[int, str] = {}
-    shape, box, most = (len(images), settings.box, settings.box), settings.box, _chunk(device)
+    shape, box = (len(images), settings.box, settings.box), settings.box
+    most = _chunk(device, images.shape[1] * images.shape[2])
     prepared = np.empty(shape, np.float32) if out is None else out
     sides = window_sides(images.shape[1:], pixel_size, settings)
     rings = _ring(sides, pixel_size, settings)
@@ -130,8 +133,9 @@ def _suspect(rescaled: torch.Tensor) -> np.ndarray:
     return ~fine
 
 
-def _chunk(device: str) -> int:
-    return _CHUNK if device == "cpu" else _CHUNK_GPU
+def _chunk(device: str, pixels: int) -> int:
+    """Images worked on together; of large ones fewer, and always as many of a size."""
+    return max(1, min(_CHUNK if device == "cpu" else _CHUNK_GPU, _TOGETHER // max(pixels, 1)))
 
 
 def _together(images: np.ndarray, some: np.ndarray, size: int) -> np.ndarray:

@@ -20,6 +20,8 @@ from cryoray.records import RowRange, Stack
 
 #: Grey values beyond this overflow when they are squared in float32; no detector has such.
 _LARGEST = 1e15
+#: px; a virus in a box of 2,048 is among the largest particles that there are.
+_LARGEST_SIDE = 4096
 #: Headers asked for at once: a file system across a network answers each late, and many together.
 _AT_ONCE = 32
 #: What a reason says of this one row rather than of its sort: where it lies, how many of what.
@@ -38,7 +40,7 @@ class Headers:
         """The stack, or the reason why it cannot be read."""
         if index not in self._known:
             try:
-                self._known[index] = read_header(self.stacks[index])
+                self._known[index] = image_header(self.stacks[index])
             except FormatError as error:
                 self._known[index] = reason(error)
         return self._known[index]
@@ -49,6 +51,22 @@ class Headers:
         if len(missing) > 1:
             with ThreadPoolExecutor(min(_AT_ONCE, len(missing))) as pool:
                 list(pool.map(in_scope(self.__getitem__), missing))
+
+
+def image_header(path: Path) -> Stack:
+    """The stack of a particle's or a class's images, from its header alone.
+
+    Raises:
+        FormatError: it cannot be read, or its images are larger than any of these are.
+    """
+    stack = read_header(path)
+    if max(stack.height, stack.width) > _LARGEST_SIDE:
+        raise FormatError(
+            f"has images of {stack.width:,} × {stack.height:,} px, and no particle or class has more"
+            f" than {_LARGEST_SIDE:,}",
+            file=path,
+        )
+    return stack
 
 
 def read_blocks(rows: RowRange, size: int) -> Iterator[np.ndarray]:

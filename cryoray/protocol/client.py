@@ -27,10 +27,16 @@ from cryoray.protocol.messages import (
     Problem,
     ShadowReport,
 )
+from cryoray.protocol.network import by_proxy
 from cryoray.protocol.token import find_token
 from cryoray.records import Verdicts
 
 M = TypeVar("M", bound=Message)
+
+#: What a connection looks like whose other end died; one that is only late is not asked again.
+_BROKEN = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
+#: Before what was lost is asked once more.
+_AGAIN_SECONDS = 1.0
 
 #: Arrow, which takes a tenth of the time to write and read; a service without it answers in JSON.
 _ANSWERS = f"{ARROW_TYPE}, {JSON_TYPE};q=0.5"
@@ -53,7 +59,8 @@ class RefusedError(InputError):
 class Client:
     """Talks to one service; safe to use from several threads.
 
-    Only "full" (429) is tried again, after the time that the service asks for.
+    "Full" (429) is tried again after the time that the service asks for. What was under way when a node of
+    the service died is asked once more: judging changes nothing, so the answer is the same.
 
     Args:
         url: of the service.
@@ -76,6 +83,7 @@ class Client:
             base_url=self.url,
             headers={"Authorization": f"Bearer {find_token(token)}"},
             timeout=httpx.Timeout(timeout, connect=10.0),
+            trust_env=by_proxy(self.url),
         )
 
     def judge(
@@ -188,9 +196,20 @@ class Client:
 
     def _successful(self, send: Callable[[], httpx.Response]) -> httpx.Response:
         until = time.monotonic() + self._patience
+        again = True
         while True:
             try:
                 response = send()
+                if again and _lost(response):
+                    again = False
+                    time.sleep(_AGAIN_SECONDS)
+                    continue
+            except _BROKEN as error:
+                if again:
+                    again = False
+                    time.sleep(_AGAIN_SECONDS)
+                    continue
+                raise CryorayError(f"The connection to {self.url} broke: {error!r}.") from error
             except httpx.ConnectError as error:
                 raise UnreachableError(
                     f"no service answers at {self.url}", remedy="start one with `cryoray serve`"
@@ -206,6 +225,17 @@ class Client:
         if response.status_code == httpx.codes.OK:
             return response
         raise _failure(response)
+
+
+def _lost(response: httpx.Response) -> bool:
+    """Whether a proxy says that whoever was to answer is gone: the service itself says what is wrong."""
+    if response.status_code not in (500, 502, 503):
+        return False
+    try:
+        Problem.model_validate_json(response.content)
+    except ValidationError:
+        return True
+    return False
 
 
 def _failure(response: httpx.Response) -> CryorayError:

@@ -25,11 +25,12 @@ from cryoray.errors import CryorayError, SettingsError
 from cryoray.models.ensemble import Ensemble
 from cryoray.models.registry import default, resolve
 from cryoray.protocol.client import Client
-from cryoray.protocol.token import find_token
+from cryoray.protocol.token import check_strength, find_token
 from cryoray.records import KINDS, Event, OnEvent, ignore
 from cryoray.serving.ingress import Ingress
 from cryoray.serving.lineup import Served
 from cryoray.serving.preparer import Preparer
+from cryoray.serving.proxy import CALLBACK, VARIABLE
 from cryoray.serving.replica import Judge, Shadow
 from cryoray.serving.supervisor import Supervisor
 from cryoray.settings import AbsolutePath, ServeSettings, Settings
@@ -259,9 +260,10 @@ def start(
         EnsembleError: an ensemble cannot be loaded.
     """
     args = Arguments(**settings.serve.model_dump(), registry=settings.registry)
-    token = find_token(args.token, create=True)
+    token = check_strength(find_token(args.token, create=True))
     ensembles = find_ensembles(args)
     port = _free_port(args.host, args.port)
+    os.environ.setdefault(VARIABLE, CALLBACK)  # a Ray that is started now passes it on
     runtime.connect(settings.runtime)
     logging.getLogger("ray.serve").setLevel(
         logging.ERROR

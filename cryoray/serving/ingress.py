@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 
-from cryoray.errors import FULL, CryorayError, InputError, InternalError, SettingsError
+from cryoray.errors import FULL, CryorayError, InputError, InternalError
 from cryoray.formats.opening import OutsideError, Scope
 from cryoray.protocol import answers
 from cryoray.protocol.answers import ARROW_TYPE, JSON_TYPE
@@ -36,6 +36,7 @@ from cryoray.protocol.messages import (
     ServedEnsemble,
     ShadowReport,
 )
+from cryoray.protocol.token import check_strength
 from cryoray.records import Verdicts
 from cryoray.serving import parsers
 from cryoray.serving.admission import (
@@ -96,10 +97,9 @@ def create(
         comparison: with a shadow; None where there is none.
 
     Raises:
-        SettingsError: there is no token.
+        SettingsError: there is no token, or one that can be guessed.
     """
-    if not settings.token:
-        raise SettingsError("a service needs a token", remedy="set CRYORAY_TOKEN")
+    token = check_strength(settings.token)
     ledger = Ledger(settings.ledger) if settings.ledger else None
     comparison = comparison or Comparison(None, lineup, judging.beside, counts)
     scope = Scope(settings.roots)
@@ -127,13 +127,13 @@ def create(
     app.add_middleware(Doors, counts=counts)
     _handle_errors(app)
     app.include_router(_open_to_all(judging, counts))
-    anyone = Bearer(settings.token, ledger, sessions=True)
-    operator = Bearer(settings.token, ledger, sessions=False)
+    anyone = Bearer(token, ledger, sessions=True)
+    operator = Bearer(token, ledger, sessions=False)
     app.include_router(_about_ensembles(lineup, comparison, anyone, operator))
     app.include_router(_judgements(judge, anyone))
     if ledger is not None:
         counts.also(OpenSessions(ledger))
-        app.include_router(session_pages(ledger, settings.token, scope))
+        app.include_router(session_pages(ledger, token, scope))
     app.include_router(_nothing_else(operator))
     return app
 

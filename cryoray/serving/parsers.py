@@ -52,7 +52,8 @@ class Question:
 class _Worker:
     """A process that answers one question at a time, and what it opened and so holds ready."""
 
-    def __init__(self, process: int, connection: socket.socket) -> None:
+    def __init__(self, process: int, connection: int) -> None:
+        # Descriptors: of the process, and of the connection to it.
         self._process, self._connection = process, connection
         self.knows: set[Hashable] = set()
 
@@ -62,8 +63,10 @@ class _Worker:
         Raises:
             OSError: it ended, or was ended.
         """
-        body = pickle.dumps(question)
-        self._connection.sendall(_LENGTH.pack(len(body)) + body)
+        body = memoryview(pickle.dumps(question))
+        for part in (memoryview(_LENGTH.pack(len(body))), body):
+            while part:
+                part = part[os.write(self._connection, part) :]
         (size,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
         answer: tuple[bool, Any] = pickle.loads(self._exactly(size))
         return answer
@@ -72,7 +75,7 @@ class _Worker:
         held = bytearray(size)
         rest = memoryview(held)
         while rest:
-            got = self._connection.recv_into(rest)
+            got = os.readv(self._connection, [rest])
             if not got:
                 raise ConnectionResetError
             rest = rest[got:]
@@ -82,12 +85,10 @@ class _Worker:
         """End it, whatever it does; a thread that waits for it gets an error."""
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._process, signal.SIGKILL)
-        with suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)
 
     def __del__(self) -> None:
-        """Ends it when nobody can ask it any more."""
-        self._connection.close()
+        """Lets go of it when nobody can ask it any more, which ends it too."""
+        os.close(self._connection)
         os.close(self._process)
 
 
@@ -217,7 +218,7 @@ def _fork(max_rows: int, memory_mib: int) -> _Worker:
         answer, descriptors, _, _ = socket.recv_fds(origin, 1, 1)
         if not answer:
             raise InternalError("the process that opens sources could not start")
-    return _Worker(descriptors[0], ours)
+    return _Worker(descriptors[0], ours.detach())
 
 
 def _too_large(source: str, memory_mib: int) -> TooMuchError:

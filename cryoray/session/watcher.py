@@ -25,6 +25,7 @@ import httpx
 from cryoray.errors import CryorayError, InputError, SettingsError
 from cryoray.formats.files import naming, replacing
 from cryoray.protocol.client import Client, RefusedError
+from cryoray.protocol.network import by_proxy
 from cryoray.records import Event, Kind, OnEvent, ignore
 from cryoray.session.drift import Drift
 from cryoray.session.finding import Finder
@@ -739,7 +740,7 @@ async def _post_one(url: str, message: dict[str, object]) -> None:
     """
     async with (
         asyncio.timeout(_POST_SECONDS),
-        httpx.AsyncClient(timeout=_POST_SECONDS) as http,
+        httpx.AsyncClient(timeout=_POST_SECONDS, trust_env=by_proxy(url)) as http,
         http.stream("POST", url, json=message) as answer,
     ):
         # The body is not read: it may be without end.

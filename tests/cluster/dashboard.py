@@ -40,7 +40,7 @@ def listed(folder: Path) -> dict[str, Any]:
             "ensembles": (str(ensemble),),
             "roots": (folder,),
             "port": 0,
-            "token": "a-token",
+            "token": "a-token-for-tests",
             "judges": 1,
             "preparers": 1,
         },

@@ -209,7 +209,7 @@ def service(folder: Path) -> dict[str, Any]:
     given = {
         "ensembles": (str(ensemble),),
         "roots": (folder,),
-        "token": "a-token",
+        "token": "a-token-for-tests",
         "judges": 2,
         "preparers": 2,
     }
@@ -218,7 +218,7 @@ def service(folder: Path) -> dict[str, Any]:
     enough = threading.Event()
 
     def keep_asking(url: str) -> None:
-        with Client(url, "a-token", timeout=60) as client:
+        with Client(url, "a-token-for-tests", timeout=60) as client:
             while not enough.is_set():
                 asked = time.monotonic()
                 try:
@@ -274,7 +274,7 @@ def asking(folder: Path) -> dict[str, Any]:
     from cryoray.protocol.client import Client
 
     errors: list[tuple[float, str]] = []
-    with Client("http://127.0.0.1:8123", "a-token", timeout=60) as client:
+    with Client("http://127.0.0.1:8123", "a-token-for-tests", timeout=60) as client:
         while not (folder / "enough").exists():
             asked = time.time()
             try:

@@ -373,7 +373,7 @@ def service(head: Machine, folder: Path) -> Iterator[Service]:
     write_project(folder / "project")
     ensemble = save_ensemble(folder / "tiny").path
     head.environment.update(
-        CRYORAY_RUNTIME__ADDRESS=f"{head.address}:{RAY_PORT}", CRYORAY_TOKEN="a-token"
+        CRYORAY_RUNTIME__ADDRESS=f"{head.address}:{RAY_PORT}", CRYORAY_TOKEN="a-token-for-tests"
     )
     served = cryoray(head, "serve", "--ensemble", ensemble, "--root", folder, "--port", 8123)
     try:

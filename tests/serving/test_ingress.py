@@ -39,7 +39,7 @@ from tests.examples import particles, write_project, write_stack
 
 pytestmark = pytest.mark.long
 
-TOKEN = "a-token"
+TOKEN = "a-token-for-tests"
 ALLOWED = {"Authorization": f"Bearer {TOKEN}"}
 
 

@@ -46,7 +46,7 @@ def test_replicas_follow_the_images_that_wait(
     args = {
         "ensembles": [str(tiny_ensemble)],
         "roots": [str(project.parent)],
-        "token": "a-token",
+        "token": "a-token-for-tests",
         "judges": 1,
         "preparers": 1,
         "batch": 32,
@@ -66,7 +66,7 @@ def test_replicas_follow_the_images_that_wait(
     try:
         _get_global_client().deploy_apps(load(file), _blocking=True)
         with (
-            Client(f"http://127.0.0.1:{port}", "a-token") as client,
+            Client(f"http://127.0.0.1:{port}", "a-token-for-tests") as client,
             ThreadPoolExecutor(12) as pool,
         ):
             assert running("judge-tiny") == 1

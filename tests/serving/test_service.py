@@ -62,7 +62,7 @@ def running(
         shadow="candidate",
         roots=(project.parent,),
         port=0,
-        token="a-token",
+        token="a-token-for-tests",
         batch=BATCH,
         poll=0.2,
         judges=1,

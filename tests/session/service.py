@@ -22,7 +22,7 @@ from cryoray.serving.lineup import Lineup, Served
 from cryoray.serving.replica import JudgedRange, judge_together
 from cryoray.settings import ServeSettings
 
-TOKEN = "the-operator's"
+TOKEN = "the-operator's-own"
 
 
 class InProcess:

@@ -32,7 +32,7 @@ def test_replicas_that_die_cost_a_session_nothing(
         ensembles=(str(tiny_ensemble),),
         roots=(tmp_path,),
         port=0,
-        token="a-token",
+        token="a-token-for-tests",
         ledger=str(tmp_path / "cryoray/ledger.sqlite"),
     )
     killed: list[str] = []

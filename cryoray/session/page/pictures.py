@@ -20,6 +20,7 @@ from cryoray.formats import mrc
 from cryoray.formats.opening import OutsideError, Scope
 from cryoray.formats.rows import resolve
 from cryoray.preparation.prepare import prepare_images
+from cryoray.preparation.reader import image_header
 from cryoray.session.judging import place
 from cryoray.session.labels import image_place
 from cryoray.settings import PreparationSettings
@@ -102,7 +103,7 @@ class Pictures:
         named, number = image_place(name, str(path))
         file = path if path.suffix == ".mrcs" else resolve([named], path.parent)[0]
         with self._at_once, self._scope_of(session, file).reading():
-            stack = mrc.read_header(file)
+            stack = image_header(file)
             raw = mrc.read_frames(stack, np.array([number - 1]))
             pixel = np.array([stack.pixel_size or np.nan], np.float32)
             settings = PreparationSettings(box=size)

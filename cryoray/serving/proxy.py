@@ -1,0 +1,66 @@
+"""What Ray Serve's HTTP proxy does beyond Ray: it closes a connection on which a request's head does not end.
+
+The proxy is uvicorn, which waits for the rest of a request's head for ever. Ray calls `callback` in the
+proxy's process where the variable ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` names it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from starlette.middleware import Middleware
+from uvicorn.protocols.http import auto
+
+#: The variable, and what it is set to.
+VARIABLE, CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "cryoray.serving.proxy.callback"
+#: Seconds from a connection's, or a request's, first byte to the end of its head.
+HEAD_SECONDS = 20.0
+
+
+def callback() -> list[Middleware]:
+    """Have servers that are made from now on in this process close such connections."""
+    auto.AutoHTTPProtocol = with_deadline(auto.AutoHTTPProtocol)
+    return []
+
+
+def with_deadline(protocol: Any, seconds: float = HEAD_SECONDS) -> Any:
+    """A protocol of uvicorn that closes a connection whose head does not come in time.
+
+    Args:
+        protocol: uvicorn's, of either sort.
+        seconds: for the head.
+    """
+
+    class Deadline(protocol):
+        _timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._arm()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._disarm()  # its head is there
+            elif self._timer is None:
+                self._arm()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._disarm()
+            super().connection_lost(exc)
+
+        def _arm(self) -> None:
+            self._timer = self.loop.call_later(seconds, self._close)
+
+        def _disarm(self) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+        def _close(self) -> None:
+            self._timer = None
+            if not self.transport.is_closing():
+                self.transport.close()
+
+    return Deadline
