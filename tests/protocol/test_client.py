@@ -12,6 +12,7 @@ import pytest
 from cryoray.errors import CryorayError, InputError
 from cryoray.protocol.client import Client
 from cryoray.protocol.messages import STACK_TYPE, JudgeAnswer, JudgeRequest, Problem
+from cryoray.protocol.network import by_proxy
 
 ANSWER = JudgeAnswer(ensemble="abc", verdicts=[], quarantined=[])
 
@@ -35,6 +36,9 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.asked.append((self.path, dict(self.headers), body))
         status, headers, reply = self.server.replies.pop(0)
+        if not status:  # whoever was to answer is gone
+            self.close_connection = True
+            return
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(reply))}.items():
             self.send_header(name, value)
@@ -140,3 +144,70 @@ def test_nobody_there_is_said_with_the_way_out() -> None:
             InputError, match=r"no service answers at http://127.0.0.1:1; start one"
         ):
             client.judge("a.star")
+
+
+LOST = [(0, b""), (500, b"Internal Server Error"), (503, b"no replica")]
+
+
+@pytest.mark.parametrize(("status", "body"), LOST)
+def test_what_was_under_way_when_a_node_died_is_asked_once_more(
+    service: Service, status: int, body: bytes
+) -> None:
+    service.reply(status, body)
+    service.reply(200, ANSWER.model_dump_json().encode())
+    with Client(service.url, "secret") as client:
+        assert client.judge("a.star").ensemble == "abc"
+    assert len(service.asked) == 2
+
+
+@pytest.mark.parametrize(("status", "body"), LOST)
+def test_and_not_a_third_time(service: Service, status: int, body: bytes) -> None:
+    for _ in range(3):
+        service.reply(status, body)
+    with Client(service.url, "secret") as client, pytest.raises(CryorayError):
+        client.judge("a.star")
+    assert len(service.asked) == 2
+
+
+def test_what_the_service_itself_says_is_not_asked_again(service: Service) -> None:
+    service.reply(503, Problem(error="The judges failed.").model_dump_json().encode())
+    with (
+        Client(service.url, "secret") as client,
+        pytest.raises(CryorayError, match="judges failed"),
+    ):
+        client.judge("a.star")
+    assert len(service.asked) == 1
+
+
+def test_a_proxy_for_the_web_never_sees_a_token_meant_for_here(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = Service()
+    thread = threading.Thread(target=proxy.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy.url)
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        service.reply(200, ANSWER.model_dump_json().encode())
+        with Client(service.url, "secret") as client:
+            assert client.judge("a.star").ensemble == "abc"
+        assert not proxy.asked
+    finally:
+        proxy.shutdown()
+        thread.join()
+        proxy.server_close()
+
+
+@pytest.mark.parametrize(
+    ("url", "outside"),
+    [
+        ("http://127.0.0.1:8000", False), ("http://[::1]:8000", False), ("http://localhost", False),
+        ("http://10.1.2.3", False), ("http://192.168.0.9:1", False), ("http://172.20.0.1", False),
+        ("http://169.254.1.1", False), ("http://8.8.8.8", True), ("http://gpu1-that-is-nowhere", False),
+        ("https://nowhere.invalid", True), ("", False),
+    ],
+)  # fmt: skip
+def test_what_is_asked_through_a_proxy(url: str, outside: bool) -> None:
+    assert by_proxy(url) is outside

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
 import pytest
 
 from cryoray.errors import SettingsError
-from cryoray.protocol.token import find_token, token_file
+from cryoray.protocol.token import check_strength, find_token, token_file
 
 
 @pytest.fixture(autouse=True)
@@ -48,3 +49,30 @@ def test_an_empty_token_is_none(file: Path) -> None:
     file.write_text("\n")
     with pytest.raises(SettingsError, match="empty"):
         find_token(create=True)
+
+
+def test_a_file_that_others_could_read_is_closed_to_them(file: Path) -> None:
+    token = find_token(create=True)
+    file.chmod(0o666)
+    assert find_token() == token
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_a_file_of_somebody_else_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find_token(create=True)
+    owner = file.stat().st_uid
+    monkeypatch.setattr("os.getuid", lambda: owner + 1)
+    if owner:
+        with pytest.raises(SettingsError, match="belongs to somebody else"):
+            find_token()
+    else:
+        os.chown(file, 12345, -1)
+        with pytest.raises(SettingsError, match="belongs to somebody else"):
+            find_token()
+
+
+@pytest.mark.parametrize("token", ["a", "x" * 15])
+def test_a_service_takes_no_token_that_can_be_guessed(token: str) -> None:
+    with pytest.raises(SettingsError, match="can be guessed"):
+        check_strength(token)
+    assert check_strength("x" * 16)
