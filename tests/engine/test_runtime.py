@@ -7,7 +7,9 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -213,3 +215,72 @@ def test_ray_starts_where_the_folder_of_temporary_files_has_a_long_name(tmp_path
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout.strip()) == (0, str(longest)), done.stderr
+
+
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for temporary files with a path that is short enough for Ray."""
+    with tempfile.TemporaryDirectory(prefix="c", dir="/tmp") as folder:
+        monkeypatch.setattr("tempfile.tempdir", folder)
+        monkeypatch.setattr(runtime, "_LONGEST_TEMP", len(folder))
+        yield Path(folder)
+
+
+@pytest.mark.ray
+def test_what_ray_opens_to_everybody_lies_where_nobody_else_may_enter(
+    ray_cluster: RuntimeSettings,
+) -> None:
+    inside = Path(ray._private.worker._global_node.get_temp_dir_path())
+    parent = inside.parent
+    assert parent.name == f"cryoray.{os.getuid()}"
+    assert stat.S_IMODE(parent.stat().st_mode) == 0o700
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    assert session.is_relative_to(inside)
+    for socket_file in session.rglob("sockets/*"):
+        assert len(bytes(socket_file)) <= 107
+
+
+def test_a_folder_that_others_could_enter_is_closed_and_begun_anew(temporary: Path) -> None:
+    first = runtime._temp_folder()
+    assert stat.S_IMODE(first.parent.stat().st_mode) == 0o700
+    assert runtime._temp_folder() == first
+    first.parent.chmod(0o777)
+    (first / "logs").symlink_to("/etc")  # as a neighbour would lay it
+    second = runtime._temp_folder()
+    assert second != first
+    assert list(second.iterdir()) == []
+    assert stat.S_IMODE(second.parent.stat().st_mode) == 0o700
+
+
+def test_a_folder_that_is_a_link_is_refused(temporary: Path) -> None:
+    (temporary / "theirs").mkdir()
+    (temporary / f"cryoray.{os.getuid()}").symlink_to(temporary / "theirs")
+    with pytest.raises(SettingsError, match="belongs to somebody else"):
+        runtime._temp_folder()
+
+
+def test_a_folder_that_was_opened_while_ray_started_is_noticed(temporary: Path) -> None:
+    inside = runtime._temp_folder()
+    runtime._check_closed(inside)
+    inside.parent.chmod(0o777)
+    with pytest.raises(SettingsError, match="was opened to other users"):
+        runtime._check_closed(inside)
+
+
+def test_sessions_whose_process_is_gone_are_swept(temporary: Path) -> None:
+    inside = runtime._temp_folder()
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
+    )
+    earlier = temporary / f"cryoray-{os.getuid()}"
+    gone = [folder / f"session_2026-01-01_1_{int(dead.stdout)}" for folder in (inside, earlier)]
+    alive = inside / f"session_2026-01-01_2_{os.getpid()}"
+    fresh = inside / f"session_2026-01-01_3_{int(dead.stdout)}"
+    for folder in (*gone, alive, fresh):
+        (folder / "logs").mkdir(parents=True)
+        if folder is not fresh:
+            os.utime(folder, (0, 0))
+    (inside / "session_latest").symlink_to(alive)
+    assert runtime._temp_folder() == inside
+    assert {one.name for one in inside.iterdir()} == {alive.name, fresh.name, "session_latest"}
+    assert not gone[1].exists()

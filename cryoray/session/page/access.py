@@ -1,18 +1,15 @@
 """Who may see and say what: bearer tokens for programs, and for browsers a cookie that a token buys.
 
-A session's token opens that session alone, the operator's opens all. The cookie holds no token: what it
-is for, who it is, until when, and a signature with a key that the operator's token makes; a session's
-renewed token ends the cookies that the old one bought. What a cookie does, and not only sees, needs a
+A session's token opens that session alone, the operator's opens all. The cookie is a word by which who came
+in is looked up (`session.page.logins`), until they leave; a renewed token ends the cookies that the old one
+bought. After a wrong token the answer is late. What a cookie does, and not only sees, needs a
 word that other sites cannot know (CSRF), and comes from our own pages as far as the browser tells.
 """
 
 from __future__ import annotations
 
-import base64
+import asyncio
 import hashlib
-import hmac
-import json
-import time
 from dataclasses import dataclass
 from hmac import compare_digest
 from urllib.parse import urlsplit
@@ -21,15 +18,20 @@ from fastapi import Request
 
 from cryoray.errors import InputError
 from cryoray.session.ledger import OPERATOR, Ledger
+from cryoray.session.page.logins import Logins
 
 COOKIE = "cryoray"
-#: A cookie's life: a long session's nights and days, seconds.
-_LIFE = 7 * 24 * 3600
+#: Seconds that the answer to a wrong token is late, for each that waits; and how many may wait.
+_DELAY, _WAITING = 0.5, 8
 _LONGEST_NAME = 80
 
 
 class NoEntryError(InputError):
     """Nobody who may come in."""
+
+
+class BusyError(InputError):
+    """So many gave wrong tokens that no other is looked at now."""
 
 
 class ForbiddenError(InputError):
@@ -65,7 +67,8 @@ class Access:
 
     def __init__(self, ledger: Ledger, operator: str) -> None:
         self._ledger, self._operator = ledger, operator.encode()
-        self._key = hashlib.sha256(b"cookies of cryoray\0" + self._operator).digest()
+        self._operator_mark = hashlib.sha256(b"operator\0" + self._operator).hexdigest()[:16]
+        self._logins, self._waiting = Logins(ledger), 0
 
     def scope(self, token: str) -> str | None:
         """What a token opens."""
@@ -87,29 +90,41 @@ class Access:
 
     def cookie(self, scope: str, who: str) -> str:
         """A cookie for what a token opened."""
-        said = {"scope": scope, "who": who[:_LONGEST_NAME], "until": time.time() + _LIFE}
-        said["token"] = self._mark(scope)
-        body = base64.urlsafe_b64encode(json.dumps(said).encode()).decode().rstrip("=")
-        return f"{body}.{self._sign(body)}"
+        return self._logins.begin(scope, who[:_LONGEST_NAME], self._mark(scope))
+
+    def leave(self, request: Request) -> None:
+        """End what the cookie of a request is good for."""
+        self._logins.end(request.cookies.get(COOKIE, ""))
+
+    async def refuse(self) -> None:
+        """Wait, after a wrong token, so that guessing is slow."""
+        self._waiting += 1
+        try:
+            await asyncio.sleep(_DELAY * self._waiting)
+        finally:
+            self._waiting -= 1
+
+    def check_calm(self) -> None:
+        """Refuse to look at a token while many wait after wrong ones.
+
+        Raises:
+            BusyError: so it is.
+        """
+        if self._waiting >= _WAITING:
+            raise BusyError("too many wrong tokens were given", remedy="try again in a moment")
 
     def _from_cookie(self, cookie: str) -> Visitor | None:
-        body, _, signature = cookie.rpartition(".")
-        if not body or not compare_digest(signature.encode(), self._sign(body).encode()):
+        login = self._logins.find(cookie)
+        if login is None or login.mark != self._mark(login.scope):
             return None
-        said = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
-        if said["until"] < time.time() or said["token"] != self._mark(said["scope"]):
-            return None
-        return Visitor(said["scope"], said["who"], self._sign(f"csrf\0{cookie}"))
+        return Visitor(login.scope, login.who, login.csrf)
 
     def _mark(self, scope: str) -> str:
-        """Changes when the session's token does."""
+        """Changes when the token does that opens a scope."""
         if scope == OPERATOR:
-            return ""
+            return self._operator_mark
         row = self._ledger.session(scope)
         return row.token_hash[:16] if row is not None else "gone"
-
-    def _sign(self, text: str) -> str:
-        return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
 
 
 def check_origin(request: Request) -> None:

@@ -27,6 +27,7 @@ from cryoray.session.ledger import OPERATOR, SECOND_THOUGHTS, Ledger, LedgerAway
 from cryoray.session.page.access import (
     COOKIE,
     Access,
+    BusyError,
     ForbiddenError,
     NoEntryError,
     Visitor,
@@ -89,7 +90,8 @@ class _Guarded(APIRoute):
 
 def _refusal(request: Request, error: CryorayError) -> Response:
     """What was wrong: a page for a person, JSON for a program."""
-    status = {ForbiddenError: 403, _AbsentError: 404, LedgerAwayError: 503}.get(type(error), 422)
+    known = {ForbiddenError: 403, _AbsentError: 404, BusyError: 429, LedgerAwayError: 503}
+    status = known.get(type(error), 422)
     if "text/html" not in request.headers.get("Accept", ""):
         return JSONResponse({"error": str(error)}, status)
     html = _templates().get_template("error.html").render(visitor=None, problem=str(error))
@@ -169,9 +171,12 @@ def router(ledger: Ledger, operator: str, scope: Scope) -> APIRouter:
 
     @made.post("/login", include_in_schema=False)
     async def enter_by_token(request: Request) -> Response:
+        access.check_calm()
         said = await form(request)
         scope = await threaded(lambda: access.scope(said.get("token", "").strip()))
         who = " ".join(said.get("who", "").split())[:80]
+        if scope is None:
+            await access.refuse()
         if scope is None or not who:
             problem = "Give your name." if scope else "No session has this token."
             return show("login.html", status=401, next=_own(said.get("next", "/")), problem=problem)
@@ -188,6 +193,7 @@ def router(ledger: Ledger, operator: str, scope: Scope) -> APIRouter:
     @made.post("/logout", include_in_schema=False)
     async def leave(request: Request) -> Response:
         await form(request)
+        await threaded(lambda: access.leave(request))
         response = RedirectResponse("/login", 303)
         response.delete_cookie(COOKIE, path="/")
         return response
