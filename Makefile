@@ -9,7 +9,7 @@ OUT    ?= demo
 REAL   ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-fast test-slow test-system test-faults bench check demo ensembles dist clean
+.PHONY: audit help install test test-fast test-slow test-system test-faults bench check demo ensembles dist clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -61,6 +61,10 @@ check: install ## ruff, mypy (strict) and the floors
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+audit: install ## look for known holes in the pinned dependencies (where an index of advisories can be reached)
+	@test -x build/audit/bin/pip-audit || { $(BIN)/python -m venv build/audit && build/audit/bin/pip install --quiet pip-audit; }
+	build/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 demo: install ## run the main job: simulated, or on SOURCE=particles with human labels; into OUT=demo
 	$(BIN)/python -m flows.facility_day --out $(OUT) $(if $(SOURCE),--source $(SOURCE))

@@ -226,9 +226,14 @@ class Selector(Strict):
     match_labels: Text = {}
 
 
+class IpBlock(Strict):
+    cidr: str = Field(pattern=r"^\d+\.\d+\.\d+\.\d+/\d+$")
+
+
 class Peer(Strict):
     pod_selector: Selector | None = None
     namespace_selector: Selector | None = None
+    ip_block: IpBlock | None = None
 
 
 class PolicyPort(Strict):

@@ -6,6 +6,7 @@ import re
 import runpy
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -160,3 +161,15 @@ def test_the_image_runs_as_nobody_s_root_with_what_is_pinned() -> None:
     for source in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.M):
         for name in source.split():
             assert (CLUSTER.parent / name).exists(), name
+
+
+def test_the_image_lists_what_licences_its_packages_have() -> None:
+    listed = subprocess.run(
+        [sys.executable, CLUSTER / "licences.py"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert any(line.startswith("ray ") and "Apache" in line for line in listed)
+    assert any(line.startswith("numpy ") and "BSD" in line for line in listed)
+    assert all(": " in line for line in listed)
+    text = (CLUSTER / "Containerfile").read_text()
+    assert "LICENCES.txt" in text
+    assert "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=cryoray.serving.proxy.callback" in text

@@ -96,6 +96,36 @@ def test_nobody_is_root_and_only_the_head_talks_to_kubernetes() -> None:
         assert container.resources.limits
 
 
+def test_pods_are_restricted_and_write_no_root_of_their_own() -> None:
+    namespace = dict(DOCUMENTS)["base-0"]
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    for pod in (one for one in ALL if isinstance(one, PodSpec)):
+        assert pod.security_context.run_as_non_root
+        assert pod.security_context.seccomp_profile.type == "RuntimeDefault"
+        for container in pod.containers:
+            assert container.security_context.read_only_root_filesystem, container.name
+            writable = {mount.mount_path for mount in container.volume_mounts}
+            assert {"/tmp", "/data"} & writable, container.name
+            home = [one.value for one in container.env if one.name == "HOME"]
+            assert home == ["/tmp"] or container.name == "redis"
+
+
+def test_the_services_token_is_only_where_the_service_is() -> None:
+    for name, document in DOCUMENTS:
+        holds = "cryoray-token" in yaml.safe_dump(document)
+        assert holds == (document["kind"] == "RayService"), name
+
+
+def test_the_head_reaches_the_api_server_and_nothing_else_outside() -> None:
+    for one in (one for one in ALL if isinstance(one, NetworkPolicy)):
+        for rule in one.spec.egress:
+            assert rule.to, f"{one.metadata.name} lets pods out to everywhere"
+            for peer in rule.to:
+                if peer.ip_block is not None:
+                    assert one.spec.pod_selector.match_labels == {"ray.io/node-type": "head"}
+                    assert peer.ip_block.cidr.endswith("/32")
+
+
 def test_objects_are_in_memory_and_fit_into_the_pod() -> None:
     for pod in (one for one in ALL if isinstance(one, PodSpec)):
         mounts = {

@@ -1,0 +1,139 @@
+"""What listens where while the service runs, as the kernel has it: SECURITY.md says the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from cryoray.protocol.client import Client
+
+TOKEN = "a-token-for-tests"
+
+
+def listening() -> dict[int, str]:
+    """Local address by inode, of sockets that wait for TCP connections on this machine."""
+    found = {}
+    for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A":
+                words = [fields[1].partition(":")[0][i : i + 8] for i in range(0, 32, 8)]
+                packed = b"".join(struct.pack("<I", int(word, 16)) for word in words if word)
+                found[int(fields[9])] = socket.inet_ntop(family, packed)
+    return found
+
+
+def below(process: int) -> dict[int, str]:
+    """Commands of a process and all that came of it, by number."""
+    parents, commands = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                parents[int(entry.name)] = int(
+                    (entry / "stat").read_text().rpartition(")")[2].split()[1]
+                )
+                commands[int(entry.name)] = (
+                    (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                )
+            except OSError:
+                continue
+    found = {process}
+    while more := {one for one, parent in parents.items() if parent in found} - found:
+        found |= more
+    return {one: commands.get(one, "") for one in found}
+
+
+def held(process: int) -> Iterator[int]:
+    """Inodes of the sockets that a process holds."""
+    try:
+        for one in Path(f"/proc/{process}/fd").iterdir():
+            target = str(one.readlink())
+            if target.startswith("socket:["):
+                yield int(target[8:-1])
+    except OSError:
+        return
+
+
+def open_to_all(process: int) -> list[str]:
+    """Commands below a process that wait for connections from other machines."""
+    sockets = listening()
+    return [
+        command
+        for one, command in below(process).items()
+        for inode in held(one)
+        if inode in sockets and sockets[inode] not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")
+    ]
+
+
+def is_rays(command: str) -> bool:
+    """Whether it is of Ray's own, which has no setting for where these listen; they want Ray's token."""
+    words = ("gcs_server", "raylet", "ray::", "default_worker", "dashboard/agent", "runtime_env")
+    return any(word in command for word in words)
+
+
+@contextmanager
+def running(arguments: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    environment = {
+        **os.environ,
+        "CRYORAY_TOKEN": TOKEN,
+        "RAY_AUTH_TOKEN_PATH": str(folder / "auth_token"),
+        "CRYORAY_RUNTIME__CPUS": "4",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    environment.pop("RAY_ADDRESS", None)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cryoray.cli.main", *arguments], env=environment
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        process.wait(120)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_service_listens_at_home_and_ends_in_order(
+    tiny_ensemble: Path, project: Path, tmp_path: Path
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = ["serve", "--ensemble", str(tiny_ensemble), "--root", str(project.parent)]
+    with running([*arguments, "--port", str(port)], tmp_path) as process:
+        with Client(f"http://127.0.0.1:{port}", TOKEN) as client:
+            end = time.monotonic() + 200
+            while not client.healthy():
+                assert process.poll() is None
+                assert time.monotonic() < end
+                time.sleep(0.2)
+            assert len(client.judge(project)) == 175
+        elsewhere = open_to_all(process.pid)
+        assert all(is_rays(command) for command in elsewhere), elsewhere
+        ours = {inode for one in below(process.pid) for inode in held(one)} & listening().keys()
+        assert ours
+        # The service's own port is at home, and so is the dashboard's.
+        for one, command in below(process.pid).items():
+            if "ProxyActor" in command or "dashboard.py" in command:
+                addresses = {listening().get(inode) for inode in held(one)} - {None}
+                assert "127.0.0.1" in addresses, command
+        # Sixteen unfinished heads are closed by Ray's proxy itself.
+        slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(16)]
+        for one in slow:
+            one.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+            one.settimeout(60)
+        assert {one.recv(10) for one in slow} == {b""}
+        for one in slow:
+            one.close()
+    assert process.returncode == 0
