@@ -11,7 +11,10 @@ from cryoray.settings import PreparationSettings
 
 
 def look_at(
-    source: Source, rows: np.ndarray, settings: PreparationSettings
+    source: Source,
+    rows: np.ndarray,
+    settings: PreparationSettings,
+    invert: bool | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Some rows of a source as the network would see them.
 
@@ -19,11 +22,13 @@ def look_at(
         source: where they are.
         rows: int64, 0-based.
         settings: how to prepare them.
+        invert: whether protein is dark, where a caller knows it from an earlier plan.
 
     Returns:
         the rows that could be read, int64 [n] in another order, and float32 [n, box, box].
     """
-    seen = [prepare_range(part, settings) for part in plan(source, settings, 64, rows=rows).ranges]
+    planned = plan(source, settings, 64, rows=rows, invert=invert)
+    seen = [prepare_range(part, settings) for part in planned.ranges]
     if not seen:
         return np.empty(0, np.int64), np.empty((0, settings.box, settings.box), np.float32)
     return np.concatenate([one.rows for one in seen]), np.concatenate([one.images for one in seen])

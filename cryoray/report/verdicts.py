@@ -35,6 +35,7 @@ def write_page(
     chosen: ClassifySettings,
     seconds: float,
     share: Prevalence | None = None,
+    invert: bool | None = None,
 ) -> Path:
     """Write ``report.html`` and its figures into a folder of verdicts.
 
@@ -47,6 +48,7 @@ def write_page(
         chosen: the settings in force.
         seconds: that it took.
         share: of images worth keeping, as estimated from the scores.
+        invert: whether protein is dark in the source, where that is known.
     """
     manifest, table, counts = ensemble.manifest, verdicts.judged, verdicts.counts()
     sections = [
@@ -72,7 +74,7 @@ def write_page(
         sections += [
             *_reasons(table),
             report.gallery_section(
-                strips(source, table, ensemble.preparation),
+                strips(source, table, ensemble.preparation, invert),
                 "Images",
                 "As the networks saw them: windowed, rescaled, normalised; spread evenly over the source.",
             ),
@@ -132,13 +134,16 @@ def _reasons(table: pa.Table) -> list[report.Section]:
     ]
 
 
-def strips(source: Source, table: pa.Table, settings: PreparationSettings) -> list[report.Strip]:
+def strips(
+    source: Source, table: pa.Table, settings: PreparationSettings, invert: bool | None = None
+) -> list[report.Strip]:
     """Some kept, discarded and review images, spread evenly over the source; discards by reason.
 
     Args:
         source: of the images.
         table: verdicts, with ``row``.
         settings: how the networks had them prepared.
+        invert: whether protein is dark in the source, where that is known.
     """
     table = table.sort_by("row")
     verdict = np.array(table["verdict"].to_pylist(), object)
@@ -154,7 +159,7 @@ def strips(source: Source, table: pa.Table, settings: PreparationSettings) -> li
         those = np.flatnonzero((verdict == tone) & (reason == why))
         if len(those):
             some = those[np.unique(np.linspace(0, len(those) - 1, _SHOWN).astype(int))]
-            found, images = look_at(source, rows[some], settings)
+            found, images = look_at(source, rows[some], settings, invert)
             place = np.searchsorted(rows, found)
             made.append(
                 report.Strip(

@@ -140,7 +140,15 @@ def classify(
             _write_metrics(partial / name / METRICS, {**asdict(books[name]), **counts}, share)
             seconds = time.monotonic() - began
             write_page(
-                partial / name, each.source, verdicts, ensemble, books[name], chosen, seconds, share
+                partial / name,
+                each.source,
+                verdicts,
+                ensemble,
+                books[name],
+                chosen,
+                seconds,
+                share,
+                each.invert,
             )
             on_event(
                 Event(
