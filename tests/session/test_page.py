@@ -32,7 +32,7 @@ from cryoray.formats.source import open_source
 from cryoray.records import VERDICTS_SCHEMA
 from cryoray.session.ledger import Ledger
 from cryoray.session.page import charts, router, views
-from cryoray.session.page.router import _own
+from cryoray.session.page.entry import own_path
 from cryoray.session.page.views import _tile
 from cryoray.session.watcher import Watcher
 from cryoray.settings import WatchSettings
@@ -518,7 +518,7 @@ def test_the_queue_is_sorted_by_what_a_label_tells(site: Site) -> None:
     "path", ["//evil.example", "/\\evil.example", "https://evil.example", "", "/a\nb"]
 )
 def test_after_coming_in_one_stays_on_this_site(path: str) -> None:
-    assert _own(path) == "/"
+    assert own_path(path) == "/"
 
 
 def test_bins_hold_every_image_once_and_the_band_is_of_the_sessions_own_past() -> None:
