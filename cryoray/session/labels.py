@@ -14,6 +14,8 @@ from typing import Any
 
 from cryoray.session.ledger import Ledger
 
+#: What makes a spreadsheet take a text for a formula.
+_FORMULA = ("=", "+", "-", "@")
 #: The first two name an image, the third is the label; the others are for people.
 COLUMNS = ("stack", "index", "label", "before", "score", "who", "when")
 
@@ -21,7 +23,10 @@ COLUMNS = ("stack", "index", "label", "before", "score", "who", "when")
 def image_place(image: str, path: str) -> tuple[str, int]:
     """The stack and the number of an image, counted from 1: from its name, else ``path``'s first."""
     number, at, stack = image.partition("@")
-    return (stack if at else path), int(number) if at and number.isdecimal() else 1
+    stack = stack if at else path
+    # A spreadsheet would take the name for a formula; whoever reads a path takes both for the same.
+    stack = f"./{stack}" if stack.startswith(_FORMULA) else stack
+    return stack, int(number) if at and number.isdecimal() else 1
 
 
 def overrides_csv(ledger: Ledger, session: str) -> str:
@@ -92,5 +97,7 @@ def _table(rows: Iterable[Iterable[object]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows(rows)
+    for row in rows:
+        *place, who, when = row
+        writer.writerow([*place, f"'{who}" if str(who).startswith(_FORMULA) else who, when])
     return text.getvalue()

@@ -30,6 +30,7 @@ from cryoray.formats.opening import Scope
 from cryoray.formats.selection import read_selection
 from cryoray.formats.source import open_source
 from cryoray.records import VERDICTS_SCHEMA
+from cryoray.session.labels import image_place
 from cryoray.session.ledger import Ledger
 from cryoray.session.page import charts, router, views
 from cryoray.session.page.entry import own_path
@@ -286,6 +287,19 @@ def test_what_makes_no_sense_is_refused_in_one_sentence(
         answer = program.post("/v1/sessions/s/overrides", json={"stack": site.stack.id, **said})
     assert answer.status_code == status
     assert list(answer.json()) == ["error"]
+
+
+def test_a_name_is_no_formula_in_a_spreadsheet(site: Site) -> None:
+    hidden = {(row.stack, row.row) for row in site.ledger.audit_sample("s")}
+    row = next(row for row in range(IMAGES) if (site.stack.id, row) not in hidden)
+    with site.program() as program:
+        who = '=HYPERLINK("http://evil.example")\x1b[2J'
+        body = {"stack": site.stack.id, "row": row, "say": "discard", "who": who}
+        program.post("/v1/sessions/s/overrides", json=body)
+        text = program.get("/v1/sessions/s/overrides.csv").text
+    (line,) = csv.DictReader(text.splitlines())
+    assert line["who"] == '\'=HYPERLINK("http://evil.example")\\x1b[2J'
+    assert image_place("1@=1+1.mrcs", "") == ("./=1+1.mrcs", 1)
 
 
 def test_a_program_says_who_speaks(site: Site) -> None:

@@ -354,6 +354,19 @@ def test_a_star_file_of_stacks_elsewhere_is_judged_itself(
     watcher.close()
 
 
+def test_a_star_file_beside_a_stack_that_is_not_used_is_named(service: Service, root: Path) -> None:
+    stack = examples.write_stack(root / "a.mrcs", examples.particles(5))
+    rows = [f"{i:06d}@other.mrcs mic.mrc 1 9000 8800 4.5" for i in range(1, 6)]
+    examples.write_star(root / "a_extract.star", rows)
+    watcher, _ = once(root, service)
+    (row,) = watcher.ledger.stacks("s", "judged")
+    assert (row.path, row.described_by) == (str(stack), None)
+    (told,) = lines(watcher, "companion.unused")
+    assert told["data"]["file"] == str(root / "a_extract.star")
+    assert "names other stacks" in told["data"]["because"]
+    watcher.close()
+
+
 def test_bare_stacks_take_their_rows_from_a_shared_star_file(service: Service, root: Path) -> None:
     star = examples.write_project(root, (20, 15))
     watcher, _ = once(root, service)

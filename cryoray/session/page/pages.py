@@ -32,6 +32,7 @@ def add_pages(made: APIRouter, site: Site) -> None:
             gallery=site.views.gallery(session),
             classes=site.views.gallery(session, "class2d"),
             unknown=site.views.unknown(session),
+            unused=site.views.unused(session),
         )
 
     @made.get("/sessions/{name}/live", include_in_schema=False)

@@ -308,6 +308,11 @@ class Views:
         last = self._ledger.events(session.name, names=["sides.merged"], latest=1)
         return list(last[0].data.get("unknown", ())) if last else []
 
+    def unused(self, session: Any) -> list[Any]:
+        """STAR files beside stacks that were not used, and why: the newest."""
+        rows = self._ledger.events(session.name, names=["companion.unused"], latest=5)
+        return [row.data for row in rows]
+
     def hidden(self, session: str, key: str, row: int) -> bool:
         """Whether an image is of the blind sample and has no label that stands."""
         return (key, row) in self._blind(session)
