@@ -30,6 +30,7 @@ EXTRAS = {
     "ray": "train",
     "sqlalchemy": "session",
     "starlette": "serve",
+    "uvicorn": "serve",
 }
 
 #: Numbers of the `OSError` of a disk on which nothing more has room, and of one that is closed to us.

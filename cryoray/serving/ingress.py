@@ -17,6 +17,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from cryoray.errors import FULL, CryorayError, InputError, InternalError
 from cryoray.formats.opening import OutsideError, Scope
@@ -226,7 +227,7 @@ def _judgements(judge: "Judge", anyone: Bearer) -> APIRouter:
 
 
 def _nothing_else(operator: Bearer) -> APIRouter:
-    """What is not there under /v1: who has no token learns not even that."""
+    """What is not there under /v1, or takes another method: who has no token learns not even that."""
     made = APIRouter()
 
     @made.api_route(
@@ -235,7 +236,11 @@ def _nothing_else(operator: Bearer) -> APIRouter:
         include_in_schema=False,
         dependencies=[Depends(operator)],
     )
-    async def absent() -> Response:
+    async def absent(request: Request) -> Response:
+        for route in request.app.routes:
+            if route.matches(request.scope)[0] is Match.PARTIAL:
+                allowed = ", ".join(sorted(route.methods))
+                return refusal(405, "Method Not Allowed.", {"Allow": allowed})
         return refusal(404, "Not Found.")
 
     return made

@@ -97,7 +97,7 @@ def stripes(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 SETTINGS = TrainSettings(
     fit=FitSettings(
-        epochs=8, batch=16, augment=AugmentSettings(filter=0, rings=0, noise=0, mask=0)
+        epochs=8, batch=16, augment=AugmentSettings(filter=0, ctf_modulation=0, noise=0, mask=0)
     ),
     folds=3,
 )
