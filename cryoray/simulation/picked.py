@@ -446,7 +446,8 @@ def write_picked(
 ) -> Row:
     """Simulate micrographs until enough is picked, and write everything.
 
-    Of the last micrograph as many picks are taken, at random, as are still missing.
+    Where a micrograph has more picks than are wanted of one, or than are still missing, some are taken at
+    random.
 
     Args:
         folder: of the project.
@@ -467,8 +468,9 @@ def write_picked(
     for one in picked(project, chosen.seed):
         rng = generator(chosen.seed, project.number, number, 2)
         some = np.arange(len(one.picks.merit))
-        if len(some) > chosen.images - len(rows):
-            some = np.sort(rng.choice(some, chosen.images - len(rows), replace=False))
+        most = min(chosen.per_micrograph, chosen.images - len(rows))
+        if len(some) > most:
+            some = np.sort(rng.choice(some, most, replace=False))
         if chosen.written:
             height, width = one.pixels.shape
             path = folder / micrograph_name(number)

@@ -495,6 +495,14 @@ def test_a_faint_project_ends(tmp_path: Path) -> None:
     assert len(read_truth(project)) == 40
 
 
+def test_no_micrograph_gives_more_images_than_wanted(tmp_path: Path) -> None:
+    (project,) = simulate(tmp_path / "day", settings(images=25, per_micrograph=10, snr=0.6))
+    stacks = sorted(project.glob("Extract/job001/*.mrcs"))
+    counts = [read_header(stack).count for stack in stacks]
+    assert max(counts) == 10
+    assert sum(counts) == 25
+
+
 def test_junk_is_as_much_as_comes_out() -> None:
     shares = []
     for number in range(6):
