@@ -118,7 +118,7 @@ class Picked:
         pixels: float32 [height, width], as it is kept.
         picks: places in px of the micrograph.
         truth: what lies under each.
-        images: float32 [n, box, box], protein bright, normalised; boxes are cut at the nearest pixel.
+        images: float32 [n, box, box], protein bright, normalised; cut as `boxes` does.
     """
 
     micrograph: Micrograph
@@ -407,7 +407,7 @@ def _cut(project: Project, made: Micrograph, found: Picks, seed: int) -> Picked:
     """Develop the micrograph and cut boxes out of it."""
     strengths = generator(seed, project.number, 2**20)  # the same in all micrographs of a project
     kept = developed(made.pixels, project.version, project.optics.pixel_size, strengths)
-    middles = np.rint(found.places)
+    middles = np.trunc(found.places)
     truth = picking.look_under(middles, made.specimen, made.motion)
     if not len(middles):
         side = project.box // 2 if project.version == "binned" else project.box
@@ -421,9 +421,9 @@ def _cut(project: Project, made: Micrograph, found: Picks, seed: int) -> Picked:
 
 
 def boxes(pixels: np.ndarray, places: np.ndarray, box: int) -> torch.Tensor:
-    """Boxes with their pixel ``box // 2`` at the nearest pixel to each place.
+    """Boxes with their pixel ``box // 2`` at places without their fraction, as RELION cuts them.
 
-    Where a box reaches out of the micrograph, the last row or column is repeated, as RELION does.
+    Where a box reaches out of the micrograph, the last row or column is repeated.
 
     Args:
         pixels: float32 [height, width].
@@ -434,7 +434,7 @@ def boxes(pixels: np.ndarray, places: np.ndarray, box: int) -> torch.Tensor:
         float32 [n, box, box].
     """
     height, width = pixels.shape
-    corner = np.rint(places).astype(np.int64) - box // 2
+    corner = np.trunc(places).astype(np.int64) - box // 2
     span = np.arange(box)
     rows = np.clip(corner[:, 1, None] + span, 0, height - 1)
     columns = np.clip(corner[:, 0, None] + span, 0, width - 1)

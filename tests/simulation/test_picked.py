@@ -293,9 +293,9 @@ def test_signal_to_noise_of_a_project_is_about_as_stated() -> None:
     assert np.mean(kept) == pytest.approx(project.snr, rel=0.4)
 
 
-def test_boxes_are_cut_at_the_nearest_pixel_and_edges_repeated() -> None:
+def test_boxes_are_cut_as_relion_cuts_them_and_edges_repeated() -> None:
     image = np.arange(100 * 120, dtype=np.float32).reshape(100, 120)
-    cut = boxes(image, np.array([[50.4, 60.6], [2.0, 98.0]]), 16).numpy()
+    cut = boxes(image, np.array([[50.4, 61.6], [2.0, 98.0]]), 16).numpy()
     np.testing.assert_array_equal(cut[0], image[53:69, 42:58])
     np.testing.assert_array_equal(cut[1, :, :6], np.repeat(cut[1, :, 6:7], 6, 1))
     np.testing.assert_array_equal(cut[1, -6:], np.repeat(cut[1, 9:10], 6, 0))
