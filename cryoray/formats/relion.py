@@ -16,7 +16,7 @@ from cryoray.errors import FormatError, printable
 from cryoray.formats import mrc
 from cryoray.formats.class_scores import FEATURES, SUBIMAGES, features_table
 from cryoray.formats.rows import Source, resolve, unique
-from cryoray.formats.star import Block, Columns, StarFile, as_objects, parse
+from cryoray.formats.star import MALFORMED, Block, Columns, StarFile, as_objects, parse
 from cryoray.formats.star import quoted as quoted
 from cryoray.records import Kind
 
@@ -378,6 +378,9 @@ def complaint(source: Source) -> str | None:
                 "A line in the STAR file contains more columns than the number of labels"
                 f" (it counts {twice[0]} once, and data_{block.name} has it twice)"
             )
+    malformed = next((why for why in source.problems.values() if MALFORMED in why), None)
+    if malformed is not None:
+        return f"A line in the STAR file contains more or fewer columns than the number of labels ({malformed})"
     if optics is None or not len(optics):
         if "rlnOpticsGroup" not in table.columns:
             return _already_converted(star)

@@ -36,7 +36,11 @@ _MOST_COLUMNS = 2000  # RELION knows some three hundred
 _THREADS = 2
 _AHEAD = 2  # portions parsed beyond the one that is waited for
 #: A quote ends a field only where a blank or the line's end follows, as in RELION's nextTokenInSTAR.
-_FIELD = re.compile(rb"""'((?:[^']|'(?=\S))*)'(?!\S)|"((?:[^"]|"(?=\S))*)"(?!\S)|(\S+)""")
+_FIELD = re.compile(rb"""'([^']*)'(?!\S)|"([^"]*)"(?!\S)|(\S+)""")
+_END_OF = {quote: re.compile(rb"%c(?!\S)" % quote) for quote in b"'\""}
+_PLAIN = re.compile(rb"\S+")
+#: Where a field in quotes may have the same quote inside.
+_QUOTE_INSIDE = re.compile(rb"""(?<!\S)(?:'[^']*'\S|"[^"]*"\S)""")
 _MISSING = [
     "",
     "nan",
@@ -62,6 +66,7 @@ _NEVER = re.compile(r"[\n\r\0\a\x0b\x0c\x1c-\x1e\x85\u2028\u2029]|[\ud800-\udfff
 _NEWLINE, _HASH, _SPACE, _UNDERSCORE, _QUOTES = 10, 35, 32, 95, (34, 39)
 
 
+MALFORMED = ", and its table "  # in the reason of every row with too few or too many fields
 _BLANKS = ": a name with blanks must stand in quotes"
 
 
@@ -179,7 +184,7 @@ class Block:
         """
         self._check(names)
         rows = np.unique(np.linspace(0, len(self) - 1, _SAMPLED).astype(np.int64))
-        found = [self.fields(row) for row in rows.tolist()] if len(self) else []
+        found = self._sample(rows)
         whole = [fields for fields in found if len(fields) == len(self.columns)]
         kept = []
         for name in names:
@@ -206,6 +211,22 @@ class Block:
     def numbers(self, name: str) -> np.ndarray:
         """One column as float64 [n]: NaN where it is missing or no number, infinities as they are."""
         return self.read(numbers=[name]).numbers[name]
+
+    def _sample(self, rows: np.ndarray) -> list[list[str]]:
+        """The fields of some rows, in one look at the file."""
+        if not self.is_loop or not len(self):
+            return [self.fields(0)] if len(self) else []
+        starts, lengths = self._rows.starts[rows], self._rows.lengths[rows]
+        with self._open() as file:
+            lines = [
+                _read(file, start, start + length)
+                for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)
+            ]
+        width = len(self.columns)
+        return [
+            [field.decode(errors="replace") for field in _without_comment(_split(line), width)]
+            for line in lines
+        ]
 
     def fields(self, row: int) -> list[str]:
         """The fields of one row, as they stand."""
@@ -444,15 +465,14 @@ class Block:
                     return table.rename_columns(names), _Oddities()
         begins, ends = starts.tolist(), (starts + lengths).tolist()
         width, odd = len(self.columns), _Oddities()
-        split = []
-        for row, (a, b) in enumerate(zip(begins, ends, strict=True)):
-            fields = _without_comment(_split(piece[a:b]), width)
+        split = [_split(piece[a:b]) for a, b in zip(begins, ends, strict=True)]
+        for row in np.flatnonzero([len(fields) != width for fields in split]).tolist():
+            fields = split[row] = _without_comment(split[row], width)
             if len(fields) != width:
                 many = f"{len(fields)} field{'' if len(fields) == 1 else 's'}"
-                odd.malformed[row] = f"has {many}, and its table {width} columns"
+                odd.malformed[row] = f"has {many}{MALFORMED}{width} columns"
                 odd.malformed[row] += _BLANKS if len(fields) > width else ""
                 fields += [b""] * (width - len(fields))
-            split.append(fields)
         return self._made(split, names, odd), odd
 
     def _made(self, rows: list[list[bytes]], names: list[str], odd: _Oddities) -> pa.Table:
@@ -460,13 +480,13 @@ class Block:
         made = {}
         for name in names:
             at = self.columns.index(name)
-            texts = []
-            for row, fields in enumerate(rows):
-                try:
-                    texts.append(fields[at].decode())
-                except UnicodeDecodeError:
-                    texts.append(fields[at].decode(errors="backslashreplace"))
-                    odd.undecoded.setdefault(name, []).append(row)
+            try:
+                texts = [fields[at].decode() for fields in rows]
+            except UnicodeDecodeError:
+                texts = [fields[at].decode(errors="backslashreplace") for fields in rows]
+                odd.undecoded[name] = [
+                    row for row, fields in enumerate(rows) if _undecodable(fields[at])
+                ]
             made[name] = pa.array(texts, pa.string())
         return pa.table(made)
 
@@ -703,7 +723,36 @@ def _split(line: bytes) -> list[bytes]:
     """The fields of a line; quotes around one are dropped, and may hold blanks."""
     if b"'" not in line and b'"' not in line:
         return line.split()
+    if _QUOTE_INSIDE.search(line):
+        return list(_split_with_care(line))
     return [single or double or plain for single, double, plain in _FIELD.findall(line)]
+
+
+def _split_with_care(line: bytes) -> Iterator[bytes]:
+    """As `_split`, one field after the other; a quote that does not end begins a plain field."""
+    endless: set[int] = set()
+    at = 0
+    while (start := _PLAIN.search(line, at)) is not None:
+        at, quote = start.start(), line[start.start()]
+        end = None
+        if quote in _END_OF and quote not in endless:
+            end = _END_OF[quote].search(line, at + 1)
+            if end is None:
+                endless.add(quote)
+        if end is None:
+            yield start[0]
+            at = start.end()
+        else:
+            yield line[at + 1 : end.start()]
+            at = end.end()
+
+
+def _undecodable(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return True
+    return False
 
 
 def _without_comment(fields: list[bytes], width: int) -> list[bytes]:

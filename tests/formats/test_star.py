@@ -305,6 +305,15 @@ def test_what_is_quoted_is_read_as_it_was(tmp_path: Path, text: str) -> None:
     assert block.numbers("b").tolist() == [1]
 
 
+def test_many_quotes_that_do_not_end_take_no_longer_than_others(tmp_path: Path) -> None:
+    line = "'a " * 200_000
+    block = parse(written(tmp_path, f"data_x\nloop_\n_a\n_b\n{line}\n'b 'c' 1\n"))["x"]
+    read = block.read(["a"], ["b"])
+    assert list(read.malformed) == [0]
+    assert as_objects(read.strings["a"]).tolist() == ["'a", "b 'c"]
+    assert read.numbers["b"][1] == 1
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
