@@ -380,7 +380,10 @@ def complaint(source: Source) -> str | None:
             )
     malformed = next((why for why in source.problems.values() if MALFORMED in why), None)
     if malformed is not None:
-        return f"A line in the STAR file contains more or fewer columns than the number of labels ({malformed})"
+        return (
+            "A line in the STAR file contains more or fewer columns than the number of labels"
+            f" ({malformed})"
+        )
     if optics is None or not len(optics):
         if "rlnOpticsGroup" not in table.columns:
             return _already_converted(star)

@@ -320,8 +320,10 @@ def _read_csv(path: Path) -> pa.Table:
         options = csv.ConvertOptions(strings_can_be_null=False)
         texts = ("index", "label", "selected", "stack", "reason")
         options.column_types = dict.fromkeys(texts, pa.string())
-        # pyarrow takes no path that is not UTF-8, and goes on reading a file of Python's after an error.
-        table = csv.read_csv(pa.BufferReader(path.read_bytes()), convert_options=options)
+        # pyarrow takes no path that is not UTF-8, and its threads go on after an error, when what Python
+        # gave them to read may be gone.
+        text = pa.BufferReader(path.read_bytes())
+        table = csv.read_csv(text, csv.ReadOptions(use_threads=False), convert_options=options)
         _ = table.column_names  # pyarrow takes them for UTF-8 only now
         return table
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:

@@ -253,6 +253,12 @@ def test_a_name_that_is_not_utf8_is_set_aside_and_the_rest_is_read(tmp_path: Pat
     assert source.micrograph.tolist() == ["m\\xef0.mrc", "mic1.mrc", "m\\xef0.mrc"]
 
 
+def test_relion_would_refuse_a_file_for_a_row_that_is_set_aside_here(tmp_path: Path) -> None:
+    path = write_particles(tmp_path / "particles.star", ["1@a.mrcs", "2@a b.mrcs"])
+    said = complaint(open_source(path))
+    assert str(said).startswith("A line in the STAR file contains more or fewer columns than the")
+
+
 @pytest.mark.real
 def test_relions_own_files_of_a_real_project(real_data: Path) -> None:
     job = real_data / "relion5-project/Class2D/job010"
