@@ -40,7 +40,7 @@ _FIELD = re.compile(rb"""'([^']*)'(?!\S)|"([^"]*)"(?!\S)|(\S+)""")
 _END_OF = {quote: re.compile(rb"%c(?!\S)" % quote) for quote in b"'\""}
 _PLAIN = re.compile(rb"\S+")
 #: Where a field in quotes may have the same quote inside.
-_QUOTE_INSIDE = re.compile(rb"""(?<!\S)(?:'[^']*'\S|"[^"]*"\S)""")
+_QUOTE_INSIDE = re.compile(rb"""'[^']*'\S|"[^"]*"\S""")
 _MISSING = [
     "",
     "nan",
@@ -721,9 +721,10 @@ def _portions(starts: np.ndarray) -> Iterator[tuple[int, int]]:
 
 def _split(line: bytes) -> list[bytes]:
     """The fields of a line; quotes around one are dropped, and may hold blanks."""
-    if b"'" not in line and b'"' not in line:
+    single, double = line.count(b"'"), line.count(b'"')
+    if not single and not double:
         return line.split()
-    if _QUOTE_INSIDE.search(line):
+    if (single > 2 or double > 2) and _QUOTE_INSIDE.search(line):
         return list(_split_with_care(line))
     return [single or double or plain for single, double, plain in _FIELD.findall(line)]
 
