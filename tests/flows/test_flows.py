@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -146,3 +149,33 @@ def test_an_artifact_says_what_the_terminal_says() -> None:
         "prepare: 4,096 of 81,920 rows; 1.1 of 21.5 GB, 1.05 GB/s, 19 s left, 3 quarantined"
     )
     assert telling.said(Progress("judge", 7, None)) == "judge: 7 rows"
+
+
+def test_the_server_that_a_flow_starts_answers_nobody_else(tmp_path: Path) -> None:
+    """In a process of its own, which has not been given a server by this test's harness."""
+    script = """
+import os
+import flows
+import httpx
+from prefect.server.api.server import SubprocessASGIServer
+server = SubprocessASGIServer()
+server.start(timeout=120)
+try:
+    url = f"{server.api_url}/flows/filter"
+    word = tuple(os.environ["PREFECT_API_AUTH_STRING"].split(":"))
+    print(httpx.post(url, json={}, trust_env=False).status_code)
+    print(httpx.post(url, json={}, auth=word, trust_env=False).status_code)
+finally:
+    server.stop()
+"""
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")
+    }
+    environment |= {
+        "PREFECT_HOME": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["401", "200"]

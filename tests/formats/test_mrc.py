@@ -578,3 +578,18 @@ def test_a_writer_that_fails_or_writes_nothing_leaves_no_file(tmp_path: Path) ->
     with pytest.raises(InternalError, match="do not fit"), StackWriter(path, 4, 4) as writer:
         writer.append(np.zeros((1, 4, 5)))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress])
+def test_a_bomb_is_refused_before_it_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack: Callable[[bytes], bytes]
+) -> None:
+    monkeypatch.setattr(compressed, "_SMALL", 1 << 20)
+    with StackWriter(tmp_path / "a.mrcs", 64, 64) as writer:
+        writer.append(np.zeros((1, 64, 64), np.float32))
+    head = bytearray((tmp_path / "a.mrcs").read_bytes()[:1024])
+    struct.pack_into("<i", head, 8, 8192)
+    bomb = tmp_path / "bomb.mrcs.gz"
+    bomb.write_bytes(pack(bytes(head) + bytes(8192 * 64 * 64 * 2)))
+    with pytest.raises(FormatError, match="unpacks to more than 100 times its size"):
+        read_header(bomb)

@@ -164,3 +164,17 @@ def test_ensemble_json_has_the_keys_that_others_rely_on(saved):
         "format", "kind", "digest", "members", "features", "preparation", "calibration", "threshold",
         "review", "operating_point", "prevalence", "training_groups", "calibration_groups",
     } <= set(written)  # fmt: skip
+
+
+def test_vast_layers_in_the_description_allocate_nothing(saved):
+    manifest = saved.path / "ensemble.json"
+    said = json.loads(manifest.read_text())
+    said["members"][0] |= {"width": 1024, "blocks": [2] * 8, "head": 65536}  # terabytes
+    manifest.write_text(json.dumps(said))
+    with pytest.raises(EnsembleError, match="the weights of d1 are missing or damaged"):
+        Ensemble.load(saved.path)
+    for beyond in ({"width": 1 << 40}, {"blocks": [10**9]}, {"head": 1 << 40}, {"stem": 10**6 + 1}):
+        said["members"][0] |= beyond
+        manifest.write_text(json.dumps(said))
+        with pytest.raises(EnsembleError, match="not readable"):
+            Ensemble.load(saved.path)

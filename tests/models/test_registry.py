@@ -216,3 +216,16 @@ def test_a_crash_before_the_history_was_written_is_made_good(
         with pytest.raises(EnsembleError, match="nothing was active"):
             registry.rollback(root, NAME)
     assert digests(root)[-1] == registry.active(root, NAME)
+
+
+def test_a_folder_that_holds_another_ensemble_than_its_name_is_refused(
+    saved: list[Ensemble], root: Path
+) -> None:
+    for one in saved[:2]:
+        registry.install(one.path, root, NAME)
+    first, second = (root / NAME / one.digest for one in saved[:2])
+    shutil.rmtree(first)
+    second.rename(first)
+    (root / NAME / "active").write_text(saved[0].digest)
+    with pytest.raises(EnsembleError, match="holds another ensemble than its name says"):
+        Ensemble.load(registry.resolve(NAME, root))
