@@ -32,6 +32,8 @@ _log = logging.getLogger("ray.serve.cryoray")
 _EVENTS_KEPT = 100
 #: Looks in a row at which no judge may hold an ensemble on probation.
 _MISSES = 3
+#: Seconds in which the supervisor has to decide; rolling back writes one small file.
+_DECISION_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,7 +323,12 @@ class Followed(Mapping[str, Served]):
         """What answers instead of an ensemble whose judges failed; None where there is nothing."""
         if self._now[served.name] != served:
             return self._now[served.name]
-        other: Served | None = await self._supervisor.failed.remote(served, sentence(error))
+        try:
+            async with asyncio.timeout(_DECISION_SECONDS):
+                other: Served | None = await self._supervisor.failed.remote(served, sentence(error))
+        except Exception:  # the supervisor is away: for this request, what it said last
+            _log.exception("the supervisor does not say what answers instead of %s", served.name)
+            return self.before(served)
         if other is not None:
             self._now[served.name] = other
         return other

@@ -206,6 +206,38 @@ def test_a_ledger_that_somebody_has_locked_does_not_hold_the_metrics(
         gate.set()
 
 
+def test_wrong_tokens_that_wait_for_the_ledger_take_nothing_from_the_operator(
+    app: FastAPI, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    entered = threading.Semaphore(0)
+
+    def slow(self: Ledger, token: str) -> None:
+        entered.release()
+        gate.wait(30)
+
+    monkeypatch.setattr(Ledger, "scope", slow)
+    body = {"source": str(project), "rows": [0, 3]}
+
+    def ask(url: httpx.URL) -> None:
+        with httpx.Client(base_url=url, timeout=40) as http:
+            http.post(JUDGE, json=body, headers={"Authorization": "Bearer x"})
+
+    with over_http(app) as client:
+        threads = [threading.Thread(target=ask, args=(client.base_url,)) for _ in range(40)]
+        try:
+            for thread in threads:
+                thread.start()
+            assert entered.acquire(timeout=20)
+            for _ in range(3):
+                assert client.post(JUDGE, json=body, headers=ALLOWED).status_code == 200
+                assert client.get(METRICS).status_code == client.get(HEALTH).status_code == 200
+        finally:
+            gate.set()
+            for thread in threads:
+                thread.join()
+
+
 def test_while_it_is_drained_what_was_begun_is_finished_and_nothing_more(
     judging: InProcess, tiny_ensemble: Path, project: Path
 ) -> None:
