@@ -23,9 +23,7 @@ from typing import Any
 import httpx
 
 from cryoray.errors import CryorayError, InputError, SettingsError
-from cryoray.formats import companion
 from cryoray.formats.files import naming, replacing
-from cryoray.formats.opening import Scope
 from cryoray.protocol.client import Client, RefusedError
 from cryoray.protocol.network import by_proxy
 from cryoray.records import Event, Kind, OnEvent, ignore
@@ -583,16 +581,13 @@ class Watcher:
         where = {"stack": recordable(str(unit.path)), "ensemble": outcome.ensemble}
         if outcome.state == "rejected":
             yield Happened(mark, "stack.rejected", {**where, "reason": outcome.reason})
-        elif unit.path.suffix == ".mrcs" and unit.own is None and unit.shared is None:
-            # Whoever put a STAR file beside a stack should hear that it was not used, and why.
-            with Scope((self.places.root, *self.settings.roots)).reading():
-                unused = companion.find(unit.path).unused
-            for file, why in unused:
-                told = {"file": recordable(str(file)), "because": printable(why)}
-                yield Happened(f"{mark}:{file.name[-20:]}", "companion.unused", told)
         elif unit.kind == "class2d":
             counts = {name: getattr(outcome, name) for name in ("kept", "discarded", "review")}
             yield Happened(mark, "classes.judged", {**where, **counts, "score": outcome.score})
+        # Whoever put a STAR file beside a stack should hear that it was not used, and why.
+        for name, why in unit.unused if outcome.state == "judged" else ():
+            unused = {"file": str(unit.path.with_name(name)), "because": printable(why)}
+            yield Happened(f"{mark}:{name[-20:]}", "companion.unused", unused)
         for number, one in enumerate(outcome.micrographs):
             data = {
                 "micrograph": one.name,
