@@ -76,10 +76,10 @@ def watch(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     where = places(folder, session, settings.watch)
-    with service_of(settings, where, ensemble, on_event=_say) as client:
-        watcher = Watcher(folder, session, settings.watch, client, on_event=_say)
+    with service_of(settings, where, ensemble, on_event=_print) as client:
+        watcher = Watcher(folder, session, settings.watch, client, on_event=_print)
         try:
-            _say(_page_of(watcher.token_file, client))
+            _print(_page_of(watcher.token_file, client))
             watcher.run(stop, once=once)
             counts = watcher.row_counts()
         finally:
@@ -100,7 +100,7 @@ def _page_of(token_file: Path, client: Client) -> Event:
     return Event("page.ready", {"url": f"{client.url}/", "token_file": str(token_file)})
 
 
-def _say(happened: Event) -> None:
+def _print(happened: Event) -> None:
     """One line for each thing that happens: the time here, what it is, and what is known of it."""
     from cryoray.session.names import printable
 

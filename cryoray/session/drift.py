@@ -15,12 +15,12 @@ of any distribution lies beyond four deviations.
 
 **When to tell.** All three give *bets*: numbers that are never negative and whose mean is at most one
 while nothing has changed. A Shiryaev-Roberts sum of their products, averaged over a few bets, is an
-e-detector: told when it reaches c, it gives in the mean not less than c micrographs between false alarms
-(Shin, Ramdas, Rinaldo, arXiv:2203.03532). With k channels each is told at k·c, so that all together
+e-detector: an alarm when it reaches c, it gives in the mean not less than c micrographs between false alarms
+(Shin, Ramdas, Rinaldo, arXiv:2203.03532). With k channels each alarms at k·c, so that all together
 keep the rate, whatever their dependence. So **fewer than one false alarm in ``run_length`` micrographs
 in the mean**, at any time, with no calibration. An alarm also needs a change that matters to a person.
 
-What the guarantee does not cover: grid squares that differ are a change, and are told as one.
+What the guarantee does not cover: grid squares that differ are a change, and raise an alarm.
 """
 
 from __future__ import annotations
@@ -294,9 +294,9 @@ def _words(channel: _Channel, before: float, after: float, micrographs: int) -> 
             f"{100 * value:.0f} %" if channel.unit == "%" else f"{value:.3g} {channel.unit}".strip()
         )
 
-    said = f"the {channel.name} of the last {micrographs:,} micrographs is {text(after)}"
+    now = f"the {channel.name} of the last {micrographs:,} micrographs is {text(after)}"
     if channel.training is None:
-        return f"{said}; before, in this session, it was {text(before)}"
+        return f"{now}; before, in this session, it was {text(before)}"
     if channel.least:
-        return f"{said}; the share of keep in the ensemble's training was {text(before)}"
-    return f"{said}; in the ensemble's training it was {text(before)}, and seldom so far from it"
+        return f"{now}; the share of keep in the ensemble's training was {text(before)}"
+    return f"{now}; in the ensemble's training it was {text(before)}, and seldom so far from it"

@@ -103,22 +103,22 @@ def _described_by(row: Any) -> Path:
 
 
 def _written(session: str, use: Use, rows: list[Any], lost: int, out: Path, kind: Kind) -> Gathered:
-    said: dict[Path, dict[str, bool]] = defaultdict(dict)
+    by_source: dict[Path, dict[str, bool]] = defaultdict(dict)
     for row in sorted(rows, key=lambda row: (row.path, row.row)):
-        said[_described_by(row)][row.image] = bool(row.keep)
+        by_source[_described_by(row)][row.image] = bool(row.keep)
     content = "\n".join(
         f"{path}\t{image}\t{int(keep)}"
-        for path, labels in said.items()
+        for path, labels in by_source.items()
         for image, keep in labels.items()
     )
     digest = hashlib.sha256(content.encode()).hexdigest()
-    labels = [keep for each in said.values() for keep in each.values()]
+    labels = [keep for each in by_source.values() for keep in each.values()]
     folder = out / f"{session}-{use}-{digest[:12]}"
     if not folder.is_dir():
         with replacing_folder(folder, "gathered labels", lambda there: False) as partial:
             lines = [
                 line
-                for number, (path, each) in enumerate(said.items(), 1)
+                for number, (path, each) in enumerate(by_source.items(), 1)
                 for line in _subset(path, each, partial / f"{number:04d}.star", kind)
             ]
             write_csv(partial / "labels.csv", ("stack", "index", "label"), lines)

@@ -66,7 +66,9 @@ class Grid:
         for pattern in self._patterns:
             found = pattern.match(micrograph)
             if found:
-                said = found.groupdict()
-                holes = [value for name, value in said.items() if name.startswith("hole") and value]
-                return Place(said.get("square"), ":".join(holes) or None)
+                parts = found.groupdict()
+                holes = [
+                    value for name, value in parts.items() if name.startswith("hole") and value
+                ]
+                return Place(parts.get("square"), ":".join(holes) or None)
         return Place()

@@ -302,16 +302,16 @@ def _micrographs(
         here = rows[which == group]
         of = np.isin(judged, here)
         place = job.grid.place(str(names[first[group]]))
-        said = verdict[of]
+        here_verdict = verdict[of]
         made.append(
             Micrograph(
                 name=str(names[first[group]]),
                 square=place.square,
                 hole=place.hole,
-                kept=int(np.count_nonzero(said == "keep")),
-                discarded=int(np.count_nonzero(said == "discard")),
-                review=int(np.count_nonzero(said == "review")),
-                quarantined=len(here) - len(said),
+                kept=int(np.count_nonzero(here_verdict == "keep")),
+                discarded=int(np.count_nonzero(here_verdict == "discard")),
+                review=int(np.count_nonzero(here_verdict == "review")),
+                quarantined=len(here) - len(here_verdict),
                 score=_mean(score[of]),
                 defocus=_mean(defocus[here]),
                 ctf_resolution=_mean(known["rlnCtfMaxResolution"][here]),

@@ -31,12 +31,12 @@ def image_place(image: str, path: str) -> tuple[str, int]:
 
 def overrides_csv(ledger: Ledger, session: str) -> str:
     """What people said against, or beside, the verdicts."""
-    return _table(_said(row) for row in ledger.overrides(session))
+    return _table(_override_row(row) for row in ledger.overrides(session))
 
 
 def training_csv(ledger: Ledger, session: str) -> str:
     """The same without the images of the blind sample."""
-    return _table(_said(row) for row in training_rows(ledger, session))
+    return _table(_override_row(row) for row in training_rows(ledger, session))
 
 
 def training_rows(ledger: Ledger, session: str) -> list[Any]:
@@ -77,7 +77,7 @@ def audit_csv(
     return _table(rows)
 
 
-def _said(row: Any) -> tuple[object, ...]:
+def _override_row(row: Any) -> tuple[object, ...]:
     score = f"{row.score:.6f}"
     return (
         *image_place(row.image, row.path),

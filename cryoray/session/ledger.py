@@ -17,7 +17,7 @@ stack and for each micrograph, never one for each image: a session of 36 million
 *Invariant.* A stack is ``judged`` or ``rejected`` under a digest only after the verdict files of that digest
 were written, each by rename, with their record last; and one transaction then replaces all that this
 ledger holds of the stack. So whoever is killed when: either the record is missing, and the stack is
-judged anew into the same files; or it is there and the ledger does not know, and is told again from
+judged anew into the same files; or it is there and the ledger does not know, and learns it again from
 the record. Every id is derived from content or position, so what is done twice is done once.
 
 Images are named by a stack and a ``row``: the 0-based row of the stack's `verdicts.parquet`.
@@ -771,7 +771,7 @@ class Ledger:
 
     def candidates(self, session: str, limit: int, offset: int = 0) -> Sequence[Row[Any]]:
         """Images by the expected information gain of a label, but those that have one, here or blind."""
-        said = sql.exists().where(
+        labelled = sql.exists().where(
             overrides.c.stack == candidates.c.stack, overrides.c.row == candidates.c.row
         )
         blind = sql.exists().where(
@@ -780,7 +780,7 @@ class Ledger:
         wanted = (
             sql.select(candidates, stacks.c.path)
             .join(stacks, stacks.c.id == candidates.c.stack)
-            .where(candidates.c.session == session, ~said, ~blind)
+            .where(candidates.c.session == session, ~labelled, ~blind)
             .order_by(candidates.c.information.desc(), candidates.c.stack, candidates.c.row)
             .limit(limit)
             .offset(offset)
@@ -841,8 +841,8 @@ class Ledger:
                         at=now,
                     )
                 )
-            said = {True: "keep", False: "discard", None: None}[keep]
-            data = {"image": image, "row": row, "before": before, "said": said, "who": who}
+            decision = {True: "keep", False: "discard", None: None}[keep]
+            data = {"image": image, "row": row, "before": before, "said": decision, "who": who}
             happened = Happened(f"{key}:{row}:{now:.6f}", "verdict.overridden", data)
             self._note(connection, session, [happened], now)
 

@@ -322,7 +322,7 @@ class Watcher:
             except RefusedError:
                 raise
             except (CryorayError, httpx.HTTPError) as error:
-                self._tell_away(error)
+                self._note_service_away(error)
                 self._flush()
                 self._deliver()
                 stop.wait(_FIRST_WAIT)
@@ -371,7 +371,7 @@ class Watcher:
         else:
             self._judge_client = own
 
-    def _tell_away(self, error: BaseException) -> None:
+    def _note_service_away(self, error: BaseException) -> None:
         if not self._service_away:
             self._service_away = True
             data = {"service": self.client.url, "reason": str(error)}
@@ -546,7 +546,7 @@ class Watcher:
         if key in self._pending:
             self._pending[key] = time.monotonic() + wait
         self.ledger.attempt(key, str(error))
-        self._tell_away(error)
+        self._note_service_away(error)
 
     def _commit(self, key: str, unit: Unit, outcome: Outcome) -> None:
         happened = list(self._happened(key, unit, outcome))
@@ -695,7 +695,7 @@ class Watcher:
                 file.write(json.dumps(_message(row), ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        # The ledger may not be there to learn it: then they are known here, and not told again.
+        # The ledger may not be there to learn it: then they are known here, and not passed on again.
         self._written.update(row.id for row in new)
         for row in new:
             self._on_event(Event(row.name, row.data))

@@ -437,7 +437,7 @@ def test_what_is_not_there_is_a_page_for_a_person_and_json_for_a_program(site: S
         assert (answer.status_code, answer.headers["Content-Type"]) == (
             404, "text/html; charset=utf-8",
         )  # fmt: skip
-        assert "there is no session" in answer.text
+        assert "There is no session" in answer.text
         assert 'href="/"' in answer.text
         assert list(program.get("/sessions/nothing").json()) == ["error"]
 

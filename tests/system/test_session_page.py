@@ -106,7 +106,7 @@ def test_the_page_is_there_with_numbers_charts_and_images(visit: Visit) -> None:
     expect(page.locator("svg[role=img]")).to_have_count(3)
     expect(page.locator("svg .band")).to_have_count(1)
     expect(page.locator(".squares > div")).to_have_count(4)
-    expect(page.get_by_text("1 stacks rejected").first).to_be_visible()
+    expect(page.get_by_text("1 stack rejected").first).to_be_visible()
     # Not wait_for_function, which the page's own policy forbids as soon as it has to ask twice.
     expect(page.locator(".gallery img").first).to_have_js_property("naturalWidth", 96)
     weight = page.evaluate(
@@ -155,7 +155,7 @@ def test_a_click_turns_a_verdict_and_a_key_takes_it_back(
     key = tile.get_attribute("id")
     tile.locator(".picture").click()
     mine = page.locator(f"[id='{key}']")
-    expect(mine).to_have_class(re.compile("discard said"))
+    expect(mine).to_have_class(re.compile("discard decided"))
     assert len(ledger.overrides("night")) == before + 1
     assert ledger.overrides("night")[-1].who == "Ada"
     mine.locator(".picture").focus()

@@ -29,7 +29,7 @@ _SILENT = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One image with what was said of it; verdict and score are None where they must stay hidden."""
+    """One image with what people decided; verdict and score are None where they must stay hidden."""
 
     stack: str
     row: int
@@ -38,7 +38,7 @@ class Tile:
     score: float | None
     votes: tuple[tuple[str, float], ...]
     reason: str | None
-    said: bool | None
+    decision: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +189,7 @@ class Views:
     def gallery(self, session: Any, kind: str = "particle") -> dict[str, list[Tile]]:
         """The newest images of each verdict, but those that must stay blind."""
         hidden = self._blind(session.name)
-        said = self._said(session.name)
+        decisions = self._decisions(session.name)
         tiles: dict[str, list[Tile]] = {verdict: [] for verdict in VERDICTS}
         for stack in self._ledger.stacks(
             session.name, "judged", kind=kind, newest=_STACKS if kind == "particle" else 1
@@ -211,12 +211,12 @@ class Views:
                     if (stack.id, row) not in hidden and len(shown) < (
                         _TILES if kind == "particle" else 200
                     ):
-                        shown.append(_tile(stack, table, row, said.get((stack.id, row))))
+                        shown.append(_tile(stack, table, row, decisions.get((stack.id, row))))
         return tiles
 
     def review(self, session: Any, after: str | None = None) -> Review:
         """The images under review that come after a place, ``STACK:ROW``, and how far people are."""
-        hidden, said = self._blind(session.name), self._said(session.name)
+        hidden, decisions = self._blind(session.name), self._decisions(session.name)
         stacks = self._ledger.under_review(session.name)
         key, _, number = (after or "").partition(":")
         start = next((at for at, stack in enumerate(stacks) if stack.id == key), 0)
@@ -230,7 +230,7 @@ class Views:
                 tiles += [
                     _tile(stack, self._pictures.table(session, stack), row, None)
                     for row in rows
-                    if (stack.id, row) not in hidden | said.keys()
+                    if (stack.id, row) not in hidden | decisions.keys()
                 ][: _QUEUE + 1 - len(tiles)]
             first = 0
         blind = sum(
@@ -278,7 +278,7 @@ class Views:
                 tiles = (
                     made.open if row.keep is None else made.done if _stands(row) else made.latest
                 )
-                tiles.append(replace(tile, said=row.keep))
+                tiles.append(replace(tile, decision=row.keep))
         return made
 
     def verdict_of_blind(self, session: Any, row: Any) -> tuple[str, float] | None:
@@ -301,7 +301,7 @@ class Views:
             return None
         if blind:
             return Tile(key, row, "", None, None, (), None, None)
-        return _tile(stack, table, row, self._said(session.name).get((key, row)))
+        return _tile(stack, table, row, self._decisions(session.name).get((key, row)))
 
     def unknown(self, session: Any) -> list[str]:
         """What RELION needs and nobody knows of the merged files, as they were written last."""
@@ -322,7 +322,7 @@ class Views:
             (row.stack, row.row) for row in self._ledger.audit_sample(session) if not _stands(row)
         }
 
-    def _said(self, session: str) -> dict[tuple[str, int], bool]:
+    def _decisions(self, session: str) -> dict[tuple[str, int], bool]:
         return {(row.stack, row.row): row.keep for row in self._ledger.overrides(session)}
 
 
@@ -331,7 +331,7 @@ def _stands(row: Any) -> bool:
     return row.keep is not None and row.at <= time.time() - SECOND_THOUGHTS
 
 
-def _tile(stack: Any, table: Any, row: int, said: bool | None) -> Tile:
+def _tile(stack: Any, table: Any, row: int, decision: bool | None) -> Tile:
     values = {name: table[name][row].as_py() for name in table.column_names}
     votes = tuple((name, values[name]) for name in ("d1", "d2", "d3") if values[name] is not None)
     return Tile(
@@ -342,7 +342,7 @@ def _tile(stack: Any, table: Any, row: int, said: bool | None) -> Tile:
         score=values["score"],
         votes=votes,
         reason=REASON_WORDS.get(values["reason"], values["reason"]),
-        said=said,
+        decision=decision,
     )
 
 
