@@ -466,7 +466,7 @@ class WatchSettings(Section):
         (), description="folders beside the watched one that its links and STAR files may lead to"
     )
     max_concurrent: int = Field(4, ge=1, description="stacks that are judged at the same time")
-    max_quarantined: Fraction = Field(0.1, description="of a stack; beyond it is set aside")
+    max_quarantined: Fraction = Field(0.1, description="of a stack; beyond it, it is rejected")
     merge_every: float = Field(
         300.0, ge=0, description="seconds between merged kept, discarded and review STAR files"
     )
