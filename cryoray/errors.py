@@ -7,7 +7,7 @@ CryorayError              anything cryoray raises on purpose
 │   ├── SettingsError     an option, variable or TOML entry that makes no sense
 │   ├── EnsembleError     an ensemble that is damaged, of another kind, or cannot judge this
 │   └── QuarantineError   more rows were quarantined than a healthy source would lose
-└── InternalError         exit 1: our own books do not balance; never the user's fault
+└── InternalError         exit 1: our own row counts do not balance; never the user's fault
 """
 
 from __future__ import annotations
@@ -152,4 +152,4 @@ class QuarantineError(InputError):
 
 
 class InternalError(CryorayError):
-    """Our own books do not balance; never the user's fault."""
+    """Our own row counts do not balance; never the user's fault."""

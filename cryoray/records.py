@@ -152,14 +152,14 @@ def ignore(_: object) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Books:
+class RowCounts:
     """Rows in = rows out + quarantined, checked at the end of every verb."""
 
     rows_in: int
     rows_out: int
     quarantined: int
 
-    def check(self, *, max_quarantined: float, listed_in: Path | None = None) -> Books:
+    def check(self, *, max_quarantined: float, listed_in: Path | None = None) -> RowCounts:
         """Raise where rows are unaccounted for, or where too many were quarantined.
 
         Args:
@@ -171,7 +171,7 @@ class Books:
             QuarantineError: the bound is exceeded, or nothing at all came through.
         """
         if self.rows_in != self.rows_out + self.quarantined:
-            raise InternalError(f"the books do not balance: {self}")
+            raise InternalError(f"the row counts do not balance: {self}")
         allowed = max(QUARANTINE_FLOOR, int(max_quarantined * self.rows_in))
         if self.quarantined > allowed or (self.quarantined and not self.rows_out):
             raise QuarantineError(
@@ -383,10 +383,10 @@ class Verdicts:
         """How many rows have each verdict."""
         return {name: count for name, count in self.counts().items() if name != "quarantined"}
 
-    def row_counts(self) -> Books:
+    def row_counts(self) -> RowCounts:
         """Rows in and out."""
         lost = self.counts()["quarantined"]
-        return Books(rows_in=len(self), rows_out=len(self) - lost, quarantined=lost)
+        return RowCounts(rows_in=len(self), rows_out=len(self) - lost, quarantined=lost)
 
 
 _NOTHING: tuple[np.ndarray, dict[str, np.ndarray]] = (

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from rich.progress import TaskID
 
-    from cryoray.records import Books, Event, Progress
+    from cryoray.records import Event, Progress, RowCounts
 
 #: Results go to stdout, where scripts read them; bars and complaints to stderr.
 out = Console(highlight=False)
@@ -154,10 +154,10 @@ def text(value: object) -> str:
     return str(value)
 
 
-def finish(title: str, rows: Mapping[str, object], books: Books | str) -> None:
+def finish(title: str, rows: Mapping[str, object], row_counts: RowCounts | str) -> None:
     """The end of a verb: its summary, and what became of the rows that went in."""
     out.print(table(title, rows))
-    out.print(str(books))
+    out.print(str(row_counts))
 
 
 def balance(rows_in: int, fates: Mapping[str, int]) -> str:
@@ -170,5 +170,5 @@ def balance(rows_in: int, fates: Mapping[str, int]) -> str:
         f"{count:,} {fate}" for fate, count in fates.items()
     )
     if rows_in != sum(fates.values()):
-        raise InternalError(f"the books do not balance: {line}")
+        raise InternalError(f"the row counts do not balance: {line}")
     return line

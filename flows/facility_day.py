@@ -176,14 +176,16 @@ def collect(new: Path, ensemble: Path, out: Path) -> tuple[Path, float]:
             clock.start()
             watcher.run(stop)
             seconds = time.monotonic() - began
-            books = watcher.row_counts()
+            row_counts = watcher.row_counts()
         finally:
             stop.set()
             watcher.close()
         recorded.result()
-    fates = {name: int(str(books[name])) for name in ("kept", "discarded", "review", "quarantined")}
-    line = terminal.balance(int(str(books["rows"])), fates)
-    terminal.out.print(f"new collection: {line}; {books['rejected']} stacks rejected")
+    fates = {
+        name: int(str(row_counts[name])) for name in ("kept", "discarded", "review", "quarantined")
+    }
+    line = terminal.balance(int(str(row_counts["rows"])), fates)
+    terminal.out.print(f"new collection: {line}; {row_counts['rejected']} stacks rejected")
     return where.folder, len(source) / seconds
 
 

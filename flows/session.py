@@ -75,10 +75,10 @@ def session(
         overrides: settings over those of file and environment (``watch.service`` names the service,
             ``serve.ensembles`` the ensembles of one that is started here), nested as in the TOML file.
     """
-    books = watch(folder, name, hours, idle, overrides or {})
-    rows = [{"fate": fate, "images": books[fate]} for fate in FATES]
+    row_counts = watch(folder, name, hours, idle, overrides or {})
+    rows = [{"fate": fate, "images": row_counts[fate]} for fate in FATES]
     create_table_artifact(rows, key=key(f"session-{name}"), description=str(folder))
-    return books
+    return row_counts
 
 
 @task(cache_policy=NO_CACHE, task_run_name="watch {folder}")

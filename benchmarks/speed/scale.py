@@ -5,7 +5,7 @@ images are holes in a file. What runs is the real thing up to the pixels:
 
 - *plan*: `plan_sources` of all sessions in one process, and the division into tasks;
 - *schedule*: Ray Data hands out all tasks, as many at once as a facility of ``CORES`` has, to workers that
-  answer at once with the books of the rows they would have prepared;
+  answer at once with the row counts of the rows they would have prepared;
 - *nodes*: what those tasks would take on many nodes, with work as long as was measured and handed out no
   faster than Ray did;
 - *ledger*: sixteen watchers, each a process, tell one SQLite file of their stacks; then what a page asks.
@@ -98,7 +98,7 @@ def planned(stars: Sequence[Path], kept: Path) -> dict[str, Any]:
 def scheduled(kept: Path) -> dict[str, Any]:
     """Have Ray hand out the work in as many tasks as `CORES` would get; nobody reads a pixel."""
 
-    def books(
+    def row_counts(
         work: Work,
     ) -> pa.Table:  # in here, it travels to workers, who know nothing of benchmarks
         """What a worker would say of its work had all gone well."""
@@ -112,7 +112,7 @@ def scheduled(kept: Path) -> dict[str, Any]:
     runtime.connect(settings.runtime)
     ray.data.range(64, override_num_blocks=64).materialize()  # the workers are there
     begun = time.perf_counter()
-    datasource = _Books(work, settings.ingest, CORES, books)
+    datasource = _Books(work, settings.ingest, CORES, row_counts)
     dataset = ray.data.read_datasource(datasource, override_num_blocks=len(datasource))
     rows, first = 0, 0.0
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -176,7 +176,7 @@ def told(folder: Path, stacks: int) -> dict[str, Any]:
     charted = (time.perf_counter() - begun) / SESSIONS
     ledger.close()
     rows = sum(one["particle/judged"]["rows"] for one in totals)
-    assert (rows, known) == (stacks * PER_STACK, stacks * MICROGRAPHS), "the books balance"
+    assert (rows, known) == (stacks * PER_STACK, stacks * MICROGRAPHS), "the row counts balance"
     return {
         "all": max(one["end"] for one in said) - min(one["begin"] for one in said),
         "median": float(np.median(commits)),
@@ -270,7 +270,7 @@ def measure() -> dict[str, Any]:
             plan_cost, plan = in_process(planned, stars, kept)
             cost, handed = in_process(scheduled, kept)
             ledger = told(folder, stacks)
-        assert plan["rows"] == handed["rows"] == particles, "the books balance"
+        assert plan["rows"] == handed["rows"] == particles, "the row counts balance"
         each = handed["all"] / handed["handed out"]
         far = {nodes: on_nodes(handed["handed out"], particles, nodes, each) for nodes in (1, 16)}
         rows.append(

@@ -123,7 +123,7 @@ def _work(arguments: Sequence[str]) -> None:
 
     out = given["o"] if given["o"].endswith("/") else given["o"] + "/"
     done: dict[str, object] = {}
-    books = rank(
+    row_counts = rank(
         Path(given["opt"]),
         Path(out),
         settings,
@@ -152,7 +152,9 @@ def _work(arguments: Sequence[str]) -> None:
         relion.say(
             f" Written {done['selected']} selected classes to: {out}{given['fn_sel_classavgs']}"
         )
-    relion.say(f" Classes: {books}; {done['empty']} of them are empty or no images and score 0")
+    relion.say(
+        f" Classes: {row_counts}; {done['empty']} of them are empty or no images and score 0"
+    )
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def classify(
             "also_star": also_star,
         },
     )
-    from cryoray.records import VERDICTS, Books
+    from cryoray.records import VERDICTS, RowCounts
     from cryoray.verbs import classify as verb
 
     with terminal.Show() as show:
@@ -88,5 +88,5 @@ def classify(
             **({"good images, estimated": f"{good / judged:.1%}"} if judged else {}),
             "folder": made,
         },
-        Books(*(total[name] for name in _BOOKS)),
+        RowCounts(*(total[name] for name in _BOOKS)),
     )

@@ -90,7 +90,7 @@ def ingest(
         _show_plan(sources, out, settings)
         return
     from cryoray.preparation.prepared import PreparedSet
-    from cryoray.records import Books
+    from cryoray.records import RowCounts
     from cryoray.verbs import ingest as verb
 
     with terminal.Show() as show:
@@ -107,7 +107,7 @@ def ingest(
             "folder": made,
             **_reasons(prepared),
         },
-        Books(counts["rows"], counts["images"], counts["quarantined"]),
+        RowCounts(counts["rows"], counts["images"], counts["quarantined"]),
     )
 
 
@@ -125,7 +125,7 @@ def _show_plan(paths: list[Path], out: Path, settings: Settings) -> None:
     from cryoray.preparation.plan import grouped
     from cryoray.preparation.prepared import PreparedSet
     from cryoray.preparation.reader import by_reason
-    from cryoray.records import Books
+    from cryoray.records import RowCounts
     from cryoray.verbs.ingest import expected, plan_sources
 
     shown = Table(
@@ -165,4 +165,4 @@ def _show_plan(paths: list[Path], out: Path, settings: Settings) -> None:
             },
         )
     )
-    terminal.out.print(str(Books(rows, rows - bad, bad)))
+    terminal.out.print(str(RowCounts(rows, rows - bad, bad)))

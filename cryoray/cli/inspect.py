@@ -48,7 +48,7 @@ def inspect(
 def _inspect_set(path: Path, sheet: Path | None, images: int) -> None:
     from cryoray.preparation.prepared import PreparedSet
     from cryoray.preparation.reader import by_reason
-    from cryoray.records import Books
+    from cryoray.records import RowCounts
 
     prepared = PreparedSet.open(path)
     labels = prepared.labels
@@ -74,7 +74,7 @@ def _inspect_set(path: Path, sheet: Path | None, images: int) -> None:
             "digest": prepared.digest,
             **{f"quarantined: {why}": count for why, count in list(reasons.items())[:5]},
         },
-        Books(counts["rows"], counts["images"], counts["quarantined"]),
+        RowCounts(counts["rows"], counts["images"], counts["quarantined"]),
     )
 
 
@@ -89,7 +89,7 @@ def _inspect_sources(
     from cryoray.preparation.look import look_at
     from cryoray.preparation.plan import plan
     from cryoray.preparation.reader import by_reason
-    from cryoray.records import Books
+    from cryoray.records import RowCounts
 
     chosen = common.settings(ctx, ingest={"kind": kind}).ingest
     for found in find_sources(path, chosen.kind):
@@ -131,7 +131,7 @@ def _inspect_sources(
                 **({"RELION would say": said} if (said := complaint(source)) else {}),
                 **{f"unusable: {why}": count for why, count in list(reasons.items())[:5]},
             },
-            Books(len(source), len(source) - bad, bad),
+            RowCounts(len(source), len(source) - bad, bad),
         )
 
 

@@ -115,7 +115,7 @@ def _work(arguments: Sequence[str]) -> None:
     for verdict in VERDICTS:
         particles = f", {counts[verdict]:,} particles" if volumes else ""
         relion.say(f" {verdict}: {done[verdict]:,}{particles}")
-    relion.say(f" {done['books']}")
+    relion.say(f" {done['row_counts']}")
 
 
 def _move(made: Path, out: Path, names: Mapping[str, str] = _NAMES) -> None:

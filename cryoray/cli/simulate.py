@@ -27,7 +27,7 @@ def simulate(
     chosen = {"projects": projects, "images": images, "seed": seed, "micrographs": micrographs}
     settings = common.settings(ctx, simulate=chosen)
     from cryoray import simulation
-    from cryoray.records import Books
+    from cryoray.records import RowCounts
 
     with terminal.Show() as show:
         simulation.simulate(out, settings, on_progress=show.progress, on_event=show.event)
@@ -35,5 +35,5 @@ def simulate(
     terminal.finish(
         "Simulated",
         {"collections": settings.simulate.projects, "images": made, "folder": out},
-        Books(made, made, 0),
+        RowCounts(made, made, 0),
     )

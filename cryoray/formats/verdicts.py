@@ -31,7 +31,7 @@ from cryoray.formats.relion import (
 )
 from cryoray.formats.rows import Source
 from cryoray.formats.star import Block, StarFile, as_objects, parse
-from cryoray.records import QUARANTINE_SCHEMA, VERDICTS_SCHEMA, Books, Kind, Verdicts
+from cryoray.records import QUARANTINE_SCHEMA, VERDICTS_SCHEMA, Kind, RowCounts, Verdicts
 
 #: The file of each verdict, and that of the rows without one.
 SIDES = {"keep": "kept", "discard": "discarded", "review": "review", "quarantined": "quarantined"}
@@ -44,7 +44,7 @@ def write_verdicts(
     *,
     star_columns: Sequence[str] = (),
     also_star: bool = False,
-) -> Books:
+) -> RowCounts:
     """Write ``verdicts.parquet``, ``quarantine.parquet`` and the four sides in the source's format.
 
     A side without rows is written too. Tables of classes are written as RELION's Select job writes
@@ -66,7 +66,7 @@ def write_verdicts(
         also_star: of a cryoSPARC table, write the sides as STAR files for RELION too.
 
     Returns:
-        the books, not yet checked.
+        the row counts, not yet checked.
 
     Raises:
         InternalError: a row has two fates.
@@ -89,7 +89,7 @@ def write_verdicts(
         for name, side in sides.items() if also_star else ():
             further = _further(table, side, star_columns)
             write_star(out / f"{SIDES[name]}.star", source, side, further)
-        return Books(rows_in=len(source), rows_out=len(rows), quarantined=len(lost))
+        return RowCounts(rows_in=len(source), rows_out=len(rows), quarantined=len(lost))
     star = _reopened(source) if source.is_star else None
     for name, side in sides.items():
         with replacing(out / f"{SIDES[name]}.star") as temporary, temporary.open("wb") as file:
@@ -98,7 +98,7 @@ def write_verdicts(
                 _write_bare(file, source, side, further)
             else:
                 write_side(file, star, source.kind, side, further)
-    return Books(rows_in=len(source), rows_out=len(rows), quarantined=len(lost))
+    return RowCounts(rows_in=len(source), rows_out=len(rows), quarantined=len(lost))
 
 
 def quarantine_table(source: Source, quarantined: Sequence[tuple[int, str]]) -> pa.Table:

@@ -36,9 +36,9 @@ from cryoray.preparation.shards import ROW, Part, Shard, rows_file, shards_folde
 from cryoray.records import (
     QUARANTINE_SCHEMA,
     REASONS,
-    Books,
     OnProgress,
     Progress,
+    RowCounts,
     ignore,
     particles_schema,
 )
@@ -68,7 +68,7 @@ def write_set(
     *,
     base: PreparedSet | None = None,
     on_progress: OnProgress = ignore,
-) -> Books:
+) -> RowCounts:
     """Merge shards into a set that takes the place of an older one in ``out``; the shards go.
 
     Args:
@@ -80,7 +80,7 @@ def write_set(
         on_progress: while images are written.
 
     Returns:
-        The books of the parts, without those of ``base``.
+        The row counts of the parts, without those of ``base``.
 
     Raises:
         InputError: ``out`` is something else than a prepared set.
@@ -94,7 +94,7 @@ def write_set(
         for number, part in enumerate(parts)
     ]
     quarantine = pa.concat_tables(rows.quarantine for rows in collected)
-    books = _audit(out, parts, collected, quarantine, settings)
+    row_counts = _audit(out, parts, collected, quarantine, settings)
     with replacing_folder(out, "prepared set", _is_set) as partial:
         described: list[dict[str, Any]] = []
         tables: list[pa.Table] = []
@@ -108,7 +108,7 @@ def write_set(
             stacks = _Stacks(partial, files, part, rows, settings)
             for written in stacks.write():
                 done += written
-                on_progress(Progress("merge", done, books.rows_out, "images"))
+                on_progress(Progress("merge", done, row_counts.rows_out, "images"))
             files += len(stacks.files)
             described.append(_describe(part, rows, stacks))
             tables.append(_particles(part, rows, settings))
@@ -118,7 +118,7 @@ def write_set(
         with replacing(partial / SET) as temporary:
             temporary.write_text(json.dumps(_description(parts, described, settings), indent=1))
     shutil.rmtree(shards_folder(out), ignore_errors=True)
-    return books
+    return row_counts
 
 
 def _audit(
@@ -127,17 +127,17 @@ def _audit(
     collected: Sequence[_Collected],
     quarantine: pa.Table,
     settings: IngestSettings,
-) -> Books:
-    """The books of some parts, and the list of quarantined rows where there are too many."""
-    books = Books(
+) -> RowCounts:
+    """The row counts of some parts, and the list of quarantined rows where there are too many."""
+    row_counts = RowCounts(
         rows_in=sum(len(part.plan.wanted) for part in parts),
         rows_out=sum(len(rows.row) for rows in collected),
         quarantined=len(quarantine),
     )
     listed = shards_folder(out) / QUARANTINE
-    if books.quarantined:
+    if row_counts.quarantined:
         write_parquet(listed, quarantine)
-    books.check(max_quarantined=settings.max_quarantined, listed_in=listed)
+    row_counts.check(max_quarantined=settings.max_quarantined, listed_in=listed)
     for part, rows in zip(parts, collected, strict=True):
         if len(rows.quarantine) and not len(rows.row):
             why = next(iter(by_reason(rows.quarantine["reason"].to_pylist())))
@@ -146,7 +146,7 @@ def _audit(
                 file=part.plan.source.path,
                 remedy=f"look at the reasons in {listed}, mend the source or leave it out",
             )
-    return books
+    return row_counts
 
 
 def _keep(base: PreparedSet, partial: Path) -> None:

@@ -14,7 +14,7 @@ from cryoray.boosting.prevalence import Prevalence
 from cryoray.formats.source import Source
 from cryoray.models.ensemble import Ensemble
 from cryoray.preparation.look import look_at
-from cryoray.records import REASON_WORDS, VERDICTS, Books, Verdicts
+from cryoray.records import REASON_WORDS, VERDICTS, RowCounts, Verdicts
 from cryoray.settings import ClassifySettings, PreparationSettings
 
 REPORT = "report.html"
@@ -31,7 +31,7 @@ def write_page(
     source: Source,
     verdicts: Verdicts,
     ensemble: Ensemble,
-    books: Books,
+    row_counts: RowCounts,
     chosen: ClassifySettings,
     seconds: float,
     share: Prevalence | None = None,
@@ -44,7 +44,7 @@ def write_page(
         source: whose rows were judged.
         verdicts: on them.
         ensemble: that judged.
-        books: rows in and out.
+        row_counts: rows in and out.
         chosen: the settings in force.
         seconds: that it took.
         share: of images worth keeping, as estimated from the scores.
@@ -60,7 +60,7 @@ def write_page(
                 "ensemble": f"{ensemble.digest[:12]}, made for {manifest.kind}",
             },
             {
-                "books": books,
+                "rows": row_counts,
                 "files": ", ".join(
                     sorted(path.name for path in folder.iterdir() if path.is_file())
                 ),

@@ -23,7 +23,7 @@ from cryoray.preparation.labelling import labels_from
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.records import Event, OnEvent, OnProgress, Progress, ignore
 from cryoray.settings import Settings
-from cryoray.verbs.evaluate import check_same_look
+from cryoray.verbs.evaluate import check_same_preparation
 
 RECORD = "adaptation.json"
 
@@ -73,7 +73,7 @@ def adapt(
     if out.exists():
         raise InputError("exists already", file=out, remedy="give --out another name, or remove it")
     judge, examples = Ensemble.load(ensemble), PreparedSet.open(prepared)
-    check_same_look(judge, examples)
+    check_same_preparation(judge, examples)
     clicked = np.full(examples.n, -1, np.int8) if labels is None else labels_from(examples, labels)
     rows = _some(examples, clicked, settings.adapt.images)
     said = _logits(judge, examples, rows, on_progress)

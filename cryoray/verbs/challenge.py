@@ -14,7 +14,7 @@ from cryoray.models.ensemble import Ensemble
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.records import Event, OnEvent, ignore
 from cryoray.settings import Settings
-from cryoray.verbs.evaluate import check_same_look, unseen
+from cryoray.verbs.evaluate import check_same_preparation, unseen
 
 
 def challenge(
@@ -44,7 +44,7 @@ def challenge(
         examples = PreparedSet.open(path)
         new = examples.labels >= 0
         for ensemble in both:
-            check_same_look(ensemble, examples)
+            check_same_preparation(ensemble, examples)
             new &= unseen(ensemble, examples)
         rows = np.flatnonzero(new)
         keep.append(examples.labels[rows] == 1)

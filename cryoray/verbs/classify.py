@@ -25,11 +25,11 @@ from cryoray.preparation.described import with_metadata
 from cryoray.preparation.plan import Plan, plan
 from cryoray.records import (
     KINDS,
-    Books,
     Event,
     Kind,
     OnEvent,
     OnProgress,
+    RowCounts,
     Verdicts,
     ignore,
 )
@@ -115,7 +115,7 @@ def classify(
                     },
                 )
             )
-        books: dict[str, Books] = {}
+        row_counts: dict[str, RowCounts] = {}
         judged = _judged(plans, ensemble, settings, on_progress)
         for i, (name, each, verdicts) in enumerate(
             zip(_names(sources), plans, judged, strict=True)
@@ -125,7 +125,7 @@ def classify(
                 verdicts = with_classes(verdicts, each.source, classes[i])
                 columns += ["class_score"] if chosen.score_column else []
                 write_classes(partial / name / CLASSES, classes[i], with_score=chosen.score_column)
-            books[name] = write_verdicts(
+            row_counts[name] = write_verdicts(
                 partial / name,
                 each.source,
                 verdicts,
@@ -137,14 +137,14 @@ def classify(
                 write_selection(partial / name, of_job, with_score=chosen.score_column)
             counts = verdicts.verdict_counts()
             share = _share_of_keeps(verdicts, ensemble)
-            _write_metrics(partial / name / METRICS, {**asdict(books[name]), **counts}, share)
+            _write_metrics(partial / name / METRICS, {**asdict(row_counts[name]), **counts}, share)
             seconds = time.monotonic() - began
             write_page(
                 partial / name,
                 each.source,
                 verdicts,
                 ensemble,
-                books[name],
+                row_counts[name],
                 chosen,
                 seconds,
                 share,
@@ -156,16 +156,16 @@ def classify(
                     {
                         "out": str(out / name),
                         "ensemble": ensemble.digest,
-                        "books": str(books[name]),
-                        **asdict(books[name]),
+                        "row_counts": str(row_counts[name]),
+                        **asdict(row_counts[name]),
                         **counts,
                         "prevalence": share.estimate if share else None,
                         "seconds": round(seconds, 1),
                     },
                 )
             )
-    for name, book in books.items():
-        book.check(max_quarantined=chosen.max_quarantined, listed_in=out / name / QUARANTINE)
+    for name, counted in row_counts.items():
+        counted.check(max_quarantined=chosen.max_quarantined, listed_in=out / name / QUARANTINE)
     return out
 
 

@@ -242,7 +242,7 @@ def classify_volumes(
     classes = open_volumes(Path(source))
     with replacing_folder(out, "folder of verdicts", lambda it: (it / TABLE).is_file()) as partial:
         said = judge_volumes(classes, ensemble, on_progress)
-        books = write_verdicts(partial, classes.source, said.verdicts)
+        row_counts = write_verdicts(partial, classes.source, said.verdicts)
         counts = _write_particles(partial, said)
         seconds = time.monotonic() - began
         page = _sections(said, ensemble, counts, settings, seconds)
@@ -253,15 +253,15 @@ def classify_volumes(
                 {
                     "out": str(out),
                     "ensemble": ensemble.digest,
-                    "books": str(books),
-                    **asdict(books),
+                    "row_counts": str(row_counts),
+                    **asdict(row_counts),
                     **said.verdicts.verdict_counts(),
                     "particles": counts,
                     "seconds": round(seconds, 1),
                 },
             )
         )
-    books.check(max_quarantined=1.0, listed_in=out / QUARANTINE)
+    row_counts.check(max_quarantined=1.0, listed_in=out / QUARANTINE)
     return out
 
 

@@ -38,7 +38,7 @@ from cryoray.verbs.measuring import (
 
 #: Settings that decide what a prepared image looks like. Diameter and contrast are the source's own:
 #: they differ between projects so that prepared images do not.
-SAME_LOOK = ("box", "window", "clip")
+PREPARATION_KEYS = ("box", "window", "clip")
 
 
 def evaluate(
@@ -72,7 +72,7 @@ def evaluate(
         InputError: ``out`` exists and holds something else.
     """
     judge, examples = Ensemble.load(ensemble), PreparedSet.open(prepared)
-    check_same_look(judge, examples)
+    check_same_preparation(judge, examples)
     new = unseen(judge, examples)
     labelled = examples.labels >= 0
     if not labelled.any():
@@ -142,14 +142,14 @@ def unseen(ensemble: Ensemble, examples: PreparedSet) -> np.ndarray:
     return np.array([group not in known for group in groups], bool)
 
 
-def check_same_look(ensemble: Ensemble, examples: PreparedSet) -> None:
+def check_same_preparation(ensemble: Ensemble, examples: PreparedSet) -> None:
     """Refuse images of another kind, or prepared in another way than the ensemble's.
 
     Raises:
         EnsembleError: naming what differs.
     """
     ensemble.check_kind(examples.kind, examples.path)
-    for name in SAME_LOOK:
+    for name in PREPARATION_KEYS:
         theirs, ours = getattr(examples.settings, name), getattr(ensemble.preparation, name)
         if theirs != ours:
             raise EnsembleError(

@@ -57,7 +57,7 @@ def ingest(
         settings: ``runtime`` and ``ingest`` are used.
         on_progress: after each task, and while the set is put together.
         on_event: ``ingest.planned`` for each source, ``ingest.resumed``, ``ingest.quarantined`` with
-            counts by reason, ``ingest.done`` with the books at the end.
+            counts by reason, ``ingest.done`` with the row counts at the end.
 
     Returns:
         ``out``, absolute.
@@ -91,7 +91,7 @@ def ingest(
     reasons += [why for shard in shards for why in shard.reasons.values()]
     if reasons:
         on_event(Event("ingest.quarantined", {"rows": len(reasons), **by_reason(reasons)}))
-    books = write_set(out, parts, shards, chosen, base=base, on_progress=on_progress)
+    row_counts = write_set(out, parts, shards, chosen, base=base, on_progress=on_progress)
     result = PreparedSet.open(out)
     on_event(
         Event(
@@ -99,8 +99,8 @@ def ingest(
             {
                 "out": str(out),
                 "digest": result.digest,
-                "books": str(books),
-                **asdict(books),
+                "row_counts": str(row_counts),
+                **asdict(row_counts),
                 **{name: result.counts[name] for name in ("keep", "discard", "unlabelled")},
             },
         )

@@ -23,7 +23,7 @@ from cryoray.formats.verdicts import write_verdicts
 from cryoray.models.ensemble import Ensemble
 from cryoray.models.predict import judge_source
 from cryoray.models.registry import resolve
-from cryoray.records import Books, Event, OnEvent, Verdicts, ignore
+from cryoray.records import Event, OnEvent, RowCounts, Verdicts, ignore
 from cryoray.settings import Settings
 
 
@@ -173,7 +173,7 @@ def rank(
     averages: str = class_selection.AVERAGES,
     names: str | None = None,
     on_event: OnEvent = ignore,
-) -> Books:
+) -> RowCounts:
     """Score the classes of a job and select some, with the files that relion_class_ranker writes.
 
     Beside them, ``OUT/cryoray`` has the verdicts in full. An empty class scores 0, as does one whose
@@ -191,7 +191,7 @@ def rank(
         on_event: ``rank.done``.
 
     Returns:
-        the books of the classes.
+        the row counts of the classes.
 
     Raises:
         InputError: something cannot be read.
@@ -214,7 +214,7 @@ def rank(
     keep = (
         choice(score, counts, ranked, ensemble.threshold) if choice else np.zeros(len(score), bool)
     )
-    books = write_verdicts(out / "cryoray", said.source, said.verdicts)
+    row_counts = write_verdicts(out / "cryoray", said.source, said.verdicts)
     class_selection.write_ranking(out, root, files, score, names)
     if choice is None:
         class_selection.write_backup(out, keep)
@@ -244,4 +244,4 @@ def rank(
             },
         )
     )
-    return books.check(max_quarantined=1.0, listed_in=out / "cryoray" / "quarantine.parquet")
+    return row_counts.check(max_quarantined=1.0, listed_in=out / "cryoray" / "quarantine.parquet")

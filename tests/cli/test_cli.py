@@ -138,7 +138,7 @@ def complain(error: Exception, *, debug: bool = False) -> int:
 def test_a_bug_is_our_fault(capsys: pytest.CaptureFixture[str]) -> None:
     assert complain(ZeroDivisionError("by zero")) == 1
     assert "our fault" in capsys.readouterr().err
-    assert complain(InternalError("the books do not balance")) == 1
+    assert complain(InternalError("the row counts do not balance")) == 1
     assert "our fault" in capsys.readouterr().err
 
 

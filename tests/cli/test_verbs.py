@@ -1,4 +1,4 @@
-"""The long verbs, from the command line: each ends with its summary and its books."""
+"""The long verbs, from the command line: each ends with its summary and its row_counts."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def ingestion(folder: Path) -> dict[str, Any]:
         "expected": expected,
         "lost": lost.digest,
         "node": lose.done.is_set(),  # type: ignore[attr-defined]
-        "books": len(lost) + lost.quarantine.num_rows,
+        "row_counts": len(lost) + lost.quarantine.num_rows,
         "killed": driver.returncode,
         "visible": visible,
         "resumed": "ingest.resumed" in names,
@@ -310,7 +310,7 @@ def _project(folder: Path, n: int, box: int) -> Path:
 
 
 def said(verdicts: Path) -> dict[str, Any]:
-    """What was said of which images, and the books."""
+    """What was said of which images, and the row counts."""
     table = pq.read_table(verdicts / "verdicts.parquet", columns=["image", "verdict"])
     content = hashlib.sha256()
     for column in table.columns:

@@ -57,7 +57,7 @@ def test_an_ingestion_survives_a_node_and_goes_on_after_its_driver(tmp_path: Pat
     found = scenario("ingestion", tmp_path)
     assert found["node"], "a node was lost while it ran"
     assert found["lost"] == found["expected"]
-    assert found["books"] == 2400
+    assert found["row_counts"] == 2400
     assert found["killed"] == -9
     assert not found["visible"], "nothing half-done is visible"
     assert found["resumed"]

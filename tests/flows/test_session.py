@@ -1,4 +1,4 @@
-"""The flow of a session: what happens reaches Prefect's side in order, and the books come back."""
+"""The flow of a session: what happens reaches Prefect's side in order, and the row counts come back."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def test_a_session_is_judged_and_told(
     examples.write_stack(tmp_path / "a.mrcs", examples.particles(9))
     with running([tmp_path], {"tiny": tiny_ensemble}) as service:
         overrides = {"watch": {"service": service.url, "poll": 0.05, "settle": 0.05}}
-        books = session.watch.fn(tmp_path, "s", 0.0, 1.0, overrides)
-    assert (books["stacks"], books["rows"]) == (1, 9)
+        row_counts = session.watch.fn(tmp_path, "s", 0.0, 1.0, overrides)
+    assert (row_counts["stacks"], row_counts["rows"]) == (1, 9)
     assert [one.name for one in told] == [
         "session.opened", "micrograph.judged", "sides.merged", "session.closed",
     ]  # fmt: skip

@@ -18,7 +18,7 @@ from cryoray.errors import FormatError, InternalError
 from cryoray.formats.source import Source, open_source
 from cryoray.formats.star import parse
 from cryoray.formats.verdicts import SIDES, write_verdicts
-from cryoray.records import QUARANTINE_SCHEMA, VERDICTS_SCHEMA, Books
+from cryoray.records import QUARANTINE_SCHEMA, VERDICTS_SCHEMA, RowCounts
 from tests.examples import verdicts_of
 from tests.formats.files import (
     cs_particles,
@@ -50,7 +50,7 @@ def test_every_row_of_a_star_file_is_on_its_side_verbatim(
     path = write_particles(folder / "particles.star", names, [1 + i % 2 for i in range(len(names))])
     path.write_text("data_general\n\n_rlnLensName 1\n" + path.read_text())
     source = open_source(path)
-    assert write_verdicts(folder / "out", source, verdicts_of(fates)) == Books(
+    assert write_verdicts(folder / "out", source, verdicts_of(fates)) == RowCounts(
         rows_in=len(fates),
         rows_out=len(fates) - fates.count("quarantined"),
         quarantined=fates.count("quarantined"),
@@ -117,8 +117,8 @@ def test_stacks_whose_names_no_star_file_can_hold_are_set_aside_and_the_rest_is_
         assert why in reasons.pop()
     fates = ["quarantined" if row in source.problems else "keep" for row in range(11)]
     out = tmp_path / os.fsdecode(b"\xfc")
-    books = write_verdicts(out, source, verdicts_of(fates))
-    assert books == Books(rows_in=11, rows_out=2, quarantined=9)
+    row_counts = write_verdicts(out, source, verdicts_of(fates))
+    assert row_counts == RowCounts(rows_in=11, rows_out=2, quarantined=9)
     assert len(parse(out / "quarantined.star")["particles"]) == 9
     assert open_source(out / "kept.star").stacks == (tmp_path / "a.mrcs",)
     with (out / "quarantine.parquet").open("rb") as file:
@@ -247,8 +247,8 @@ def test_each_side_of_a_cryosparc_table_is_a_table_that_cryosparc_imports(
     source = open_source(path)
     assert source.uid is not None
     fates = ["keep", "discard", "keep", "review", "quarantined", "keep"]
-    books = write_verdicts(tmp_path / "out", source, verdicts_of(fates))
-    assert books == Books(rows_in=6, rows_out=5, quarantined=1)
+    row_counts = write_verdicts(tmp_path / "out", source, verdicts_of(fates))
+    assert row_counts == RowCounts(rows_in=6, rows_out=5, quarantined=1)
     verdicts = pq.read_table(tmp_path / "out/verdicts.parquet")
     assert verdicts.schema.names[:3] == ["image", "uid", "score"]
     assert verdicts["uid"].to_pylist() == source.uid[[0, 1, 2, 3, 5]].tolist()

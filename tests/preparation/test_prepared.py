@@ -19,7 +19,7 @@ from cryoray.preparation.prepare import prepare_range
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.preparation.shards import Part, divide, prepare_shard
 from cryoray.preparation.writing import check_out, write_set
-from cryoray.records import QUARANTINE_SCHEMA, REASONS, Books, particles_schema
+from cryoray.records import QUARANTINE_SCHEMA, REASONS, RowCounts, particles_schema
 from cryoray.settings import IngestSettings, PreparationSettings
 from tests.preparation.sources import particles, write_source
 
@@ -37,7 +37,7 @@ def part(folder: Path, settings: IngestSettings = SETTINGS, n: int = 30) -> Part
     return Part(planned, folder.name, labels.astype(np.int8), None)
 
 
-def merge(out: Path, parts: list[Part], settings: IngestSettings = SETTINGS) -> Books:
+def merge(out: Path, parts: list[Part], settings: IngestSettings = SETTINGS) -> RowCounts:
     """The parts' work done, last things first, and put together."""
     work = divide(parts, out, settings)
     return write_set(out, parts, [prepare_shard(w, settings) for w in reversed(work)], settings)
@@ -45,13 +45,13 @@ def merge(out: Path, parts: list[Part], settings: IngestSettings = SETTINGS) -> 
 
 def make(
     tmp_path: Path, name: str = "set", settings: IngestSettings = SETTINGS, n: int = 30
-) -> tuple[PreparedSet, Books]:
-    books = merge(
+) -> tuple[PreparedSet, RowCounts]:
+    row_counts = merge(
         tmp_path / name,
         [part(tmp_path / project, settings, n) for project in ("one", "two")],
         settings,
     )
-    return PreparedSet.open(tmp_path / name), books
+    return PreparedSet.open(tmp_path / name), row_counts
 
 
 def test_a_set_carries_why_its_images_were_discarded(tmp_path: Path) -> None:
@@ -83,8 +83,8 @@ def test_a_set_older_than_reasons_is_read_and_added_to(tmp_path: Path) -> None:
 
 
 def test_a_set_is_in_the_order_of_its_sources_and_its_files_are_valid(tmp_path: Path) -> None:
-    made, books = make(tmp_path)
-    assert str(books) == "122 rows in = 116 out + 6 quarantined"
+    made, row_counts = make(tmp_path)
+    assert str(row_counts) == "122 rows in = 116 out + 6 quarantined"
     assert made.n == 116
     files = sorted(file.name for file in made.path.iterdir())
     stacks = [f"images-0000{i}.mrcs" for i in range(4)]
@@ -267,8 +267,8 @@ def test_a_part_is_added_without_touching_those_that_are_there(tmp_path: Path) -
     before = {path.name: path.stat() for path in out.glob("images-*")}
     work = divide([two], out, SETTINGS)
     shards = [prepare_shard(each, SETTINGS) for each in work]
-    books = write_set(out, [two], shards, SETTINGS, base=PreparedSet.open(out))
-    assert str(books) == "61 rows in = 58 out + 3 quarantined"
+    row_counts = write_set(out, [two], shards, SETTINGS, base=PreparedSet.open(out))
+    assert str(row_counts) == "61 rows in = 58 out + 3 quarantined"
     made = PreparedSet.open(out)
     for name, was in before.items():
         now = (out / name).stat()

@@ -149,9 +149,9 @@ def test_each_stack_gets_verdicts_of_its_own_and_the_sides_are_merged(
     for number in (1, 2):
         extracted(root, f"mic_{number}", 20 + number, dialect=dialect, seed=number)
     watcher, events = once(root, service)
-    books = watcher.row_counts()
-    assert (books["stacks"], books["rows"], books["pending"]) == (2, 43, 0)
-    assert sum(int(str(books[name])) for name in FATES) == 43
+    row_counts = watcher.row_counts()
+    assert (row_counts["stacks"], row_counts["rows"], row_counts["pending"]) == (2, 43, 0)
+    assert sum(int(str(row_counts[name])) for name in FATES) == 43
 
     mine = watcher.places.folder / "verdicts/Extract/job009/Movies/mic_1.mrcs"
     table = pq.read_table(mine / "verdicts.parquet")
@@ -162,7 +162,7 @@ def test_each_stack_gets_verdicts_of_its_own_and_the_sides_are_merged(
         for side in ("kept", "discarded", "review")
     }
     assert sum(map(len, merged.values())) == 43
-    assert len(merged["kept"]) == books["kept"]
+    assert len(merged["kept"]) == row_counts["kept"]
     tables = starfile.read(watcher.places.folder / "kept.star", always_dict=True)
     # RELION's extraction writes no optics table, and nothing else here describes its group.
     assert list(tables) == (["optics"] if dialect == "optics" else []) + ["particles"]
@@ -600,9 +600,9 @@ def test_a_cryosparc_table_is_judged_and_merged_with_the_other_stacks(
     examples.write_stack(root / "J19/extract/a.mrc", examples.particles(6, box=8))
     extracted(root, "mic_1", 20)
     watcher, _ = once(root, service)
-    books = watcher.row_counts()
-    assert books["stacks"] == 2
-    assert sum(int(str(books[name])) for name in FATES) == 26
+    row_counts = watcher.row_counts()
+    assert row_counts["stacks"] == 2
+    assert sum(int(str(row_counts[name])) for name in FATES) == 26
     merged = [
         image
         for side in FATES[:3]

@@ -54,7 +54,7 @@ def test_replicas_that_die_cost_a_session_nothing(
         settings = WatchSettings(poll=0.1, settle=0.1, max_concurrent=1)
         watcher = Watcher(tmp_path, "s", settings, running.client(), on_event=kill)
         watcher.run(threading.Event(), once=True)
-        books = watcher.row_counts()
+        row_counts = watcher.row_counts()
         rows = watcher.ledger.stacks("s", "judged")
         watcher.close()
         assert httpx.get(f"{running.url}/login").status_code == 200
@@ -63,7 +63,7 @@ def test_replicas_that_die_cost_a_session_nothing(
             f"{running.url}/v1/sessions/s", headers={"Authorization": f"Bearer {token}"}
         ).json()
     assert len(killed) == 2
-    assert (books["stacks"], books["rows"]) == (STACKS, STACKS * IMAGES)
+    assert (row_counts["stacks"], row_counts["rows"]) == (STACKS, STACKS * IMAGES)
     assert said["stacks"] == {"particle/judged": STACKS}
     images = Counter(
         image

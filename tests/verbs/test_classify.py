@@ -66,7 +66,7 @@ def test_every_row_is_judged_in_the_sources_order_as_one_process_would(
         assert side == np.array(rows_of(project))[verdicts == verdict].tolist()
     assert (told[0].done, told[-1].done, told[-1].total) == (0, 175, 175)
     assert [event.name for event in events] == ["classify.planned", "classify.done"]
-    assert events[-1].data["books"] == "175 rows in = 175 out + 0 quarantined"
+    assert events[-1].data["row_counts"] == "175 rows in = 175 out + 0 quarantined"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

@@ -15,7 +15,7 @@ from cryoray.metrics import accuracy
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.records import REASONS, Event, Progress
 from cryoray.settings import RuntimeSettings, Settings
-from cryoray.verbs.evaluate import check_same_look, evaluate, unseen
+from cryoray.verbs.evaluate import check_same_preparation, evaluate, unseen
 from cryoray.verbs.measuring import reasons_named
 from tests.verbs.untrained import PREPARATION, make_ensemble, make_set, undecided
 
@@ -58,12 +58,12 @@ def test_images_of_another_look_are_refused_by_name(tmp_path: Path) -> None:
     judge = make_ensemble(tmp_path / "ensemble")
     other_box = make_set(tmp_path / "s", preparation=PREPARATION.model_copy(update={"box": 24}))
     with pytest.raises(EnsembleError, match=r"prepared with box 24.*ensemble with box 32"):
-        check_same_look(judge, other_box)
+        check_same_preparation(judge, other_box)
     same = make_set(tmp_path / "d", preparation=PREPARATION.model_copy(update={"diameter": 40.0}))
-    check_same_look(judge, same)
+    check_same_preparation(judge, same)
     same.kind = "class2d"
     with pytest.raises(EnsembleError, match="judges particle images"):
-        check_same_look(judge, same)
+        check_same_preparation(judge, same)
 
 
 def test_what_cannot_be_evaluated_is_refused_in_a_sentence(

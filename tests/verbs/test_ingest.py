@@ -66,7 +66,7 @@ def test_sources_become_a_set_whose_books_balance(tmp_path: Path) -> None:
         "there is no such stack": 1,
         "is the same image as row …": 1,
     }
-    assert events[-1].data["books"] == "230 rows in = 226 out + 4 quarantined"
+    assert events[-1].data["row_counts"] == "230 rows in = 226 out + 4 quarantined"
     assert [event.data["contrast"] for event in events[:2]] == ["bright", "dark"]
     prepared = [step.done for step in progress if step.stage == "prepare"]
     assert prepared == sorted(prepared)

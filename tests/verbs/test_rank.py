@@ -77,7 +77,7 @@ def test_a_ranked_job_has_all_files_and_an_empty_class_scores_nothing(
 ) -> None:
     job = write_class_job(tmp_path)
     out, events = tmp_path / "Select/job003", list[Event]()
-    books = rank(
+    row_counts = rank(
         job / "run_it025_optimiser.star",
         out,
         settings,
@@ -85,7 +85,7 @@ def test_a_ranked_job_has_all_files_and_an_empty_class_scores_nothing(
         names="Select/job003/",
         on_event=events.append,
     )
-    assert (books.rows_in, books.rows_out, books.quarantined) == (5, 4, 1)
+    assert (row_counts.rows_in, row_counts.rows_out, row_counts.quarantined) == (5, 4, 1)
     assert sorted(path.name for path in out.iterdir()) == [
         "backup_selection.star",
         "class_averages.star",
@@ -188,14 +188,14 @@ def test_particles_without_class_numbers_have_no_classes(
 def test_a_relion_5_job_is_ranked(real_data: Path, settings: Settings, tmp_path: Path) -> None:
     job = real_data / "relion5-project/Class2D/job010"
     events: list[Event] = []
-    books = rank(
+    row_counts = rank(
         job / "run_it025_optimiser.star",
         tmp_path,
         settings,
         Choice(min_score=2.0, min_particles=1000),
         on_event=events.append,
     )
-    assert books.rows_in == 50
+    assert row_counts.rows_in == 50
     # Classes 16, 17, 25 and 45 have a distribution of zero.
     scores = parse(tmp_path / "rank_model.star")["model_classes"].numbers("rlnClassScore")
     assert (np.flatnonzero(scores == 0) + 1).tolist() == [16, 17, 25, 45]
