@@ -44,6 +44,7 @@ def save_ensemble(
     seed: int = 0,
     box: int = BOX,
     reasons: tuple[Reason, ...] = (),
+    threshold: float = 0.5,
 ) -> Ensemble:
     """An ensemble of untrained networks whose members disagree often: about half of the images.
 
@@ -66,8 +67,8 @@ def save_ensemble(
             Calibration(slope=slope, offset=-slope * float(of.median()))
             for slope, of in zip(slopes, said, strict=True)
         ),
-        threshold=0.5,
-        review=(0.4, 0.6),
+        threshold=threshold,
+        review=(0.8 * threshold, 1.2 * threshold),
         operating_point={"level": "image", "bound": 0.03},
         prevalence=0.5,
         split_by="project",

@@ -35,8 +35,12 @@ backup_selection.star; with --auto_select also the files of selected classes (wi
 rlnPredictedClassScore) and particles. OUT/cryoray has the verdicts in full.
 
 Where it differs from RELION 4 and 5:
-  scores            are calibrated probabilities that a person would keep the class. --min_score ensemble
-                    takes the threshold at which the ensemble bounds its loss of good classes.
+  scores            are calibrated probabilities that a person would keep the class.
+  --min_score       left out, the ensemble decides: the classes selected are those that `cryoray classify
+                    --no-review` keeps of the same job, at the threshold that bounds the loss of good
+                    classes. (Without --no-review, `classify` leaves those near it for a person.) A number
+                    means what it does in the original, whose default is 0.5; `ensemble` is the same as
+                    leaving it out. With --relative_thresholds the default is 0.5, as in the original.
   empty classes     score 0 and are never selected; the original gives them -999, which spoils every
                     quantile taken over rlnClassScore.
   --relative_thresholds
@@ -71,8 +75,8 @@ def _parser() -> relion.Parser:
     add("--ensemble", metavar="NAME|DIR", help="judge; else CRYORAY_RANK__ENSEMBLE or "
         "CRYORAY_CLASSIFY__ENSEMBLE, else the registry's class2d, else the one that ships")  # fmt: skip
     add("--auto_select", action="store_true", help="select classes and their particles by score")
-    add("--min_score", metavar="S", default="0.5",
-        help="lowest score selected, or `ensemble` for its own threshold (default: 0.5)")  # fmt: skip
+    add("--min_score", metavar="S",
+        help="lowest score selected (default: as the ensemble decides; see below)")  # fmt: skip
     add("--max_score", metavar="S", type=float, default=999.0, help="highest score selected (999)")
     add("--relative_thresholds", action="store_true",
         help="both are fractions of the highest score of a class")  # fmt: skip
@@ -113,9 +117,14 @@ def _work(arguments: Sequence[str]) -> None:
     from cryoray.settings import load
 
     try:
-        lowest = None if given["min_score"] == "ensemble" else float(given["min_score"])
+        own = given["min_score"] in (None, "ensemble")
+        lowest = None if own else float(given["min_score"])
     except ValueError:
         parser.error(f"--min_score is {given['min_score']!r}, neither a number nor `ensemble`")
+    if given["min_score"] == "ensemble" and given["relative_thresholds"]:
+        parser.error(
+            "--min_score ensemble is not relative: give it a number, or leave one of both out"
+        )
     named = given["ensemble"]
     settings = load(rank={"ensemble": named} if named else {})
 

@@ -38,6 +38,12 @@ _TRANSFORMS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "log1p": lambda x: np.log1p(np.where(x >= 0, x, np.nan)),
     "asinh": np.arcsinh,
 }
+_INVERSES: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
+    "": lambda x: x,
+    "log": np.exp,
+    "log1p": np.expm1,
+    "asinh": np.sinh,
+}
 
 
 def _only(x: np.ndarray) -> np.ndarray:
@@ -80,6 +86,10 @@ class Feature:
             value = self.combine(*(np.where(np.isin(x, _UNKNOWN), np.nan, x) for x in raw))
             value = _TRANSFORMS[self.transform](value)
         return np.where(np.isfinite(value), value, np.nan)
+
+    def in_units(self, values: np.ndarray) -> np.ndarray:
+        """float64, transformed values of this feature given back in its ``unit``; NaN stays NaN."""
+        return _INVERSES[self.transform](np.asarray(values, np.float64))
 
 
 #: What the preparation itself knows, beside the source's own columns.

@@ -79,6 +79,7 @@ class Strip:
         scores: float [n].
         names: what each is called in its source.
         note: a sentence under the title.
+        captions: the lines under each image, where they are more than its score.
     """
 
     title: str
@@ -87,14 +88,17 @@ class Strip:
     scores: np.ndarray
     names: Sequence[str]
     note: str = ""
+    captions: Sequence[Sequence[str]] = ()
     block: ClassVar[str] = "strip"
 
     @property
-    def tiles(self) -> list[tuple[str, str, str]]:
-        """(address, score, name) of each image."""
+    def tiles(self) -> list[tuple[str, str, Sequence[str], str]]:
+        """(address, name, lines under it, the same in words) of each image."""
         addresses = tiles.data_uris(self.images)
-        shown = [f"{score:.2f}" for score in self.scores]
-        return list(zip(addresses, shown, map(str, self.names), strict=True))
+        scores = [f"{score:.2f}" for score in self.scores]
+        lines = self.captions or [(score,) for score in scores]
+        words = map(", ".join, self.captions) if self.captions else [f"score {s}" for s in scores]
+        return list(zip(addresses, map(str, self.names), lines, words, strict=True))
 
 
 Block = Headline | Facts | Table | Figure | Cells | Strip

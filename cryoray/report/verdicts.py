@@ -13,14 +13,15 @@ from cryoray import report
 from cryoray.boosting.prevalence import Prevalence
 from cryoray.formats.source import Source
 from cryoray.models.ensemble import Ensemble
+from cryoray.preparation.features import chosen_features, source_features
 from cryoray.preparation.look import look_at
 from cryoray.records import REASON_WORDS, VERDICTS, RowCounts, Verdicts
 from cryoray.settings import ClassifySettings, PreparationSettings
 
 REPORT = "report.html"
 
-#: Images in each strip of the gallery.
-_SHOWN = 24
+#: Images in each strip of the gallery: of particles a sample, of classes all that a person would look at.
+_SHOWN, _CLASSES_SHOWN = 24, 200
 #: A particle's reason may be its class, of which there are many.
 _BY_CLASS = "its class is discarded"
 _TITLES = {"keep": "Kept", "discard": "Discarded", "review": "For review"}
@@ -73,11 +74,7 @@ def write_page(
     if len(table):
         sections += [
             *_reasons(table),
-            report.gallery_section(
-                strips(source, table, ensemble.preparation, invert),
-                "Images",
-                "As the networks saw them: windowed, rescaled, normalised; spread evenly over the source.",
-            ),
+            _gallery(source, table, ensemble.preparation, invert),
             report.scores_section(verdicts.score, manifest.threshold, manifest.review),
             _vouched(manifest.operating_point),
         ]
@@ -132,6 +129,92 @@ def _reasons(table: pa.Table) -> list[report.Section]:
             " images below before you believe it.",
         )
     ]
+
+
+def _gallery(
+    source: Source, table: pa.Table, settings: PreparationSettings, invert: bool | None
+) -> report.Section:
+    seen = "As the networks saw them: windowed, rescaled, normalised"
+    if source.kind == "class2d":
+        return report.gallery_section(
+            class_strips(source, table, settings, invert),
+            "Classes",
+            f"{seen}; the best score first. Particles are counted by their most probable class.",
+        )
+    shown = strips(source, table, settings, invert)
+    return report.gallery_section(shown, "Images", f"{seen}; spread evenly over the source.")
+
+
+def class_strips(
+    source: Source, table: pa.Table, settings: PreparationSettings, invert: bool | None = None
+) -> list[report.Strip]:
+    """The classes kept, for review and discarded, the best score first, with what a person goes by.
+
+    Under each stand its number, particles and resolution, as far as the job's files have them, its score
+    and, of a discard, the reason. RELION counts classes from 1, cryoSPARC from 0.
+
+    Args:
+        source: of the classes.
+        table: verdicts, with ``row``.
+        settings: how the networks had them prepared.
+        invert: whether protein is dark in the source, where that is known.
+    """
+    verdict = np.array(table["verdict"].to_pylist(), object)
+    rows, score = table["row"].to_numpy(), table["score"].to_numpy()
+    reason = _in_words(table)
+    numbers = source.frame + (source.format != "cs")
+    particles, resolution = _job_says(source, settings, bool(invert))
+    made = []
+    for tone in ("keep", "review", "discard"):
+        those = np.flatnonzero(verdict == tone)
+        those = those[np.argsort(-score[those], kind="stable")]
+        if not len(those):
+            continue
+        shown = those[:_CLASSES_SHOWN]
+        found, images = look_at(source, rows[shown], settings, invert)
+        place = {row: at for at, row in enumerate(found.tolist())}
+        shown = np.array([at for at in shown if rows[at] in place], np.int64)
+        captions = []
+        for at in shown:
+            row = rows[at]
+            lines = [f"class {numbers[row]}"]
+            if np.isfinite(particles[row]):
+                count = round(particles[row])
+                lines.append(f"{count:,} particle{'' if count == 1 else 's'}")
+            if np.isfinite(resolution[row]):
+                lines.append(f"{resolution[row]:.1f}\N{NO-BREAK SPACE}Å")
+            lines.append(f"score {score[at]:.2f}")
+            captions.append([*lines, reason[at]] if reason[at] else lines)
+        note = f"{len(those):,} classes"
+        if np.isfinite(particles[rows[those]]).any():
+            note += f", {np.nansum(particles[rows[those]]):,.0f} particles"
+        if len(those) > _CLASSES_SHOWN:
+            note += f"; the best {_CLASSES_SHOWN} are shown"
+        made.append(
+            report.Strip(
+                _TITLES[tone],
+                tone,
+                images[[place[row] for row in rows[shown].tolist()]],
+                score[shown],
+                source.images[rows[shown]],
+                note,
+                captions,
+            )
+        )
+    return made
+
+
+def _job_says(
+    source: Source, settings: PreparationSettings, invert: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Particles of each class by hard assignment, and its resolution in Å; [n], NaN where not known."""
+    names = ("particle_number", "estimated_resolution")
+    values = source_features(source, names, diameter=settings.diameter, invert=invert)
+    particles, resolution = (
+        feature.in_units(column)
+        for feature, column in zip(chosen_features(source.kind, names), values.T, strict=True)
+    )
+    return particles, resolution
 
 
 def strips(

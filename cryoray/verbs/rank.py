@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cryoray.boosting.voting import with_class
-from cryoray.errors import FormatError, SettingsError
+from cryoray.errors import FormatError
 from cryoray.formats import class_selection
 from cryoray.formats.class_selection import (
     class_numbers,
@@ -117,12 +117,17 @@ def write_selection(out: Path, classes: ClassVerdicts, *, with_score: bool) -> N
     write_class_selection(out, classes.source, classes.verdict == "keep", score=score)
 
 
+#: RELION's default of --min_score, where it is a fraction of the highest score.
+_RELATIVE = 0.5
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """Which of the ranked classes are selected: the options of RELION's class_ranker.
 
     Attributes:
-        min_score: the lowest score selected; None: the ensemble's own threshold.
+        min_score: the lowest score selected. None: what the ensemble decides, which are the classes that
+            ``classify --no-review`` keeps; where thresholds are relative, RELION's default of 0.5.
         max_score: the highest.
         relative: both are fractions of the highest score of a class.
         min_particles: of the best classes left, as many are added as it takes to have so many
@@ -130,7 +135,7 @@ class Choice:
         min_classes: the same for classes.
     """
 
-    min_score: float | None = 0.5
+    min_score: float | None = None
     max_score: float = 999.0
     relative: bool = False
     min_particles: int = -1
@@ -151,7 +156,10 @@ class Choice:
             bool [classes].
         """
         highest = score[ranked].max(initial=0.0) if self.relative else 1.0
-        low = threshold if self.min_score is None else self.min_score * highest
+        if self.min_score is not None:
+            low = self.min_score * highest
+        else:
+            low = _RELATIVE * highest if self.relative else threshold
         # In float32, a threshold that was read from a class's score includes that class.
         chosen = ranked & (score >= np.float32(low))
         chosen &= score <= np.float32(self.max_score * highest)
@@ -198,11 +206,6 @@ def rank(
         EnsembleError: there is none, or it judges particles.
     """
     files = class_selection.read_optimiser(optimiser)
-    if choice and choice.relative and choice.min_score is None:
-        raise SettingsError(
-            "the ensemble's own threshold is not relative",
-            remedy="give --min_score a number, or leave out --relative_thresholds",
-        )
     chosen = settings.rank.ensemble or settings.classify.ensemble
     ensemble = Ensemble.load(resolve(chosen, settings.registry, "class2d"))
     said = judge_classes(open_source(files.model, "class2d"), ensemble)

@@ -25,9 +25,11 @@ from cryoray.formats.source import open_source
 from cryoray.formats.star import parse
 from cryoray.models import registry
 from cryoray.records import Event
-from cryoray.settings import RuntimeSettings, load
+from cryoray.settings import ClassifySettings, RuntimeSettings, Settings, load
+from cryoray.verbs.classify import classify
 from cryoray.verbs.rank import rank
 from tests.classes import COUNTS, write_class_job
+from tests.examples import save_ensemble
 from tests.formats.relion_rules import Version, violations
 from tests.volumes import COUNTS as COUNTS_OF_VOLUMES
 from tests.volumes import write_volume_job
@@ -227,12 +229,33 @@ def test_class_ranker_takes_the_call_of_the_original(
     assert "5 rows in = 4 out + 1 quarantined" in said
 
 
+@pytest.mark.parametrize("given", [(), ("--min_score", "ensemble")])
+def test_class_ranker_and_classify_keep_the_same_classes_of_one_job(
+    run: Run, tmp_path: Path, given: tuple[str, ...]
+) -> None:
+    job = write_class_job(tmp_path, (7, 4, 0, 9, 2, 5, 3, 8, 6, 1, 4, 7))
+    ensemble = tmp_path / "ensemble"
+    save_ensemble(ensemble, "class2d", threshold=1e-6)
+    chosen = ClassifySettings(ensemble=str(ensemble), review=False)
+    kept = classify(job, tmp_path / "verdicts", Settings(classify=chosen))
+    optimiser = "Class2D/job002/run_it025_optimiser.star"
+    arguments = ("--opt", optimiser, "--o", "Select/job003/", "--auto_select", *given)
+    assert run(class_ranker.main, *arguments, "--ensemble", ensemble)[0] == 0
+    ours, theirs = (
+        parse(folder / "backup_selection.star")[""].column("rlnSelected").tolist()
+        for folder in (tmp_path / "Select/job003", kept)
+    )
+    assert ours == theirs
+    assert {"0", "1"} == set(ours)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (("--ensemble", "nowhere"), "there is no such ensemble"),
         (("--train",), "--train is not done here: it trains RELION's own network"),
         (("--min_score", "high"), "--min_score is 'high', neither a number nor `ensemble`"),
+        (("--min_score", "ensemble", "--relative_thresholds"), "ensemble is not relative"),
         (("--min_scoer", "0.5"), "unrecognized arguments: --min_scoer 0.5"),
     ],
 )

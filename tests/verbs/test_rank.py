@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import starfile
 
-from cryoray.errors import EnsembleError, FormatError, QuarantineError, SettingsError
+from cryoray.errors import EnsembleError, FormatError, QuarantineError
 from cryoray.formats.source import open_source
 from cryoray.formats.star import parse
 from cryoray.models.ensemble import Ensemble
@@ -32,8 +32,9 @@ RANKED = np.array(COUNTS) > 0
 
 
 def chosen(**options: float | bool | None) -> list[int]:
-    """The classes, from 1, that the options select."""
-    keep = Choice(**options)(SCORE, np.array(COUNTS), RANKED, threshold=0.3)  # type: ignore[arg-type]
+    """The classes, from 1, that the options select; at RELION's threshold where they name none."""
+    choice = Choice(**{"min_score": 0.5, **options})  # type: ignore[arg-type]
+    keep = choice(SCORE, np.array(COUNTS), RANKED, threshold=0.3)
     return (np.flatnonzero(keep) + 1).tolist()
 
 
@@ -47,7 +48,8 @@ def chosen(**options: float | bool | None) -> list[int]:
             {"min_score": float(f"{np.float32(0.6):.9g}")},
             [1, 4],
         ),  # also as read from rank_model.star
-        ({"min_score": None}, [1, 4, 5]),
+        ({"min_score": None}, [1, 4, 5]),  # the ensemble's own
+        ({"min_score": None, "relative": True}, [1, 4]),  # RELION's default, of 0.9
         ({"max_score": 0.6}, [4]),
         ({"relative": True, "min_score": 0.5}, [1, 4]),  # of 0.9
         ({"relative": True, "min_score": 0.7}, [1]),
@@ -126,8 +128,6 @@ def test_what_cannot_be_ranked_is_refused(
     of_particles = Settings(classify=ClassifySettings(ensemble=str(tiny_ensemble)))
     with pytest.raises(EnsembleError, match="judges particle images, this holds class2d"):
         rank(optimiser, tmp_path / "out", of_particles, None)
-    with pytest.raises(SettingsError, match="threshold is not relative"):
-        rank(optimiser, tmp_path / "out", settings, Choice(min_score=None, relative=True))
     (optimiser.parent / "run_it025_classes.mrcs").unlink()
     with pytest.raises(QuarantineError, match=r"out/cryoray/quarantine\.parquet: 5 of 5"):
         rank(optimiser, tmp_path / "out", settings, None)
