@@ -10,6 +10,7 @@ import pytest
 
 from cryoray.engine import local, pool
 from cryoray.formats import companion
+from cryoray.formats.opening import Scope
 from cryoray.formats.source import open_source
 from cryoray.models.ensemble import Ensemble
 from cryoray.models.predict import judge_plan, judge_set
@@ -57,8 +58,8 @@ def by_service(path: Path, ensemble: Ensemble) -> Verdicts:
     """As the service does: found by the catalogue, prepared range by range, judged in odd batches."""
     assert ensemble.path is not None
     served = Served.of("tiny", ensemble, ensemble.path)
-    chosen = Catalogue([path.parents[2]], 1000).choose(
-        path, None, ensemble.kind, served.preparation, 7
+    chosen = Catalogue(1000).choose(
+        path, None, ensemble.kind, served.preparation, 7, Scope((path.parents[2],))
     )
     prepared = [prepare_range(part, served.preparation) for part in chosen.ranges]
     judged = [
