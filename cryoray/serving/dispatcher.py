@@ -25,7 +25,7 @@ from cryoray.serving.supervisor import Report, Standing
 #: Health is answered within two seconds, whatever the replicas do.
 _HEALTH_SECONDS = 1.5
 #: How long a good answer of the replicas stands for one that is late.
-_HEALTHY_SECONDS = 10.0
+_HEALTHY_SECONDS = 2.0
 _ATTEND_SECONDS = 10.0
 #: Seconds before a range is sent again whose replica was lost; a new one takes some to start.
 _AGAIN_SECONDS = (0.1, 0.5, 2.0, 5.0)
