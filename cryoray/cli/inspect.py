@@ -12,14 +12,19 @@ from cryoray import terminal
 from cryoray.cli import common
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
 
     from cryoray.records import Kind
 
 #: Images side by side on a contact sheet.
 _COLUMNS = 16
-#: Bars of a histogram, from empty to full; how many there are, and the percentiles they reach to.
-_BARS, _BINS, _REACH = " ▁▂▃▄▅▆▇█", 24, (0.5, 99.5)
+#: Bars of a histogram, from empty to full, and the percentiles they reach to.
+_BARS, _REACH = " ▁▂▃▄▅▆▇█", (0.5, 99.5)
+#: Fewest and most bars of a histogram; between them as many as the terminal has room for.
+_FEWEST, _MOST = 6, 24
+_GAP = 2
 
 
 def inspect(
@@ -59,8 +64,9 @@ def _inspect_set(path: Path, sheet: Path | None, images: int) -> None:
     counts = prepared.counts
     reasons = by_reason(prepared.quarantine["reason"].to_pylist())
     size = sum((path / file["name"]).stat().st_size for p in prepared.parts for file in p["files"])
+    _print_path(str(path))
     terminal.finish(
-        f"Prepared set {path}",
+        "Prepared set",
         {
             "kind": prepared.kind,
             "images": prepared.n,
@@ -83,9 +89,11 @@ def _inspect_sources(
 ) -> None:
     import numpy as np
 
+    from cryoray.errors import printable
     from cryoray.formats.relion import complaint
     from cryoray.formats.selection import find_selection, read_selection
     from cryoray.formats.source import find_sources, open_source
+    from cryoray.preparation.features import source_features
     from cryoray.preparation.look import look_at
     from cryoray.preparation.plan import plan
     from cryoray.preparation.reader import by_reason
@@ -99,9 +107,13 @@ def _inspect_sources(
             np.full(len(source), -1) if selection is None else read_selection(selection, source)
         )
         planned = plan(source, chosen.preparation, chosen.range_mib)
-        values = np.full((len(source), len(planned.features)), np.nan, np.float32)
-        for part in planned.ranges:
-            values[part.rows] = part.features
+        # Of all rows, whether or not their stacks are there: the source has them.
+        values = source_features(
+            source,
+            planned.features,
+            diameter=chosen.preparation.diameter,
+            invert=planned.invert,
+        )
         _show_features(planned.features, values, labels)
         if sheet is not None:
             parts = {
@@ -113,26 +125,38 @@ def _inspect_sources(
         bad = len(planned.quarantined)
         reasons = by_reason(reason for _, reason in planned.quarantined)
         stacks = {part.stack.path: part.stack for part in planned.ranges}.values()
+        named = {name for name in source.micrograph if name}
+        _print_path(str(found))
         terminal.finish(
-            f"Source {found}",
+            "Source",
             {
                 "project": source.name,
                 "kind": source.kind,
                 "images": len(source),
-                **_counts(labels),
-                "selection": selection,
+                **(_counts(labels) if selection else {}),
+                "selection": selection or "none beside it",
                 "stacks": len(source.stacks),
-                "box, px": sorted({f"{stack.width} × {stack.height}" for stack in stacks}),
-                "pixels": sorted({stack.dtype for stack in stacks}),
-                "size, MB": planned.bytes / 1e6,
-                "micrographs": len({name for name in source.micrograph if name}),
+                **(
+                    {
+                        "box, px": sorted({f"{stack.width} × {stack.height}" for stack in stacks}),
+                        "pixels": sorted({np.dtype(stack.dtype).name for stack in stacks}),
+                        "size, MB": planned.bytes / 1e6,
+                        "protein in it": "dark" if planned.invert else "bright",
+                    }
+                    if stacks
+                    else {"images": f"{len(source):,}, none of which could be read"}
+                ),
+                "micrographs": len(named) if named else "not named",
                 "pixel size, Å": _spread(planned.pixel_size),
-                "protein in it": "dark" if planned.invert else "bright",
                 **({"RELION would say": said} if (said := complaint(source)) else {}),
                 **{f"unusable: {why}": count for why, count in list(reasons.items())[:5]},
             },
             RowCounts(len(source), len(source) - bad, bad),
         )
+        for row, why in _firsts(planned.quarantined):
+            at = int(source.stack[row])
+            where = source.stacks[at] if at >= 0 else source.images[row]
+            _print_path(f"{why}, the first: {printable(where)}")
 
 
 def _counts(labels: np.ndarray) -> dict[str, int]:
@@ -155,55 +179,82 @@ def _spread(values: np.ndarray) -> str:
     return (low if low == high else f"{low} to {high}") + missing
 
 
+def _firsts(quarantined: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
+    """The first row of each sort of reason, and the sort; at most five."""
+    from cryoray.preparation.reader import by_reason
+
+    found: dict[str, int] = {}
+    for row, reason in sorted(quarantined):
+        (why,) = by_reason([reason])
+        found.setdefault(why, row)
+    return [(row, why) for why, row in found.items()][:5]
+
+
+def _print_path(line: str) -> None:
+    """Print a line with a path in it, which no terminal's width breaks or cuts."""
+    terminal.out.print(line, markup=False, soft_wrap=True)
+
+
 def _show_features(names: tuple[str, ...], values: np.ndarray, labels: np.ndarray) -> None:
     """Which metadata there are, and how they are spread among kept and discarded images.
 
-    Values are as the network sees them: transformed, not yet standardised.
+    Values are shown in the field's units, as the source has them.
 
     Args:
         names: of the columns of ``values``.
-        values: float32 [n, F], NaN where missing.
+        values: float32 [n, F] as the networks have them: transformed, not standardised, NaN where missing.
         labels: int8 [n]: 1 keep, 0 discard, -1 no label.
     """
     import numpy as np
 
     from cryoray.preparation.features import FEATURES
 
-    units = {f.name: f"{f.transform} {f.unit}".strip() for f in FEATURES}
+    features = {feature.name: feature for feature in FEATURES}
     groups = {"kept": labels == 1, "discarded": labels == 0}
     if not all(some.any() for some in groups.values()):
         groups = {"images": np.ones(len(labels), bool)}
-    made = Table(
-        *("feature", "unit", "present", "from", *groups, "to"),
-        title="Metadata",
-        title_justify="left",
-    )
-    missing, ranked = [], 0
+    rows: list[tuple[str, ...]] = []
+    columns, missing, ranked = [], [], 0
     for name, column in zip(names, values.T, strict=True):
         known = np.isfinite(column)
         if not known.any():
             missing.append(name)
-        elif name.endswith(("_rank", "_z")):  # the same, said relative to the job
+        elif name.endswith(("_rank", "_z")):  # the same, relative to the job
             ranked += 1
         else:
-            low, high = (float(end) for end in np.percentile(column[known], _REACH))
-            bars = [_histogram(column[known & some], low, high) for some in groups.values()]
-            share = f"{known.mean():.0%}"
-            made.add_row(name, units[name], share, terminal.text(low), *bars, terminal.text(high))
-    terminal.out.print(made)
-    if ranked:
-        terminal.out.print(f"and {ranked} of the same, as ranks and z-scores in their job")
+            own = features[name].in_units(column)
+            low, high = (float(end) for end in np.percentile(own[known], _REACH))
+            reach = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+            rows.append((name, f"{known.mean():.0%}", reach, features[name].unit))
+            columns.append((own, known, low, high))
+    if rows:
+        heads = ("metadata", "known", "values", "unit")
+        taken = sum(max(map(len, cells)) + _GAP for cells in zip(heads, *rows, strict=True))
+        room = terminal.out.width - taken
+        bins = min(_MOST, max(_FEWEST, (room - _GAP * (len(groups) - 1)) // len(groups)))
+        made = Table(*heads, *groups, box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
+        for place in made.columns:
+            place.no_wrap = True
+        for cells, (own, known, low, high) in zip(rows, columns, strict=True):
+            bars = [_histogram(own[known & some], low, high, bins) for some in groups.values()]
+            made.add_row(*cells, *bars)
+        terminal.out.print(made)
+        if any(unit == "grey" for _, _, _, unit in rows):
+            terminal.out.print("grey: in standard deviations of the job's class averages")
+        if ranked:
+            terminal.out.print(f"and {ranked} of the same, as ranks and z-scores in their job")
     if missing:
         terminal.out.print(f"missing: {', '.join(missing)}")
+    terminal.out.print()
 
 
-def _histogram(values: np.ndarray, low: float, high: float) -> str:
+def _histogram(values: np.ndarray, low: float, high: float, bins: int) -> str:
     """Bars as high as values are many, from ``low`` to ``high``; what lies beyond is in the last."""
     import numpy as np
 
     if low == high:
-        return f"all {terminal.text(low)}" if len(values) else ""
-    counts, _ = np.histogram(values.clip(low, high), _BINS, (low, high))
+        return ""
+    counts, _ = np.histogram(values.clip(low, high), bins, (low, high))
     steps = np.ceil(counts / max(counts.max(), 1) * (len(_BARS) - 1)).astype(int)
     return "".join(_BARS[step] for step in steps)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 from cryoray import terminal
 from cryoray.cli import inspect
 from cryoray.cli.main import app
+from cryoray.formats.source import open_source
 from cryoray.models.ensemble import Ensemble
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.settings import RuntimeSettings
@@ -59,16 +61,45 @@ def test_histograms_are_of_kept_and_discarded_and_what_is_missing_is_named(
     values = np.stack([defocus, np.where(labels == 1, np.nan, 0.5), np.full(2000, np.nan)], 1)
     inspect._show_features(("defocus", "pick_ncc", "phase_shift"), values, labels)
     shown = capsys.readouterr().out
-    rows = [
-        [cell.strip() for cell in line.split("│")[1:-1]]
-        for line in shown.splitlines()
-        if line.startswith("│")
-    ]
-    assert rows == [
-        ["defocus", "µm", "100%", "1.01", "█" * 12 + "▁", "█" * 12, "2.99"],
-        ["pick_ncc", "", "50%", "0.5", "", "all 0.5", "0.5"],
+    rows = [line.split("  ") for line in shown.splitlines()[1:3]]
+    assert [[cell.strip() for cell in row if cell.strip()] for row in rows] == [
+        ["defocus", "100%", "1.01 to 2.99", "µm", "█" * 12 + "▁", "█" * 12],
+        ["pick_ncc", "50%", "0.5"],
     ]
     assert "missing: phase_shift" in shown
+
+
+def test_metadata_fit_into_80_columns_in_the_units_of_the_field(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(terminal, "out", Console(width=80, highlight=False))
+    names = ("autopick_figure_of_merit", "ctf_max_resolution", "astigmatism", "log_likelihood")
+    own = np.stack([np.linspace(low, high, 1000) for low, high in ((-1, 1), (4, 9), (50, 3750))], 1)
+    values = [own[:, 0], np.log(own[:, 1]), np.log1p(own[:, 2]), np.arcsinh(1e5 * own[:, 2])]
+    labels = np.repeat([1, 0], 500)
+    inspect._show_features(names, np.stack(values, 1).astype(np.float32), labels)
+    lines = capsys.readouterr().out.rstrip().splitlines()
+    assert len(lines) == 1 + len(names)
+    assert all(len(line) <= 80 and "…" not in line for line in lines)
+    assert [line.split()[0] for line in lines[1:]] == list(names)
+    assert " to 8.97  " in lines[2]
+    assert "Å" in lines[2]
+    assert "68.5 to 3.73e+03" in lines[3]
+    assert "log" not in " ".join(lines[:-1])  # but in the name on the last line
+    assert all("█" in line for line in lines[1:])
+
+
+def test_of_images_that_were_not_read_inspect_says_nothing_but_where_the_first_should_be(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal, "out", Console(width=80, highlight=False))
+    star = shutil.copy(project, tmp_path / "particles.star")
+    shown = run("inspect", star)
+    assert "bright" not in shown
+    assert "box, px" not in shown
+    first = open_source(Path(star)).stacks[0]
+    assert f"there is no such stack, the first: {first}\n" in shown
+    assert "defocus" in shown.split("missing: ")[0]  # the STAR file has it
 
 
 @pytest.mark.long
