@@ -26,8 +26,9 @@ def report_labels(ensemble: Path, sets: Sequence[Path], out: Path) -> int:
     """Write `suspected_labels.csv` and `report.html` with pictures, the most confident first.
 
     An image is suspect where networks that had not seen its group are as sure of the other label as they
-    are, in the mean, of images that carry it (`boosting.filtering.suspected_labels`). The score of the
-    table is theirs. Boosting left these images out.
+    are, in the mean, of images that carry it (`boosting.filtering.suspected_labels`). The first network's
+    probability (``d1``) raises the suspicion, so it orders the images and stands under them; ``score``
+    of the table is the vote of all three, which may think otherwise. Boosting left these images out.
 
     Args:
         ensemble: folder of one that was trained on the sets.
@@ -46,7 +47,7 @@ def report_labels(ensemble: Path, sets: Sequence[Path], out: Path) -> int:
         raise InputError("there is no such record", file=file, remedy="train the ensemble again")
     held_out = pq.read_table(file)
     table = held_out.filter(held_out["suspected"]).drop_columns("suspected")
-    score, keep = table["score"].to_numpy(), table["keep"].to_numpy(zero_copy_only=False)
+    score, keep = table["d1"].to_numpy(), table["keep"].to_numpy(zero_copy_only=False)
     order = np.argsort(np.where(keep, score, 1 - score), kind="stable")
     table, score, keep = table.take(order), score[order], keep[order]
     with replacing_folder(Path(out).absolute(), "report of labels", _is_report) as partial:
@@ -64,7 +65,9 @@ def report_labels(ensemble: Path, sets: Sequence[Path], out: Path) -> int:
             if shown:
                 names = table["image"].take(shown).to_pylist()
                 pixels = np.stack([images[row] for row in shown])
-                note = f"{len(those):,} in all. The number is the score."
+                note = (
+                    f"{len(those):,} in all. The number is the first network's probability of keep."
+                )
                 strips.append(report.Strip(title, tone, pixels, score[shown], names, note))
         record = training_record(Path(ensemble))
         lead = (
