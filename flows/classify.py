@@ -13,28 +13,42 @@ from prefect.cache_policies import NO_CACHE
 
 from cryoray.records import VERDICTS
 from flows import engine
-from flows.telling import Telling, key
+from flows.telling import Telling, key, link_report
 
 
 @flow(name="classify", flow_run_name="classify {source}")
-def classify(source: Path, out: Path, overrides: dict[str, Any] | None = None) -> Path:
+def classify(
+    source: Path,
+    out: Path,
+    overrides: dict[str, Any] | None = None,
+    ensemble: str | None = None,
+) -> Path:
     """Judge every image of the source, and keep how many went where.
 
     Args:
         source: what ``cryoray classify`` takes.
         out: folder of the verdicts.
-        overrides: settings over those of file and environment (``classify.ensemble`` names the
-            ensemble), nested as in the TOML file.
+        overrides: settings over those of file and environment, nested as in the TOML file.
+        ensemble: that judges, a name in the registry or a folder; empty: as the settings say.
     """
-    verdicts = judge(source, out, overrides or {})
+    verdicts = judge(source, out, with_ensemble(overrides, ensemble))
     tabulate(verdicts)
+    link_report("verdicts", verdicts)
     return verdicts
+
+
+def with_ensemble(overrides: dict[str, Any] | None, ensemble: str | None) -> dict[str, Any]:
+    """The settings, with the ensemble that the form named."""
+    given = overrides or {}
+    if not ensemble:
+        return given
+    return {**given, "classify": {**given.get("classify", {}), "ensemble": ensemble}}
 
 
 @task(cache_policy=NO_CACHE, task_run_name="judge {source}")
 def judge(source: Path, out: Path, overrides: dict[str, Any]) -> Path:
     """Have ``cryoray.verbs.classify.classify`` done."""
-    with Telling("verdicts") as told:
+    with Telling("verdicts", Path(out).name) as told:
         asked = {"source": source, "out": out}
         engine.run("classify", asked, out, overrides, told.progress, told.event)
     return Path(out).absolute()

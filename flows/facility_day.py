@@ -40,7 +40,7 @@ from flows.evaluate import evaluate, numbers
 from flows.ingest import ingest
 from flows.microscope import exposures, record
 from flows.session import Clock
-from flows.telling import Telling
+from flows.telling import Telling, key
 from flows.train import train
 
 #: Of the new collection.
@@ -116,7 +116,7 @@ def facility_day(out: Path, source: Path | None = None, day: Day | None = None) 
 def simulate(out: Path, projects: int, images: int, seed: int) -> Path:
     """Call ``cryoray.simulation.simulate``."""
     settings = load(simulate={"projects": projects, "images": images, "seed": seed})
-    with Telling("source") as told:
+    with Telling("source", f"{out.parent.name}-{out.name}") as told:
         simulation.simulate(out, settings, on_progress=told.progress, on_event=told.event)
     return out
 
@@ -157,7 +157,7 @@ def collect(new: Path, ensemble: Path, out: Path) -> tuple[Path, float]:
     clock = Clock(stop, longest=3600.0, idle=600.0)
     waiting = {str(live / f"{stem}.mrcs") for stem, _ in exposures(source)}
     with (
-        Telling("session") as told,
+        Telling("session", out.name) as told,
         service_of(settings, where) as client,
         ThreadPoolExecutor(1, "microscope") as microscope,
     ):
@@ -204,7 +204,9 @@ def compare(new: Path, session: Path, ensemble: Path) -> dict[str, Any]:
         review=np.array(table["verdict"].to_pylist())[told] == "review",
         groups=source.micrograph[rows],
     )
-    create_table_artifact(numbers(live), key="metrics-live", description=str(new))
+    create_table_artifact(
+        numbers(live), key=key(f"metrics-live-{new.parent.name}"), description=str(new)
+    )
     return live
 
 

@@ -33,7 +33,7 @@ def ingest(sources: list[Path], out: Path, overrides: dict[str, Any] | None = No
 @task(cache_policy=NO_CACHE, task_run_name="prepare {out}")
 def prepare(sources: list[Path], out: Path, overrides: dict[str, Any]) -> Path:
     """Have ``cryoray.verbs.ingest.ingest`` done."""
-    with Telling("set") as told:
+    with Telling("set", Path(out).name) as told:
         asked = {"sources": sources, "out": out}
         engine.run("ingest", asked, out, overrides, told.progress, told.event)
     return Path(out).absolute()

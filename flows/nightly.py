@@ -106,7 +106,7 @@ def gather(ledgers: Sequence[str], out: Path, champion: Path, settings: Settings
             }
             for one in found
         ],
-        key="gathered",
+        key=key(f"gathered-{out.parent.name}"),
         description="what people said in sessions",
     )
     return found

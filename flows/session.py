@@ -89,7 +89,7 @@ def watch(
     settings, stop = load(**overrides), threading.Event()
     clock = Clock(stop, hours * 3600, idle * 3600)
     where = places(folder, name, settings.watch)
-    with Telling("session") as told, service_of(settings, where) as client:
+    with Telling("session", name) as told, service_of(settings, where) as client:
         watcher = Watcher(folder, name, settings.watch, client, on_event=clock.heard(told.event))
         try:
             if hours:

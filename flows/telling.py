@@ -8,13 +8,18 @@ from types import TracebackType
 from typing import TYPE_CHECKING, cast
 
 from prefect import get_run_logger
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.artifacts import (
+    create_link_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
 from prefect.events import emit_event
 
 from cryoray.records import Event, Progress
 from cryoray.terminal import Show
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from uuid import UUID
 
 #: Seconds between two updates of one artifact: each is a request to Prefect's server.
@@ -26,10 +31,11 @@ class Telling:
 
     Args:
         subject: what the events are about, e.g. ``set`` or ``ensemble``.
+        run: what tells this run's artifacts from those of others, as the name of what it makes.
     """
 
-    def __init__(self, subject: str) -> None:
-        self._subject = subject
+    def __init__(self, subject: str, run: str = "") -> None:
+        self._subject, self._run = subject, run
         self._show = Show()
         self._artifacts: dict[str, tuple[UUID, float]] = {}
 
@@ -52,7 +58,10 @@ class Telling:
         percent = 100.0 * now.done / now.total if now.total else 0.0
         known, told = self._artifacts.get(now.stage, (None, 0.0))
         if known is None:
-            made = cast("UUID", create_progress_artifact(percent, key(now.stage), said(now)))
+            made = cast(
+                "UUID",
+                create_progress_artifact(percent, key(f"{now.stage}-{self._run}"), said(now)),
+            )
             self._artifacts[now.stage] = (made, time.monotonic())
         elif percent >= 100.0 or time.monotonic() - told >= _EVERY:
             update_progress_artifact(known, percent, said(now))
@@ -72,6 +81,18 @@ def said(now: Progress) -> str:
     """The stage, how much of it is done, and what else its verb says of it, as GB/s and time left."""
     total = "" if now.total is None else f" of {now.total:,}"
     return f"{now.stage}: {now.done:,}{total} {now.unit}" + (f"; {now.note}" if now.note else "")
+
+
+def link_report(kind: str, folder: Path) -> None:
+    """Keep a link to the report of a run, where it wrote one: to its ``report.html``."""
+    page = folder.absolute() / "report.html"
+    if page.is_file():
+        create_link_artifact(
+            page.as_uri(),
+            link_text=f"report of {folder.name}",
+            key=key(f"report-{kind}-{folder.name}"),
+            description=str(page),
+        )
 
 
 def key(text: str) -> str:

@@ -34,7 +34,7 @@ def train(sets: list[Path], out: Path, overrides: dict[str, Any] | None = None) 
 @task(cache_policy=NO_CACHE, task_run_name="boost {out}")
 def boost(sets: list[Path], out: Path, overrides: dict[str, Any]) -> Path:
     """Have ``cryoray.verbs.train.train`` done, one training at a time where the limit was made."""
-    with Telling("ensemble") as told, concurrency(ONE_TRAINING):
+    with Telling("ensemble", Path(out).name) as told, concurrency(ONE_TRAINING):
         asked = {"sets": sets, "out": out}
         engine.run("train", asked, out, overrides, told.progress, told.event)
     return Path(out).absolute()

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from prefect.utilities.callables import parameter_schema
 
 from cryoray.errors import InputError
 from cryoray.formats.mrc import read_frames, read_header
@@ -19,7 +20,7 @@ from cryoray.formats.source import Source, open_source
 from cryoray.formats.verdicts import write_verdicts
 from cryoray.records import Progress, Verdicts
 from cryoray.session.judging import place
-from flows import evaluate, facility_day, telling
+from flows import classify, evaluate, facility_day, telling
 from flows.day_report import judged, truth
 from flows.microscope import record
 from tests.preparation.sources import particles, write_source
@@ -124,6 +125,18 @@ def test_a_folder_that_no_demo_made_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "set").exists()
     (tmp_path / "thesis.tex").unlink()
     assert list(facility_day.emptied(tmp_path).iterdir()) == []
+
+
+def test_a_form_names_the_ensemble_over_the_settings_that_it_has() -> None:
+    fields = parameter_schema(classify.classify).model_dump()["properties"]
+    assert "ensemble" in fields
+    given = {"classify": {"review": False, "ensemble": "old"}, "registry": "there"}
+    assert classify.with_ensemble(given, "new") == {
+        "classify": {"review": False, "ensemble": "new"},
+        "registry": "there",
+    }
+    assert classify.with_ensemble(None, None) == {}
+    assert given["classify"] == {"review": False, "ensemble": "old"}
 
 
 def test_only_plain_numbers_are_tabulated() -> None:

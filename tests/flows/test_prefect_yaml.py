@@ -20,14 +20,19 @@ from prefect.cli.deploy._schedules import _schedule_config_to_deployment_schedul
 from prefect.utilities.callables import parameter_schema
 from pydantic import BaseModel
 
-FILE = Path(__file__).parents[2] / "flows" / "prefect.yaml"
-GIVEN: dict[str, Any] = yaml.safe_load(FILE.read_text())
-DEPLOYMENTS: list[dict[str, Any]] = GIVEN["deployments"]
+FLOWS = Path(__file__).parents[2] / "flows"
+GIVEN: dict[str, dict[str, Any]] = {
+    name: yaml.safe_load((FLOWS / name).read_text())
+    for name in ("prefect.yaml", "prefect-k8s.yaml")
+}
+DEPLOYMENTS: list[dict[str, Any]] = [
+    deployment for given in GIVEN.values() for deployment in given["deployments"]
+]
 
 
 def flow_of(deployment: dict[str, Any]) -> Flow[..., Any]:
     path, _, name = deployment["entrypoint"].partition(":")
-    assert (FILE.parents[1] / path).is_file(), path
+    assert (FLOWS.parent / path).is_file(), path
     found = getattr(import_module(path.removesuffix(".py").replace("/", ".")), name)
     assert isinstance(found, Flow)
     return found
@@ -39,8 +44,9 @@ def unknown(given: dict[str, Any], model: type[BaseModel]) -> set[str]:
 
 
 def test_prefect_knows_every_key() -> None:
-    PrefectYamlModel.model_validate(GIVEN)
-    assert unknown(GIVEN, PrefectYamlModel) == {"definitions"}, "anchors alone"
+    for given in GIVEN.values():
+        PrefectYamlModel.model_validate(given)
+        assert unknown(given, PrefectYamlModel) == {"definitions"}, "anchors alone"
     for deployment in DEPLOYMENTS:
         assert not unknown(deployment, DeploymentConfig), deployment["name"]
         assert not unknown(deployment["work_pool"], WorkPoolConfig)
@@ -60,6 +66,14 @@ def test_parameters_are_those_of_the_flow_and_each_is_explained(deployment: dict
         Draft202012Validator(
             {"type": "object", "required": schema["required"], "properties": {}}
         ).validate(given)
+
+
+def test_no_file_needs_a_pool_of_another_so_that_each_deploys_whole() -> None:
+    pools = {
+        name: {deployment["work_pool"]["name"] for deployment in given["deployments"]}
+        for name, given in GIVEN.items()
+    }
+    assert pools == {"prefect.yaml": {"cryoray"}, "prefect-k8s.yaml": {"cryoray-k8s"}}
 
 
 def test_every_flow_has_a_deployment_and_sessions_come_first() -> None:

@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from prefect import flow
 from prefect.client.orchestration import get_client
 
 from cryoray.formats.volume import write_volume
+from cryoray.records import Progress
 from flows import validate
+from flows.telling import Telling
 from tests.half_maps import PIXEL, half_maps, phantom
 
 pytestmark = pytest.mark.long
@@ -23,8 +26,23 @@ def test_fsc_as_a_flow_keeps_resolutions(tmp_path: Path, prefect: None) -> None:
     numbers = validate.fsc(first, second, tmp_path / "proof")
     assert json.loads((tmp_path / "proof" / "metrics.json").read_text())["fsc"] == numbers["fsc"]
     with get_client(sync_client=True) as client:
-        kept = [one for one in client.read_artifacts() if one.key == "proof-proof"]
-    assert json.loads(str(kept[0].data)) == validate.rows(numbers)
+        kept = {one.key: one for one in client.read_artifacts()}
+    assert json.loads(str(kept["proof-proof"].data)) == validate.rows(numbers)
+    page = tmp_path / "proof" / "report.html"
+    assert f"[report of proof]({page.as_uri()})" in str(kept["report-proof-proof"].data)
+
+
+def test_progress_of_each_run_has_a_key_of_its_own(tmp_path: Path, prefect: None) -> None:
+    @flow
+    def work(out: str) -> None:
+        with Telling("set", out) as told:
+            told.progress(Progress("read", 1, 2))
+
+    work("first")
+    work("second")
+    with get_client(sync_client=True) as client:
+        keys = {one.key for one in client.read_artifacts()}
+    assert keys >= {"read-first", "read-second"}
 
 
 def test_rows_are_the_numbers_that_a_person_looks_for() -> None:
