@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 
 from cryoray.records import VERDICTS
 from flows import engine
-from flows.telling import Telling, key, link_report
+from flows.telling import Telling, key, link_report, run_of
 
 
 @flow(name="classify", flow_run_name="classify {source}")
@@ -48,7 +48,7 @@ def with_ensemble(overrides: dict[str, Any] | None, ensemble: str | None) -> dic
 @task(cache_policy=NO_CACHE, task_run_name="judge {source}")
 def judge(source: Path, out: Path, overrides: dict[str, Any]) -> Path:
     """Have ``cryoray.verbs.classify.classify`` done."""
-    with Telling("verdicts", Path(out).name) as told:
+    with Telling("verdicts", run_of(out)) as told:
         asked = {"source": source, "out": out}
         engine.run("classify", asked, out, overrides, told.progress, told.event)
     return Path(out).absolute()
@@ -58,7 +58,7 @@ def judge(source: Path, out: Path, overrides: dict[str, Any]) -> Path:
 def tabulate(verdicts: Path) -> None:
     """Keep the counts by verdict as a table artifact."""
     create_table_artifact(
-        counts(verdicts), key=key(f"verdicts-{verdicts.name}"), description=str(verdicts)
+        counts(verdicts), key=key(f"verdicts-{run_of(verdicts)}"), description=str(verdicts)
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ def write_report(
     good = keep[table["row"].to_numpy()] == 1
     live_score = table["score"].to_numpy()
     bound = settings.train.operating_point.bound
+    forced = live_score >= manifest.threshold
+    review = np.array(table["verdict"].to_pylist(), object) == "review"
     sections = [
         report.summary_section(
             "An ensemble learned from past projects, and judged a new collection stack by stack while it"
@@ -58,27 +61,73 @@ def write_report(
             {
                 "accuracy": report.percent(live["accuracy"]),
                 "good images lost": report.percent(live["false_negative_rate"]),
+                "junk let through": report.percent(live["false_positive_rate"]),
                 "images per second": f"{speed:,.0f}",
             },
         ),
-        report.result_section(
-            live, f"The new collection, as the service judged it, against {_said_by(kind)}."
+        *_about(
+            "New collection",
+            [
+                report.result_section(live, f"As the service judged it, against {_said_by(kind)}."),
+                decisions_section(forced, review),
+                report.confusion_section(good[told], live_score[told], manifest.threshold),
+                *_by_kind(kind[table["row"].to_numpy()], forced),
+                report.gallery_section(
+                    strips(source, table, manifest.preparation),
+                    "Images",
+                    "As the networks saw them: windowed, rescaled, normalised. What is under review has"
+                    " strips of its own, and is not among the kept and discarded here.",
+                ),
+                report.views_section(live["by_view"], bound),
+            ],
         ),
-        report.confusion_section(good[told], live_score[told], manifest.threshold),
-        *_by_kind(kind[table["row"].to_numpy()], live_score >= manifest.threshold),
-        report.gallery_section(
-            strips(source, table, manifest.preparation),
-            "The new collection",
-            "As the networks saw it: windowed, rescaled, normalised.",
+        *_about(
+            "Past projects held out",
+            [
+                report.result_section(
+                    held_out,
+                    "Of groups that took no part in training, against what a person selected.",
+                ),
+                report.roc_section(labels, score, manifest.threshold, bound),
+                report.calibration_section(labels, score, manifest.threshold, manifest.review),
+            ],
         ),
-        report.views_section(live["by_view"], bound),
-        report.curves_section(training),
-        report.bound_section(training["bound"]),
-        report.roc_section(labels, score, manifest.threshold, bound),
-        report.calibration_section(labels, score, manifest.threshold, manifest.review),
+        *_about(
+            "Training", [report.curves_section(training), report.bound_section(training["bound"])]
+        ),
         report.provenance_section(command, [settings.train]),
     ]
     return report.render(out / "report.html", "A facility's day", sections)
+
+
+def _about(what: str, sections: Iterable[report.Section]) -> list[report.Section]:
+    """The sections under headings that name the images which they are about."""
+    return [
+        replace(one, title=f"{what}: {one.title[:1].lower()}{one.title[1:]}") for one in sections
+    ]
+
+
+def decisions_section(forced: np.ndarray, review: np.ndarray) -> report.Section:
+    """How many are kept by the forced decision, which all rates are of, and what a review leaves of them.
+
+    Args:
+        forced: bool [n], whether the score reaches the threshold.
+        review: bool [n], whether a person is asked to look.
+    """
+    rows = [
+        (name, f"{(forced & those).sum():,}", f"{(~forced & those).sum():,}")
+        for name, those in (
+            ("forced decision, all images", np.ones(len(forced), bool)),
+            ("of these under review", review),
+            ("decided without a person", ~review),
+        )
+    ]
+    return report.table_section(
+        "Kept and discarded",
+        ("", "kept", "discarded"),
+        rows,
+        "Every count and rate on this page is of the forced decision, review included, unless it says so.",
+    )
 
 
 def truth(source: Source) -> tuple[np.ndarray, np.ndarray]:

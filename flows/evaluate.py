@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 
 from cryoray.settings import load
 from flows import engine
-from flows.telling import Telling, key, link_report
+from flows.telling import Telling, key, link_report, run_of
 
 
 @flow(name="evaluate", flow_run_name="evaluate {ensemble}")
@@ -75,7 +75,7 @@ def judge_folds(sets: list[Path], out: Path, overrides: dict[str, Any]) -> dict[
 def _measured(
     verb: str, asked: dict[str, Any], out: Path, overrides: dict[str, Any]
 ) -> dict[str, Any]:
-    with Telling("evaluation", Path(out).name) as told:
+    with Telling("evaluation", run_of(out)) as told:
         engine.run(verb, asked, out, overrides, told.progress, told.event)
     metrics: dict[str, Any] = json.loads((Path(out) / "metrics.json").read_text())
     return metrics
@@ -84,7 +84,7 @@ def _measured(
 @task(cache_policy=NO_CACHE, task_run_name="tabulate {out}")
 def tabulate(metrics: dict[str, Any], out: Path) -> None:
     """Keep the plain numbers as a table artifact."""
-    create_table_artifact(numbers(metrics), key=key(f"metrics-{out.name}"), description=str(out))
+    create_table_artifact(numbers(metrics), key=key(f"metrics-{run_of(out)}"), description=str(out))
     link_report("metrics", out)
 
 

@@ -11,6 +11,7 @@ import secrets
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,7 +41,7 @@ from flows.evaluate import evaluate, numbers
 from flows.ingest import ingest
 from flows.microscope import exposures, record
 from flows.session import Clock
-from flows.telling import Telling, key
+from flows.telling import Telling, key, link_report, run_of
 from flows.train import train
 
 #: Of the new collection.
@@ -76,6 +77,45 @@ class Day(BaseModel):
 RECORDED = Day(epochs=20)
 
 
+#: The steps of a day and roughly what share of it each takes; only the time left depends on them.
+STEPS = {
+    "past projects": 0.08,
+    "prepared set": 0.07,
+    "training": 0.6,
+    "groups held out": 0.05,
+    "new collection, judged live": 0.15,
+    "report": 0.05,
+}
+
+
+class Steps:
+    """How far a day is, printed as each of its steps begins.
+
+    Args:
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._began = clock, clock()
+
+    def begin(self, name: str) -> None:
+        """Print which step begins, and about how long this and the others will take."""
+        terminal.out.print(self.line(name), style="bold")
+
+    def line(self, name: str) -> str:
+        """``3 of 6: training, about 4 minutes left``; no time before there is something to go by."""
+        at = list(STEPS).index(name)
+        done = sum(list(STEPS.values())[:at])
+        line = f"{at + 1} of {len(STEPS)}: {name}"
+        if not done:
+            return line
+        left = (self._clock() - self._began) * (1 - done) / done
+        minutes = round(left / 60)
+        if minutes < 1:
+            return f"{line}, less than a minute left"
+        return f"{line}, about {minutes} minute{'' if minutes == 1 else 's'} left"
+
+
 @flow(name="facility-day", flow_run_name="facility day in {out}")
 def facility_day(out: Path, source: Path | None = None, day: Day | None = None) -> dict[str, Any]:
     """Learn from past projects, judge a new collection stack by stack, and say how well it went.
@@ -89,19 +129,26 @@ def facility_day(out: Path, source: Path | None = None, day: Day | None = None) 
     Returns:
         the numbers of the groups held out and of the new collection, and where the files are.
     """
-    day = day or Day()
+    day, steps = day or Day(), Steps()
+    steps.begin("past projects")
     past = source or simulate(out / "past", day.past, day.images, day.seed)
+    steps.begin("prepared set")
     prepared = ingest([past], out / "set")
+    steps.begin("training")
     ensemble = train([prepared], out / "ensemble", day.training)
+    steps.begin("groups held out")
     held_out = evaluate(ensemble, prepared, out / "evaluation")
+    steps.begin("new collection, judged live")
     if source is None:
         new = simulate(out / "new", 1, day.images, day.seed + 1)
     else:
         new = set_aside(source, out / "evaluation", out / "new")
     session, speed = collect(new, ensemble, out)
+    steps.begin("report")
     live = compare(new, session, ensemble)
     command = f"make demo OUT={out}" + (f" SOURCE={source}" if source else "")
     page = write_report(out, new, session, ensemble, held_out, live, speed, day.training, command)
+    link_report("day", out)
     return {
         "held_out": held_out,
         "live": live,
@@ -116,7 +163,7 @@ def facility_day(out: Path, source: Path | None = None, day: Day | None = None) 
 def simulate(out: Path, projects: int, images: int, seed: int) -> Path:
     """Call ``cryoray.simulation.simulate``."""
     settings = load(simulate={"projects": projects, "images": images, "seed": seed})
-    with Telling("source", f"{out.parent.name}-{out.name}") as told:
+    with Telling("source", run_of(out)) as told:
         simulation.simulate(out, settings, on_progress=told.progress, on_event=told.event)
     return out
 
@@ -267,10 +314,14 @@ def _summary(made: dict[str, Any]) -> Table:
     shown = Table(
         "", "past, held out", "new, judged live", title="A facility's day", title_justify="left"
     )
-    names = ("n", "accuracy", "false_negative_rate", "auroc", "review_fraction")
-    for name, title in zip(
-        names, ("images", "accuracy", "good images lost", "AUROC", "review"), strict=True
-    ):
+    for name, title in {
+        "n": "images",
+        "accuracy": "accuracy",
+        "false_negative_rate": "good images lost",
+        "false_positive_rate": "junk let through",
+        "auroc": "AUROC",
+        "review_fraction": "review",
+    }.items():
         shown.add_row(title, *(terminal.text(made[which][name]) for which in ("held_out", "live")))
     shown.add_row("images per second", "", f"{made['images_per_second']:,.0f}")
     for name in ("ensemble", "verdicts", "report"):

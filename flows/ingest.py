@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.preparation.reader import by_reason
 from flows import engine
-from flows.telling import Telling, key
+from flows.telling import Telling, key, run_of
 
 
 @flow(name="ingest", flow_run_name="ingest into {out}")
@@ -33,7 +33,7 @@ def ingest(sources: list[Path], out: Path, overrides: dict[str, Any] | None = No
 @task(cache_policy=NO_CACHE, task_run_name="prepare {out}")
 def prepare(sources: list[Path], out: Path, overrides: dict[str, Any]) -> Path:
     """Have ``cryoray.verbs.ingest.ingest`` done."""
-    with Telling("set", Path(out).name) as told:
+    with Telling("set", run_of(out)) as told:
         asked = {"sources": sources, "out": out}
         engine.run("ingest", asked, out, overrides, told.progress, told.event)
     return Path(out).absolute()
@@ -43,12 +43,12 @@ def prepare(sources: list[Path], out: Path, overrides: dict[str, Any]) -> Path:
 def tabulate(prepared: Path) -> None:
     """Keep images, kept and discarded by project as a table artifact; and why rows are not in it."""
     create_table_artifact(
-        contents(prepared), key=key(f"set-{prepared.name}"), description=str(prepared)
+        contents(prepared), key=key(f"set-{run_of(prepared)}"), description=str(prepared)
     )
     reasons = by_reason(PreparedSet.open(prepared).quarantine["reason"].to_pylist())
     create_table_artifact(
         [{"quarantined": count, "reason": why} for why, count in reasons.items()],
-        key=key(f"quarantine-{prepared.name}"),
+        key=key(f"quarantine-{run_of(prepared)}"),
         description=f"rows that are not in {prepared}",
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, cast
 
@@ -19,7 +20,6 @@ from cryoray.records import Event, Progress
 from cryoray.terminal import Show
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from uuid import UUID
 
 #: Seconds between two updates of one artifact: each is a request to Prefect's server.
@@ -90,9 +90,17 @@ def link_report(kind: str, folder: Path) -> None:
         create_link_artifact(
             page.as_uri(),
             link_text=f"report of {folder.name}",
-            key=key(f"report-{kind}-{folder.name}"),
+            key=key(f"report-{kind}-{run_of(folder)}"),
             description=str(page),
         )
+
+
+def run_of(out: Path) -> str:
+    """What tells the artifacts of a run from those of others: its output's name, and the folder's above.
+
+    Names such as ``set`` are the same in every project.
+    """
+    return "-".join(Path(out).absolute().parts[-2:])
 
 
 def key(text: str) -> str:

@@ -15,7 +15,7 @@ from cryoray.settings import load
 from cryoray.verbs.validate_fsc import validate_fsc
 from cryoray.verbs.validate_reconstruct import validate_reconstruct
 from cryoray.verbs.validate_similarity import validate_similarity
-from flows.telling import Telling, key, link_report
+from flows.telling import Telling, key, link_report, run_of
 
 
 @flow(name="validate-fsc", flow_run_name="FSC of {half1}")
@@ -105,7 +105,7 @@ def prove(
     verb: Callable[..., dict[str, Any]], out: Path, overrides: dict[str, Any]
 ) -> dict[str, Any]:
     """Call one of the verbs of ``validate``."""
-    with Telling("proof", out.name) as told:
+    with Telling("proof", run_of(out)) as told:
         return verb(
             out=out, settings=load(**overrides), on_progress=told.progress, on_event=told.event
         )
@@ -114,7 +114,7 @@ def prove(
 @task(cache_policy=NO_CACHE, task_run_name="tabulate {out}")
 def tabulate(numbers: dict[str, Any], out: Path) -> None:
     """Keep resolutions and similarities as a table artifact."""
-    create_table_artifact(rows(numbers), key=key(f"proof-{out.name}"), description=str(out))
+    create_table_artifact(rows(numbers), key=key(f"proof-{run_of(out)}"), description=str(out))
     link_report("proof", out)
 
 

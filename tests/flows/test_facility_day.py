@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from cryoray.formats.source import open_source
 from cryoray.settings import RuntimeSettings
 from flows.day_report import judged
 from flows.facility_day import Day, emptied, facility_day
+from flows.telling import key
 
 pytestmark = pytest.mark.ray
 
@@ -29,13 +31,20 @@ def test_a_tiny_day(tmp_path: Path, prefect: None, ray_cluster: RuntimeSettings)
     assert sum(file.read_text().count("@") for file in merged) == day.images
     assert len(list((tmp_path / "live").glob("*.mrcs"))) == len(set(collection.micrograph))
     page = made["report"].read_text()
-    for heading in ("Summary", "Result", "Training", "Calibration", "Confusion"):
-        assert heading in page
+    headings = re.findall(r"<h2[^>]*>([^<]*)", page)
+    assert len(set(headings)) == len(headings)
+    assert {
+        *("Summary", "New collection: result", "Past projects held out: result"),
+        *("New collection: kept and discarded", "Past projects held out: calibration"),
+    } <= set(headings)
 
     with get_client(sync_client=True) as client:
         states = {run.name: run.state_name for run in client.read_flow_runs()}
         kept = {artifact.key for artifact in client.read_artifacts()}
     assert set(states.values()) == {"Completed"}
-    assert {"set-set", "card-ensemble", "metrics-evaluation", "metrics-live"} <= kept
+    run = tmp_path.name
+    of_run = {f"set-{run}-set", f"card-{run}-ensemble", f"metrics-{run}-evaluation"}
+    of_run |= {f"metrics-live-{run}", f"report-day-{tmp_path.parent.name}-{run}"}
+    assert {key(text) for text in of_run} <= kept
     assert emptied(tmp_path) == tmp_path, "the next day may have the same folder"
     assert not list(tmp_path.iterdir())

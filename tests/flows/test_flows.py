@@ -21,7 +21,7 @@ from cryoray.formats.verdicts import write_verdicts
 from cryoray.records import Progress, Verdicts
 from cryoray.session.judging import place
 from flows import classify, evaluate, facility_day, telling
-from flows.day_report import judged, truth
+from flows.day_report import decisions_section, judged, truth
 from flows.microscope import record
 from tests.preparation.sources import particles, write_source
 
@@ -137,6 +137,26 @@ def test_a_form_names_the_ensemble_over_the_settings_that_it_has() -> None:
     }
     assert classify.with_ensemble(None, None) == {}
     assert given["classify"] == {"review": False, "ensemble": "old"}
+
+
+def test_a_day_says_how_far_it_is_and_about_how_long_it_takes() -> None:
+    now = iter((0.0, 0.0, 45.0, 480.0))
+    steps = facility_day.Steps(lambda: next(now))
+    next(now)
+    assert steps.line("past projects") == "1 of 6: past projects"
+    assert steps.line("training") == "3 of 6: training, about 4 minutes left"
+    assert steps.line("report") == "6 of 6: report, less than a minute left"
+
+
+def test_kept_is_counted_by_the_forced_decision_and_review_beside_it() -> None:
+    forced = np.array([True, True, True, False, False])
+    review = np.array([False, True, True, True, False])
+    section = decisions_section(forced, review)
+    assert section.blocks[0].rows == (
+        ("forced decision, all images", "3", "2"),
+        ("of these under review", "2", "1"),
+        ("decided without a person", "1", "1"),
+    )
 
 
 def test_only_plain_numbers_are_tabulated() -> None:

@@ -12,7 +12,7 @@ from prefect.client.orchestration import get_client
 from cryoray.formats.volume import write_volume
 from cryoray.records import Progress
 from flows import validate
-from flows.telling import Telling
+from flows.telling import Telling, key
 from tests.half_maps import PIXEL, half_maps, phantom
 
 pytestmark = pytest.mark.long
@@ -27,9 +27,11 @@ def test_fsc_as_a_flow_keeps_resolutions(tmp_path: Path, prefect: None) -> None:
     assert json.loads((tmp_path / "proof" / "metrics.json").read_text())["fsc"] == numbers["fsc"]
     with get_client(sync_client=True) as client:
         kept = {one.key: one for one in client.read_artifacts()}
-    assert json.loads(str(kept["proof-proof"].data)) == validate.rows(numbers)
+    assert json.loads(str(kept[key(f"proof-{tmp_path.name}-proof")].data)) == validate.rows(numbers)
     page = tmp_path / "proof" / "report.html"
-    assert f"[report of proof]({page.as_uri()})" in str(kept["report-proof-proof"].data)
+    assert f"[report of proof]({page.as_uri()})" in str(
+        kept[key(f"report-proof-{tmp_path.name}-proof")].data
+    )
 
 
 def test_progress_of_each_run_has_a_key_of_its_own(tmp_path: Path, prefect: None) -> None:
