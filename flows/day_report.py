@@ -92,9 +92,8 @@ def write_report(
                 report.calibration_section(labels, score, manifest.threshold, manifest.review),
             ],
         ),
-        *_about(
-            "Training", [report.curves_section(training), report.bound_section(training["bound"])]
-        ),
+        report.curves_section(training),
+        report.bound_section(training["bound"]),
         report.provenance_section(command, [settings.train]),
     ]
     return report.render(out / "report.html", "A facility's day", sections)
