@@ -18,7 +18,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
 
 from cryoray.errors import FULL, CryorayError, InputError, InternalError
 from cryoray.formats.opening import OutsideError, Scope
@@ -229,6 +228,10 @@ def _judgements(judge: "Judge", anyone: Bearer) -> APIRouter:
     return made
 
 
+#: How each path of the protocol is asked.
+_METHODS = {ENSEMBLES: "GET", SHADOW: "GET", JUDGE: "POST"}
+
+
 def _nothing_else(operator: Bearer) -> APIRouter:
     """What is not there under /v1, or takes another method: who has no token learns not even that."""
     made = APIRouter()
@@ -240,10 +243,8 @@ def _nothing_else(operator: Bearer) -> APIRouter:
         dependencies=[Depends(operator)],
     )
     async def absent(request: Request) -> Response:
-        for route in request.app.routes:
-            if route.matches(request.scope)[0] is Match.PARTIAL:
-                allowed = ", ".join(sorted(route.methods))
-                return refusal(405, "Method Not Allowed.", {"Allow": allowed})
+        if allowed := _METHODS.get(request.url.path):
+            return refusal(405, "Method Not Allowed.", {"Allow": allowed})
         return refusal(404, "Not Found.")
 
     return made

@@ -23,7 +23,7 @@ def test_a_session_is_judged_and_told(
     class Told:
         """In place of what talks to Prefect's server."""
 
-        def __init__(self, subject: str) -> None:
+        def __init__(self, subject: str, *_: object) -> None:
             self.event = told.append
 
         def __enter__(self) -> Told:
