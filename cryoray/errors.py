@@ -13,7 +13,6 @@ CryorayError              anything cryoray raises on purpose
 from __future__ import annotations
 
 import errno
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,12 +52,17 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def printable(text: str | Path) -> str:
-    r"""Text of any file's name that every sink takes: bytes that are not UTF-8 as ``\xe9``, no line ends."""
-    escaped = re.sub("[\udc80-\udcff]", lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", str(text))
-    escaped = re.sub(
-        r"[\x00-\x1f\x7f\x85\u2028\u2029]", lambda found: repr(found[0])[1:-1], escaped
-    )
-    return escaped.encode(errors="backslashreplace").decode()
+    r"""A text as one harmless line: control characters, and bytes that are not UTF-8, become escapes.
+
+    What comes out can go into a terminal, a database, JSON, a table and a page (``\xe9`` for such a byte,
+    ``\n`` for a line end); what has no such characters comes out as it is.
+    """
+    return "".join(one if one.isprintable() else _escape(one) for one in str(text))
+
+
+def _escape(one: str) -> str:
+    byte = ord(one) - 0xDC00  # how Python holds a byte of a file's name that is not UTF-8
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else one.encode("unicode_escape").decode()
 
 
 def not_ours(error: BaseException | None) -> bool:

@@ -102,7 +102,7 @@ def _page_of(token_file: Path, client: Client) -> Event:
 
 def _print(happened: Event) -> None:
     """One line for each thing that happens: the time here, what it is, and what is known of it."""
-    from cryoray.session.names import printable
+    from cryoray.errors import printable
 
     data = " ".join(
         f"{key}={_short(value)}" for key, value in happened.data.items() if value is not None

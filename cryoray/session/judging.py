@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cryoray.errors import CryorayError, FormatError, InputError
+from cryoray.errors import CryorayError, FormatError, InputError, printable
 from cryoray.formats import mrc
 from cryoray.formats.companion import rows_of
 from cryoray.formats.files import replacing
@@ -30,7 +30,6 @@ from cryoray.formats.verdicts import write_verdicts
 from cryoray.records import Kind, Verdicts
 from cryoray.session.grid import Grid
 from cryoray.session.ledger import Micrograph, Outcome
-from cryoray.session.names import printable
 
 RECORD = "record.json"
 #: Rows of a request; the service takes 100,000 by default.

@@ -4,19 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-
-def printable(text: str) -> str:
-    """A text as one harmless line: control characters, and bytes that are no UTF-8, become escapes.
-
-    What comes out can go into a terminal, a database, JSON and a page; what has no such characters
-    comes out as it is.
-    """
-    return "".join(one if one.isprintable() else _escape(one) for one in text)
-
-
-def _escape(one: str) -> str:
-    byte = ord(one) - 0xDC00  # how Python holds a byte of a file's name that is no UTF-8
-    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else one.encode("unicode_escape").decode()
+from cryoray.errors import printable
 
 
 def recordable(path: str) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 
 import httpx
 
-from cryoray.errors import CryorayError, InputError, SettingsError
+from cryoray.errors import CryorayError, InputError, SettingsError, printable
 from cryoray.formats.files import naming, replacing
 from cryoray.protocol.client import Client, RefusedError
 from cryoray.protocol.network import by_proxy
@@ -42,7 +42,7 @@ from cryoray.session.ledger import (
     stack_id,
 )
 from cryoray.session.merging import Merger, Part
-from cryoray.session.names import printable, recordable, unwritable
+from cryoray.session.names import recordable, unwritable
 from cryoray.session.settling import MANY, File, Scanner
 from cryoray.settings import WatchSettings
 

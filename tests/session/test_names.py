@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cryoray.session.names import printable, unwritable
+from cryoray.errors import printable
+from cryoray.session.names import unwritable
 
 
 @given(st.binary())

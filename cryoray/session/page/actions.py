@@ -5,9 +5,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 
-from cryoray.errors import InputError
+from cryoray.errors import InputError, printable
 from cryoray.session.ledger import SECOND_THOUGHTS
-from cryoray.session.names import printable
 from cryoray.session.page.access import ForbiddenError, Visitor
 from cryoray.session.page.site import AbsentError, Site, threaded
 

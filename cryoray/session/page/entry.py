@@ -3,8 +3,8 @@
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
+from cryoray.errors import printable
 from cryoray.session.ledger import OPERATOR
-from cryoray.session.names import printable
 from cryoray.session.page.access import COOKIE
 from cryoray.session.page.site import HERE, AbsentError, Site, form, show, threaded
 
