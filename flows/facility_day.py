@@ -36,6 +36,7 @@ from cryoray.records import Event
 from cryoray.session.watcher import Watcher, places
 from cryoray.settings import FitSettings, load
 from cryoray.verbs.watch import service_of
+from flows.command import command
 from flows.day_report import judged, manifest_of, truth, write_report
 from flows.evaluate import evaluate, numbers
 from flows.ingest import ingest
@@ -275,7 +276,7 @@ def main(
     ] = False,
 ) -> None:
     """Run a facility's day: learn from past projects, then judge a new collection as it is recorded."""
-    with terminal.complaints(debug=debug):
+    with command(debug=debug):
         if not debug:
             quiet()
         out, began = out.absolute(), time.monotonic()

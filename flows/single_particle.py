@@ -18,6 +18,7 @@ from cryoray.integrations.relion import Job
 from cryoray.settings import Settings, load
 from cryoray.verbs.single_particle import Workflow
 from cryoray.verbs.single_particle import arms as found
+from flows.command import command
 from flows.telling import key
 
 Arms = Literal["with", "without", "both"]
@@ -94,7 +95,8 @@ def main() -> None:
     )
     given = parser.parse_args()
     overrides = {"workflow": {"micrographs": given.micrographs}} if given.micrographs else None
-    print(single_particle(given.particles.absolute(), overrides, given.settings, given.arms))
+    with command():
+        print(single_particle(given.particles.absolute(), overrides, given.settings, given.arms))
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def examine_cluster(settings: Settings) -> Iterator[Finding]:
     """
     yield _ray_token()
     yield from _nodes(settings)
-    yield _prefect(os.environ.get("PREFECT_API_URL"))
+    yield prefect_server(os.environ.get("PREFECT_API_URL"))
 
 
 def _nodes(settings: Settings) -> Iterator[Finding]:
@@ -211,7 +211,12 @@ def _ray_token(environment: Mapping[str, str] = os.environ) -> Finding:
     )
 
 
-def _prefect(url: str | None) -> Finding:
+def prefect_server(url: str | None) -> Finding:
+    """Whether the server that flows were told of answers.
+
+    Args:
+        url: its API, as PREFECT_API_URL has it; None: there is none.
+    """
     name = "Prefect"
     if not url:
         return Finding(name, "no server: each flow starts one of its own", "good")

@@ -67,8 +67,8 @@ def test_a_name_that_means_the_node_itself_alone_is_seen(monkeypatch: pytest.Mon
 def test_an_open_ray_and_a_prefect_that_is_away_are_bad() -> None:
     assert cluster._ray_token({"RAY_AUTH_MODE": "disabled"}).state == "bad"
     assert cluster._ray_token({}).state == "good"
-    assert cluster._prefect("http://127.0.0.1:9/api").state == "bad"
-    assert cluster._prefect(None).state == "good"
+    assert cluster.prefect_server("http://127.0.0.1:9/api").state == "bad"
+    assert cluster.prefect_server(None).state == "good"
 
 
 @pytest.mark.ray
