@@ -35,7 +35,7 @@ def listed(folder: Path) -> dict[str, Any]:
         runtime={"cpus": 4, "gpus": 0, "object_store_mib": 256, "dashboard_port": 0},
         ingest={"preparation": {"box": 32}, "local_max_mib": 0},
         train={"fit": {"epochs": 1, "batch": 32}, "folds": 2, "workers": 1},
-        classify={"ensemble": str(ensemble)},
+        classify={"ensemble": str(ensemble), "local_max_mib": 0},
         serve={
             "ensembles": (str(ensemble),),
             "roots": (folder,),

@@ -67,6 +67,11 @@ def once(when: Callable[[], bool], do: Callable[[], None]) -> Callable[[Any], No
     return call
 
 
+def fates_of(verdicts: Any) -> list[tuple[str, str]]:
+    """Image and verdict of each row that was judged."""
+    return list(zip(verdicts.column("image"), verdicts.verdict, strict=True))
+
+
 def ingest_settings(**more: Any) -> Any:
     """Small tasks, so that there are many."""
     from cryoray.settings import load
@@ -174,7 +179,8 @@ def judging(folder: Path) -> dict[str, Any]:
 
     source = _project(folder / "source", 500, 64)
     ensemble = save_ensemble(folder / "tiny").path
-    settings = load(classify={"ensemble": str(ensemble), "range_mib": 1})
+    chosen = {"ensemble": str(ensemble), "range_mib": 1, "local_max_mib": 0}
+    settings = load(classify=chosen)
     with cluster(2, 2) as nodes:
         expected = classify(source, folder / "expected", settings)
         lost_at: list[int] = []
@@ -222,7 +228,7 @@ def service(folder: Path) -> dict[str, Any]:
             while not enough.is_set():
                 asked = time.monotonic()
                 try:
-                    answers.append((asked, client.judge(project).verdicts))
+                    answers.append((asked, fates_of(client.judge(project))))
                 except CryorayError as error:
                     errors.append((asked, str(error)))
                     time.sleep(0.2)
@@ -254,14 +260,13 @@ def service(folder: Path) -> dict[str, Any]:
             enough.set()
             for one in asking:
                 one.join()
-    first = [(one.image, one.verdict) for one in answers[0][1]]
     return {
         "before": before,
         "away": away,
         "lost": [why for asked, why in errors if asked < began],
         "update": [why for asked, why in errors if asked >= began],
         "answers": len(answers),
-        "same": all([(v.image, v.verdict) for v in one] == first for _, one in answers),
+        "same": all(one == answers[0][1] for _, one in answers),
     }
 
 
@@ -278,12 +283,12 @@ def asking(folder: Path) -> dict[str, Any]:
         while not (folder / "enough").exists():
             asked = time.time()
             try:
-                said = client.judge(folder / "project/particles.star").verdicts
+                said = fates_of(client.judge(folder / "project/particles.star"))
             except CryorayError as error:
                 errors.append((asked, str(error)))
                 time.sleep(0.2)
                 continue
-            content = "\n".join(f"{one.image} {one.verdict}" for one in said)
+            content = "\n".join(f"{image} {verdict}" for image, verdict in said)
             with (folder / "answers").open("a") as file:
                 file.write(f"{asked} {hashlib.sha256(content.encode()).hexdigest()}\n")
     return {"errors": errors}
@@ -298,7 +303,7 @@ def slowly(source: Path, out: Path) -> dict[str, Any]:
         print(f"done {now.done}", flush=True)
         time.sleep(0.05)
 
-    classify(source, out, load(), on_progress=progress)
+    classify(source, out, load(classify={"local_max_mib": 0}), on_progress=progress)
     return {}
 
 
