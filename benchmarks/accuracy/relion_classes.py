@@ -83,7 +83,7 @@ def measure() -> dict[str, Any]:
     )
 
 
-class Judged:
+class JobOutcome:
     """The classes of one job that have particles, and what was said of them.
 
     Attributes:
@@ -104,13 +104,13 @@ class Judged:
         return bool(self.good.argmax() == self.score.argmax())
 
 
-def class2d(folder: Path, number: int, ensemble: Ensemble) -> Judged:
+def class2d(folder: Path, number: int, ensemble: Ensemble) -> JobOutcome:
     """A job of 2D classes; the best of them is the largest good one."""
     data = _job(folder, number, "class2d")
     said = judge_classes(open_source(model_of(data), "class2d"), ensemble)
     good, bad = counted(data, data.parents[1])
     seen = np.isfinite(said.score) & (good + bad > 0)
-    return Judged(
+    return JobOutcome(
         said.score[seen],
         said.verdict[seen] == "keep",
         good[seen],
@@ -119,7 +119,7 @@ def class2d(folder: Path, number: int, ensemble: Ensemble) -> Judged:
     )
 
 
-def class3d(folder: Path, number: int, ensemble: Ensemble) -> Judged:
+def class3d(folder: Path, number: int, ensemble: Ensemble) -> JobOutcome:
     """A job of 3D classes; the best of them is that whose map is most like the true one."""
     data = _job(folder, number, "class3d")
     classes = open_volumes(data)
@@ -133,7 +133,7 @@ def class3d(folder: Path, number: int, ensemble: Ensemble) -> Judged:
         curve = fsc.correlation(volume * mask, truth * mask)
         like.append(float(curve[1 : len(truth) // 4 + 1].mean()))
     judged = said.verdicts
-    return Judged(
+    return JobOutcome(
         judged.score,
         judged.verdict == "keep",
         good[said.rows],
@@ -142,13 +142,13 @@ def class3d(folder: Path, number: int, ensemble: Ensemble) -> Judged:
     )
 
 
-JUDGES: dict[str, Callable[[Path, int, Ensemble], Judged]] = {
+JUDGES: dict[str, Callable[[Path, int, Ensemble], JobOutcome]] = {
     "class2d": class2d,
     "class3d": class3d,
 }
 
 
-def _row(kind: str, seen: list[Judged]) -> Row:
+def _row(kind: str, seen: list[JobOutcome]) -> Row:
     score, keep, good, bad = (
         np.concatenate([getattr(one, name) for one in seen])
         for name in ("score", "keep", "good", "bad")

@@ -25,7 +25,7 @@ _MOST = 4_000_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Judged:
+class Scores:
     """What an ensemble said of the n images: its score, float32 [n], and its own threshold."""
 
     score: np.ndarray
@@ -102,8 +102,8 @@ class Comparison:
 
 
 def compare(
-    champion: Judged,
-    challenger: Judged,
+    champion: Scores,
+    challenger: Scores,
     keep: np.ndarray,
     groups: np.ndarray,
     *,

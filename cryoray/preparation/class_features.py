@@ -98,7 +98,7 @@ def class_columns(
         rows = rows[source.frame[rows] < stack.count]
         if not len(rows):
             continue
-        job = _Job.of(path, source.path)
+        job = _JobImages.of(path, source.path)
         stated = source.pixel_size[rows]
         pixel_size = float(stated[0]) if np.isfinite(stated[0]) else stack.pixel_size
         _count(table, rows, source, job, stack.width, pixel_size)
@@ -114,7 +114,7 @@ def class_columns(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Job:
+class _JobImages:
     """What the files beside a stack of classes say.
 
     Attributes:
@@ -128,7 +128,7 @@ class _Job:
     assigned: np.ndarray | None = None
 
     @classmethod
-    def of(cls, stack: Path, source: Path) -> _Job:
+    def of(cls, stack: Path, source: Path) -> _JobImages:
         """The job that wrote ``stack``; of ``source``, a model of the same job may be it."""
         root = re.sub(r"_classes$", "", stack.stem)
         if root == stack.stem and source.name.endswith("_model.star"):
@@ -183,7 +183,7 @@ def _count(
     table: Mapping[str, np.ndarray],
     rows: np.ndarray,
     source: Source,
-    job: _Job,
+    job: _JobImages,
     width: int,
     pixel_size: float | None,
 ) -> None:

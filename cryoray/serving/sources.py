@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from concurrent.futures import Future
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
-from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -20,6 +16,7 @@ from cryoray.formats.source import Source, open_source
 from cryoray.preparation.described import with_metadata
 from cryoray.preparation.plan import grouped, plan, protein_is_dark
 from cryoray.records import Kind, RowRange
+from cryoray.session.cache import Cache
 from cryoray.settings import PreparationSettings
 
 #: Raw MiB that a preparer reads at once, up to twice as many.
@@ -64,8 +61,8 @@ class Catalogue:
 
     def __init__(self, max_rows: int) -> None:
         self.max_rows = max_rows
-        self._sources: _Kept[Source] = _Kept(_KEPT)
-        self._dark: _Kept[bool] = _Kept(16 * _KEPT)
+        self._sources: Cache[Source] = Cache(_KEPT)
+        self._dark: Cache[bool] = Cache(16 * _KEPT)
 
     def choose(
         self,
@@ -167,36 +164,3 @@ def _identity(path: Path) -> Hashable:
     """Changes when the file does."""
     status = path.stat()
     return (path, status.st_mtime_ns, status.st_size, status.st_ino)
-
-
-T = TypeVar("T")
-
-
-class _Kept(Generic[T]):
-    """The latest few results; of several threads that want the same one, one works."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._lock = Lock()
-        self._futures: OrderedDict[Hashable, Future[T]] = OrderedDict()
-
-    def get(self, key: Hashable, make: Callable[[], T], *, keep: bool = True) -> T:
-        """What ``make`` made for this key, now or earlier; a failure is not kept."""
-        with self._lock:
-            future = self._futures.get(key)
-            mine = future is None
-            if future is None:
-                future = self._futures[key] = Future()
-                if len(self._futures) > self._most:
-                    self._futures.popitem(last=False)
-            self._futures.move_to_end(key)
-        if mine:
-            try:
-                future.set_result(make())
-            except BaseException as error:
-                keep = False
-                future.set_exception(error)
-            if not keep:
-                with self._lock:
-                    self._futures.pop(key, None)
-        return future.result()

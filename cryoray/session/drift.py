@@ -44,7 +44,7 @@ _DEVIATIONS = 4.0
 _BEYOND = 1 / _DEVIATIONS**2
 
 
-class Judged(Protocol):
+class MicrographSummary(Protocol):
     """What is used of a micrograph: `ledger.Micrograph`, or its row."""
 
     @property
@@ -122,7 +122,7 @@ class _Channel:
 
     name: str
     unit: str
-    value: Callable[[Judged], float | None]
+    value: Callable[[MicrographSummary], float | None]
     least: float  # the smallest difference that matters
     relative: bool = False  # whether that is a fraction of the value before
     training: float | None = None  # mean, where it is compared with training
@@ -162,7 +162,7 @@ class Drift:
         for channel in self._channels:
             channel.restart(self._at)
 
-    def add(self, micrograph: Judged) -> list[Alarm]:
+    def add(self, micrograph: MicrographSummary) -> list[Alarm]:
         """Take the next micrograph; the alarms that it raises."""
         alarms = []
         for channel in self._channels:
@@ -239,12 +239,12 @@ def _range_bets(
     return bets
 
 
-def _keep_rate(one: Judged) -> float | None:
+def _keep_rate(one: MicrographSummary) -> float | None:
     judged = one.kept + one.discarded + one.review
     return one.kept / judged if judged else None
 
 
-def _review_share(one: Judged) -> float | None:
+def _review_share(one: MicrographSummary) -> float | None:
     judged = one.kept + one.discarded + one.review
     return one.review / judged if judged else None
 

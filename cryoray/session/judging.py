@@ -81,7 +81,7 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class SessionContext:
     """What stays the same for all stacks of a session.
 
     Attributes:
@@ -142,7 +142,7 @@ def incomplete(path: Path, own: Path | None) -> str | None:
     return None
 
 
-def judge(unit: Unit, job: Job, service: JudgeClient) -> Outcome:
+def judge(unit: Unit, job: SessionContext, service: JudgeClient) -> Outcome:
     """Have a unit judged, unless its verdicts are there already, and write them.
 
     Raises:
@@ -170,7 +170,7 @@ def judge(unit: Unit, job: Job, service: JudgeClient) -> Outcome:
     return outcome
 
 
-def _rows_in_scope(unit: Unit, job: Job) -> tuple[Source, np.ndarray, np.ndarray | None]:
+def _rows_in_scope(unit: Unit, job: SessionContext) -> tuple[Source, np.ndarray, np.ndarray | None]:
     """What `_rows` gives, where all of it lies in the session's folders, whoever the service reads for.
 
     Raises:
@@ -218,7 +218,7 @@ def _rows(unit: Unit) -> tuple[Source, np.ndarray, np.ndarray | None]:
     return source, np.arange(len(source)), None
 
 
-def _ask(unit: Unit, rows: int, job: Job, service: JudgeClient) -> Verdicts:
+def _ask(unit: Unit, rows: int, job: SessionContext, service: JudgeClient) -> Verdicts:
     """The service's verdicts on ``rows`` rows of what it is asked about."""
     ensemble = job.ensembles.get(unit.kind)
     if rows <= _ROWS:
@@ -240,7 +240,7 @@ def _ask(unit: Unit, rows: int, job: Job, service: JudgeClient) -> Verdicts:
 
 def _outcome(
     unit: Unit,
-    job: Job,
+    job: SessionContext,
     source: Source,
     rows: np.ndarray,
     verdicts: Verdicts,
@@ -280,7 +280,7 @@ def _outcome(
 
 def _micrographs(
     unit: Unit,
-    job: Job,
+    job: SessionContext,
     source: Source,
     rows: np.ndarray,
     judged: np.ndarray,
@@ -354,7 +354,7 @@ def _candidates(verdicts: Verdicts) -> tuple[tuple[int, float], ...]:
 
 
 def _sample(
-    unit: Unit, job: Job, verdicts: Verdicts, position: np.ndarray
+    unit: Unit, job: SessionContext, verdicts: Verdicts, position: np.ndarray
 ) -> tuple[tuple[int, str, float], ...]:
     """The lowest draws: uniform numbers that depend on where an image is, and on nothing else.
 

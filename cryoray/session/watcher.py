@@ -30,7 +30,7 @@ from cryoray.records import Event, Kind, OnEvent, ignore
 from cryoray.session.drift import Drift
 from cryoray.session.finding import Finder
 from cryoray.session.grid import Grid
-from cryoray.session.judging import Job, Unit, digest, incomplete, judge, refuse
+from cryoray.session.judging import SessionContext, Unit, digest, incomplete, judge, refuse
 from cryoray.session.labels import overrides_csv, training_csv
 from cryoray.session.ledger import (
     Happened,
@@ -332,7 +332,7 @@ class Watcher:
         self._act_as_session()
         if ensembles.baseline:
             self.ledger.set_baseline(self.session, ensembles.baseline)
-        self.job = Job(
+        self.job = SessionContext(
             root=self.places.root,
             roots=self.settings.roots,
             folder=self.places.folder,

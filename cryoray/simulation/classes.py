@@ -82,7 +82,7 @@ class _Classes:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Job:
+class ClassJob:
     """The classes of one job.
 
     Attributes:
@@ -160,7 +160,7 @@ def _subject(rng: np.random.Generator, family: str) -> Subject:
     )
 
 
-def simulate_job(subject: Subject, rng: np.random.Generator) -> Job:
+def simulate_job(subject: Subject, rng: np.random.Generator) -> ClassJob:
     """One job: its classes drawn, formed, filtered, masked, and looked at by a person."""
     stage, relion = subject.stage, subject.program == "relion"
     classes = _draw(subject, rng)
@@ -209,7 +209,7 @@ def simulate_job(subject: Subject, rng: np.random.Generator) -> Job:
     resolution = _resolution(ratio.numpy(), stage, relion, rng)
     rotations, translations = _accuracies(resolution, classes, stage, rng)
     share = classes.count * np.exp(rng.normal(0, 0.05, n))
-    job = Job(
+    job = ClassJob(
         images=(images * mask * rng.uniform(0.02, 50)).numpy(),
         kind=classes.kind,
         shown=shown,
@@ -493,16 +493,16 @@ def _choice(shown: np.ndarray, classes: _Classes, rng: np.random.Generator) -> n
     return keep ^ (rng.random(len(shown)) < 0.005)
 
 
-def _taken(job: Job, rows: np.ndarray) -> Job:
-    return Job(**{name: getattr(job, name)[rows] for name in Job.__slots__})
+def _taken(job: ClassJob, rows: np.ndarray) -> ClassJob:
+    return ClassJob(**{name: getattr(job, name)[rows] for name in ClassJob.__slots__})
 
 
-def _sorted(job: Job) -> Job:
+def _sorted(job: ClassJob) -> ClassJob:
     """The largest classes first, as cryoSPARC shows them."""
     return _taken(job, np.argsort(-job.share, kind="stable"))
 
 
-def _emptied(job: Job, rng: np.random.Generator) -> Job:
+def _emptied(job: ClassJob, rng: np.random.Generator) -> ClassJob:
     """In no order, and with some of the least classes empty, as RELION leaves them."""
     order = rng.permutation(len(job.share))
     job = _taken(job, order)
@@ -515,7 +515,7 @@ def _emptied(job: Job, rng: np.random.Generator) -> Job:
     return job
 
 
-def _write(folder: Path, name: str, job: Job, subject: Subject) -> None:
+def _write(folder: Path, name: str, job: ClassJob, subject: Subject) -> None:
     """The stack and the model of a job."""
     side, stage = job.images.shape[1], subject.stage
     relion = subject.program == "relion"
@@ -554,7 +554,7 @@ def _write(folder: Path, name: str, job: Job, subject: Subject) -> None:
         temporary.write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 
-def _labels(name: str, job: Job) -> list[dict[str, object]]:
+def _labels(name: str, job: ClassJob) -> list[dict[str, object]]:
     stack = f"{name}_classes.mrcs"
     return [
         {
@@ -567,7 +567,7 @@ def _labels(name: str, job: Job) -> list[dict[str, object]]:
     ]
 
 
-def _truth(name: str, job: Job) -> list[dict[str, object]]:
+def _truth(name: str, job: ClassJob) -> list[dict[str, object]]:
     stack = f"{name}_classes.mrcs"
     return [
         {"stack": stack, "index": i + 1, "kind": kind, "shown": round(float(job.shown[i]), 4)}

@@ -9,7 +9,7 @@ import numpy as np
 
 from cryoray import report
 from cryoray.engine.local import judge_examples
-from cryoray.metrics.comparison import Comparison, Judged, compare
+from cryoray.metrics.comparison import Comparison, Scores, compare
 from cryoray.models.ensemble import Ensemble
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.records import Event, OnEvent, ignore
@@ -52,7 +52,7 @@ def challenge(
         for ensemble, said in zip(both, scores, strict=True):
             said.append(judge_examples(examples, rows, ensemble, ignore, everyone=True).score)
     ours, theirs = (
-        Judged(np.concatenate([np.empty(0, np.float32), *said]), ensemble.threshold)
+        Scores(np.concatenate([np.empty(0, np.float32), *said]), ensemble.threshold)
         for ensemble, said in zip(both, scores, strict=True)
     )
     chosen = settings.nightly

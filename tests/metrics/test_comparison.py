@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cryoray.metrics.comparison import Comparison, Judged, compare
+from cryoray.metrics.comparison import Comparison, Scores, compare
 
 
-def drawn(n: int, apart: float, seed: int, keep: np.ndarray, shift: float = 0.0) -> Judged:
+def drawn(n: int, apart: float, seed: int, keep: np.ndarray, shift: float = 0.0) -> Scores:
     """Scores of which those of good and bad images lie ``apart`` standard deviations from each other."""
     rng = np.random.default_rng(seed)
     value = rng.normal(size=n) + apart * keep + shift
-    return Judged((1 / (1 + np.exp(-value))).astype(np.float32), threshold=0.5)
+    return Scores((1 / (1 + np.exp(-value))).astype(np.float32), threshold=0.5)
 
 
 def compared(champion: float, challenger: float, *, n: int = 1200, seed: int = 0) -> Comparison:
@@ -65,13 +65,13 @@ def test_the_same_images_cancel_out_of_the_difference() -> None:
 
 def test_too_few_labels_decide_nothing() -> None:
     keep = np.array([True] * 30 + [False] * 5)
-    one = Judged(np.linspace(0, 1, 35, dtype=np.float32), 0.5)
+    one = Scores(np.linspace(0, 1, 35, dtype=np.float32), 0.5)
     found = compare(one, one, keep, np.zeros(35, int))
     assert not found.better
     assert "30 good and 5 bad" in found.why
     assert found.table() == []
     nothing = compare(
-        Judged(np.empty(0, np.float32), 0.5), one, np.empty(0, bool), np.empty(0, int)
+        Scores(np.empty(0, np.float32), 0.5), one, np.empty(0, bool), np.empty(0, int)
     )
     assert "0 good" in nothing.why
 
@@ -79,7 +79,7 @@ def test_too_few_labels_decide_nothing() -> None:
 def test_junk_is_removed_from_below_and_images_of_one_score_go_together() -> None:
     keep = np.array([0, 0, 1, 0, 1, 1, 1, 1], bool)
     score = np.array([0.1, 0.1, 0.3, 0.3, 0.6, 0.7, 0.8, 0.9], np.float32)
-    one = Judged(score, 0.2)
+    one = Scores(score, 0.2)
     found = compare(one, one, keep, np.zeros(8, int), bound=0.1, least=1, resamples=100)
     assert found.champion is not None
     assert found.champion.removed_at_bound == pytest.approx(2 / 3)

@@ -20,8 +20,8 @@ from cryoray.serving.sources import (
     Catalogue,
     Chosen,
     TooMuchError,
-    _Kept,
 )
+from cryoray.session.cache import Cache
 from cryoray.settings import PreparationSettings
 from tests.examples import FEATURES, particles, write_project, write_stack, write_star
 from tests.formats.files import write_cs_job
@@ -220,7 +220,7 @@ def test_contrast_is_decided_over_the_whole_source_once_all_of_it_is_there(tmp_p
 
 
 def test_of_several_threads_one_opens_and_a_failure_is_tried_again() -> None:
-    kept: _Kept[int] = _Kept(2)
+    kept: Cache[int] = Cache(2)
     calls, gate = [], threading.Event()
 
     def make() -> int:

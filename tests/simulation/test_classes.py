@@ -12,7 +12,7 @@ from cryoray.errors import InputError
 from cryoray.formats.selection import find_selection, read_selection
 from cryoray.formats.source import find_sources, open_source
 from cryoray.preparation.features import source_features
-from cryoray.simulation.classes import Job, Subject, simulate_classes, simulate_job
+from cryoray.simulation.classes import ClassJob, Subject, simulate_classes, simulate_job
 from cryoray.simulation.junk import PARTICLE, Stage
 from cryoray.simulation.microscope import Projector, canvas_side
 from cryoray.simulation.phantom import Structure
@@ -35,20 +35,20 @@ def subject(program: str = "relion") -> Subject:
 
 
 @pytest.fixture(scope="module")
-def jobs() -> list[Job]:
+def jobs() -> list[ClassJob]:
     protein = subject()
     return [simulate_job(protein, np.random.default_rng(seed)) for seed in range(4)]
 
 
 @pytest.mark.long
-def test_what_a_person_keeps_shows_the_protein(jobs: list[Job]) -> None:
+def test_what_a_person_keeps_shows_the_protein(jobs: list[ClassJob]) -> None:
     for job in jobs:
         assert np.mean(job.shown[job.selected]) > np.mean(job.shown[~job.selected]) + 0.2
     kept_junk = [job.selected[job.kind != PARTICLE].mean() for job in jobs]
     assert np.mean(kept_junk) < 0.03  # slips of the hand alone
 
 
-def test_more_particles_resolve_more(jobs: list[Job]) -> None:
+def test_more_particles_resolve_more(jobs: list[ClassJob]) -> None:
     correlations = []
     for job in jobs:
         real = (job.kind == PARTICLE) & np.isfinite(job.resolution)
@@ -57,14 +57,14 @@ def test_more_particles_resolve_more(jobs: list[Job]) -> None:
     assert np.mean(correlations) > 0.3
 
 
-def test_nothing_is_outside_the_mask_and_shares_add_up(jobs: list[Job]) -> None:
+def test_nothing_is_outside_the_mask_and_shares_add_up(jobs: list[ClassJob]) -> None:
     for job in jobs:
         assert np.isfinite(job.images).all()
         assert not job.images[:, 0, :3].any()
         assert job.share.sum() == pytest.approx(1, abs=0.02)  # of the least, some may be emptied
 
 
-def test_an_empty_class_has_no_image_no_share_and_no_resolution(jobs: list[Job]) -> None:
+def test_an_empty_class_has_no_image_no_share_and_no_resolution(jobs: list[ClassJob]) -> None:
     empty = [(job, i) for job in jobs for i in np.flatnonzero(job.share == 0).tolist()]
     assert empty
     for job, i in empty:

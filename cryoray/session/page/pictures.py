@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import io
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +19,7 @@ from cryoray.formats.opening import OutsideError, Scope
 from cryoray.formats.rows import resolve
 from cryoray.preparation.prepare import prepare_images
 from cryoray.preparation.reader import image_header
+from cryoray.session.cache import Cache
 from cryoray.session.judging import place
 from cryoray.session.labels import image_place
 from cryoray.settings import PreparationSettings
@@ -30,29 +29,6 @@ SIZES = (96, 240)
 #: Grey values run over so many standard deviations of the background to either side.
 _CONTRAST = 3.5
 _PICTURES, _TABLES, _AT_ONCE = 1000, 64, 2
-
-T = TypeVar("T")
-
-
-class Kept(Generic[T]):
-    """The latest few results."""
-
-    def __init__(self, most: int) -> None:
-        self._most, self._lock = most, threading.Lock()
-        self._made: OrderedDict[Hashable, T] = OrderedDict()
-
-    def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What was made for this key, or is made now."""
-        with self._lock:
-            if key in self._made:
-                self._made.move_to_end(key)
-                return self._made[key]
-        made = make()
-        with self._lock:
-            self._made[key] = made
-            while len(self._made) > self._most:
-                self._made.popitem(last=False)
-        return made
 
 
 class Pictures:
@@ -64,8 +40,8 @@ class Pictures:
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
-        self._pictures: Kept[bytes] = Kept(_PICTURES)
-        self._tables: Kept[pa.Table] = Kept(_TABLES)
+        self._pictures: Cache[bytes] = Cache(_PICTURES)
+        self._tables: Cache[pa.Table] = Cache(_TABLES)
         self._at_once = threading.Semaphore(_AT_ONCE)
 
     def table(self, session: Any, stack: Any) -> pa.Table:
