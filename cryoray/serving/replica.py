@@ -101,7 +101,7 @@ class Judge(Queue):
 
     Args:
         first: the ensemble that is active at the start.
-        batch: images judged together; no range may have more.
+        batch: images judged together; a range that has more is judged by itself.
         wait: seconds that a batch waits to be filled.
     """
 
@@ -111,12 +111,19 @@ class Judge(Queue):
         # Another may be active by now, and this one's files gone: each request names what it wants.
         with suppress(CryorayError):
             self._held.load(first)
+        self._batch = batch
         self._together.set_max_batch_size(batch)
         self._together.set_batch_wait_timeout_s(wait)
 
     async def __call__(self, given: Prepared, served: Served) -> JudgedRange:
         """Judge a range, together with what other requests bring meanwhile."""
-        judged = await self._together((await self._held.get(served), given.rows))
+        ensemble = await self._held.get(served)
+        judged: JudgedRange | Exception
+        if len(given.rows.rows) > self._batch:
+            # While a service is deployed anew with smaller batches, older ingresses cut larger ranges.
+            (judged,) = await asyncio.to_thread(judge_together, ensemble, [given.rows])
+        else:
+            judged = await self._together((ensemble, given.rows))
         if isinstance(judged, Exception):
             raise judged
         return replace(judged, prepare_seconds=given.seconds)

@@ -153,7 +153,8 @@ def test_a_job_done_is_recognised_and_one_that_fails_says_what_relion_said(
     # RELION drops what it does not know from its job.star: the job is the same, and that is said.
     strange = driver.run("Import", {**importing, "no_such_option": "7"})
     assert (strange.name, strange.dropped) == (first.name, ("no_such_option",))
-    other = {**importing, "optics_group_particles": "1", "no_such_option": "7"}
+    shutil.copy(project / "particles.star", project / "again.star")
+    other = {**importing, "fn_in_other": "again.star", "no_such_option": "7"}
     begun, once_more = (driver.run("Import", other) for _ in range(2))
     assert (begun.skipped, begun.dropped) == (False, ("no_such_option",))
     assert (once_more.name, once_more.skipped) == (begun.name, True)
