@@ -90,7 +90,10 @@ def judge(
         parts[number] += judged
         done += sum(map(len, judged))
         on_progress(Progress("judge", done, total))
-    return [finished(each, some, ensemble) for each, some in zip(plans, parts, strict=True)]
+    return [
+        finished(each.quarantined, some, ensemble.about)
+        for each, some in zip(plans, parts, strict=True)
+    ]
 
 
 def judge_examples(

@@ -125,7 +125,9 @@ def judge(
             on_progress(Progress("judge", done, total))
     together = Verdicts.together(parts)
     return [
-        finished(each, [together.between(start, end).renumbered(-start)], ensemble)
+        finished(
+            each.quarantined, [together.between(start, end).renumbered(-start)], ensemble.about
+        )
         for each, start, end in zip(plans, starts[:-1], starts[1:], strict=True)
     ]
 

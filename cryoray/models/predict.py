@@ -6,7 +6,7 @@ comes out: preparation and networks give each image the same bits, whatever imag
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -44,13 +44,20 @@ def judge_plan(planned: Plan, ensemble: Ensemble) -> Verdicts:
         verdicts by row of the plan's source; rows that cannot be read are quarantined.
     """
     judged = Verdicts.together(judge_ranges(planned.ranges, ensemble))
-    return finished(planned, [judged], ensemble)
+    return finished(planned.quarantined, [judged], ensemble.about)
 
 
-def finished(planned: Plan, parts: Sequence[Verdicts], ensemble: Ensemble) -> Verdicts:
-    """The verdicts of a plan's ranges, in any order, with the rows that the plan quarantined."""
-    planned_out = Verdicts.none(ensemble.about).and_quarantined(planned.quarantined)
-    return Verdicts.together([planned_out, *parts])
+def finished(
+    quarantined: Iterable[tuple[int, str]], parts: Iterable[Verdicts], about: Mapping[str, str]
+) -> Verdicts:
+    """The verdicts of a plan's ranges, in any order, with the rows that the plan quarantined.
+
+    Args:
+        quarantined: of the plan.
+        parts: of its ranges.
+        about: who judged (`Ensemble.about`).
+    """
+    return Verdicts.together([Verdicts.none(about).and_quarantined(quarantined), *parts])
 
 
 def judge_ranges(ranges: Iterable[RowRange], ensemble: Ensemble) -> Iterator[Verdicts]:

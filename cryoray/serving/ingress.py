@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 
 from cryoray.errors import FULL, CryorayError, InputError, InternalError
 from cryoray.formats.opening import OutsideError, Scope
+from cryoray.models.predict import finished
 from cryoray.protocol import answers
 from cryoray.protocol.answers import ARROW_TYPE, JSON_TYPE
 from cryoray.protocol.messages import (
@@ -451,8 +452,7 @@ def _first(errors: Sequence[Any]) -> str:
 def _answer(served: Served, chosen: Chosen, judged: Sequence[JudgedRange]) -> Verdicts:
     """All that was asked about, after a check that every row is in it once."""
     about = {"ensemble": served.digest, "threshold": repr(served.threshold)}
-    planned = Verdicts.none(about).and_quarantined(chosen.quarantined)
-    answer = Verdicts.together([planned, *(part.verdicts for part in judged)])
+    answer = finished(chosen.quarantined, (part.verdicts for part in judged), about)
     rows = answer.table["row"].to_numpy()
     if not len(np.unique(rows)) == len(rows) == chosen.rows:
         raise InternalError(
