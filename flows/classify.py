@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 
 from cryoray.records import VERDICTS
 from flows import engine
-from flows.telling import Telling, key, link_report, run_of
+from flows.reporter import Reporter, key, link_report, run_of
 
 
 @flow(name="classify", flow_run_name="classify {source}")
@@ -48,9 +48,9 @@ def with_ensemble(overrides: dict[str, Any] | None, ensemble: str | None) -> dic
 @task(cache_policy=NO_CACHE, task_run_name="judge {source}")
 def judge(source: Path, out: Path, overrides: dict[str, Any]) -> Path:
     """Have ``cryoray.verbs.classify.classify`` done."""
-    with Telling("verdicts", run_of(out)) as told:
+    with Reporter("verdicts", run_of(out)) as reporter:
         asked = {"source": source, "out": out}
-        engine.run("classify", asked, out, overrides, told.progress, told.event)
+        engine.run("classify", asked, out, overrides, reporter.progress, reporter.event)
     return Path(out).absolute()
 
 

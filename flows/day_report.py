@@ -42,7 +42,7 @@ def write_report(
     labels, score = _predictions(out / "evaluation")
     keep, kind = truth(source)
     table = judged(source, session)
-    told = keep[table["row"].to_numpy()] >= 0
+    known = keep[table["row"].to_numpy()] >= 0
     good = keep[table["row"].to_numpy()] == 1
     live_score = table["score"].to_numpy()
     bound = settings.train.operating_point.bound
@@ -70,7 +70,7 @@ def write_report(
             [
                 report.result_section(live, f"As the service judged it, against {_said_by(kind)}."),
                 decisions_section(forced, review),
-                report.confusion_section(good[told], live_score[told], manifest.threshold),
+                report.confusion_section(good[known], live_score[known], manifest.threshold),
                 *_by_kind(kind[table["row"].to_numpy()], forced),
                 report.gallery_section(
                     strips(source, table, manifest.preparation),

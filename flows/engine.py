@@ -52,8 +52,8 @@ def run(
         out: what it makes; a job that has made it is not run again.
         overrides: settings over those of file and environment. A job has the cluster's environment,
             not this one's.
-        on_progress: told how far it is.
-        on_event: told what happened.
+        on_progress: called with how far it is.
+        on_event: called with what happened.
 
     Returns:
         what the function returns; None where it ran as a job.
@@ -85,7 +85,7 @@ def job_id(verb: str, request: str) -> str:
 
 
 def _request(verb: str, arguments: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
-    """What is to be done, as a job is told; where it runs is no part of that."""
+    """What is to be done, as a job reads it; where it runs is no part of that."""
     given = {name: value for name, value in overrides.items() if name != "runtime"}
     body = {"verb": verb, "arguments": dict(arguments), "overrides": given}
     return json.dumps(body, sort_keys=True, default=lambda path: str(Path(path).absolute()))
@@ -158,13 +158,13 @@ class Speaker:
     """Callbacks that say everything as lines of a log; of progress, what is new every two seconds."""
 
     def __init__(self) -> None:
-        self._told: dict[str, float] = {}
+        self._reported: dict[str, float] = {}
 
     def progress(self, now: Progress) -> None:
         """Say how far a stage is."""
-        last = self._told.get(now.stage, -_EVERY)
+        last = self._reported.get(now.stage, -_EVERY)
         if time.monotonic() - last >= _EVERY or now.done == now.total:
-            self._told[now.stage] = time.monotonic()
+            self._reported[now.stage] = time.monotonic()
             self._say({name: getattr(now, name) for name in now.__dataclass_fields__})
 
     def event(self, happened: Event) -> None:

@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 
 from cryoray.settings import load
 from flows import engine
-from flows.telling import Telling, key, link_report, run_of
+from flows.reporter import Reporter, key, link_report, run_of
 
 
 @flow(name="evaluate", flow_run_name="evaluate {ensemble}")
@@ -75,8 +75,8 @@ def judge_folds(sets: list[Path], out: Path, overrides: dict[str, Any]) -> dict[
 def _measured(
     verb: str, asked: dict[str, Any], out: Path, overrides: dict[str, Any]
 ) -> dict[str, Any]:
-    with Telling("evaluation", run_of(out)) as told:
-        engine.run(verb, asked, out, overrides, told.progress, told.event)
+    with Reporter("evaluation", run_of(out)) as reporter:
+        engine.run(verb, asked, out, overrides, reporter.progress, reporter.event)
     metrics: dict[str, Any] = json.loads((Path(out) / "metrics.json").read_text())
     return metrics
 

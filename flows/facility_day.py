@@ -41,8 +41,8 @@ from flows.day_report import judged, manifest_of, truth, write_report
 from flows.evaluate import evaluate, numbers
 from flows.ingest import ingest
 from flows.microscope import exposures, record
+from flows.reporter import Reporter, key, link_report, run_of
 from flows.session import Clock
-from flows.telling import Telling, key, link_report, run_of
 from flows.train import train
 
 #: Of the new collection.
@@ -164,8 +164,8 @@ def facility_day(out: Path, source: Path | None = None, day: Day | None = None) 
 def simulate(out: Path, projects: int, images: int, seed: int) -> Path:
     """Call ``cryoray.simulation.simulate``."""
     settings = load(simulate={"projects": projects, "images": images, "seed": seed})
-    with Telling("source", run_of(out)) as told:
-        simulation.simulate(out, settings, on_progress=told.progress, on_event=told.event)
+    with Reporter("source", run_of(out)) as reporter:
+        simulation.simulate(out, settings, on_progress=reporter.progress, on_event=reporter.event)
     return out
 
 
@@ -205,13 +205,13 @@ def collect(new: Path, ensemble: Path, out: Path) -> tuple[Path, float]:
     clock = Clock(stop, longest=3600.0, idle=600.0)
     waiting = {str(live / f"{stem}.mrcs") for stem, _ in exposures(source)}
     with (
-        Telling("session", out.name) as told,
+        Reporter("session", out.name) as reporter,
         service_of(settings, where) as client,
         ThreadPoolExecutor(1, "microscope") as microscope,
     ):
 
         def hear(happened: Event) -> None:
-            told.event(happened)
+            reporter.event(happened)
             waiting.discard(str(happened.data.get("stack")))
             if not waiting:
                 stop.set()
@@ -244,12 +244,12 @@ def compare(new: Path, session: Path, ensemble: Path) -> dict[str, Any]:
     keep, _ = truth(source)
     table = judged(source, session)
     rows = table["row"].to_numpy()
-    rows, told = rows[keep[rows] >= 0], keep[rows] >= 0
+    rows, labelled = rows[keep[rows] >= 0], keep[rows] >= 0
     live = accuracy.metrics(
         keep[rows] == 1,
-        table["score"].to_numpy()[told],
+        table["score"].to_numpy()[labelled],
         threshold=manifest_of(ensemble).threshold,
-        review=np.array(table["verdict"].to_pylist())[told] == "review",
+        review=np.array(table["verdict"].to_pylist())[labelled] == "review",
         groups=source.micrograph[rows],
     )
     create_table_artifact(

@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.preparation.reader import by_reason
 from flows import engine
-from flows.telling import Telling, key, run_of
+from flows.reporter import Reporter, key, run_of
 
 
 @flow(name="ingest", flow_run_name="ingest into {out}")
@@ -33,9 +33,9 @@ def ingest(sources: list[Path], out: Path, overrides: dict[str, Any] | None = No
 @task(cache_policy=NO_CACHE, task_run_name="prepare {out}")
 def prepare(sources: list[Path], out: Path, overrides: dict[str, Any]) -> Path:
     """Have ``cryoray.verbs.ingest.ingest`` done."""
-    with Telling("set", run_of(out)) as told:
+    with Reporter("set", run_of(out)) as reporter:
         asked = {"sources": sources, "out": out}
-        engine.run("ingest", asked, out, overrides, told.progress, told.event)
+        engine.run("ingest", asked, out, overrides, reporter.progress, reporter.event)
     return Path(out).absolute()
 
 

@@ -25,7 +25,7 @@ from cryoray.verbs.challenge import challenge as compare
 from cryoray.verbs.challenge import challenge_page
 from flows.ingest import ingest
 from flows.promote import promote
-from flows.telling import Telling, key
+from flows.reporter import Reporter, key
 from flows.train import train
 
 
@@ -158,8 +158,8 @@ def judge(
     champion: Path, challenger: Path, audits: Sequence[Path], overrides: dict[str, Any]
 ) -> Comparison:
     """Call ``cryoray.verbs.challenge.challenge``."""
-    with Telling("ensemble") as told:
-        return compare(champion, challenger, audits, load(**overrides), on_event=told.event)
+    with Reporter("ensemble") as reporter:
+        return compare(champion, challenger, audits, load(**overrides), on_event=reporter.event)
 
 
 @task(cache_policy=NO_CACHE)

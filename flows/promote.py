@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from cryoray.models import registry
 from cryoray.records import Event
 from cryoray.settings import load
-from flows.telling import Telling, key
+from flows.reporter import Reporter, key
 
 
 @flow(name="promote", flow_run_name="promote {ensemble} as {name}")
@@ -45,14 +45,14 @@ def rollback(name: str, overrides: dict[str, Any] | None = None) -> str:
 def change(name: str, ensemble: str | None, overrides: dict[str, Any], reason: str = "") -> str:
     """Promote, or roll back where no ensemble is given, and keep the history as an artifact."""
     root = load(**overrides).registry
-    with Telling("ensemble") as told:
+    with Reporter("ensemble") as reporter:
         if ensemble is None:
             made = registry.rollback(root, name)
         else:
             folder = registry.resolve(ensemble, root)
             made = registry.promote(folder, root, name, reason=reason)
         assert made is not None
-        told.event(Event("ensemble.promoted", {"name": name, **made.model_dump(mode="json")}))
+        reporter.event(Event("ensemble.promoted", {"name": name, **made.model_dump(mode="json")}))
     lines = [line.model_dump(mode="json") for line in registry.history(root, name)]
     create_table_artifact(lines, key=key(f"history-{name}"), description=str(root / name))
     return made.digest

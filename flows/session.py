@@ -17,7 +17,7 @@ from cryoray.session.schema import FATES
 from cryoray.session.watcher import Watcher, places
 from cryoray.settings import load
 from cryoray.verbs.watch import service_of
-from flows.telling import Telling, key
+from flows.reporter import Reporter, key
 
 
 @flow(name="collections", flow_run_name="collections in {root}")
@@ -89,8 +89,10 @@ def watch(
     settings, stop = load(**overrides), threading.Event()
     clock = Clock(stop, hours * 3600, idle * 3600)
     where = places(folder, name, settings.watch)
-    with Telling("session", name) as told, service_of(settings, where) as client:
-        watcher = Watcher(folder, name, settings.watch, client, on_event=clock.heard(told.event))
+    with Reporter("session", name) as reporter, service_of(settings, where) as client:
+        watcher = Watcher(
+            folder, name, settings.watch, client, on_event=clock.heard(reporter.event)
+        )
         try:
             if hours:
                 clock.start()

@@ -19,7 +19,7 @@ from cryoray.settings import Settings, load
 from cryoray.verbs.single_particle import Workflow
 from cryoray.verbs.single_particle import arms as found
 from flows.command import command
-from flows.telling import key
+from flows.reporter import key
 
 Arms = Literal["with", "without", "both"]
 

@@ -11,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.sync import concurrency
 
 from flows import engine
-from flows.telling import Telling, key, run_of
+from flows.reporter import Reporter, key, run_of
 
 #: A global concurrency limit of Prefect: ``prefect gcl create cryoray-training --limit 1``.
 ONE_TRAINING = "cryoray-training"
@@ -34,9 +34,9 @@ def train(sets: list[Path], out: Path, overrides: dict[str, Any] | None = None) 
 @task(cache_policy=NO_CACHE, task_run_name="boost {out}")
 def boost(sets: list[Path], out: Path, overrides: dict[str, Any]) -> Path:
     """Have ``cryoray.verbs.train.train`` done, one training at a time where the limit was made."""
-    with Telling("ensemble", run_of(out)) as told, concurrency(ONE_TRAINING):
+    with Reporter("ensemble", run_of(out)) as reporter, concurrency(ONE_TRAINING):
         asked = {"sets": sets, "out": out}
-        engine.run("train", asked, out, overrides, told.progress, told.event)
+        engine.run("train", asked, out, overrides, reporter.progress, reporter.event)
     return Path(out).absolute()
 
 

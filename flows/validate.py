@@ -15,7 +15,7 @@ from cryoray.settings import load
 from cryoray.verbs.validate_fsc import validate_fsc
 from cryoray.verbs.validate_reconstruct import validate_reconstruct
 from cryoray.verbs.validate_similarity import validate_similarity
-from flows.telling import Telling, key, link_report, run_of
+from flows.reporter import Reporter, key, link_report, run_of
 
 
 @flow(name="validate-fsc", flow_run_name="FSC of {half1}")
@@ -105,9 +105,12 @@ def prove(
     verb: Callable[..., dict[str, Any]], out: Path, overrides: dict[str, Any]
 ) -> dict[str, Any]:
     """Call one of the verbs of ``validate``."""
-    with Telling("proof", run_of(out)) as told:
+    with Reporter("proof", run_of(out)) as reporter:
         return verb(
-            out=out, settings=load(**overrides), on_progress=told.progress, on_event=told.event
+            out=out,
+            settings=load(**overrides),
+            on_progress=reporter.progress,
+            on_event=reporter.event,
         )
 
 

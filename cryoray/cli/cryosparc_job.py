@@ -124,8 +124,8 @@ def _judged(job: Any, settings: Settings) -> tuple[int, dict[str, int]]:
     table = folder / "cryoray_particles.cs"
     particles.save(table)
     made = classify(table, folder / "cryoray", settings)
-    said = pq.read_table(made / "verdicts.parquet", columns=["uid", "verdict"])
-    uid, verdict = said["uid"].to_numpy(), said["verdict"].to_numpy(zero_copy_only=False)
+    verdicts = pq.read_table(made / "verdicts.parquet", columns=["uid", "verdict"])
+    uid, verdict = verdicts["uid"].to_numpy(), verdicts["verdict"].to_numpy(zero_copy_only=False)
     known = np.asarray(particles["uid"])
     counts: dict[str, int] = {}
     for word, (name, title) in OUTPUTS.items():

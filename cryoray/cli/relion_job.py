@@ -98,17 +98,17 @@ def _work(arguments: Sequence[str]) -> None:
     out = Path(given.o)
     done: dict[str, Any] = {}
 
-    def told(event: Event) -> None:
+    def report_event(event: Event) -> None:
         if event.name == "classify.done":
             done.update(event.data)
 
-    made = verb.classify(Path(given.in_parts), out / "cryoray", settings, on_event=told)
+    made = verb.classify(Path(given.in_parts), out / "cryoray", settings, on_event=report_event)
     volumes = given.kind == "class3d"
     _move(made, out, {} if volumes else _NAMES)
     files = _OF_CLASSES if volumes else _SIDES
     counts = done["particles"] if volumes else done
-    sides = zip(VERDICTS, files, strict=True)
-    nodes = [(file, "particles") for verdict, file in sides if counts[verdict]]
+    partitions = zip(VERDICTS, files, strict=True)
+    nodes = [(file, "particles") for verdict, file in partitions if counts[verdict]]
     if (out / "classes").is_dir():
         nodes.append(("classes/class_averages.star", "classes"))
     relion.write_nodes(out, given.o, nodes)

@@ -67,7 +67,7 @@ def judge(
         plans: with ``ensemble.preparation``.
         ensemble: is moved to the best device.
         range_mib: raw MiB that a thread reads at a time, up to twice as many.
-        on_progress: told after each piece.
+        on_progress: called after each piece.
 
     Returns:
         the verdicts of each plan.
@@ -110,7 +110,7 @@ def judge_examples(
         examples: prepared as ``ensemble.preparation`` says.
         rows: int64 [n], of the set.
         ensemble: is moved to the best device.
-        on_progress: told after each piece, of stage ``evaluate``.
+        on_progress: called after each piece, of stage ``evaluate``.
         everyone: ask d3 about every image.
     """
     ensemble = ensemble.to()

@@ -22,7 +22,7 @@ class Meter:
         work: all of it.
         done: the shards that an earlier call made.
         name: of the set.
-        on_progress: told at once and after every shard.
+        on_progress: called at once and after every shard.
         clock: seconds.
     """
 

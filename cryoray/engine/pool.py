@@ -99,7 +99,7 @@ def judge(
         ensemble: is loaded from its folder by every actor.
         review: False: nothing is left under review.
         range_mib: raw MiB of a read task, up to twice as many.
-        on_progress: told after each block.
+        on_progress: called after each block.
 
     Returns:
         the verdicts of each plan.
@@ -146,7 +146,7 @@ def judge_examples(
         examples: prepared as ``ensemble.preparation`` says.
         rows: int64 [n], of the set, ascending.
         ensemble: is loaded from its folder by every actor.
-        on_progress: told after each block, of stage ``evaluate``.
+        on_progress: called after each block, of stage ``evaluate``.
         everyone: ask d3 about every image.
     """
     source = PreparedDatasource([(examples.path, rows)], ensemble.features)

@@ -42,7 +42,7 @@ class VolumeClasses:
         path: the ``*_model.star``, or the folder of maps.
         images: str objects [n], the maps' names as the job has them.
         volumes: absolute paths of the maps; they may be missing.
-        said: float64 [n] by name (``distribution``, ``resolution`` …), NaN where it is not known.
+        statistics: float64 [n] by name (``distribution``, ``resolution`` …), NaN where it is not known.
         data: the particles that were classified; None where they are not there.
         number: int64 [particles], the class of each, from 1; None without ``data``.
         diameter: of the particles, Å; None where the job does not say.
@@ -52,7 +52,7 @@ class VolumeClasses:
     path: Path
     images: np.ndarray
     volumes: tuple[Path, ...]
-    said: Mapping[str, np.ndarray] = field(default_factory=dict)
+    statistics: Mapping[str, np.ndarray] = field(default_factory=dict)
     data: Path | None = None
     number: np.ndarray | None = None
     diameter: float | None = None
@@ -66,7 +66,7 @@ class VolumeClasses:
         """float64 [n]: particles of each class by hard assignment, NaN where nothing tells."""
         if self.number is not None:
             return particle_counts(self.number, len(self)).astype(np.float64)
-        return self.said.get("particles", np.full(len(self), np.nan))
+        return self.statistics.get("particles", np.full(len(self), np.nan))
 
     @property
     def share(self) -> np.ndarray:
@@ -75,7 +75,7 @@ class VolumeClasses:
         total = np.nansum(counted)
         if total > 0:
             return counted / total
-        return self.said.get("distribution", np.full(len(self), np.nan))
+        return self.statistics.get("distribution", np.full(len(self), np.nan))
 
     @property
     def source(self) -> Source:
@@ -137,12 +137,12 @@ def _of_model(path: Path) -> VolumeClasses:
         raise FormatError(
             "describes no 3D classes", file=path, remedy="give a Class3D job, or --kind class2d"
         )
-    said = {}
+    statistics = {}
     for name, column in _COLUMNS.items():
         if column in classes.columns:
             values = classes.numbers(column).astype(np.float64)
             good = np.isfinite(values) & ~np.isin(values, _UNKNOWN)
-            said[name] = np.where(good, values, np.nan)
+            statistics[name] = np.where(good, values, np.nan)
     images = as_objects(classes.read([relion.IMAGE_COLUMNS["class2d"]]).strings.popitem()[1])
     data = particles_of(path)
     optimiser = path.with_name(path.name.replace("_model.star", "_optimiser.star"))
@@ -153,7 +153,7 @@ def _of_model(path: Path) -> VolumeClasses:
         volumes=tuple(
             resolve([str(name) for name in images], path.parent, relion.project(path.parent))
         ),
-        said=said,
+        statistics=statistics,
         data=data,
         number=class_numbers(parse(data)) if data else None,
         diameter=_one(general, "optimiser_general", "rlnParticleDiameter") if general else None,
@@ -197,14 +197,14 @@ def _of_folder(folder: Path) -> VolumeClasses:
             "has no column volume", file=table, remedy="name the map of each class in it"
         )
     known = [*_COLUMNS, "particles"]
-    said = {
+    statistics = {
         name: np.array([_number(row[name], table, line) for line, row in enumerate(rows, 2)])
         for name in known
         if name in rows[0]
     }
     images = np.array([without_apostrophe(row["volume"]) for row in rows], object)
     return VolumeClasses(
-        folder, images, tuple(folder / name for name in images.tolist()), said=said
+        folder, images, tuple(folder / name for name in images.tolist()), statistics=statistics
     )
 
 

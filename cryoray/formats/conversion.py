@@ -4,7 +4,7 @@ The units and conventions are converted where the table is read (``cryosparc.py`
 programs keep in different places. Paths are absolute, since the two have different project folders. A
 stack of another name than ``.mrcs`` is named ``N@file.mrc:mrcs``, which makes RELION read it as one.
 What RELION keeps for an optics group (cryoSPARC: for each particle) makes the groups, numbered from 1
-without gaps, in the order of cryoSPARC's exposure groups, which their names tell; all sides of a source
+without gaps, in the order of cryoSPARC's exposure groups, which their names tell; all partitions of a source
 have the same optics table.
 
 Coordinates are those of the micrograph that cryoSPARC picked from. Where RELION corrected the movies

@@ -116,34 +116,34 @@ def replacing_folder(out: Path, what: str, is_one: Callable[[Path], bool]) -> It
         InputError: ``out`` is something else, which is not ours to replace.
     """
     check_replaceable(out, what, is_one)
-    partial, aside = (out.with_name(f"{out.name}.{end}") for end in ("partial", "old"))
-    for left_behind in (partial, aside):
+    partial, older = (out.with_name(f"{out.name}.{end}") for end in ("partial", "old"))
+    for left_behind in (partial, older):
         shutil.rmtree(left_behind, ignore_errors=True)
     try:
         with naming(out):
             partial.mkdir(parents=True)
             yield partial
             if out.exists():
-                out.rename(aside)
+                out.rename(older)
             partial.rename(out)
     finally:
-        for left_behind in (partial, aside):
+        for left_behind in (partial, older):
             shutil.rmtree(left_behind, ignore_errors=True)
 
 
 def check_replaceable(out: Path, what: str, is_one: Callable[[Path], bool]) -> None:
     """Raise where `replacing_folder` would, before the work for it is done.
 
-    An older folder that stepped aside, where whoever replaced it was killed then, takes its place
+    An older folder that was moved out of the way, where whoever replaced it was killed then, takes its place
     again, or goes if its successor is there.
 
     Raises:
         InputError: ``out`` is something else, which is not ours to replace.
     """
-    aside = out.with_name(f"{out.name}.old")
-    if aside.is_dir() and is_one(aside) and not out.exists():
-        aside.rename(out)
-    elif aside.is_dir() and out.is_dir() and is_one(out):
-        shutil.rmtree(aside)
+    older = out.with_name(f"{out.name}.old")
+    if older.is_dir() and is_one(older) and not out.exists():
+        older.rename(out)
+    elif older.is_dir() and out.is_dir() and is_one(out):
+        shutil.rmtree(older)
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or is_one(out))):
         raise InputError(f"exists and is no {what}", file=out, remedy="give --out another name")

@@ -412,8 +412,8 @@ def complaint(source: Source) -> str | None:
 
 def _wrong_size(source: Source) -> str | None:
     """What there is to say where the optics table and the headers of some stacks differ in box size."""
-    said = source.metadata.get("rlnImageSize")
-    if said is None:
+    image_size = source.metadata.get("rlnImageSize")
+    if image_size is None:
         return None
     stacks, rows = np.unique(source.stack, return_index=True)
     named = [
@@ -426,9 +426,9 @@ def _wrong_size(source: Source) -> str | None:
             width = mrc.read_header(source.stacks[stack]).width
         except FormatError:
             continue
-        if np.isfinite(said[row]) and said[row] != width:
+        if np.isfinite(image_size[row]) and image_size[row] != width:
             return (
-                f"incorrect image size: rlnImageSize is {said[row]:.0f}, and the images of"
+                f"incorrect image size: rlnImageSize is {image_size[row]:.0f}, and the images of"
                 f" {printable(source.stacks[stack].name)} have {width} px"
             )
     return None

@@ -45,7 +45,7 @@ def write_verdicts(
     star_columns: Sequence[str] = (),
     also_star: bool = False,
 ) -> RowCounts:
-    """Write ``verdicts.parquet``, ``quarantine.parquet`` and the four sides in the source's format.
+    """Write ``verdicts.parquet``, ``quarantine.parquet`` and the four partitions in the source's format.
 
     A side without rows is written too. Tables of classes are written as RELION's Select job writes
     ``class_averages.star``: one table without a name, since the rest of a model is about classes that
@@ -63,7 +63,7 @@ def write_verdicts(
             ``verdicts.parquet``.
         star_columns: columns of the verdicts that STAR files get after their own, ``score`` as
             ``rlnCryorayScore``, ``class_score`` as ``rlnCryorayClassScore``.
-        also_star: of a cryoSPARC table, write the sides as STAR files for RELION too.
+        also_star: of a cryoSPARC table, write the partitions as STAR files for RELION too.
 
     Returns:
         the row counts, not yet checked.
@@ -80,18 +80,18 @@ def write_verdicts(
     if len(np.unique(fates)) != len(fates):
         raise InternalError(f"a row of {source.path} was judged twice, or judged and quarantined")
     verdict = as_objects(table["verdict"])
-    sides = {name: rows[verdict == name] for name in SIDES} | {"quarantined": lost}
+    partitions = {name: rows[verdict == name] for name in SIDES} | {"quarantined": lost}
     made = _verdicts(source, table).replace_schema_metadata(dict(verdicts.about))
     write_parquet(out / "verdicts.parquet", made)
     write_parquet(out / "quarantine.parquet", quarantine_table(source, quarantined))
     if source.format == "cs":
-        _write_cs(out, source, sides)
-        for name, side in sides.items() if also_star else ():
+        _write_cs(out, source, partitions)
+        for name, side in partitions.items() if also_star else ():
             further = _further(table, side, star_columns)
             write_star(out / f"{SIDES[name]}.star", source, side, further)
         return RowCounts(rows_in=len(source), rows_out=len(rows), quarantined=len(lost))
     star = _reopened(source) if source.is_star else None
-    for name, side in sides.items():
+    for name, side in partitions.items():
         with replacing(out / f"{SIDES[name]}.star") as temporary, temporary.open("wb") as file:
             further = _further(table, side, star_columns)
             if star is None:
@@ -173,11 +173,11 @@ def _further(table: pa.Table, side: np.ndarray, names: Sequence[str]) -> dict[st
     return further
 
 
-def _write_cs(out: Path, source: Source, sides: dict[str, np.ndarray]) -> None:
+def _write_cs(out: Path, source: Source, partitions: dict[str, np.ndarray]) -> None:
     joined = open_joined(source.path)
     if source.uid is None or not np.array_equal(joined.uid, source.uid):
         raise _changed(source)
-    for verdict, rows in sides.items():
+    for verdict, rows in partitions.items():
         name = SIDES[verdict]
         written = [name]
         for number, table in enumerate(joined.tables):

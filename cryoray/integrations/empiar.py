@@ -84,12 +84,12 @@ def fetch(
         patterns: of the files' names, or of their paths below the entry.
         base: URL of the entries; HTTPS, but for a server on this machine.
         mirror: a folder that holds the entry already: nothing is downloaded, its files are linked.
-        confirm: told what is still to come, with sizes, before the first byte; False stops.
+        confirm: called with what is still to come, with sizes, before the first byte; False stops.
         on_progress: bytes of what is still to come.
         on_event: ``fetch.listed``, ``fetch.done``.
 
     Returns:
-        the entry's files of these patterns; none where ``confirm`` said no.
+        the entry's files of these patterns; none where ``confirm`` answered no.
 
     Raises:
         InputError: there is no such entry, or nothing in it matches; the server or the network failed;
@@ -127,10 +127,10 @@ def fetch(
             total, done = sum(file.size for file in missing), 0
             for file in missing:
 
-                def told(now: int, before: int = done, name: str = file.path) -> None:
+                def on_bytes(now: int, before: int = done, name: str = file.path) -> None:
                     on_progress(Progress("fetch", before + now, total, "bytes", name))
 
-                digest = _download(client, file, out, sums.get(file.path), told)
+                digest = _download(client, file, out, sums.get(file.path), on_bytes)
                 known[file.path] = {**asdict(file), "sha256": digest}
                 _write_manifest(out, number, known)
                 done += file.size
@@ -231,7 +231,11 @@ def _there(out: Path, file: Remote, known: Mapping[str, Mapping[str, object]]) -
 
 
 def _download(
-    client: httpx.Client, file: Remote, out: Path, expected: str | None, told: Callable[[int], None]
+    client: httpx.Client,
+    file: Remote,
+    out: Path,
+    expected: str | None,
+    on_bytes: Callable[[int], None],
 ) -> str:
     """Fetch one file, from where an earlier try stopped if the server's copy is still the same."""
     path = out / file.path
@@ -254,7 +258,7 @@ def _download(
                 for chunk in answer.iter_raw():
                     written.write(chunk)
                     here += len(chunk)
-                    told(here)
+                    on_bytes(here)
                 written.truncate()
     if part.stat().st_size != file.size:
         raise InputError(

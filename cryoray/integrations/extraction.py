@@ -110,7 +110,7 @@ def extractable(project: Path, particles: Path, micrographs: Micrographs, box: i
     columns = table.read([_NAME], [*_PLACE, *_ORIGIN])
     of = columns.strings[_NAME].to_numpy(zero_copy_only=False)
     names, which = np.unique(of, return_inverse=True)
-    _check_told_apart(micrographs, names)
+    _check_distinct(micrographs, names)
     listed = [micrographs.names.get(_compared(name)) for name in names]
     files = [None if name is None else project / name for name in listed]
     gone = [
@@ -134,7 +134,7 @@ def extractable(project: Path, particles: Path, micrographs: Micrographs, box: i
     return np.asarray(((first < size) & (first + box > 0)).all(1))
 
 
-def _check_told_apart(micrographs: Micrographs, names: np.ndarray) -> None:
+def _check_distinct(micrographs: Micrographs, names: np.ndarray) -> None:
     """RELION takes particles of 11.mrc to be of 1.mrc as well."""
     known = {_compared(name) for name in (*micrographs.names, *names)}
     # Backwards and sorted, a name is followed by those that end in it, and the nearest is enough.

@@ -55,7 +55,7 @@ _LOOK = 1.0
 
 
 class RelionError(CryorayError):
-    """A job of RELION's failed; the message is what RELION said."""
+    """A job of RELION's failed; the message is RELION's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +156,9 @@ class Relion:
         with tempfile.TemporaryDirectory() as folder:
             wanted = Path(folder) / "job.star"
             wanted.write_bytes(self._job_star(kind, options))
-            said = self._pipeliner("--addJobFromStar", str(wanted))
+            output = self._pipeliner("--addJobFromStar", str(wanted))
         if not (self.project / name / "job.star").is_file():
-            raise RelionError(f"RELION did not take the job {name}: {_end(said)}")
+            raise RelionError(f"RELION did not take the job {name}: {_end(output)}")
         dropped = self._dropped(name, options)
         if dropped:
             _log.warning(
@@ -167,12 +167,14 @@ class Relion:
                 ".".join(map(str, self.version)),
                 ", ".join(dropped),
             )
-        said = self._pipeliner(
+        output = self._pipeliner(
             *("--RunJobs", f"{name}/", "--schedule", f"cryoray-{os.getpid()}"),
             *("--sec_wait_after", "0"),
         )
         if not (self.project / name / SUCCESS).is_file():
-            raise RelionError(f"{name} failed; RELION said: {self._complaint(name) or _end(said)}")
+            raise RelionError(
+                f"{name} failed; RELION said: {self._complaint(name) or _end(output)}"
+            )
         return Job(self.project, name, skipped=False, dropped=dropped)
 
     def done(self, kind: str, options: Mapping[str, str]) -> str | None:
@@ -268,10 +270,10 @@ def version() -> tuple[int, ...]:
                 f"{program} is not on the PATH",
                 remedy="install RELION 3.1 or newer, or load its module",
             )
-    said = subprocess.run(
+    output = subprocess.run(
         ["relion_refine", "--version"], capture_output=True, text=True, check=False
     )
-    found = re.search(r"RELION version: v?(\d+)\.(\d+)(?:\.(\d+))?", said.stdout + said.stderr)
+    found = re.search(r"RELION version: v?(\d+)\.(\d+)(?:\.(\d+))?", output.stdout + output.stderr)
     if not found:
         raise SettingsError("relion_refine does not tell its version", remedy="install it again")
     return tuple(int(part) for part in found.groups() if part)
@@ -296,7 +298,7 @@ def options_of(job: Path) -> dict[str, str]:
 
 
 def _end(text: str) -> str:
-    """The last lines of what a program said, without its backtrace and bars."""
+    """The last lines of a program's output, without its backtrace and bars."""
     lines = (line.split("\r")[-1].strip() for line in text.splitlines())
     plain = (line for line in lines if line and not re.match(r"\S*\(.*\) \[0x|=+$|/lib/", line))
     return " / ".join(deque(plain, _SHOWN))

@@ -229,8 +229,8 @@ def half_map_fsc(
     masked = _meaning_origin(correlation(half1 * mask, half2 * mask))
     low = np.flatnonzero(unmasked[1:] < RANDOMISE_BELOW) + 1
     if not len(low):
-        said = f"the unmasked FSC never falls below {RANDOMISE_BELOW}, so that masking is not corrected for"
-        return HalfMapFsc(frequency, unmasked, masked, warnings=(said,))
+        warning = f"the unmasked FSC never falls below {RANDOMISE_BELOW}, so that masking is not corrected for"
+        return HalfMapFsc(frequency, unmasked, masked, warnings=(warning,))
     start = int(low[0])
     generator = torch.Generator().manual_seed(seed)
     noise = np.mean(
@@ -249,12 +249,12 @@ def half_map_fsc(
     if further <= reached:
         return replace(found, warnings=tuple(_doubts(noise, reached)))
     kept = "kept all the same" if force_mask else "taken as the true one, as in RELION"
-    said = (
+    warning = (
         f"the unmasked FSC reaches further than the corrected one (shell {further}, not {reached}): the mask"
         f" cuts into the protein, or holds little of it; the {'corrected' if force_mask else 'unmasked'}"
         f" curve is {kept}"
     )
-    return replace(found, warnings=(said,))
+    return replace(found, warnings=(warning,))
 
 
 def _reaches(curve: np.ndarray) -> int:

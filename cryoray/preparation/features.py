@@ -210,7 +210,7 @@ def _of_class(
 
 
 def _moments(area: str, where: str, names: Sequence[str]) -> tuple[Feature, ...]:
-    told = {
+    described = {
         "Sum": "sum of greys over the circle's area",
         "Mean": "mean grey",
         "Stddev": "standard deviation of greys",
@@ -220,7 +220,7 @@ def _moments(area: str, where: str, names: Sequence[str]) -> tuple[Feature, ...]
     return tuple(
         _of_class(
             f"{area}_{name.lower()}", f"{area}{name}", "" if name in ("Skew", "Kurt") else "grey",
-            "log" if name == "Kurt" else "asinh", f"{told[name]} {where}",
+            "log" if name == "Kurt" else "asinh", f"{described[name]} {where}",
             f"{_RANKER}: rln{area.capitalize()}{name}",
         )
         for name in names
@@ -288,10 +288,10 @@ _CLASSES: tuple[Feature, ...] = (
     *(
         _of_class(
             f"lowpass_{name.lower()}", f"lowpassFilteredImage{name}", "grey", "asinh",
-            f"{told} of the image filtered to 25 Å",
+            f"{described} of the image filtered to 25 Å",
             f"{_RANKER}: rlnLowpassFilteredImage{name}",
         )
-        for name, told in (
+        for name, described in (
             ("Mean", "mean"), ("Stddev", "standard deviation"), ("Min", "lowest grey"),
             ("Max", "highest grey"),
         )

@@ -33,11 +33,11 @@ def labels_from(examples: PreparedSet, selection: Path) -> np.ndarray:
         count = part["counts"]["images"]
         source = open_source(part["source"], examples.kind)
         try:
-            said = read_selection(selection, source)
+            selected = read_selection(selection, source)
         except SelectionError as error:  # it may be about another part
             complaint = error
         else:
-            of = dict(zip(map(str, source.images), said.tolist(), strict=True))
+            of = dict(zip(map(str, source.images), selected.tolist(), strict=True))
             names = examples.table["image"].slice(first, count).to_pylist()
             labels[first : first + count] = [of.get(name, -1) for name in names]
         first += count

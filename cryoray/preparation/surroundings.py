@@ -1,6 +1,6 @@
 """Where a particle lies in its micrograph: how far from the next particle, how far from the edge.
 
-Both are told in box sizes, the unit that travels best between projects: a box is chosen to suit the
+Both are in box sizes, the unit that travels best between projects: a box is chosen to suit the
 particle, so that a neighbour half a box away is in the picture, whatever the pixel size.
 """
 

@@ -104,8 +104,8 @@ def simulate(
         out: folder to write into; made where it is missing.
         settings: of which ``simulate`` is used; the files are a function of it
             alone, but for the rounding of floats, which depends on the machine and its threads.
-        on_progress: told after each micrograph.
-        on_event: told of each project.
+        on_progress: called after each micrograph.
+        on_event: called with each project.
 
     Returns:
         the folders of the projects.
@@ -124,16 +124,16 @@ def simulate(
         shapes = islice(families(chosen.seed % 2**64), numbers.start, numbers.stop)
         for number, folder, family in zip(numbers, folders, shapes, strict=True):
 
-            def told(images: int, before: int = done, name: str = folder) -> None:
+            def on_images(images: int, before: int = done, name: str = folder) -> None:
                 on_progress(Progress("simulate", before + images, total, "images", name))
 
             if chosen.micrographs:
                 whole = plan(chosen, number, family, given)
-                counts = write_picked(out / folder, whole, chosen, told)
+                counts = write_picked(out / folder, whole, chosen, on_images)
                 described.append({"folder": folder, **describe(whole), **counts})
             else:
                 project = _plan(folder, given, family, chosen, _generator(chosen, number))
-                described.append(_write_project(out / folder, project, chosen, number, told))
+                described.append(_write_project(out / folder, project, chosen, number, on_images))
             on_event(Event("project.simulated", described[-1]))
             done += chosen.images
         _write_json(out / "collection.json", {"projects": described, "settings": _plain(chosen)})
@@ -293,7 +293,7 @@ def _write_project(
     project: _Project,
     chosen: SimulateSettings,
     number: int,
-    told: Callable[[int], None],
+    on_images: Callable[[int], None],
 ) -> dict[str, object]:
     """Form, write and describe all images of a project."""
     rows: list[Row] = []
@@ -314,7 +314,7 @@ def _write_project(
         rows += _particles(stack, m, project, exposure, scenes, angles, places, rng)
         truth += _truth(stack, scenes, angles)
         ambiguity += [scene.ambiguity for scene in scenes]
-        told(len(rows))
+        on_images(len(rows))
     keep, selected = write_tables(
         folder,
         project.optics,

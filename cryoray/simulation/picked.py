@@ -442,7 +442,7 @@ def boxes(pixels: np.ndarray, places: np.ndarray, box: int) -> torch.Tensor:
 
 
 def write_picked(
-    folder: Path, project: Project, chosen: SimulateSettings, told: Callable[[int], None]
+    folder: Path, project: Project, chosen: SimulateSettings, on_images: Callable[[int], None]
 ) -> Row:
     """Simulate micrographs until enough is picked, and write everything.
 
@@ -453,7 +453,7 @@ def write_picked(
         folder: of the project.
         project: of `plan`.
         chosen: images, seed, share of mislabelled images, and whether micrographs are written.
-        told: called with the images that are written, after each micrograph.
+        on_images: called with the images that are written, after each micrograph.
 
     Returns:
         counts of images, of good ones, of mislabelled ones and of micrographs.
@@ -484,7 +484,7 @@ def write_picked(
             truth += _truth_rows(stack, project, one, some)
             ambiguity += one.truth.ambiguity[some].tolist()
         number += 1
-        told(len(rows))
+        on_images(len(rows))
         if len(rows) == chosen.images:
             break
     keep, selected = write_tables(

@@ -70,13 +70,13 @@ class CachedPredictor:
 
     def score(self, features: np.ndarray, order: np.ndarray | None = None) -> np.ndarray:
         """float32 [n], with metadata [n, F]; image i is that of row ``order[i]``, or its own."""
-        said = []
+        probabilities = []
         for (network, platt), seen in zip(self._members, self._seen, strict=True):
             some = seen if order is None else seen[torch.from_numpy(order)]
             with torch.inference_mode():
                 logit = network.say(some, torch.from_numpy(features).to(seen.device))
-            said.append(platt(logit.float().cpu().numpy()))
-        return score(*said)
+            probabilities.append(platt(logit.float().cpu().numpy()))
+        return score(*probabilities)
 
 
 def importance(

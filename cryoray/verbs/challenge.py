@@ -49,11 +49,13 @@ def challenge(
         rows = np.flatnonzero(new)
         keep.append(examples.labels[rows] == 1)
         groups.append(examples.groups("project")[rows])
-        for ensemble, said in zip(both, scores, strict=True):
-            said.append(judge_examples(examples, rows, ensemble, ignore, everyone=True).score)
+        for ensemble, scores_of_one in zip(both, scores, strict=True):
+            scores_of_one.append(
+                judge_examples(examples, rows, ensemble, ignore, everyone=True).score
+            )
     ours, theirs = (
-        Scores(np.concatenate([np.empty(0, np.float32), *said]), ensemble.threshold)
-        for ensemble, said in zip(both, scores, strict=True)
+        Scores(np.concatenate([np.empty(0, np.float32), *scores_of_one]), ensemble.threshold)
+        for ensemble, scores_of_one in zip(both, scores, strict=True)
     )
     chosen = settings.nightly
     outcome = compare(

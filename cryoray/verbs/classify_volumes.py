@@ -103,7 +103,7 @@ def evidence(traits: Mapping[str, np.ndarray], n: int) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VolumeVerdicts:
-    """What was said of the classes of a job; n of them were judged.
+    """The verdicts on the classes of a job; n of them were judged.
 
     Attributes:
         classes: all of the job.
@@ -167,18 +167,18 @@ def judge_volumes(
             quarantined.append((row, next(iter(bad.values()))))
             continue
         nothing = np.full((len(shown), len(ensemble.features)), np.nan, np.float32)
-        said = ensemble.judge(prepared, nothing, everyone=True)
+        judged = ensemble.judge(prepared, nothing, everyone=True)
         # Cut at 1:1000: no single picture may outvote the others.
-        pictures_said = (np.clip(getattr(said, name), 1e-3, 1 - 1e-3) for name in MEMBERS)
-        odds = np.array([log_odds(one).mean() for one in pictures_said])
+        probabilities = (np.clip(getattr(judged, name), 1e-3, 1 - 1e-3) for name in MEMBERS)
+        odds = np.array([log_odds(one).mean() for one in probabilities])
         seen.append((row, odds, measured, prepared))
     rows = np.array([row for row, *_ in seen], np.int64)
     odds = np.array([odds for _, odds, *_ in seen]).reshape(-1, len(MEMBERS))
     traits = {name: np.array([one[2][name] for one in seen]) for name in MEASURED}
-    said_of = {**classes.said, "share": classes.share}
+    known = {**classes.statistics, "share": classes.share}
     for trait in TRAITS:
-        if trait.name in said_of:
-            traits[trait.name] = said_of[trait.name][rows]
+        if trait.name in known:
+            traits[trait.name] = known[trait.name][rows]
     moved = beside_the_best(odds + evidence(traits, len(rows))[:, None], ensemble.threshold)
     d1, d2, d3 = (_probability(column) for column in moved.T)
     score = vote_score(d1, d2, d3)
@@ -241,11 +241,11 @@ def classify_volumes(
     ensemble = Ensemble.load(path, review=chosen.review)
     classes = open_volumes(Path(source))
     with replacing_folder(out, "folder of verdicts", lambda it: (it / TABLE).is_file()) as partial:
-        said = judge_volumes(classes, ensemble, on_progress)
-        row_counts = write_verdicts(partial, classes.source, said.verdicts)
-        counts = _write_particles(partial, said)
+        volumes = judge_volumes(classes, ensemble, on_progress)
+        row_counts = write_verdicts(partial, classes.source, volumes.verdicts)
+        counts = _write_particles(partial, volumes)
         seconds = time.monotonic() - began
-        page = _sections(said, ensemble, counts, settings, seconds)
+        page = _sections(volumes, ensemble, counts, settings, seconds)
         report.render(partial / REPORT, f"3D classes of {classes.source.name}", page)
         on_event(
             Event(
@@ -255,7 +255,7 @@ def classify_volumes(
                     "ensemble": ensemble.digest,
                     "row_counts": str(row_counts),
                     **asdict(row_counts),
-                    **said.verdicts.verdict_counts(),
+                    **volumes.verdicts.verdict_counts(),
                     "particles": counts,
                     "seconds": round(seconds, 1),
                 },
@@ -265,13 +265,13 @@ def classify_volumes(
     return out
 
 
-def _write_particles(out: Path, said: VolumeVerdicts) -> dict[str, int] | None:
+def _write_particles(out: Path, volumes: VolumeVerdicts) -> dict[str, int] | None:
     """Particles by verdict of their class, those of quarantined classes as ``quarantined``."""
-    classes = said.classes
+    classes = volumes.classes
     if classes.data is None or classes.number is None:
         return None
     of_class = np.full(len(classes) + 1, "quarantined", object)
-    of_class[said.rows + 1] = said.verdicts.verdict
+    of_class[volumes.rows + 1] = volumes.verdicts.verdict
     fate = of_class[np.where(classes.number <= len(classes), classes.number, 0)]
     star = parse(classes.data)
     if len(image_table(star, "particle")) != len(fate):
@@ -288,13 +288,13 @@ _TONES = {"keep": "kept", "discard": "discarded", "review": "for review"}
 
 
 def _sections(
-    said: VolumeVerdicts,
+    volumes: VolumeVerdicts,
     ensemble: Ensemble,
     counts: Mapping[str, int] | None,
     settings: Settings,
     seconds: float,
 ) -> list[report.Section]:
-    classes, judged = said.classes, said.verdicts
+    classes, judged = volumes.classes, volumes.verdicts
     order = np.argsort(-judged.score, kind="stable")
     kept = int((judged.verdict == "keep").sum())
     facts = {"particles kept": f"{counts['keep']:,} of {sum(counts.values()):,}"} if counts else {}
@@ -309,18 +309,18 @@ def _sections(
         )
     ]
     strips = []
-    particles, looks = classes.particles[said.rows], judged.column("looks")
+    particles, looks = classes.particles[volumes.rows], judged.column("looks")
     for place in order.tolist():
         verdict = str(judged.verdict[place])
-        shown = said.pictures[place, : SLICES + 3]
+        shown = volumes.pictures[place, : SLICES + 3]
         strips.append(
             report.Strip(
-                f"Class {said.rows[place] + 1}: {_TONES[verdict]}",
+                f"Class {volumes.rows[place] + 1}: {_TONES[verdict]}",
                 verdict,
                 shown,
                 np.full(len(shown), judged.score[place]),
                 [f"slice {i}" for i in "zyx"] + [f"projection along {i}" for i in "zxy"],
-                _words(said, place, particles[place]),
+                _words(volumes, place, particles[place]),
             )
         )
     sections.append(
@@ -330,13 +330,13 @@ def _sections(
             "Best first. Three central slices, then three projections along the same axes.",
         )
     )
-    known = [trait for trait in TRAITS if trait.name in said.traits]
+    known = [trait for trait in TRAITS if trait.name in volumes.traits]
     rows = [
         (
-            f"{said.rows[place] + 1}",
+            f"{volumes.rows[place] + 1}",
             f"{judged.score[place]:.3f}",
             f"{looks[place]:.3f}",
-            *(_shown(said.traits[trait.name][place]) for trait in known),
+            *(_shown(volumes.traits[trait.name][place]) for trait in known),
         )
         for place in order.tolist()
     ]
@@ -365,16 +365,16 @@ def _sections(
     return [*sections, provenance]
 
 
-def _words(said: VolumeVerdicts, place: int, particles: float) -> str:
+def _words(volumes: VolumeVerdicts, place: int, particles: float) -> str:
     """Particles, share and resolution of a class, as far as they are known."""
-    row, words = said.rows[place], []
+    row, words = volumes.rows[place], []
     if np.isfinite(particles):
         words.append(f"{particles:,.0f} particles")
     for name, text in (("distribution", "class distribution {:.1%}"), ("resolution", "{:.1f} Å")):
-        value = said.classes.said.get(name, np.full(len(said.classes), np.nan))[row]
+        value = volumes.classes.statistics.get(name, np.full(len(volumes.classes), np.nan))[row]
         if np.isfinite(value):
             words.append(text.format(value))
-    return ", ".join(words) + f". Score {said.verdicts.score[place]:.3f}."
+    return ", ".join(words) + f". Score {volumes.verdicts.score[place]:.3f}."
 
 
 def _shown(value: float) -> str:

@@ -173,19 +173,24 @@ def predictions_of(
     """Judge rows (int64 [n], ascending) of a set: `predictions.parquet`; d3 is asked everywhere."""
     size = len(rows) * examples.settings.box**2 * 4
     if local.suffices(size, settings.evaluate.local_max_mib, settings.runtime):
-        said = local.judge_examples(examples, rows, judge, on_progress, everyone=True)
+        judged = local.judge_examples(examples, rows, judge, on_progress, everyone=True)
     else:
         from cryoray.engine import pool, runtime
 
         runtime.connect(settings.runtime)
-        said = pool.judge_examples(examples, rows, judge, on_progress, everyone=True)
-    if not np.array_equal(said.rows, rows):
-        raise InternalError(f"{len(rows):,} images went to the judges and {len(said):,} came back")
+        judged = pool.judge_examples(examples, rows, judge, on_progress, everyone=True)
+    if not np.array_equal(judged.rows, rows):
+        raise InternalError(
+            f"{len(rows):,} images went to the judges and {len(judged):,} came back"
+        )
     n, named = len(rows), examples.table.take(rows)
     return pa.table(
         {
             **{name: named[name] for name in ("image", "project", "micrograph", "label")},
-            **{name: said.judged[name] for name in ("row", "score", "verdict", *MEMBERS, "reason")},
+            **{
+                name: judged.judged[name]
+                for name in ("row", "score", "verdict", *MEMBERS, "reason")
+            },
             "threshold": np.full(n, judge.threshold, np.float32),
             "fold": np.full(n, fold, np.int32),
             "repeat": np.full(n, repeat, np.int32),
@@ -204,7 +209,7 @@ def by_metadata(
 ) -> pa.Table:
     """Predictions for a fold's rows by networks that learned from other rows' metadata alone."""
     features = examples.feature_matrix(judge.features)
-    said, threshold = ablation.metadata_alone(
+    metadata_score, threshold = ablation.metadata_alone(
         features[others],
         examples.labels[others],
         {name: examples.groups(name)[others] for name in get_args(Level)},
@@ -212,7 +217,10 @@ def by_metadata(
         settings.train,
     )
     n = len(rows)
-    alone = {"score": said(features[rows]), "threshold": np.full(n, threshold, np.float32)}
+    alone = {
+        "score": metadata_score(features[rows]),
+        "threshold": np.full(n, threshold, np.float32),
+    }
     for name, values in {**alone, "verdict": [""] * n}.items():
         column = pa.array(values)
         predictions = predictions.set_column(predictions.column_names.index(name), name, column)

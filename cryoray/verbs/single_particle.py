@@ -187,7 +187,7 @@ class Workflow:
 
         Args:
             work: what runs a stage, given its name and the jobs before it; None: `run`.
-            say: told, in a sentence each, what is to be known of a stage: that it was left out, how
+            say: called with a sentence for each thing to know about a stage: that it was left out, how
                 many particles it lost, or which of its options RELION does not know. The report has
                 the same.
 
@@ -203,14 +203,14 @@ class Workflow:
         notes: list[str] = []
         for stage in self.stages():
             left_out = self.left_out(stage, jobs)
-            told = [left_out]
+            remarks = [left_out]
             if left_out is None:
                 job = jobs[stage] = (work or self.run)(stage, jobs)
                 count = self.particles_after(stage, jobs)
                 done.append(Done(stage, job.name, job.seconds, count, job.skipped))
-                told = [self._dropped(stage, job)]
-                told += [self._lost(jobs)] if stage == "reextract" else []
-            for note in filter(None, told):
+                remarks = [self._dropped(stage, job)]
+                remarks += [self._lost(jobs)] if stage == "reextract" else []
+            for note in filter(None, remarks):
                 notes.append(note)
                 if say is not None:
                     say(note)
@@ -558,10 +558,10 @@ def looks(arm: Mapping[str, Any]) -> int:
     return round(particles) + sum(asked[what] for what in ASKED if what != "particles")
 
 
-def _sections(told: Mapping[str, Mapping[str, Any]], workflow: Workflow) -> list[report.Section]:
+def _sections(arms: Mapping[str, Mapping[str, Any]], workflow: Workflow) -> list[report.Section]:
     chosen, version = workflow.chosen, ".".join(map(str, workflow.relion.version))
     stages, sums, people, later = [], [], [], []
-    for name, arm in told.items():
+    for name, arm in arms.items():
         total, asked = int(arm["particles"]), arm["decisions"]
         stages += [
             (
@@ -606,7 +606,7 @@ def _sections(told: Mapping[str, Mapping[str, Any]], workflow: Workflow) -> list
         )
     scaled = f"{MANY:,} particles"
     notes = [
-        f"{name} cryoray, {note}" for name, arm in told.items() for note in arm.get("notes", ())
+        f"{name} cryoray, {note}" for name, arm in arms.items() for note in arm.get("notes", ())
     ]
     return [
         report.summary_section(
@@ -617,7 +617,7 @@ def _sections(told: Mapping[str, Mapping[str, Any]], workflow: Workflow) -> list
                 "processes and threads": f"{chosen.mpi} × {chosen.threads}",
                 "GPU": chosen.gpu or "none",
             },
-            {f"Å {name} cryoray": f"{arm['resolution']:.2f}" for name, arm in told.items()},
+            {f"Å {name} cryoray": f"{arm['resolution']:.2f}" for name, arm in arms.items()},
         ),
         report.table_section(
             "What it took",

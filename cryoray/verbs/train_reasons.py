@@ -37,7 +37,7 @@ def train_reasons(
         sets: folders of prepared sets, of the ensemble's box.
         ensemble: folder of the ensemble, which is written anew, with another digest.
         settings: ``fit``, ``folds``, ``seed`` and ``gpu`` are used.
-        on_progress: told after every epoch.
+        on_progress: called after every epoch.
         on_event: ``reasons.learned``, with the share named rightly on groups not seen.
 
     Raises:
@@ -56,7 +56,7 @@ def train_reasons(
     discards = SetExamples(sets, rows, ())
     done = 0
 
-    def told(epoch: Epoch) -> None:
+    def report_epoch(epoch: Epoch) -> None:
         nonlocal done
         done += 1
         note = f"reasons: loss {epoch.loss:.3f}"
@@ -68,7 +68,7 @@ def train_reasons(
         discards.images,
         settings,
         device="cuda" if settings.gpu and torch.cuda.is_available() else "cpu",
-        on_epoch=told,
+        on_epoch=report_epoch,
     )
     if learned is None:
         return

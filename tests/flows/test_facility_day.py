@@ -12,7 +12,7 @@ from cryoray.formats.source import open_source
 from cryoray.settings import RuntimeSettings
 from flows.day_report import judged
 from flows.facility_day import Day, emptied, facility_day
-from flows.telling import key
+from flows.reporter import key
 
 pytestmark = pytest.mark.ray
 

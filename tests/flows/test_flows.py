@@ -20,7 +20,7 @@ from cryoray.formats.source import Source, open_source
 from cryoray.formats.verdicts import write_verdicts
 from cryoray.records import Progress, Verdicts
 from cryoray.session.judging import place
-from flows import classify, evaluate, facility_day, telling
+from flows import classify, evaluate, facility_day, reporter
 from flows.day_report import decisions_section, judged, truth
 from flows.microscope import record
 from tests.preparation.sources import particles, write_source
@@ -171,17 +171,17 @@ def test_only_plain_numbers_are_tabulated() -> None:
     ("text", "made"), [("metrics-live", "metrics-live"), ("d1, fold 2 of 3", "d1-fold-2-of-3")]
 )
 def test_keys_of_artifacts(text: str, made: str) -> None:
-    assert telling.key(text) == made
+    assert reporter.key(text) == made
 
 
 def test_an_artifact_says_what_the_terminal_says() -> None:
     now = Progress(
         "prepare", 4096, 81920, note="1.1 of 21.5 GB, 1.05 GB/s, 19 s left, 3 quarantined"
     )
-    assert telling.said(now) == (
+    assert reporter.summary(now) == (
         "prepare: 4,096 of 81,920 rows; 1.1 of 21.5 GB, 1.05 GB/s, 19 s left, 3 quarantined"
     )
-    assert telling.said(Progress("judge", 7, None)) == "judge: 7 rows"
+    assert reporter.summary(Progress("judge", 7, None)) == "judge: 7 rows"
 
 
 def test_the_server_that_a_flow_starts_answers_nobody_else(tmp_path: Path) -> None:

@@ -20,19 +20,19 @@ def test_a_session_is_judged_and_told(
 ) -> None:
     told: list[Event] = []
 
-    class Told:
+    class Recorder:
         """In place of what talks to Prefect's server."""
 
         def __init__(self, subject: str, *_: object) -> None:
             self.event = told.append
 
-        def __enter__(self) -> Told:
+        def __enter__(self) -> Recorder:
             return self
 
         def __exit__(self, *_: object) -> None:
             pass
 
-    monkeypatch.setattr(session, "Telling", Told)
+    monkeypatch.setattr(session, "Reporter", Recorder)
     monkeypatch.setenv("CRYORAY_TOKEN", TOKEN)
     examples.write_stack(tmp_path / "a.mrcs", examples.particles(9))
     with running([tmp_path], {"tiny": tiny_ensemble}) as service:

@@ -12,7 +12,7 @@ from prefect.client.orchestration import get_client
 from cryoray.formats.volume import write_volume
 from cryoray.records import Progress
 from flows import validate
-from flows.telling import Telling, key
+from flows.reporter import Reporter, key
 from tests.half_maps import PIXEL, half_maps, phantom
 
 pytestmark = pytest.mark.long
@@ -37,8 +37,8 @@ def test_fsc_as_a_flow_keeps_resolutions(tmp_path: Path, prefect: None) -> None:
 def test_progress_of_each_run_has_a_key_of_its_own(tmp_path: Path, prefect: None) -> None:
     @flow
     def work(out: str) -> None:
-        with Telling("set", out) as told:
-            told.progress(Progress("read", 1, 2))
+        with Reporter("set", out) as reporter:
+            reporter.progress(Progress("read", 1, 2))
 
     work("first")
     work("second")

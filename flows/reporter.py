@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _EVERY = 2.0
 
 
-class Telling:
+class Reporter:
     """Callbacks for a verb inside a task: bars on the terminal, artifacts and events in Prefect.
 
     Args:
@@ -39,7 +39,7 @@ class Telling:
         self._show = Show()
         self._artifacts: dict[str, tuple[UUID, float]] = {}
 
-    def __enter__(self) -> Telling:
+    def __enter__(self) -> Reporter:
         self._log = get_run_logger()
         self._show.__enter__()
         return self
@@ -56,15 +56,15 @@ class Telling:
         """Move the bar, and the artifact where it is time or the stage is done."""
         self._show.progress(now)
         percent = 100.0 * now.done / now.total if now.total else 0.0
-        known, told = self._artifacts.get(now.stage, (None, 0.0))
+        known, updated = self._artifacts.get(now.stage, (None, 0.0))
         if known is None:
             made = cast(
                 "UUID",
-                create_progress_artifact(percent, key(f"{now.stage}-{self._run}"), said(now)),
+                create_progress_artifact(percent, key(f"{now.stage}-{self._run}"), summary(now)),
             )
             self._artifacts[now.stage] = (made, time.monotonic())
-        elif percent >= 100.0 or time.monotonic() - told >= _EVERY:
-            update_progress_artifact(known, percent, said(now))
+        elif percent >= 100.0 or time.monotonic() - updated >= _EVERY:
+            update_progress_artifact(known, percent, summary(now))
             self._artifacts[now.stage] = (known, time.monotonic())
 
     def event(self, happened: Event) -> None:
@@ -77,7 +77,7 @@ class Telling:
         )
 
 
-def said(now: Progress) -> str:
+def summary(now: Progress) -> str:
     """The stage, how much of it is done, and what else its verb says of it, as GB/s and time left."""
     total = "" if now.total is None else f" of {now.total:,}"
     return f"{now.stage}: {now.done:,}{total} {now.unit}" + (f"; {now.note}" if now.note else "")
