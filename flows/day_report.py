@@ -17,9 +17,10 @@ from prefect.cache_policies import NO_CACHE
 from cryoray import report
 from cryoray.formats.source import Source, open_source
 from cryoray.models.ensemble import Manifest
+from cryoray.preparation.look import look_at
 from cryoray.report.verdicts import strips
 from cryoray.session.judging import place
-from cryoray.settings import load
+from cryoray.settings import PreparationSettings, load
 from cryoray.simulation import read_truth
 from flows.microscope import exposures
 
@@ -32,11 +33,27 @@ def write_report(
     ensemble: Path,
     held_out: dict[str, Any],
     live: dict[str, Any],
+    by_shipped: Path,
+    shipped: dict[str, Any],
     speed: float,
     overrides: dict[str, Any],
     command: str,
 ) -> Path:
-    """One page: what went in and came out, how training went, how good it is, how the images look."""
+    """One page: what was found, lost and passed, how good that is, and how training went.
+
+    Args:
+        out: folder of the day.
+        new: the new collection.
+        session: folder of the session in which it was judged live.
+        ensemble: that was trained.
+        held_out: numbers of the past groups that took no part in training.
+        live: numbers of the new collection, judged live.
+        by_shipped: folder of verdicts of the ensemble that ships.
+        shipped: its numbers.
+        speed: images per second of the session.
+        overrides: settings of the training.
+        command: that made all this.
+    """
     source, manifest, settings = open_source(new), manifest_of(ensemble), load(**overrides)
     training = json.loads((ensemble / "training.json").read_text())
     labels, score = _predictions(out / "evaluation")
@@ -44,6 +61,7 @@ def write_report(
     table = judged(source, session)
     known = keep[table["row"].to_numpy()] >= 0
     good = keep[table["row"].to_numpy()] == 1
+    ships = verdicts_of(source, by_shipped)
     live_score = table["score"].to_numpy()
     bound = settings.train.operating_point.bound
     forced = live_score >= manifest.threshold
@@ -65,10 +83,33 @@ def write_report(
                 "images per second": f"{speed:,.0f}",
             },
         ),
+        outcomes_section(
+            source,
+            table,
+            keep,
+            manifest.threshold,
+            manifest.preparation,
+            "trained here, judged live",
+        ),
+        *_about(
+            "The ensemble that ships",
+            [
+                report.result_section(
+                    shipped,
+                    f"The same collection, by the ensemble that ships, against {_truth_of(kind)}.",
+                ),
+                *_by_kind(
+                    kind[ships["row"].to_numpy()],
+                    ships["score"].to_numpy() >= np.float32(threshold_of(ships)),
+                ),
+            ],
+        ),
         *_about(
             "New collection",
             [
-                report.result_section(live, f"As the service judged it, against {_said_by(kind)}."),
+                report.result_section(
+                    live, f"As the service judged it, against {_truth_of(kind)}."
+                ),
                 decisions_section(forced, review),
                 report.confusion_section(good[known], live_score[known], manifest.threshold),
                 *_by_kind(kind[table["row"].to_numpy()], forced),
@@ -97,6 +138,56 @@ def write_report(
         report.provenance_section(command, [settings.train]),
     ]
     return report.render(out / "report.html", "A facility's day", sections)
+
+
+#: What decisions turned out to be: heading and tone of the strip, whether images are good, whether kept.
+_OUTCOMES = (
+    ("Junk that was found", "keep", False, False),
+    ("Good images that were lost", "discard", True, False),
+    ("Junk that passed", "discard", False, True),
+    ("Good images that were kept", "keep", True, True),
+)
+_SHOWN = 24
+
+
+def outcomes_section(
+    source: Source,
+    table: pa.Table,
+    keep: np.ndarray,
+    threshold: float,
+    preparation: PreparationSettings,
+    by: str,
+) -> report.Section:
+    """Pictures of what was found, lost and passed by the forced decision, the surest first.
+
+    Args:
+        source: the collection.
+        table: verdicts, with ``row``.
+        keep: int8 [n], of each image of the collection: 1 keep, 0 discard, -1 no label.
+        threshold: at which scores keep.
+        preparation: of the ensemble.
+        by: who judged, for the heading.
+    """
+    rows, score = table["row"].to_numpy(), table["score"].to_numpy()
+    label, kept = keep[rows], score >= np.float32(threshold)
+    made = []
+    for title, tone, good, keeps in _OUTCOMES:
+        those = np.flatnonzero((label == good) & (kept == keeps))
+        if not len(those):
+            continue
+        surest = those[np.argsort(score[those] * (-1 if keeps else 1), kind="stable")][:_SHOWN]
+        found, images = look_at(source, np.sort(rows[surest]), preparation)
+        at = np.searchsorted(rows, found)
+        made.append(
+            report.Strip(
+                title, tone, images, score[at], source.images[found], f"{len(those):,} images"
+            )
+        )
+    return report.gallery_section(
+        made,
+        f"Found, lost and passed: {by}",
+        f"By the forced decision, against the truth; of each the {_SHOWN} that the ensemble is surest of.",
+    )
 
 
 def _about(what: str, sections: Iterable[report.Section]) -> list[report.Section]:
@@ -162,6 +253,19 @@ def judged(source: Source, session: Path) -> pa.Table:
     return pa.concat_tables(tables).sort_by("row")
 
 
+def verdicts_of(source: Source, folder: Path) -> pa.Table:
+    """The verdicts in a folder that ``classify`` wrote, with the row of each in its source."""
+    table = pq.read_table(folder / "verdicts.parquet")
+    row_of = {name: row for row, name in enumerate(source.images.tolist())}
+    rows = [row_of[name] for name in table["image"].to_pylist()]
+    return table.append_column("row", pa.array(rows)).sort_by("row")
+
+
+def threshold_of(table: pa.Table) -> float:
+    """The threshold that a table of verdicts names."""
+    return float(table.schema.metadata[b"threshold"])
+
+
 def manifest_of(ensemble: Path) -> Manifest:
     """What the ensemble says of itself."""
     return Manifest.model_validate_json((ensemble / "ensemble.json").read_text())
@@ -173,7 +277,7 @@ def _predictions(evaluation: Path) -> tuple[np.ndarray, np.ndarray]:
     return table["label"].to_numpy(), table["score"].to_numpy()
 
 
-def _said_by(kind: np.ndarray) -> str:
+def _truth_of(kind: np.ndarray) -> str:
     return "the truth that was simulated" if kind.any() else "what a person selected"
 
 

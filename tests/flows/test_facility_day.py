@@ -23,6 +23,7 @@ def test_a_tiny_day(tmp_path: Path, prefect: None, ray_cluster: RuntimeSettings)
 
     assert made["live"]["n"] == day.images
     assert made["held_out"]["n"] == day.images
+    assert made["shipped"]["n"] == day.images
     assert made["images_per_second"] > 0
     collection = open_source(tmp_path / "new")
     verdicts = judged(collection, made["verdicts"])
@@ -35,6 +36,7 @@ def test_a_tiny_day(tmp_path: Path, prefect: None, ray_cluster: RuntimeSettings)
     assert len(set(headings)) == len(headings)
     assert {
         *("Summary", "New collection: result", "Past projects held out: result"),
+        *("Found, lost and passed: trained here, judged live", "The ensemble that ships: result"),
         *("New collection: kept and discarded", "Past projects held out: calibration"),
     } <= set(headings)
 
@@ -44,7 +46,11 @@ def test_a_tiny_day(tmp_path: Path, prefect: None, ray_cluster: RuntimeSettings)
     assert set(states.values()) == {"Completed"}
     run = tmp_path.name
     of_run = {f"set-{run}-set", f"card-{run}-ensemble", f"metrics-{run}-evaluation"}
-    of_run |= {f"metrics-live-{run}", f"report-day-{tmp_path.parent.name}-{run}"}
+    of_run |= {
+        f"metrics-live-{run}",
+        f"metrics-shipped-{run}",
+        f"report-day-{tmp_path.parent.name}-{run}",
+    }
     assert {key(text) for text in of_run} <= kept
     assert emptied(tmp_path) == tmp_path, "the next day may have the same folder"
     assert not list(tmp_path.iterdir())
