@@ -121,9 +121,11 @@ def create(
         await asyncio.to_thread(sweep)
         await asyncio.to_thread(parsers.prepare)
         task = asyncio.create_task(keep_following())
-        yield
-        task.cancel()
-        judge.parsers.close()
+        try:
+            yield
+        finally:
+            task.cancel()
+            judge.parsers.close()
 
     app = FastAPI(title="cryoray", docs_url=None, redoc_url=None, lifespan=running)
     app.add_middleware(Doors, counts=counts)

@@ -109,6 +109,7 @@ class Parsers:
         self._free = asyncio.Semaphore(processes)
         self._threads = ThreadPoolExecutor(processes, "parsers")
         self._idle: list[_Worker] = []
+        self._closed = False
 
     async def choose(self, question: Question) -> Chosen:
         """As `Catalogue.choose`.
@@ -140,8 +141,11 @@ class Parsers:
                 worker.end()
                 asked.add_done_callback(lambda done: done.exception())
                 raise
-            worker.knows.add(question.source)
-            self._idle.append(worker)
+            if self._closed:
+                worker.end()
+            else:
+                worker.knows.add(question.source)
+                self._idle.append(worker)
         if good:
             chosen: Chosen = answer
             return chosen
@@ -150,7 +154,8 @@ class Parsers:
         raise answer
 
     def close(self) -> None:
-        """End the processes that have nothing to do."""
+        """End the processes that have nothing to do, and the others as soon as they have answered."""
+        self._closed = True
         while self._idle:
             self._idle.pop().end()
 
