@@ -16,6 +16,7 @@ from cryoray.formats.class_selection import is_model
 from cryoray.formats.rows import Source
 from cryoray.formats.source import open_source
 from cryoray.formats.verdicts import write_verdicts
+from cryoray.imaging.pictures import greys
 from cryoray.maps.fsc import HalfMapFsc, half_map_fsc
 from cryoray.maps.halves import mask_for, read_halves
 from cryoray.models import ensemble as models
@@ -186,9 +187,10 @@ class Verdicts(Table):
             some = rows[np.unique(np.linspace(0, len(rows) - 1, images).round().astype(int))]
             found, pictures = look_at(self.particles.source, some, self._ensemble.preparation)
             score = self.score[np.searchsorted(self.rows, found)]
-            for place, (picture, value) in enumerate(zip(pictures, score, strict=True)):
+            drawn = greys(pictures)
+            for place, (picture, value) in enumerate(zip(drawn, score, strict=True)):
                 cell = figure.add_subplot(grid[line, place])
-                cell.imshow(picture, cmap="gray", vmin=-3, vmax=4)
+                cell.imshow(picture, cmap="gray", vmin=0, vmax=255)
                 cell.set_title(f"{value:.2f}", fontsize=7, pad=2)
                 cell.set(xticks=[], yticks=[])
                 if not place:

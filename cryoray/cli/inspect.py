@@ -277,6 +277,8 @@ def _write_sheet(path: Path, parts: dict[str, np.ndarray]) -> None:
     import numpy as np
     from matplotlib.figure import Figure
 
+    from cryoray.imaging.pictures import greys
+
     parts = {title: images for title, images in parts.items() if len(images)}
     if not parts:
         return
@@ -285,11 +287,10 @@ def _write_sheet(path: Path, parts: dict[str, np.ndarray]) -> None:
     places = figure.subplots(len(parts), height_ratios=heights, squeeze=False)[:, 0]
     for place, rows, (title, images) in zip(places, heights, parts.items(), strict=True):
         side = images.shape[-1]
-        filled = np.ones((rows * _COLUMNS, side, side), np.float32)
-        low, high = np.percentile(images, _REACH, axis=(1, 2), keepdims=True)
-        filled[: len(images)] = np.clip((images - low) / np.maximum(high - low, 1e-6), 0, 1)
+        filled = np.full((rows * _COLUMNS, side, side), 255, np.uint8)
+        filled[: len(images)] = greys(images)
         grid = filled.reshape(rows, _COLUMNS, side, side).swapaxes(1, 2).reshape(rows * side, -1)
-        place.imshow(grid, cmap="gray", vmin=0, vmax=1)
+        place.imshow(grid, cmap="gray", vmin=0, vmax=255)
         place.set_title(title, loc="left")
         place.set_axis_off()
     figure.savefig(path, dpi=72)

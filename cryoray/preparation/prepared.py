@@ -24,6 +24,7 @@ from pydantic import ValidationError
 
 from cryoray.errors import FormatError, InputError, InternalError
 from cryoray.formats.mrc import read_frames, read_header
+from cryoray.imaging.pictures import low_passed
 from cryoray.preparation.features import chosen_features
 from cryoray.records import REASONS, Kind
 from cryoray.settings import PreparationSettings
@@ -158,6 +159,20 @@ class PreparedSet:
             here = order[which == index]
             images[here] = read_frames(stacks[index], rows[here] - starts[index])
         return images
+
+    def pictures(self, rows: np.ndarray) -> np.ndarray:
+        """The same for people to look at: particles are low-passed.
+
+        Raises:
+            FormatError: a stack is missing, damaged, or changed.
+        """
+        images = self.images(rows)
+        if self.kind != "particle" or not len(images):
+            return images
+        starts, stacks = self._stacks
+        which = np.searchsorted(starts, np.asarray(rows, np.int64), side="right") - 1
+        size = np.array([np.nan if (s := stack.pixel_size) is None else s for stack in stacks])
+        return low_passed(images, size[which])
 
     @property
     def labels(self) -> np.ndarray:

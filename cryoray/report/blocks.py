@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from cryoray.report import tiles
+from cryoray.imaging import pictures
+
+#: Side to which larger pictures are resampled, px.
+_LARGEST = 80
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -94,7 +97,7 @@ class Strip:
     @property
     def tiles(self) -> list[tuple[str, str, Sequence[str], str]]:
         """(address, name, lines under it, the same in words) of each image."""
-        addresses = tiles.data_uris(self.images)
+        addresses = pictures.data_uris(self.images, _LARGEST)
         scores = [f"{score:.2f}" for score in self.scores]
         lines = self.captions or [(score,) for score in scores]
         words = map(", ".join, self.captions) if self.captions else [f"score {s}" for s in scores]

@@ -140,7 +140,7 @@ def shown(
         rows = predictions["row"].to_numpy()[chosen]
         names = predictions["image"].take(chosen).to_pylist()
         note = f"{len(found):,} in all. {note}".strip()
-        return report.Strip(title, tone, examples.images(rows), score[chosen], names, note)
+        return report.Strip(title, tone, examples.pictures(rows), score[chosen], names, note)
 
     line, band = (judge.threshold, judge.review) if judge else (None, None)
     return [

@@ -117,7 +117,7 @@ def _pictures(table: pa.Table, sets: Sequence[PreparedSet]) -> dict[int, np.ndar
             if key in wanted
         }
         if places:
-            images = prepared.images(np.array(list(places.values())))
+            images = prepared.pictures(np.array(list(places.values())))
             found.update(zip(places, images, strict=True))
     return found
 

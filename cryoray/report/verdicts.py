@@ -12,6 +12,7 @@ import pyarrow as pa
 from cryoray import report
 from cryoray.boosting.prevalence import Prevalence
 from cryoray.formats.source import Source
+from cryoray.imaging.pictures import LOW_PASS
 from cryoray.models.ensemble import Ensemble
 from cryoray.preparation.features import chosen_features, source_features
 from cryoray.preparation.look import look_at
@@ -134,7 +135,7 @@ def _reasons(table: pa.Table) -> list[report.Section]:
 def _gallery(
     source: Source, table: pa.Table, settings: PreparationSettings, invert: bool | None
 ) -> report.Section:
-    seen = "As the networks saw them: windowed, rescaled, normalised"
+    seen = "As the networks saw them: windowed, rescaled, normalised, protein bright"
     if source.kind == "class2d":
         return report.gallery_section(
             class_strips(source, table, settings, invert),
@@ -142,7 +143,11 @@ def _gallery(
             f"{seen}; the best score first. Particles are counted by their most probable class.",
         )
     shown = strips(source, table, settings, invert)
-    return report.gallery_section(shown, "Images", f"{seen}; spread evenly over the source.")
+    return report.gallery_section(
+        shown,
+        "Images",
+        f"{seen}; low-passed to {LOW_PASS:g} Å for the eye, and spread evenly over the source.",
+    )
 
 
 def class_strips(

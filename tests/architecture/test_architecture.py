@@ -118,6 +118,7 @@ MAY_USE = {
     "cryoray/cli": ("report", "dev"),
     "cryoray/diagnostics": ("train",),
     "cryoray/engine": ("train",),
+    "cryoray/imaging": ("report",),
     "cryoray/report": ("report",),
     "cryoray/serving": ("serve",),
     "cryoray/session": ("session",),

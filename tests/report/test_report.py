@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 import re
 import subprocess
@@ -14,11 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from cryoray import report
 from cryoray.metrics import accuracy
-from cryoray.report import plots, tiles
+from cryoray.report import plots
 from cryoray.settings import ServeSettings, TrainSettings
 
 pytestmark = pytest.mark.long
@@ -206,18 +203,6 @@ def test_long_names_lose_their_middle_and_leave_room_for_the_plot() -> None:
     svg = plots.rates(names, np.array([0.1, 0.0]), np.array([50, 50]), 0.03, "a")
     assert "…" in svg
     assert "long-1" in svg
-
-
-def test_tiles_show_the_image_small_and_in_its_own_contrast() -> None:
-    image = np.zeros((1, 200, 200))
-    image[0, 80:120, 80:120] = 1000.0
-    (address,) = tiles.data_uris(image)
-    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))))
-    assert shown.shape == (tiles.LARGEST, tiles.LARGEST)
-    assert shown[40, 40] == 255
-    assert 80 < shown[5, 5] < 130
-    assert len(tiles.data_uris(np.zeros((2, 8, 8)))) == 2
-    assert tiles.data_uris(np.empty((0, 8, 8))) == []
 
 
 def test_importing_reports_imports_nothing_that_draws() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -11,12 +10,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from cryoray.errors import FormatError, InputError
 from cryoray.formats import mrc
 from cryoray.formats.opening import OutsideError, Scope
 from cryoray.formats.rows import resolve
+from cryoray.formats.stacks import open_stacks
+from cryoray.imaging.pictures import greys, low_passed, png
+from cryoray.preparation.plan import protein_is_dark
 from cryoray.preparation.prepare import prepare_images
 from cryoray.preparation.reader import image_header
 from cryoray.session.cache import Cache
@@ -26,8 +27,6 @@ from cryoray.settings import PreparationSettings
 
 #: Sides that are made, px: a tile's, and a large one's.
 SIZES = (96, 240)
-#: Grey values run over so many standard deviations of the background to either side.
-_CONTRAST = 3.5
 _PICTURES, _TABLES, _AT_ONCE = 1000, 64, 2
 
 
@@ -42,6 +41,7 @@ class Pictures:
         self._scope = scope
         self._pictures: Cache[bytes] = Cache(_PICTURES)
         self._tables: Cache[pa.Table] = Cache(_TABLES)
+        self._dark: Cache[bool] = Cache(_PICTURES)
         self._at_once = threading.Semaphore(_AT_ONCE)
 
     def table(self, session: Any, stack: Any) -> pa.Table:
@@ -61,7 +61,7 @@ class Pictures:
         return self._tables.get((stack.id, stack.digest, stack.judged), read)
 
     def png(self, session: Any, stack: Any, row: int, size: int) -> bytes:
-        """The image of a row, protein as it is in the file.
+        """The image of a row, as `imaging.pictures` draws it: protein bright, particles low-passed.
 
         Raises:
             InputError: there is no such row, or its image cannot be read now, or not by this service.
@@ -72,21 +72,25 @@ class Pictures:
         name = table["image"][row].as_py()
         return self._pictures.get(
             (stack.id, stack.digest, row, size),
-            lambda: self._draw(session, Path(stack.path), name, size),
+            lambda: self._draw(session, stack, name, size),
         )
 
-    def _draw(self, session: Any, path: Path, name: str, size: int) -> bytes:
+    def _draw(self, session: Any, unit: Any, name: str, size: int) -> bytes:
+        path = Path(unit.path)
         named, number = image_place(name, str(path))
         file = path if path.suffix == ".mrcs" else resolve([named], path.parent)[0]
         with self._at_once, self._scope_of(session, file).reading():
             stack = image_header(file)
             raw = mrc.read_frames(stack, np.array([number - 1]))
             pixel = np.array([stack.pixel_size or np.nan], np.float32)
+            dark = self._dark.get((unit.id, unit.digest, file), lambda: _is_dark(file))
             settings = PreparationSettings(box=size)
-            prepared, reasons = prepare_images(raw, pixel, False, settings)
+            prepared, reasons = prepare_images(raw, pixel, dark, settings)
             if reasons:
                 raise FormatError(reasons[0], file=file, row=number)
-        return as_png(prepared[0])
+        if unit.kind == "particle":
+            prepared = low_passed(prepared, pixel * max(raw.shape[1:]) / size)
+        return png(greys(prepared)[0])
 
     def _scope_of(self, session: Any, file: Path) -> Scope:
         """What may be read for a session: of all the service's, the session's folder with the file.
@@ -105,10 +109,6 @@ class Pictures:
         return scope
 
 
-def as_png(image: np.ndarray) -> bytes:
-    """An image with zero mean and unit deviation of its background as a PNG of 64 greys."""
-    grey = np.clip(image / (2 * _CONTRAST) + 0.5, 0, 1)
-    coarse = np.round(grey * 63) * (255 / 63)
-    file = io.BytesIO()
-    Image.fromarray(coarse.astype(np.uint8)).save(file, "PNG", optimize=True)
-    return file.getvalue()
+def _is_dark(file: Path) -> bool:
+    """Whether protein is dark in a stack, as far as its own images tell."""
+    return protein_is_dark(open_stacks(file, [file], "particle"), PreparationSettings())
