@@ -1,4 +1,4 @@
-"""Every night: what people said in sessions trains a challenger, which is served if it is better."""
+"""Every night: what people labelled in sessions trains a challenger, which is served if it is better."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def nightly(
     out: Path,
     overrides: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Train a challenger on what people said since, and promote it if it is better.
+    """Train a challenger on what people labelled since, and promote it if it is better.
 
     Nothing is kept of when it ran last: what was gathered, each set and each challenger is named for
-    what it was made of, so that what is there is not made again, and a night on which nothing was said
+    what it was made of, so that what is there is not made again, and a night without new labels
     ends at once.
 
     Args:
@@ -56,11 +56,17 @@ def nightly(
     chosen = overrides or {}
     settings, out = load(**chosen), Path(out).absolute()
     champion = registry.resolve(name, settings.registry)
-    said = gather(ledgers, out / "gathered", champion, settings)
-    taught = prepare([one for one in said if one.use == "teach"], out / "sets", champion, chosen)
-    audits = prepare([one for one in said if one.use == "judge"], out / "sets", champion, chosen)
+    gathered = gather(ledgers, out / "gathered", champion, settings)
+    taught = prepare(
+        [one for one in gathered if one.use == "teach"], out / "sets", champion, chosen
+    )
+    audits = prepare(
+        [one for one in gathered if one.use == "judge"], out / "sets", champion, chosen
+    )
     if not taught:
-        return stays(name, champion, "nobody said anything in a session that was lent for training")
+        return stays(
+            name, champion, "nobody labelled an image in a session that may be used for training"
+        )
     challenger = trained([*map(Path, sets), *taught], out / "challengers", chosen)
     before = past(settings.registry, name, challenger)
     if before:
@@ -107,18 +113,18 @@ def gather(ledgers: Sequence[str], out: Path, champion: Path, settings: Settings
             for one in found
         ],
         key=key(f"gathered-{out.parent.name}"),
-        description="what people said in sessions",
+        description="what people labelled in sessions",
     )
     return found
 
 
 def prepare(
-    said: Sequence[Gathered], out: Path, champion: Path, overrides: dict[str, Any]
+    gathered: Sequence[Gathered], out: Path, champion: Path, overrides: dict[str, Any]
 ) -> list[Path]:
     """A set of each session, prepared as the champion's images are; those that are there are kept."""
     look = Ensemble.load(champion)
     made = []
-    for one in said:
+    for one in gathered:
         place = out / one.name
         if not place.is_dir():
             ingestion = {
@@ -146,7 +152,7 @@ def past(root: Path, name: str, challenger: Path) -> str:
     """Why this challenger need not be compared again, '' where it must."""
     digest = Ensemble.load(challenger).digest
     if registry.active(root, name) == digest:
-        return "nothing was said since the ensemble that is served was trained"
+        return "nothing was labelled since the ensemble that is served was trained"
     for line in reversed(registry.history(root, name)):
         if line.change == "rolled back" and line.instead_of == digest:
             return f"the challenger was served before, and rolled back on {line.time:%d %B %Y}"

@@ -229,7 +229,9 @@ def half_map_fsc(
     masked = _meaning_origin(correlation(half1 * mask, half2 * mask))
     low = np.flatnonzero(unmasked[1:] < RANDOMISE_BELOW) + 1
     if not len(low):
-        warning = f"the unmasked FSC never falls below {RANDOMISE_BELOW}, so that masking is not corrected for"
+        warning = (
+            f"the unmasked FSC never falls below {RANDOMISE_BELOW}: masking is not corrected for"
+        )
         return HalfMapFsc(frequency, unmasked, masked, warnings=(warning,))
     start = int(low[0])
     generator = torch.Generator().manual_seed(seed)

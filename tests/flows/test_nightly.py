@@ -109,7 +109,7 @@ def test_a_better_challenger_is_served_once_and_one_that_was_rolled_back_is_not(
     files = sorted((tmp_path / "out").rglob("*"))
     again = night()
     assert not again["promoted"]
-    assert "nothing was said" in again["why"]
+    assert "nothing was labelled" in again["why"]
     assert len(learned) == 1
     assert sorted((tmp_path / "out").rglob("*")) == files
 
