@@ -140,12 +140,12 @@ def test_a_form_names_the_ensemble_over_the_settings_that_it_has() -> None:
 
 
 def test_a_day_says_how_far_it_is_and_about_how_long_it_takes() -> None:
-    now = iter((0.0, 0.0, 45.0, 480.0))
+    now = iter((0.0, 0.0, 20.0, 330.0))
     steps = facility_day.Steps(lambda: next(now))
     next(now)
-    assert steps.line("past projects") == "1 of 6: past projects"
-    assert steps.line("training") == "3 of 6: training, about 4 minutes left"
-    assert steps.line("report") == "6 of 6: report, less than a minute left"
+    assert steps.line("past projects") == "1 of 7: past projects"
+    assert steps.line("training") == "3 of 7: training, about 4 minutes left"
+    assert steps.line("report") == "7 of 7: report, less than a minute left"
 
 
 def test_kept_is_counted_by_the_forced_decision_and_review_beside_it() -> None:
