@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from cryoray.boosting.calibration import Platt
+from cryoray.boosting.operating_point import Policy
 from cryoray.boosting.voting import disagree, score, verdicts
 from cryoray.errors import EnsembleError, InternalError
 from cryoray.formats.files import replacing
@@ -31,6 +32,8 @@ MANIFEST = "ensemble.json"
 #: Beside it: what was said of each image by networks that had not seen its group.
 HELD_OUT = "held-out.parquet"
 _REASONS = "reasons"
+#: A line above every probability: nothing is kept.
+_ABOVE_ALL = 2.0
 _DIGEST, _PIECE = re.compile(r"[0-9a-f]{64}"), 16 << 20
 #: Bytes of `ensemble.json`: one of a hundred thousand training groups has some ten million.
 _LARGEST_MANIFEST = 64 << 20
@@ -43,6 +46,18 @@ class Calibration(BaseModel):
 
     slope: float = Field(gt=0)
     offset: float
+
+
+class DrawnLine(BaseModel):
+    """Where a policy draws the line, and what each project lost there (`boosting.operating_point.Line`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    threshold: float
+    review: tuple[float, float]
+    operating_point: dict[str, object]
+    lost: dict[str, float] = {}
+    junk_kept: float = 0.0
 
 
 class Reasons(BaseModel):
@@ -75,6 +90,12 @@ class Manifest(BaseModel):
     calibration_groups: tuple[str, ...]
     # Left out where there is none, so that digests of ensembles without stay what they were.
     reasons: Reasons | None = Field(None, exclude_if=lambda value: value is None)
+    # The line of each policy; `threshold`, `review` and `operating_point` are of the one that stands.
+    operating_points: dict[Policy, DrawnLine] = Field({}, exclude_if=lambda value: not value)
+    # (threshold, good images lost, junk kept), means over projects (`operating_point.expectation`).
+    expectation: tuple[tuple[float, float, float], ...] = Field(
+        (), exclude_if=lambda value: not value
+    )
 
 
 class Ensemble:
@@ -113,6 +134,8 @@ class Ensemble:
     threshold = property(lambda self: self.manifest.threshold)
     review = property(lambda self: self.manifest.review)
     features = property(lambda self: self.manifest.features)
+    #: How the line is drawn: `expected`, `each`, `threshold=X` or `share=X`.
+    policy = property(lambda self: str(self.manifest.operating_point.get("policy", "each")))
 
     @cached_property
     def preparation(self) -> PreparationSettings:
@@ -121,8 +144,49 @@ class Ensemble:
 
     def decided(self) -> Ensemble:
         """The same judges, who leave nothing under review: their threshold decides."""
-        band = (self.threshold, self.threshold)
-        manifest = self.manifest.model_copy(update={"review": band})
+        return self.with_line(self.threshold, (self.threshold, self.threshold))
+
+    def with_line(self, threshold: float, review: tuple[float, float]) -> Ensemble:
+        """The same judges with another threshold and review band."""
+        manifest = self.manifest.model_copy(update={"threshold": threshold, "review": review})
+        return Ensemble(manifest, self.networks, self.path, self.reasons)
+
+    @property
+    def awaits_share(self) -> bool:
+        """Whether a share of a source is to be kept whose line is not known yet (`models.line`)."""
+        return self.threshold == _ABOVE_ALL
+
+    def drawn(self, policy: str | None) -> Ensemble:
+        """The same judges with the line that a policy draws; None: with their own.
+
+        A threshold or a share that a person gives leaves nothing under review. With a share the line is only
+        known when a whole source has been judged (`models.line.settled`): until then d3 is asked about
+        every image, and all are discarded.
+
+        Raises:
+            EnsembleError: it was made before there was this policy.
+        """
+        if policy is None or policy == self.policy:
+            return self
+        name, _, number = policy.partition("=")
+        update: dict[str, object]
+        if name in ("threshold", "share"):
+            line = float(np.float32(number)) if name == "threshold" else _ABOVE_ALL
+            point = {"policy": policy, "method": "given by a person", "threshold": line}
+            update = {"threshold": line, "review": (line, line), "operating_point": point}
+        elif (known := self.manifest.operating_points.get(cast(Policy, name))) is not None:
+            update = {
+                "threshold": known.threshold,
+                "review": known.review,
+                "operating_point": known.operating_point,
+            }
+        else:
+            raise EnsembleError(
+                f"the ensemble knows no policy {policy}: it was made when there was {self.policy} alone",
+                file=self.path,
+                remedy=f"give --policy {self.policy}, threshold=X or share=X, or train it again",
+            )
+        manifest = self.manifest.model_copy(update=update)
         return Ensemble(manifest, self.networks, self.path, self.reasons)
 
     def to(self, device: torch.device | str | None = None) -> Ensemble:
@@ -154,6 +218,9 @@ class Ensemble:
         d1, d2 = (self._probability(member, x, f) for member in (0, 1))
         asked = disagree(d1, d2, self.threshold)
         d3 = np.full(len(x), np.nan, np.float32)
+        # Where a person gives a share, whom to ask is known when the whole source has been judged.
+        if self.awaits_share:
+            asked = np.ones_like(asked)
         ask = np.ones_like(asked) if everyone else asked
         if ask.any():
             where = torch.from_numpy(np.flatnonzero(ask))
@@ -173,7 +240,12 @@ class Ensemble:
     @property
     def about(self) -> dict[str, str]:
         """Who judges and where the line is, as tables of verdicts say it."""
-        return {"ensemble": self.digest, "threshold": repr(float(self.threshold))}
+        return {
+            "ensemble": self.digest,
+            "policy": self.policy,
+            "threshold": repr(float(self.threshold)),
+            "review": " ".join(repr(float(end)) for end in self.review),
+        }
 
     def _reason(self, images: torch.Tensor, discarded: np.ndarray) -> np.ndarray:
         """The likeliest reason of each image discarded, object [n], None for the others."""
@@ -224,16 +296,17 @@ class Ensemble:
         return Ensemble(manifest, self.networks, self.path, network)
 
     @classmethod
-    def load(cls, path: Path, *, review: bool = True) -> Ensemble:
+    def load(cls, path: Path, *, review: bool = True, policy: str | None = None) -> Ensemble:
         """Read an ensemble's folder; executes nothing of it.
 
         Args:
             path: the folder.
             review: False: as `decided` has it.
+            policy: as `drawn` has it.
 
         Raises:
             EnsembleError: a file is missing, damaged, of an unknown format, or not the one that the
-                digest names.
+                digest names; or it does not know the policy.
         """
         path = Path(path).absolute()
         try:
@@ -278,7 +351,7 @@ class Ensemble:
                 remedy="copy the ensemble again, or train it again",
             )
         d1, d2, d3, *reasons = networks
-        ensemble = cls(manifest, (d1, d2, d3), path, *reasons)
+        ensemble = cls(manifest, (d1, d2, d3), path, *reasons).drawn(policy)
         return ensemble if review else ensemble.decided()
 
     def check_kind(self, kind: Kind, source: Path) -> None:
