@@ -476,7 +476,10 @@ class WatchSettings(Section):
     ledger: FileOrUrl | None = Field(
         None, description="SQLite file or postgresql:// URL; None: ledger.sqlite in that folder"
     )
-    service: str | None = Field(None, description="URL of a service; None: a local one is started")
+    service: str | None = Field(
+        None,
+        description="URL of a service; start: one on Ray is started; None: this process judges",
+    )
     ensemble: str | None = Field(None, description="of the service's; None: its first of particles")
     class_ensemble: str | None = Field(None, description="the same for 2D classes")
     poll: float = Field(2.0, gt=0, description="seconds between looks")

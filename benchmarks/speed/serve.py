@@ -37,11 +37,12 @@ from cryoray.preparation.plan import grouped, plan
 from cryoray.preparation.prepare import prepare_range
 from cryoray.protocol.messages import JUDGE
 from cryoray.records import MEMBERS, Verdicts
-from cryoray.serving.app import Arguments, build, find_ensembles, start
+from cryoray.serving.app import Arguments, build, start
+from cryoray.serving.ensembles import find_ensembles
 from cryoray.serving.ingress import Ingress
+from cryoray.serving.judging import Held, JudgedRange
 from cryoray.serving.lineup import Served
 from cryoray.serving.preparer import Prepared, Preparer
-from cryoray.serving.replica import Held, JudgedRange
 from cryoray.serving.supervisor import Supervisor
 from cryoray.settings import RuntimeSettings, ServeSettings, Settings
 from tests.examples import particles, save_ensemble, write_stack, write_star
@@ -227,7 +228,7 @@ class Voter:
 
 def build_apart(args: Arguments) -> ray_serve.Application:
     """The application with one deployment per member and a voter, all else alike."""
-    ((name, served),) = find_ensembles(args).items()
+    ((name, served),) = find_ensembles(args.ensembles, args.registry).items()
     share = {"ray_actor_options": {"num_cpus": 0.25}, "max_ongoing_requests": 512}
     replicas = args.judges or len(os.sched_getaffinity(0))
     members = [

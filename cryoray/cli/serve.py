@@ -51,9 +51,9 @@ def serve(
             "port": port,
         },
     )
-    from cryoray import serving
+    from cryoray.serving.app import serve
 
-    serving.serve(settings, on_event=_say)
+    serve(settings, on_event=_say)
 
 
 def _say(happened: Event) -> None:

@@ -29,13 +29,15 @@ def watch(
     ],
     session: Annotated[str, typer.Option(metavar="NAME", help="The session; it goes on if known.")],
     service: Annotated[
-        str | None, typer.Option(metavar="URL", help="A running service; else one is started here.")
+        str | None,
+        typer.Option(
+            metavar="URL|start",
+            help="A running service, or start one on Ray; else this process judges.",
+        ),
     ] = None,
     ensemble: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME|DIR", help="For a service that is started here; repeatable, by kind."
-        ),
+        typer.Option(metavar="NAME|DIR", help="Where no service runs yet; repeatable, by kind."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of sessions; else DIR/cryoray.")

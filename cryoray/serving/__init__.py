@@ -1,5 +1,1 @@
-"""Judging over HTTP while the microscope collects: Ray Serve."""
-
-from cryoray.serving.app import Running, serve, start
-
-__all__ = ["Running", "serve", "start"]
+"""Judging over HTTP while the microscope collects: on Ray Serve (`app`), or in one process (`local`)."""

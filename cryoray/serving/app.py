@@ -22,13 +22,11 @@ from ray.serve.schema import LoggingConfig
 
 from cryoray.engine import runtime
 from cryoray.errors import CryorayError, SettingsError
-from cryoray.models.ensemble import Ensemble
-from cryoray.models.registry import default, resolve
 from cryoray.protocol.client import Client
 from cryoray.protocol.token import check_strength, find_token
-from cryoray.records import KINDS, Event, OnEvent, ignore
+from cryoray.records import Event, OnEvent, ignore
+from cryoray.serving.ensembles import find_ensembles, find_shadow
 from cryoray.serving.ingress import Ingress
-from cryoray.serving.lineup import Served
 from cryoray.serving.preparer import Preparer
 from cryoray.serving.proxy import CALLBACK, VARIABLE
 from cryoray.serving.replica import Judge, Shadow
@@ -74,8 +72,8 @@ def build(args: Arguments) -> ray_serve.Application:
         SettingsError: no ensemble is named, or two have the same name.
         EnsembleError: an ensemble cannot be loaded.
     """
-    ensembles = find_ensembles(args)
-    shadow = find_shadow(args, ensembles)
+    ensembles = find_ensembles(args.ensembles, args.registry)
+    shadow = find_shadow(args.shadow, args.registry, ensembles)
     settings = ServeSettings(
         **args.model_dump(exclude={"registry", "ensembles", "roots", "token"}),
         ensembles=tuple(ensembles),
@@ -129,62 +127,6 @@ def deployments(args: Arguments) -> tuple[str, ...]:
         *judges,
         *(("shadow",) if args.shadow is not None else ()),
     )
-
-
-def find_ensembles(args: Arguments) -> dict[str, Served]:
-    """The ensembles to serve, by name: the one in the registry, or the folder's.
-
-    Where none is named these are the defaults, each under the name of its kind.
-
-    Raises:
-        SettingsError: no ensemble is named and there is no default, or two have the same name.
-        EnsembleError: an ensemble cannot be loaded.
-    """
-    found: dict[str, Served] = {}
-    if not args.ensembles:
-        defaults = {kind: path for kind in KINDS if (path := default(kind, args.registry))}
-        if not defaults:
-            raise SettingsError(
-                "no ensemble is named, and none ships with this cryoray",
-                remedy="give --ensemble NAME or DIR",
-            )
-        return {kind: Served.of(kind, Ensemble.load(path), path) for kind, path in defaults.items()}
-    for given in args.ensembles:
-        name = Path(given).name
-        if name in found:
-            raise SettingsError(
-                f"two ensembles are named {name!r}", remedy="rename the folder of one of them"
-            )
-        found[name] = _find(given, args.registry)
-    return found
-
-
-def find_shadow(args: Arguments, ensembles: Mapping[str, Served]) -> Served | None:
-    """The ensemble that judges beside the others; None where none is wanted.
-
-    Raises:
-        SettingsError: it has the name of one of them, or another kind than all of them.
-        EnsembleError: it cannot be loaded.
-    """
-    if args.shadow is None:
-        return None
-    shadow = _find(args.shadow, args.registry)
-    if shadow.name in ensembles:
-        raise SettingsError(
-            f"the shadow has the name of a served ensemble, {shadow.name!r}",
-            remedy="promote it under another name",
-        )
-    if shadow.kind not in {served.kind for served in ensembles.values()}:
-        raise SettingsError(
-            f"the shadow {shadow.name!r} judges {shadow.kind} images, which none here does",
-            remedy="serve it with an ensemble of its kind",
-        )
-    return shadow
-
-
-def _find(given: str, registry: Path) -> Served:
-    path = resolve(given, registry)
-    return Served.of(Path(given).name, Ensemble.load(path), path)
 
 
 def _judges(settings: ServeSettings) -> int:
@@ -261,7 +203,7 @@ def start(
     """
     args = Arguments(**settings.serve.model_dump(), registry=settings.registry)
     token = check_strength(find_token(args.token, create=True))
-    ensembles = find_ensembles(args)
+    ensembles = find_ensembles(args.ensembles, args.registry)
     port = _free_port(args.host, args.port)
     os.environ.setdefault(VARIABLE, CALLBACK)  # a Ray that is started now passes it on
     runtime.connect(settings.runtime)

@@ -19,7 +19,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from cryoray.records import Verdicts
-from cryoray.serving.replica import JudgedRange
+from cryoray.serving.judging import JudgedRange
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
 #: Seconds that the metrics wait for what others hold.

@@ -7,7 +7,6 @@ import time
 import uuid
 from collections import Counter as Tally
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayError
 from ray.serve.exceptions import RayServeException
@@ -17,8 +16,8 @@ from cryoray.errors import CryorayError
 from cryoray.formats.opening import Scope
 from cryoray.records import RowRange
 from cryoray.serving.counts import Counts
+from cryoray.serving.judging import JudgedRange, JudgesFailedError
 from cryoray.serving.lineup import Followed, Served, sentence
-from cryoray.serving.replica import JudgedRange
 from cryoray.serving.shadow import Comparison
 from cryoray.serving.supervisor import Report, Standing
 
@@ -32,34 +31,6 @@ _AGAIN_SECONDS = (0.1, 0.5, 2.0, 5.0)
 
 #: What a replica or a node that is gone looks like from here.
 _LOST = (RayActorError, NodeDiedError, ObjectLostError, RayServeException)
-
-
-class JudgesFailedError(CryorayError):
-    """The judges or preparers could not do what an ensemble asks of them."""
-
-
-class Judging(Protocol):
-    """Whatever prepares and judges for the HTTP application."""
-
-    async def judge(
-        self, served: Served, ranges: Sequence[RowRange], scope: Scope
-    ) -> list[JudgedRange]:
-        """Judge ranges with an ensemble; files are opened in a scope alone.
-
-        Raises:
-            JudgesFailedError: that cannot be done.
-        """
-
-    async def beside(
-        self, shadow: Served, ranges: Sequence[RowRange], scope: Scope
-    ) -> list[JudgedRange]:
-        """Judge ranges with a shadow, in what time is left."""
-
-    async def ready(self) -> bool:
-        """Whether a request would be judged now; answers within two seconds."""
-
-    async def attend(self) -> None:
-        """What is to be done every few seconds."""
 
 
 class Dispatcher:

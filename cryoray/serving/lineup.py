@@ -89,6 +89,19 @@ class Served:
         return found if found.kind == self.kind else self
 
 
+def active(
+    root: Path,
+    ensembles: Mapping[str, Served],
+    judges: Mapping[str, DeploymentHandle],
+    shadow: tuple[Served, DeploymentHandle] | None,
+) -> tuple[dict[str, Served], dict[str, DeploymentHandle]]:
+    """The ensembles as they are active by now, and their judges, by name; the shadow last."""
+    served, every = {name: one.now(root) for name, one in ensembles.items()}, dict(judges)
+    if shadow is not None:
+        served[shadow[0].name], every[shadow[0].name] = shadow
+    return served, every
+
+
 def attempt(name: str, path: Path) -> Served:
     """Load an ensemble and have it judge noise: what cannot do this is not let near a request.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import ctypes
+import gc
 import os
 import pickle
 import resource
@@ -266,6 +267,9 @@ def main(control: int) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal, meant for whoever gives orders
     orders = socket.socket(fileno=control)
+    # What was imported stays as it is, so that the processes share its memory.
+    gc.collect()
+    gc.freeze()
     while True:
         order, descriptors, _, _ = socket.recv_fds(orders, _ORDER.size, 1)
         if len(order) != _ORDER.size:

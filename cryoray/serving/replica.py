@@ -4,96 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ray import serve
 
-from cryoray.errors import CryorayError, EnsembleError
+from cryoray.errors import CryorayError
 from cryoray.formats.opening import Scope
 from cryoray.models.ensemble import Ensemble
-from cryoray.models.predict import judge_prepared
-from cryoray.records import PreparedRows, RowRange, Verdicts
+from cryoray.records import PreparedRows, RowRange
+from cryoray.serving.judging import Held, JudgedRange, judge_together
 from cryoray.serving.lineup import Served
 from cryoray.serving.preparer import Prepared, prepared
 from cryoray.serving.scaling import Queue
-
-#: The active ensemble, the one before it, and one that is promoted next.
-_HELD = 3
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class JudgedRange:
-    """What became of a row range, and how long it took.
-
-    Attributes:
-        verdicts: by source row.
-        prepare_seconds: that reading and preparing took.
-        judge_seconds: that the networks took, for the whole batch.
-        batch: images in that batch; 0 for all but one of its ranges, so that it counts once.
-    """
-
-    verdicts: Verdicts
-    prepare_seconds: float = 0.0
-    judge_seconds: float = 0.0
-    batch: int = 0
-
-
-def judge_together(ensemble: Ensemble, parts: Sequence[PreparedRows]) -> list[JudgedRange]:
-    """Judge the images of several ranges in one go."""
-    begun = time.perf_counter()
-    judged = judge_prepared(parts, ensemble)
-    seconds = time.perf_counter() - begun
-    images = sum(len(part.rows) for part in parts)
-    return [
-        JudgedRange(verdicts, judge_seconds=seconds, batch=0 if at else images)
-        for at, verdicts in enumerate(judged)
-    ]
-
-
-class Held:
-    """The ensembles that a process has loaded, the latest few.
-
-    Loading another while requests are judged is what lets one be promoted without a pause.
-    """
-
-    def __init__(self) -> None:
-        self._by_digest: OrderedDict[str, Ensemble] = OrderedDict()
-        self._loading = asyncio.Lock()
-
-    def load(self, served: Served) -> Ensemble:
-        """The ensemble, from its files.
-
-        Raises:
-            EnsembleError: it is damaged, or another one by now.
-        """
-        ensemble = Ensemble.load(served.path).to()
-        if ensemble.digest != served.digest:
-            raise EnsembleError(
-                f"is another ensemble than the one that is served, {served.digest}",
-                file=served.path,
-                remedy="promote it by name, or start the service again",
-            )
-        self._by_digest[served.digest] = ensemble
-        while len(self._by_digest) > _HELD:
-            self._by_digest.popitem(last=False)
-        return ensemble
-
-    async def get(self, served: Served) -> Ensemble:
-        """The ensemble, loaded where it was not yet.
-
-        Raises:
-            EnsembleError: it is damaged, or another one by now.
-        """
-        if served.digest not in self._by_digest:
-            async with self._loading:
-                if served.digest not in self._by_digest:
-                    return await asyncio.to_thread(self.load, served)
-        self._by_digest.move_to_end(served.digest)
-        return self._by_digest[served.digest]
 
 
 class Judge(Queue):

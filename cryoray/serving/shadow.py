@@ -15,8 +15,8 @@ from cryoray.formats.opening import Scope
 from cryoray.protocol.messages import Agreement, ShadowReport
 from cryoray.records import VERDICTS, RowRange, Verdicts
 from cryoray.serving.counts import Counts
+from cryoray.serving.judging import JudgedRange
 from cryoray.serving.lineup import Active, Served
-from cryoray.serving.replica import JudgedRange
 from cryoray.serving.sources import Chosen
 
 _log = logging.getLogger("ray.serve.cryoray")

@@ -21,7 +21,7 @@ from ray.serve.handle import DeploymentHandle
 
 from cryoray.errors import EnsembleError
 from cryoray.protocol.messages import ServiceEvent, ShadowReport
-from cryoray.serving.lineup import Lineup, Served, attempt
+from cryoray.serving.lineup import Lineup, Served, active, attempt
 from cryoray.settings import ServeSettings
 
 _log = logging.getLogger("ray.serve.cryoray")
@@ -90,11 +90,9 @@ class Supervisor:
         judges: Mapping[str, DeploymentHandle],
         shadow: tuple[Served, DeploymentHandle] | None = None,
     ) -> None:
-        self._poll, self._preparer, self._judges = settings.poll, preparer, dict(judges)
-        served = {name: one.now(root) for name, one in ensembles.items()}
+        self._poll, self._preparer = settings.poll, preparer
         self._shadow = shadow[0].name if shadow is not None else None
-        if shadow is not None:
-            served[shadow[0].name], self._judges[shadow[0].name] = shadow
+        served, self._judges = active(root, ensembles, judges, shadow)
         self._lineup = Lineup(
             served, root, probation=settings.probation, attempt=_attempt_elsewhere, hold=self._hold
         )

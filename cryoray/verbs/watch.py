@@ -1,7 +1,8 @@
-"""Watch: the service that a session asks, one that runs or one that is started for it."""
+"""Watch: the service that a session asks: in this process, one that runs, or one on Ray that is started."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,16 +23,21 @@ def service_of(
     *,
     on_event: OnEvent = ignore,
 ) -> Iterator[Client]:
-    """A client of the service that was named, or of one that runs here while the block lasts.
+    """A client of the service that was named, or of one of our own while the block lasts.
+
+    Our own judges in this process, unless ``watch.service`` says ``start``, a Ray is named or a shadow is
+    wanted: then it is started on Ray. Verdicts are the same.
 
     Args:
-        settings: ``watch.service`` names one; else ``serve`` and ``runtime`` are used.
+        settings: ``watch.service`` names one; else ``serve``, ``registry`` and ``runtime`` are used.
         where: the session's folders, which a service of our own may read.
         ensembles: for a service of our own.
         on_event: gets what is being done while it starts, and where to find it then.
     """
-    if settings.watch.service is not None:
-        yield Client(settings.watch.service, settings.serve.token, patience=_PATIENCE)
+    wanted = settings.watch.service
+    if wanted not in (None, "start"):
+        with Client(wanted, settings.serve.token, patience=_PATIENCE) as client:
+            yield client
         return
     given = settings.serve.model_copy(
         update={
@@ -40,14 +46,31 @@ def service_of(
             "ledger": where.ledger,
         }
     )
-    # Ray is not imported where a service runs already: such a machine may have none.
-    from cryoray import serving
+    own = settings.model_copy(update={"serve": given})
+    address = settings.runtime.address or os.environ.get("RAY_ADDRESS")
+    if wanted == "start" or address or given.shadow:
+        with _on_ray(own, on_event) as client:
+            yield client
+        return
+    # Neither is Ray imported here nor torch where a service runs already: such a machine may have none.
+    from cryoray.serving import local
+
+    with local.start(own) as here:
+        on_event(Event("service.started", {"url": here.url, "ensembles": here.ensembles}))
+        with here.client(_PATIENCE) as client:
+            yield client
+
+
+@contextmanager
+def _on_ray(settings: Settings, on_event: OnEvent) -> Iterator[Client]:
     from cryoray.engine import runtime
+    from cryoray.serving import app
 
     on_event(Event("service.starting", {"takes": "up to a minute"}))
-    with serving.start(settings.model_copy(update={"serve": given})) as running:
+    with app.start(settings) as running:
         on_event(Event("service.started", {"url": running.url, "ensembles": running.ensembles}))
         if runtime.dashboard():
             token = str(runtime.token_file())
             on_event(Event("dashboard.started", {"url": runtime.dashboard(), "token_file": token}))
-        yield Client(running.url, running.token, patience=_PATIENCE)
+        with Client(running.url, running.token, patience=_PATIENCE) as client:
+            yield client

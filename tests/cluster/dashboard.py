@@ -17,7 +17,7 @@ import httpx
 import ray
 
 from cryoray.engine import runtime
-from cryoray.serving import start
+from cryoray.serving.app import start
 from cryoray.settings import load
 from cryoray.verbs.classify import classify
 from cryoray.verbs.ingest import ingest

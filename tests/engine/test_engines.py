@@ -19,9 +19,9 @@ from cryoray.preparation.plan import plan
 from cryoray.preparation.prepare import prepare_range
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.records import Kind, Verdicts, ignore
-from cryoray.serving.ingress import _answer
+from cryoray.serving.application import _answer
+from cryoray.serving.judging import judge_together
 from cryoray.serving.lineup import Served
-from cryoray.serving.replica import judge_together
 from cryoray.serving.sources import Catalogue
 from cryoray.settings import RuntimeSettings
 from tests.classes import write_class_job

@@ -205,8 +205,7 @@ def service(folder: Path) -> dict[str, Any]:
 
     from cryoray.errors import CryorayError
     from cryoray.protocol.client import Client
-    from cryoray.serving import start
-    from cryoray.serving.app import NAME, Arguments, build
+    from cryoray.serving.app import NAME, Arguments, build, start
     from cryoray.settings import load
     from tests.examples import save_ensemble, write_project
 

@@ -23,7 +23,7 @@ from cryoray.errors import SettingsError
 from cryoray.models.ensemble import Ensemble
 from cryoray.protocol.messages import ENSEMBLES, HEALTH, JUDGE, METRICS, SHADOW, STACK_TYPE
 from cryoray.serving import admission, proxy
-from cryoray.serving.ingress import PUBLIC
+from cryoray.serving.application import PUBLIC
 from cryoray.serving.lineup import Served
 from cryoray.session.ledger import Ledger
 from tests.serving.test_ingress import ALLOWED, InProcess, application, over_http

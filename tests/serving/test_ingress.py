@@ -28,11 +28,10 @@ from cryoray.preparation.plan import plan
 from cryoray.preparation.prepare import prepare_range
 from cryoray.protocol.messages import JUDGE, STACK_TYPE, JudgeAnswer
 from cryoray.records import VERDICTS, RowRange
+from cryoray.serving.application import create
 from cryoray.serving.counts import Counts
-from cryoray.serving.dispatcher import JudgesFailedError
-from cryoray.serving.ingress import create
+from cryoray.serving.judging import JudgedRange, JudgesFailedError, judge_together
 from cryoray.serving.lineup import Lineup, Served, attempt
-from cryoray.serving.replica import JudgedRange, judge_together
 from cryoray.serving.shadow import Comparison
 from cryoray.settings import ServeSettings
 from tests.examples import particles, write_project, write_stack

@@ -19,8 +19,9 @@ from cryoray.errors import InputError, SettingsError
 from cryoray.models.registry import active, install, promote
 from cryoray.protocol.client import Client
 from cryoray.records import Verdicts
-from cryoray.serving import Running, start
-from cryoray.serving.app import Arguments, build, find_ensembles
+from cryoray.serving import local
+from cryoray.serving.app import Arguments, Running, build, start
+from cryoray.serving.ensembles import find_ensembles
 from cryoray.settings import ClassifySettings, RuntimeSettings, ServeSettings, Settings
 from cryoray.verbs.classify import classify
 from tests.examples import save_ensemble
@@ -304,18 +305,33 @@ def test_where_none_is_named_the_default_of_each_kind_is_served(
 ) -> None:
     promote(tiny_ensemble, tmp_path, "particle")
     promote(class_ensemble, tmp_path, "class2d")
-    found = find_ensembles(Arguments(registry=tmp_path))
+    found = find_ensembles((), tmp_path)
     assert {name: one.kind for name, one in found.items()} == {
         k: k for k in ("particle", "class2d")
     }
     assert all(one.follows(tmp_path) for one in found.values())
-    (named,) = find_ensembles(
-        Arguments(registry=tmp_path, ensembles=(str(tiny_ensemble),))
-    ).values()
+    (named,) = find_ensembles((str(tiny_ensemble),), tmp_path).values()
     assert not named.follows(tmp_path)
 
 
 def test_the_names_of_ensembles_differ(tiny_ensemble: Path, tmp_path: Path) -> None:
     twin = save_ensemble(tmp_path / "tiny").path
     with pytest.raises(SettingsError, match="two ensembles are named 'tiny'"):
-        find_ensembles(Arguments(ensembles=(str(tiny_ensemble), str(twin))))
+        find_ensembles((str(tiny_ensemble), str(twin)), tmp_path)
+
+
+@pytest.mark.ray
+def test_threads_of_one_process_say_the_same_to_the_last_bit(
+    client: Client, project: Path, tiny_ensemble: Path, registry_root: Path
+) -> None:
+    serving = ServeSettings(
+        ensembles=(str(tiny_ensemble),),
+        roots=(project.parent,),
+        port=0,
+        token="a-token-for-tests",
+        batch=BATCH,
+    )
+    stack = project.parent / "Extract/job001/mic_2.mrcs"
+    with local.start(Settings(registry=registry_root, serve=serving)) as here, here.client() as threads:
+        for source in (project, stack):
+            assert threads.judge(source).table.equals(client.judge(source).table)

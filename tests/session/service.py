@@ -16,10 +16,10 @@ from cryoray.models.ensemble import Ensemble
 from cryoray.preparation.prepare import prepare_range
 from cryoray.protocol.client import Client
 from cryoray.records import RowRange
+from cryoray.serving.application import create
 from cryoray.serving.counts import Counts
-from cryoray.serving.ingress import create
+from cryoray.serving.judging import JudgedRange, judge_together
 from cryoray.serving.lineup import Lineup, Served
-from cryoray.serving.replica import JudgedRange, judge_together
 from cryoray.settings import ServeSettings
 
 TOKEN = "the-operator's-own"

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from cryoray.serving import start
+from cryoray.serving.app import start
 from cryoray.session.watcher import Watcher
 from cryoray.settings import RuntimeSettings, ServeSettings, Settings, WatchSettings
 from tests import examples
