@@ -25,6 +25,7 @@ from cryoray.formats.mrc import read_frames, read_header
 from cryoray.formats.source import Source
 from cryoray.formats.star import StarFile, parse
 from cryoray.imaging.rescale import fourier_rescale
+from cryoray.preparation.class_relations import RELATED, SIDE, around, relations
 from cryoray.records import Stack
 
 #: Å/px at which classes are looked at, the low-pass filter of the masks in Å and its edge in Fourier
@@ -77,7 +78,7 @@ def jobs(source: Source) -> np.ndarray:
 def class_columns(
     source: Source, diameter: float | None = None, *, invert: bool = False
 ) -> dict[str, np.ndarray]:
-    """What ``MEASURED`` and ``COUNTED`` name, of every class of a source.
+    """What ``MEASURED``, ``RELATED`` and ``COUNTED`` name, of every class of a source.
 
     Args:
         source: of 2D classes.
@@ -88,7 +89,7 @@ def class_columns(
     Returns:
         float64 [n] by name; NaN where a stack or an image cannot be read, or is flat.
     """
-    table = {name: np.full(len(source), np.nan) for name in (*MEASURED, *COUNTED)}
+    table = {name: np.full(len(source), np.nan) for name in (*MEASURED, *RELATED, *COUNTED)}
     for index, path in enumerate(source.stacks):
         rows = np.flatnonzero((source.stack == index) & (source.frame >= 0))
         try:
@@ -108,7 +109,7 @@ def class_columns(
             )
         except FormatError:
             continue
-        for name, column in zip(MEASURED, values.T, strict=True):
+        for name, column in zip((*MEASURED, *RELATED), values.T, strict=True):
             table[name][rows] = column
     return table
 
@@ -211,7 +212,7 @@ def _measured(
     diameter: float | None,
     invert: bool,
 ) -> np.ndarray:
-    """float64 [n, len(MEASURED)] of images of one job; NaN where an image is flat or no image."""
+    """float64 [n, MEASURED and RELATED] of images of one job; NaN where an image is flat or none."""
     half = min(stack.width, stack.height) / 2
     if diameter is not None and pixel_size is not None:
         radius = min(half, diameter / pixel_size / 2)
@@ -226,12 +227,15 @@ def _measured(
     geometry = _Geometry(size, radius * size / side, pixel_size * side / size)
     values = np.full((len(frames), len(MEASURED)), np.nan)
     units = np.full(len(frames), np.nan)
+    circles = np.empty((len(frames), SIDE, SIDE))
     for some, images in _chunks(stack, frames, side):
         rescaled = fourier_rescale(torch.from_numpy(images), size).numpy().astype(np.float64)
-        values[some], units[some] = _measure(-rescaled if invert else rescaled, geometry)
+        bright = -rescaled if invert else rescaled
+        values[some], units[some] = _measure(bright, geometry)
+        circles[some], within = around(bright, geometry.radius)
     unit = float(np.nanmedian(units)) if np.isfinite(units).any() else 1.0
     values[:, _GREY] /= unit
-    return values
+    return np.column_stack([values, relations(circles, within)])
 
 
 def _chunks(stack: Stack, frames: np.ndarray, side: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -279,6 +283,7 @@ class _Geometry:
 
     def __init__(self, size: int, radius: float, pixel_size: float) -> None:
         radii = _radii(size, size)
+        self.radius = radius
         self.circle = radii <= radius
         self.outside = ~self.circle
         self.ring = self.circle & (radii >= _RING * radius)

@@ -26,6 +26,7 @@ from cryoray.preparation.class_features import (
     rank,
     robust_z,
 )
+from cryoray.preparation.class_relations import RELATED
 from cryoray.preparation.surroundings import EDGE_DISTANCE, NEIGHBOUR_DISTANCE, surroundings
 from cryoray.records import KINDS, Kind
 
@@ -296,6 +297,24 @@ _CLASSES: tuple[Feature, ...] = (
             ("Max", "highest grey"),
         )
     ),
+    _of_class(
+        "relation", "relation", "", "",
+        "mean of its three best correlations with other classes of the job, turned, mirrored and moved",
+        "cryoray",
+    ),
+    _of_class(
+        "central_structure", "centralStructure", "", "",
+        "log of the power of fine structure in the middle of the circle over that near its edge",
+        "cryoray",
+    ),
+    _of_class(
+        "fine_structure", "fineStructure", "", "",
+        "log of the power of fine structure in the middle of the circle", "cryoray",
+    ),
+    _of_class(
+        "extent", "extent", "circle", "",
+        "radius within which 0.95 of the positive power lies", "cryoray",
+    ),
     *(
         _of_class(
             f"{part}_entropy", f"{part}Entropy", "bit", "", f"of the histogram of greys {where}",
@@ -428,7 +447,7 @@ def _made(
             return {}
         return kept.get(None) or kept.setdefault(None, surroundings(source))
     found = _accuracy(source)
-    if needed.isdisjoint((*MEASURED, *COUNTED)):
+    if needed.isdisjoint((*MEASURED, *RELATED, *COUNTED)):
         return found
     # A stack that was not there, or changed since, is looked at again.
     key = (diameter, invert, *(_state(stack) for stack in source.stacks))

@@ -58,7 +58,10 @@ MEMBERS = (
     NetworkConfig(width=8, blocks=(1, 1), activation="relu", stem=7, dilation=2),
 )
 #: Features of a class that do not need to be compared with others to travel between jobs.
-_ALONE = ("protein_area", "protein_outline", "scattered_signal", "edge_signal")
+_ALONE = (
+    *("protein_area", "protein_outline", "scattered_signal", "edge_signal"),
+    *("relation", "central_structure"),
+)
 #: Those that take the particles' file, which few classes come with.
 _WITH_PARTICLES = ("particle_number", "weighted_resolution", "relative_resolution")
 #: The human selections: the protein, and how the names of its stacks begin.

@@ -23,6 +23,7 @@ from cryoray.preparation.class_features import (
     rank,
     robust_z,
 )
+from cryoray.preparation.class_relations import RELATED
 from cryoray.preparation.features import feature_names, source_features
 from cryoray.preparation.plan import plan
 from tests import examples
@@ -184,7 +185,7 @@ def measured(images: np.ndarray, **more: object) -> np.ndarray:
     with tempfile.TemporaryDirectory() as folder:
         source = job(Path(folder), images.astype(np.float32))
         found = class_columns(source, **more)  # type: ignore[arg-type]
-    return np.stack([found[name] for name in MEASURED])
+    return np.stack([found[name] for name in (*MEASURED, *RELATED)])
 
 
 def test_each_image_has_its_own_level_as_pictures_of_classes_do():
@@ -366,7 +367,7 @@ def test_every_class_feature_but_what_preparation_adds_is_compared_within_the_jo
     assert {f"{name}{how}" for name in plain[2:] for how in ("_rank", "_z")} == set(names) - set(
         plain
     )
-    assert len(plain) - 2 == 4 + len(MEASURED) + len(COUNTED)
+    assert len(plain) - 2 == 4 + len(MEASURED) + len(RELATED) + len(COUNTED)
 
 
 def test_a_hundred_classes_take_well_under_a_second(tmp_path: Path) -> None:
