@@ -43,8 +43,11 @@ _JUNK = {
     "carbon": 0.3,
 }
 #: Å; the box and the mask over the diameter, as people choose them; sides of the box, px.
-_DIAMETERS, _BOXES, _MASKS = (80.0, 320.0), (1.45, 2.3), (1.08, 1.5)
+_DIAMETERS, _BOXES, _MASKS = (80.0, 320.0), (1.25, 2.6), (1.0, 1.5)
 _SIDES = (64, 64, 72, 80, 96)
+#: In so many jobs most classes are junk, and how much of it there is then: of a hard collection a person
+#: keeps a tenth of the classes.
+_HARD, _MOSTLY = 0.3, (0.7, 0.94)
 #: Particles that stand for all of a class; broken forms of a protein; classes formed at a time.
 _MEMBERS, _FORMS, _TOGETHER = 8, 2, 16
 #: RELION's number for an accuracy that it did not find.
@@ -226,6 +229,8 @@ def _draw(subject: Subject, rng: np.random.Generator) -> _Classes:
     """How good each class is, and from that how many particles it has and how they are aligned."""
     n = int(rng.choice([20, 30, 40, 50, 50, 50, 60, 80, 100]))
     bad = round(float(rng.beta(1.6, 1.6) * 0.85) * n)
+    if rng.random() < _HARD:
+        bad = round(float(rng.uniform(*_MOSTLY)) * n)
     kind = np.full(n, PARTICLE, object)
     parts = rng.dirichlet(list(_JUNK.values()))
     kind[:bad] = rng.choice(list(_JUNK), bad, p=parts)
@@ -263,6 +268,10 @@ def _signals(
         for some in np.split(mine, range(_TOGETHER, len(mine), _TOGETHER)):
             averages[some] = _aligned(projector, angles[some], classes, some, rng)
     averages[classes.kind == "empty"] = 0
+    shapeless = (classes.kind == "blurred") & (rng.random(n) < rng.uniform(0.1, 0.9))
+    for i in np.flatnonzero(shapeless).tolist():
+        lumps = torch.fft.rfft2(torch.fft.ifftshift(_lumps(stage, rng)))
+        averages[i] = lumps * (_spread(clean, stage).median() / _spread(lumps[None], stage)[0])
     extra = torch.zeros_like(averages)
     blur = _gaussian(stage.side, rng.uniform(0.05, 0.2, n) * stage.diameter)
     for i, (kind, others) in enumerate(
@@ -356,6 +365,24 @@ def _scene(kind: str, stage: Stage, rng: np.random.Generator) -> torch.Tensor:
     field = sum(part for part in (seen.scatter, seen.absorb) if part is not None)
     sign = -1 if kind == "ice" and rng.random() < 0.4 else 1
     return torch.from_numpy(np.asarray(sign * field, np.float32))
+
+
+def _lumps(stage: Stage, rng: np.random.Generator) -> torch.Tensor:
+    """What particles that do not belong together average to: one smooth blob, or a few that touch.
+
+    float32 [side, side], about as large as the protein, with its middle at side // 2.
+    """
+    axis = torch.arange(stage.side, dtype=torch.float32) - stage.side // 2
+    field = torch.zeros(stage.side, stage.side)
+    for _ in range(int(rng.integers(1, 5))):
+        along, across = np.sort(rng.uniform(0.1, 0.3, 2))[::-1] * stage.diameter
+        y, x = rng.normal(0, 0.14, 2) * stage.diameter
+        turn = rng.uniform(0, np.pi)
+        down, right = axis[:, None] - float(y), axis - float(x)
+        u = (down * np.cos(turn) + right * np.sin(turn)) / float(along)
+        v = (right * np.cos(turn) - down * np.sin(turn)) / float(across)
+        field += float(rng.uniform(0.3, 1.0)) * torch.exp(-0.5 * (u**2 + v**2))
+    return field
 
 
 def _mottle(stage: Stage, rng: np.random.Generator) -> torch.Tensor:
@@ -489,6 +516,9 @@ def _accuracies(
 def _choice(shown: np.ndarray, classes: _Classes, rng: np.random.Generator) -> np.ndarray:
     """What a person keeps: classes in which they recognise the protein; some people ask for more."""
     strict = rng.normal(0.57, 0.06)
+    # Whoever has sharp classes to choose from asks for more than where all are poor.
+    best = np.quantile(shown[classes.kind == PARTICLE], 0.9) if (shown > 0).any() else 0.8
+    strict += np.clip(0.5 * (best - 0.8), -0.07, 0.07)
     keep = shown + rng.normal(0, 0.03, len(shown)) > strict
     return keep ^ (rng.random(len(shown)) < 0.005)
 
