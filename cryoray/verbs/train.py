@@ -113,8 +113,11 @@ def _identity(examples: SetExamples, settings: Settings) -> str:
     """The same for the same training."""
     meant = {
         "sets": [[str(s.path), s.digest] for s in examples.sets],
-        # How many workers there are changes when things happen, not what comes out; reasons come last.
-        "train": settings.train.model_dump(mode="json", exclude={"workers", "gpu", "reasons"}),
+        # How many workers there are changes when things happen, not what comes out; reasons and context
+        # come last.
+        "train": settings.train.model_dump(
+            mode="json", exclude={"workers", "gpu", "reasons", "context"}
+        ),
         "members": [m.model_dump(mode="json") for m in DEFAULT_MEMBERS],
     }
     return hashlib.sha256(json.dumps(meant, sort_keys=True).encode()).hexdigest()
