@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cryoray.models.networks import Network
 
@@ -99,17 +100,10 @@ class Head(nn.Module):
         self.register_buffer("mean", torch.zeros(seen))
         self.register_buffer("deviation", torch.ones(seen))
         self.register_buffer("logit", torch.tensor([0.0, 1.0]))
-        self.encode = nn.Sequential(
-            nn.Linear(seen + len(QUANTILES) + 1, 2 * config.encoding),
-            nn.ReLU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(2 * config.encoding, config.encoding),
-        )
-        self.body = nn.Sequential(
-            nn.Linear(2 * seen + 1 + config.encoding, config.hidden),
-            nn.ReLU(),
-            nn.Dropout(config.dropout),
-        )
+        self.dropout = config.dropout
+        self.summary = nn.Linear(seen + len(QUANTILES) + 1, 2 * config.encoding)
+        self.encode = nn.Linear(2 * config.encoding, config.encoding)
+        self.body = nn.Linear(2 * seen + 1 + config.encoding, config.hidden)
         self.verdict = nn.Linear(config.hidden, 1)
 
     def standardise(self, seen: Tensor, logit: Tensor) -> None:
@@ -125,24 +119,41 @@ class Head(nn.Module):
         deviation = 1 + (project.deviation / self.deviation - 1) * shrink
         return mean, deviation.clamp(_FLAT, _CLIP)
 
-    def forward(self, seen: Tensor, logit: Tensor, project: Moments) -> Tensor:
+    def forward(
+        self,
+        seen: Tensor,
+        logit: Tensor,
+        project: Moments,
+        dropout: torch.Generator | None = None,
+    ) -> Tensor:
         """Logits of keep, float32 [p, n].
 
         Args:
             seen: float32 [p, n, C], what the member sees of images of p projects.
             logit: float32 [p, n], its own logits.
             project: of each.
+            dropout: draws what is dropped while training.
         """
+
+        def dropped(hidden: Tensor) -> Tensor:
+            hidden = functional.relu(hidden)
+            if dropout is None:
+                return hidden
+            kept = torch.rand(hidden.shape, generator=dropout) >= self.dropout
+            return hidden * kept / (1 - self.dropout)
+
         x = ((seen - self.mean) / self.deviation).clamp(-_CLIP, _CLIP)
         mean, deviation = self.usual(project)
         known = (project.images > 0).to(x.dtype)[:, None]
         size = torch.log1p(project.images.clamp(max=_MOST) / _UNIT)[:, None]
         quantiles = (project.quantiles - self.logit[0]) / self.logit[1]
-        encoded = self.encode(torch.cat([deviation, quantiles, size], 1) * known) * known
+        summary = dropped(self.summary(torch.cat([deviation, quantiles, size], 1) * known))
+        encoded = self.encode(summary) * known
         within = (x - mean[:, None]) / deviation[:, None] * known[:, None]
         of_project = encoded[:, None].expand(-1, x.shape[1], -1)
         own = ((logit - self.logit[0]) / self.logit[1])[..., None]
-        said: Tensor = self.verdict(self.body(torch.cat([x, within, own, of_project], 2)))[..., 0]
+        hidden = dropped(self.body(torch.cat([x, within, own, of_project], 2)))
+        said: Tensor = self.verdict(hidden)[..., 0]
         return said
 
 

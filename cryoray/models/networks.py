@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from threading import Lock
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+Made = TypeVar("Made")
 Activation = Literal["relu", "silu", "gelu"]
 
 #: Images that a network sees together, for their results to stay in a core's cache; a GPU wants more.
@@ -189,10 +190,15 @@ def _ring_weights(maps: Tensor) -> Tensor:
 
 def build(config: NetworkConfig, features: int, seed: int, outputs: int = 1) -> Network:
     """A network with weights that are a function of ``seed`` alone."""
+    return seeded(lambda: Network(config, features, outputs), seed)
+
+
+def seeded(make: Callable[[], Made], seed: int) -> Made:
+    """What ``make`` makes, with weights that are a function of ``seed`` alone."""
     # Layers draw from the process's one generator, and several fits may begin at once.
     with _DRAWING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Network(config, features, outputs)
+        return make()
 
 
 def parameters(network: nn.Module) -> int:

@@ -26,6 +26,7 @@ from cryoray.models.rounds import Boosted, boost, record
 from cryoray.preparation.examples import Level, SetExamples, gather
 from cryoray.records import Event, OnEvent, OnProgress, ignore
 from cryoray.settings import Settings
+from cryoray.verbs import train_context
 from cryoray.verbs.train_reasons import train_reasons
 
 #: Says in the folder of a training, and later in that of its ensemble, which training it is of.
@@ -42,7 +43,8 @@ def train(
 ) -> Path:
     """Train d1, d2 and d3 on prepared sets and write the ensemble.
 
-    Where labels of the sets say why images were discarded, it learns to name reasons, too.
+    Where labels of the sets say why images were discarded, it learns to name reasons, too; of many
+    projects it learns to judge within a project (`train_context`).
 
     A run that was killed goes on where it stopped when it is called again with the same sets, settings
     and ``out``: finished rounds are not redone, a round goes on after its last epochs, and what is
@@ -90,6 +92,11 @@ def train(
     ensemble = write_ensemble(boosted, fits.curves(), examples, level, settings, run)
     if settings.train.reasons:
         train_reasons(sets, run, settings.train, on_progress=on_progress, on_event=on_event)
+        ensemble = Ensemble.load(run)
+    if train_context.wanted(examples, settings.train):
+        train_context.train_context(
+            sets, run, run / "rounds", settings.train, on_progress=on_progress, on_event=on_event
+        )
         ensemble = Ensemble.load(run)
     run.rename(out)
     shutil.rmtree(out / "rounds")
