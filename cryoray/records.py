@@ -292,7 +292,7 @@ class Verdicts:
 
     @property
     def about(self) -> dict[str, str]:
-        """Who judged and how: ``ensemble`` (digest), ``threshold``, as far as it is known."""
+        """Who judged and how, as far as it is known: `models.ensemble.Ensemble.about`."""
         given = self.table.schema.metadata or {}
         return {key.decode(): value.decode() for key, value in given.items()}
 
@@ -348,6 +348,10 @@ class Verdicts:
         if at >= 0:
             return Verdicts(self.table.set_column(at, name, made))
         return Verdicts(self.table.append_column(name, made))
+
+    def with_about(self, about: Mapping[str, str]) -> Verdicts:
+        """The same, with another word of who judged."""
+        return Verdicts(self.table.replace_schema_metadata(dict(about)))
 
     def with_images(self, names: np.ndarray, first: int = 0) -> Verdicts:
         """With the column `image`; ``names`` are of the source's rows from ``first`` on."""

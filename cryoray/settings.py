@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -39,6 +40,19 @@ def _place(value: object) -> object:
     """A file by its absolute path; a URL as it is."""
     given = isinstance(value, str | Path) and "://" not in str(value)
     return str(_absolute(value)) if given else value
+
+
+def _policy(value: str) -> str:
+    """`expected`, `each`, or what a person gives: `threshold=X` or `share=X`, X in 0 to 1."""
+    name, given, number = value.partition("=")
+    if name in ("expected", "each") and not given:
+        return value
+    try:
+        if name in ("threshold", "share") and 0 <= float(number) <= 1:
+            return value
+    except ValueError:
+        pass
+    raise ValueError("a policy is expected, each, threshold=X or share=X with X in 0 to 1")
 
 
 AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
@@ -215,11 +229,15 @@ class FitSettings(Section):
 
 
 class OperatingPointSettings(Section):
-    """Where the line between keep and discard is drawn (design: the operating point)."""
+    """Where the line between keep and discard is drawn (design: the decision)."""
 
-    bound: Fraction = Field(0.03, description="false-negative rate that must not be exceeded")
+    policy: Literal["expected", "each"] = Field(
+        "expected",
+        description="bound the expected share of good images lost in a new project, or each project's",
+    )
+    bound: Fraction = Field(0.03, description="share of good images lost that must not be exceeded")
     confidence: Fraction = Field(
-        0.95, description="probability with which a new group stays within"
+        0.95, description="of policy each: probability with which a new project stays within"
     )
     prefer: Literal["accuracy", "junk"] = Field("accuracy", description="among thresholds within")
 
@@ -309,8 +327,16 @@ class ClassifySettings(Section):
     kind: Kind | Literal["class3d"] | None = Field(
         None, description="None: the ensemble's; class3d is judged with an ensemble of class2d"
     )
+    policy: Annotated[str, AfterValidator(_policy)] | None = Field(
+        None,
+        description="expected, each, threshold=X or share=X; None: the ensemble's own, `expected` where"
+        " it has that",
+    )
     review: bool = Field(
         True, description="False: nothing is left for a person to review; the threshold decides"
+    )
+    review_at_most: Fraction = Field(
+        0.05, description="share of a source's images that may be under review, rounded up"
     )
     score_column: bool = Field(False, description="rlnCryorayScore in the STAR files written")
     also_star: bool = Field(False, description="of a .cs source, STAR files for RELION too")

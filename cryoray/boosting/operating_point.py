@@ -1,24 +1,50 @@
 """Where the line between keep and discard is drawn, and where a person is asked to look.
 
-For each calibration group, the highest threshold at which its own false-negative rate is within the
-bound; the ensemble's limit is the split-conformal quantile of these, so that a new, exchangeable group
-stays within the bound with the stated probability (Vovk et al. 2005; Angelopoulos & Bates 2023). With
-too few groups for that, micrographs take their place, then single images with a Clopper-Pearson bound.
+Two policies, both over calibration groups, so that a new group exchangeable with them is what is promised
+about:
+
+- ``expected`` (the default) bounds the *expected* share of a new group's good images that is lost, by
+  conformal risk control (Angelopoulos, Bates, Fisch, Lei & Schuster 2022, arXiv:2208.02814, theorem 1): the
+  highest threshold t at which n/(n+1) · mean loss(t) + B/(n+1) is within the bound. A group's loss is the
+  share of its good images below t; it grows with t, and the largest loss, B, is 1.
+- ``each`` bounds the share lost in at least 95 % of new groups, by split conformal prediction (Vovk et al.
+  2005; Angelopoulos & Bates 2023): the lower 5 % quantile over groups of each one's own highest threshold
+  within the bound.
+
+With too few projects for either, micrographs take their place, then single images. Every threshold below
+the limit loses less, in each group, so both promises hold for whichever of them is chosen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from scipy.special import betaincinv
+from scipy.special import betaincinv, expit
 
-from cryoray.boosting.voting import disagree
+from cryoray.boosting import voting
 
-#: A group with fewer keeps says too little about its own false-negative rate.
+Policy = Literal["expected", "each"]
+POLICIES: tuple[Policy, ...] = ("expected", "each")
+Level = Literal["project", "micrograph"]
+Groups = Mapping[Level, np.ndarray]
+
+#: Of `each`: a group with fewer good images says too little about its own highest threshold.
 KEEPS_PER_GROUP = 100
+#: Of `expected`: groups with fewer good images are left out. A mean needs no precision in each group, and
+#: in groups with much junk and few good images most is lost, so as many as can be are counted; below five,
+#: one wrong label would move a group's loss by more than a fifth. A good class stands for many particles,
+#: so where those are counted one is enough.
+KEEPS_FOR_A_MEAN, CLASSES_FOR_A_MEAN = 5, 1
+#: The share of images that a person is asked to look at, at most.
+REVIEW_AT_MOST = 0.05
+
+_LEVELS: tuple[Level, ...] = ("project", "micrograph")
+
+#: Thresholds at which `expectation` says what becomes of a project: evenly spaced in log-odds.
+_AT = expit(np.linspace(-6, 6, 49)).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +60,7 @@ class OperatingPoint:
         groups: how many of that level it rests on.
         achieved: false-negative rate on the calibration images themselves.
         limit: the highest threshold that keeps the bound.
+        policy: what is bounded: the mean over new groups, or each of nearly all.
     """
 
     threshold: float
@@ -43,6 +70,7 @@ class OperatingPoint:
     groups: int
     achieved: float
     limit: float
+    policy: Policy = "each"
 
     def as_json(self) -> dict[str, object]:
         """The `operating_point` of ensemble.json."""
@@ -51,10 +79,22 @@ class OperatingPoint:
     def guarantee(self, confidence: float) -> str:
         """What is and is not promised, in words for a report."""
         bound, sure = f"{self.bound:.0%}", f"{confidence:.0%}"
+        unlike = " Nothing is promised for a project unlike these."
+        if self.policy == "expected" and self.level != "none":
+            if self.level == "image":
+                return (
+                    f"Of good images like the {self.groups:,} calibration images labelled keep, at most "
+                    f"{bound} are expected to be lost.{unlike}"
+                )
+            return (
+                f"A new {self.level} that is exchangeable with the {self.groups} calibration {self.level}s "
+                f"is expected to lose at most {bound} of its good images: a mean, which a single one may "
+                f"exceed.{unlike if self.level != 'project' else ''}"
+            )
         if self.level == "image":
             return (
                 f"On images like the {self.groups:,} calibration images labelled keep, at most {bound} are "
-                f"lost with {sure} confidence. Nothing is promised for a project unlike these."
+                f"lost with {sure} confidence.{unlike}"
             )
         if self.level == "none":
             return (
@@ -64,11 +104,7 @@ class OperatingPoint:
         return (
             f"A new {self.level} that is exchangeable with the {self.groups} calibration {self.level}s "
             f"loses at most {bound} of its good images with probability {sure}."
-            + (
-                ""
-                if self.level == "project"
-                else " Nothing is promised for a project unlike these."
-            )
+            + ("" if self.level == "project" else unlike)
         )
 
 
@@ -97,6 +133,70 @@ def _conformal_limit(
     return float(limits[rank - 1]), len(big)
 
 
+def _risk_limit(
+    keeps: np.ndarray, groups: np.ndarray, weights: np.ndarray, bound: float, least: int
+) -> tuple[float, int] | None:
+    """The highest threshold that conformal risk control allows; None where there are too few groups.
+
+    Args:
+        keeps: float32 [k], scores of good images.
+        groups: [k], the group of each.
+        weights: float64 [k], particles that each stands for.
+        bound: of the expected loss.
+        least: good images of a group that counts.
+    """
+    names, members = np.unique(groups, return_inverse=True)
+    total = np.bincount(members, weights, minlength=len(names))
+    counts = (np.bincount(members, minlength=len(names)) >= least) & (total > 0)
+    n = int(counts.sum())
+    allowed = bound * (n + 1) - 1  # of the sum of the groups' losses; B = 1
+    if n == 0 or allowed < 0:
+        return None
+    used = counts[members]
+    order = np.argsort(keeps[used], kind="stable")
+    ordered = keeps[used][order]
+    lost = np.cumsum((weights[used] / total[members[used]])[order])
+    # At ordered[i] all lower scores are lost: the first with which too much would be is the limit.
+    first = int(np.searchsorted(lost, allowed * (1 + 1e-12), side="right"))
+    return float(ordered[min(first, len(ordered) - 1)]), n
+
+
+def losses(
+    score: np.ndarray,
+    keep: np.ndarray,
+    groups: np.ndarray,
+    threshold: float,
+    weights: np.ndarray | None = None,
+) -> dict[str, float]:
+    """The share of each group's good images below a threshold; groups without good images are left out.
+
+    Args:
+        score: float32 [n].
+        keep: bool [n].
+        groups: [n].
+        threshold: keep where score >= threshold.
+        weights: float [n], particles that each image stands for; None: one each.
+    """
+    keep = np.asarray(keep, bool)
+    names, members = np.unique(np.asarray(groups)[keep], return_inverse=True)
+    weight = _weights(weights, keep)
+    missed = np.asarray(score, np.float32)[keep] < np.float32(threshold)
+    total = np.bincount(members, weight, minlength=len(names))
+    lost = np.bincount(members, weight * missed, minlength=len(names))
+    return {
+        str(name): float(part / whole)
+        for name, part, whole in zip(names, lost, total, strict=True)
+        if whole > 0
+    }
+
+
+def _weights(weights: np.ndarray | None, keep: np.ndarray) -> np.ndarray:
+    """What each good image counts, float64 [k]; an unknown number of particles counts nothing."""
+    if weights is None:
+        return np.ones(int(keep.sum()))
+    return np.nan_to_num(np.asarray(weights, np.float64)[keep], nan=0.0).clip(0)
+
+
 def _image_limit(keeps: np.ndarray, bound: float, confidence: float) -> float | None:
     """The highest threshold whose false-negative rate is below ``bound`` with ``confidence``."""
     n = len(keeps)
@@ -109,11 +209,13 @@ def _image_limit(keeps: np.ndarray, bound: float, confidence: float) -> float | 
 def choose(
     score: np.ndarray,
     keep: np.ndarray,
-    groups: Mapping[Literal["project", "micrograph"], np.ndarray],
+    groups: Groups,
     *,
+    policy: Policy = "expected",
     bound: float = 0.03,
     confidence: float = 0.95,
     prefer: Literal["accuracy", "junk"] = "accuracy",
+    weights: np.ndarray | None = None,
 ) -> OperatingPoint:
     """Choose the threshold on scores of images that no scoring member was trained on.
 
@@ -121,26 +223,26 @@ def choose(
         score: float32 [n], median of the three members' calibrated probabilities.
         keep: bool [n], what the person chose.
         groups: for each level its group ids, [n].
-        bound: the false-negative rate that must not be exceeded.
-        confidence: probability with which a new group (or image set) stays within it.
+        policy: what is bounded (see the module).
+        bound: the share of good images lost that must not be exceeded.
+        confidence: of `each`: probability with which a new group (or image set) stays within it.
         prefer: among the thresholds within the bound, the most accurate one or the highest one.
+        weights: float [n], particles that each image stands for, by which `expected` counts what is lost;
+            None: one each.
     """
     score, keep = np.asarray(score, np.float32), np.asarray(keep, bool)
     keeps = score[keep]
-    level: Literal["project", "micrograph", "image", "none"]
-    for candidate in ("project", "micrograph"):
-        found = _conformal_limit(score, keep, groups[candidate], bound, 1 - confidence)
-        if found is not None:
-            level, (limit, count) = candidate, found
-            method = f"split conformal over {candidate}s"
-            break
-    else:
-        count = len(keeps)
-        at_images = _image_limit(keeps, bound, confidence)
-        if at_images is not None:
-            level, limit, method = "image", at_images, "Clopper-Pearson over images"
-        else:
-            level, limit, method = "none", float(keeps.min(initial=1.0)), "lowest score of a keep"
+    found = (
+        _expected(keeps, {name: of[keep] for name, of in groups.items()}, weights, keep, bound)
+        if policy == "expected"
+        else _each(score, keep, groups, bound, confidence)
+    )
+    level, limit, count, method = found or (
+        "none",
+        float(keeps.min(initial=1.0)),
+        len(keeps),
+        "lowest score of a keep",
+    )
     threshold = limit if prefer == "junk" else _most_accurate(score, keep, limit)
     return OperatingPoint(
         threshold=threshold,
@@ -150,7 +252,147 @@ def choose(
         groups=count,
         achieved=float(np.mean(keeps < np.float32(threshold))) if len(keeps) else 0.0,
         limit=limit,
+        policy=policy,
     )
+
+
+_Found = tuple[Literal["project", "micrograph", "image", "none"], float, int, str]
+
+
+def _expected(
+    keeps: np.ndarray, groups: Groups, weights: np.ndarray | None, keep: np.ndarray, bound: float
+) -> _Found | None:
+    """The limit of `expected` at the first level that has groups enough."""
+    least = KEEPS_FOR_A_MEAN if weights is None else CLASSES_FOR_A_MEAN
+    for level in _LEVELS:
+        found = _risk_limit(keeps, groups[level], _weights(weights, keep), bound, least)
+        if found is not None:
+            return level, *found, f"conformal risk control over {level}s"
+    found = _risk_limit(keeps, np.arange(len(keeps)), np.ones(len(keeps)), bound, 1)
+    return None if found is None else ("image", *found, "conformal risk control over images")
+
+
+def _each(
+    score: np.ndarray, keep: np.ndarray, groups: Groups, bound: float, confidence: float
+) -> _Found | None:
+    """The limit of `each` at the first level that has groups enough."""
+    for level in _LEVELS:
+        found = _conformal_limit(score, keep, groups[level], bound, 1 - confidence)
+        if found is not None:
+            return level, *found, f"split conformal over {level}s"
+    keeps = score[keep]
+    limit = _image_limit(keeps, bound, confidence)
+    return None if limit is None else ("image", limit, len(keeps), "Clopper-Pearson over images")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A policy's line in full.
+
+    Attributes:
+        point: its threshold and what stands behind it.
+        review: (low, high) of the band in which a person is asked to look.
+        lost: share of its good images that each project lost, by networks that had not seen it.
+        junk_kept: share of their junk that projects kept, mean.
+    """
+
+    point: OperatingPoint
+    review: tuple[float, float]
+    lost: Mapping[str, float]
+    junk_kept: float = 0.0
+
+    def as_json(self) -> dict[str, object]:
+        """One of the `operating_points` of ensemble.json."""
+        return {
+            "threshold": self.point.threshold,
+            "review": self.review,
+            "operating_point": self.point.as_json(),
+            "lost": {name: round(share, 4) for name, share in self.lost.items()},
+            "junk_kept": round(self.junk_kept, 4),
+        }
+
+
+def lines(
+    p: np.ndarray,
+    keep: np.ndarray,
+    groups: Groups,
+    *,
+    weights: np.ndarray | None = None,
+    **chosen: Any,
+) -> dict[Policy, Line]:
+    """The line of every policy, from the same held-out probabilities.
+
+    Args:
+        p: float32 [n, 3], calibrated probabilities of keep by members that had not seen the image's group.
+        keep: bool [n].
+        groups: of `choose`.
+        weights: of `choose`.
+        chosen: further arguments of `choose`, but for the policy.
+    """
+    keep = np.asarray(keep, bool)
+    d1, d2, d3 = np.asarray(p, np.float32).T
+    median = voting.score(d1, d2, d3)
+    made: dict[Policy, Line] = {}
+    for policy in POLICIES:
+        point = choose(median, keep, groups, **{**chosen, "policy": policy}, weights=weights)
+        deployed = voting.score(d1, d2, ask_third(d1, d2, d3, point.threshold))
+        band = review_band(deployed, keep, point.threshold)
+        lost, junk = (
+            losses(median, which, groups["project"], point.threshold, weights)
+            for which in (keep, ~keep)
+        )
+        made[policy] = Line(
+            point, band, lost, 1 - float(np.mean([*junk.values()])) if junk else 0.0
+        )
+    return made
+
+
+def expectation(
+    score: np.ndarray, keep: np.ndarray, groups: np.ndarray, weights: np.ndarray | None = None
+) -> list[tuple[float, float, float]]:
+    """What a project is expected to lose, and what to let through, wherever the line is drawn.
+
+    Args:
+        score: float32 [n], median of the three held-out probabilities.
+        keep: bool [n].
+        groups: [n], projects.
+        weights: of `choose`.
+
+    Returns:
+        (threshold, share of good images lost, share of junk kept), ascending; means over projects.
+    """
+    keep = np.asarray(keep, bool)
+    made = []
+    for at in _AT.tolist():
+        lost = losses(score, keep, groups, at, weights)
+        # Counted as lost is what of the junk is below: the rest comes through.
+        found = losses(score, ~keep, groups, at, weights)
+        mean, rest = (float(np.mean([*of.values()])) if of else 0.0 for of in (lost, found))
+        made.append((round(at, 6), round(mean, 4), round(1 - rest, 4) if found else 0.0))
+    return made
+
+
+def at_line(expected: Sequence[Sequence[float]], threshold: float) -> tuple[float, float]:
+    """Share of good images lost and of junk kept that are expected at a threshold, from `expectation`."""
+    at, lost, through = np.array(expected, np.float64).T
+    return float(np.interp(threshold, at, lost)), float(np.interp(threshold, at, through))
+
+
+def threshold_for_share(score: np.ndarray, share: float) -> float:
+    """The threshold that keeps this share of a source's images.
+
+    Images that tie with the last one that is kept are kept, so that the same image has the same verdict
+    in any order of rows: a good image lost is the worse error.
+
+    Args:
+        score: float32 [n], of the source.
+        share: in 0 to 1, of its images; n · share is rounded to the nearest whole number.
+    """
+    ordered = np.sort(np.asarray(score, np.float32))[::-1]
+    kept = int(np.floor(share * len(ordered) + 0.5))
+    if kept:
+        return float(ordered[kept - 1])
+    return float(np.nextafter(ordered.max(initial=np.float32(1)), np.float32(2)))
 
 
 def _most_accurate(score: np.ndarray, keep: np.ndarray, limit: float) -> float:
@@ -178,12 +420,13 @@ def review_band(
     threshold: float,
     *,
     remove: float = 0.5,
-    at_most: float = 0.2,
+    at_most: float = REVIEW_AT_MOST,
 ) -> tuple[float, float]:
-    """The narrowest band of scores around the threshold that holds half of the errors.
+    """The narrowest band of scores around the threshold that holds half of the errors, or all it may hold.
 
     It grows from the threshold by equal numbers of images on either side, so its cost is the number of
-    images that a person looks at in order to halve the errors.
+    images that a person looks at. It is a list that a person can finish: never more than ``at_most`` of
+    the images, whatever they would gain.
 
     Args:
         score: float32 [n], held-out scores.
@@ -217,6 +460,40 @@ def review_band(
     return min(bottom, threshold), max(top, threshold)
 
 
+def narrowed(
+    score: np.ndarray, band: tuple[float, float], threshold: float, at_most: float = REVIEW_AT_MOST
+) -> tuple[float, float]:
+    """A review band narrowed, in ranks around the threshold, until it holds few of these images.
+
+    The ensemble's band is fixed, and in a source unlike its training any number of scores may lie in it.
+
+    Args:
+        score: float32 [n], of one source.
+        band: (low, high) of the ensemble, low <= threshold <= high.
+        threshold: that decides what is no longer under review.
+        at_most: share of the images, rounded up, so that there may always be one.
+
+    Returns:
+        (low, high) within ``band``: the same, where few enough lie in it. It holds fewer than it may
+        where scores tie at its ends.
+    """
+    low, cut, high = np.float32(band[0]), np.float32(threshold), np.float32(band[1])
+    ordered = np.sort(np.asarray(score, np.float32))
+    first, middle, end = (int(np.searchsorted(ordered, at)) for at in (low, cut, high))
+    most = int(np.ceil(at_most * len(ordered) - 1e-9))
+    if end - first <= most:
+        return band
+    below = min(most // 2, middle - first)
+    above = min(most - below, end - middle)
+    below = min(most - above, middle - first)
+    if above < end - middle:
+        high = ordered[middle + above]
+    if below < middle - first:
+        # Just above the best of those left out, so that none of its equals is let in.
+        low = min(np.nextafter(ordered[middle - below - 1], np.float32(2)), cut)
+    return float(low), float(high)
+
+
 def ask_third(d1: np.ndarray, d2: np.ndarray, d3: np.ndarray, threshold: float) -> np.ndarray:
     """d3 as deployment sees it: NaN where d1 and d2 agree at the threshold."""
-    return np.where(disagree(d1, d2, threshold), d3, np.nan).astype(np.float32)
+    return np.where(voting.disagree(d1, d2, threshold), d3, np.nan).astype(np.float32)

@@ -43,6 +43,14 @@ def classify(
             help="What a row is; else the ensemble's kind. class3d: maps of a Class3D job."
         ),
     ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="expected|each|threshold=X|share=X",
+            help="How the line is drawn. expected: a new project is expected to lose at most 3 % of its good "
+            "images; each: 95 of 100 projects lose no more; or a score, or a share of the images to keep.",
+        ),
+    ] = None,
     review: Annotated[
         bool | None,
         typer.Option(
@@ -63,6 +71,7 @@ def classify(
             "ensemble": ensemble,
             "class_ensemble": class_ensemble,
             "kind": kind,
+            "policy": policy,
             "review": review,
             "score_column": score_column,
             "also_star": also_star,

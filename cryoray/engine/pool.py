@@ -74,10 +74,13 @@ class _Judge:
         path: the ensemble's folder.
         review: False: it leaves nothing under review.
         everyone: ask d3 about every image.
+        policy: of `Ensemble.drawn`.
     """
 
-    def __init__(self, path: Path, review: bool, everyone: bool = False) -> None:
-        self.ensemble = Ensemble.load(path, review=review).to()
+    def __init__(
+        self, path: Path, review: bool, everyone: bool = False, policy: str | None = None
+    ) -> None:
+        self.ensemble = Ensemble.load(path, review=review, policy=policy).to()
         self.everyone = everyone
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
@@ -118,7 +121,7 @@ def judge(
     if ranges:
         source = RowRangeDatasource(ranges, ensemble.preparation, range_mib)
         name = f"classify {plans[0].source.name}"
-        arguments = (ensemble.path, review)
+        arguments = (ensemble.path, review, False, ensemble.policy)
         for batch in map_in_actors(source, _Judge, arguments, name, batch_format="numpy"):
             parts.append(Verdicts(batch))
             done += len(batch)

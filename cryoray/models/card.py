@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
+import numpy as np
+
+from cryoray.boosting.operating_point import Line, Policy
 from cryoray.models.ensemble import Manifest
 from cryoray.models.networks import Network, parameters
 from cryoray.models.rounds import Boosted
 from cryoray.records import MEMBERS
 from cryoray.settings import TrainSettings
+
+#: Projects that are listed one by one.
+_LISTED = 20
 
 
 def card(
@@ -26,6 +32,7 @@ def card(
         sets: name and digest of each prepared set.
     """
     point, bound = boosted.point, boosted.bound
+    confidence = settings.operating_point.confidence
     groups = len(manifest.training_groups)
     lines = [
         f"# An ensemble of kind {manifest.kind}",
@@ -33,12 +40,13 @@ def card(
         f"Trained on {len(boosted.probabilities):,} labelled images in {groups} "
         f"{manifest.split_by}{'' if groups == 1 else 's'}, {manifest.prevalence:.0%} of them keep.",
         "",
-        f"**What it promises.** {point.guarantee(settings.operating_point.confidence)}",
+        f"**What it promises.** {point.guarantee(confidence)}",
         "",
         f"Keep where score ≥ {point.threshold:.4f}; review where {manifest.review[0]:.4f} ≤ score < "
         f"{manifest.review[1]:.4f}. On the calibration images {point.achieved:.2%} of the good ones fall "
         f"below the threshold ({point.method}).",
         "",
+        *lines_section(boosted.lines, confidence),
         "| member | network | parameters | error on its own distribution |",
         "|---|---|---|---|",
         *(_member(n, name, bound[name]) for n, name in zip(boosted.networks, MEMBERS, strict=True)),
@@ -58,6 +66,56 @@ def card(
         "",
     ]
     return "\n".join(lines)
+
+
+def lines_section(
+    lines: Mapping[Policy, Line], confidence: float, projects: Collection[str] | None = None
+) -> list[str]:
+    """Where each policy draws the line, and what projects lost there, as lines of Markdown.
+
+    Args:
+        lines: of the ensemble; none where it was made before there were several.
+        confidence: of policy `each`.
+        projects: those that are listed one by one, real ones for instance; None: all where they are few,
+            else those that lost most.
+    """
+    if not lines:
+        return []
+    lost = [line.lost for line in lines.values()]
+    if projects is None:
+        worst = sorted(lost[0], key=lambda name: -max(of[name] for of in lost))
+        listed = sorted(worst[:_LISTED])
+        which = "" if len(worst) <= _LISTED else f", the {_LISTED} that lost most"
+    else:
+        listed, which = [name for name in lost[0] if name in projects], ""
+    columns = " | ".join(f"lost, {policy}" for policy in lines)
+    made = [
+        "## Two ways of drawing the line",
+        "",
+        "`classify --policy expected` or `each`:",
+        "",
+        "| policy | threshold | review | good lost: mean over projects, worst, share of projects within | "
+        "junk kept | promise |",
+        "|---|--:|--:|--:|--:|---|",
+    ]
+    for policy, line in lines.items():
+        shares = np.array(list(line.lost.values()) or [0.0])
+        within = float(np.mean(shares <= line.point.bound))
+        made.append(
+            f"| {policy} | {line.point.threshold:.4f} | {line.review[0]:.4f} to {line.review[1]:.4f} "
+            f"| {shares.mean():.2%}, {shares.max():.1%}, {within:.0%} | {line.junk_kept:.1%} "
+            f"| {line.point.guarantee(confidence)} |"
+        )
+    return [
+        *made,
+        "",
+        f"Good images that each project lost{which}, by networks that had not seen it:",
+        "",
+        f"| project | {columns} |",
+        "|---|" + "--:|" * len(lines),
+        *(f"| {name} | " + " | ".join(f"{of[name]:.1%}" for of in lost) + " |" for name in listed),
+        "",
+    ]
 
 
 def _member(network: Network, name: str, error: float) -> str:

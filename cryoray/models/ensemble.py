@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from cryoray.boosting.calibration import Platt
+from cryoray.boosting.operating_point import Policy
 from cryoray.boosting.voting import disagree, score, verdicts
 from cryoray.errors import EnsembleError, InternalError
 from cryoray.formats.files import replacing
@@ -34,6 +35,8 @@ MANIFEST = "ensemble.json"
 #: Beside it: what was said of each image by networks that had not seen its group.
 HELD_OUT = "held-out.parquet"
 _REASONS, _CONTEXT = "reasons", "context"
+#: A line above every probability: nothing is kept.
+_ABOVE_ALL = 2.0
 _DIGEST, _PIECE = re.compile(r"[0-9a-f]{64}"), 16 << 20
 #: Bytes of `ensemble.json`: one of a hundred thousand training groups has some ten million.
 _LARGEST_MANIFEST = 64 << 20
@@ -54,6 +57,18 @@ class Calibration(BaseModel):
 
     slope: float = Field(gt=0)
     offset: float
+
+
+class DrawnLine(BaseModel):
+    """Where a policy draws the line, and what each project lost there (`boosting.operating_point.Line`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    threshold: float
+    review: tuple[float, float]
+    operating_point: dict[str, object]
+    lost: dict[str, float] = {}
+    junk_kept: float = 0.0
 
 
 class Reasons(BaseModel):
@@ -84,6 +99,19 @@ class Context(BaseModel):
     threshold: float
     review: tuple[float, float]
     operating_point: dict[str, object]
+    operating_points: dict[Policy, DrawnLine]
+    expectation: tuple[tuple[float, float, float], ...]
+
+
+#: What a context has of its own instead of what stands beside it in the manifest.
+_LINES = (
+    "calibration",
+    "threshold",
+    "review",
+    "operating_point",
+    "operating_points",
+    "expectation",
+)
 
 
 class Manifest(BaseModel):
@@ -108,6 +136,12 @@ class Manifest(BaseModel):
     # Left out where there is none, so that digests of ensembles without stay what they were.
     reasons: Reasons | None = Field(None, exclude_if=lambda value: value is None)
     context: Context | None = Field(None, exclude_if=lambda value: value is None)
+    # The line of each policy; `threshold`, `review` and `operating_point` are of the one that stands.
+    operating_points: dict[Policy, DrawnLine] = Field({}, exclude_if=lambda value: not value)
+    # (threshold, good images lost, junk kept), means over projects (`operating_point.expectation`).
+    expectation: tuple[tuple[float, float, float], ...] = Field(
+        (), exclude_if=lambda value: not value
+    )
 
 
 class Ensemble:
@@ -141,15 +175,13 @@ class Ensemble:
         self.reasons = reasons
         self.heads = heads
         self.profile = profile
-        self.familiar = True
         self._platt = tuple(Platt(c.slope, c.offset) for c in manifest.calibration)
         self._members: tuple[torch.nn.Module, ...] = networks
+        self.familiar = True
         if heads is not None and profile is not None and manifest.context is not None:
             project = profile.moments()
             self.familiar = bool(heads.distance(project) <= manifest.context.familiar)
             if self.familiar:
-                context = manifest.context
-                self._platt = tuple(Platt(c.slope, c.offset) for c in context.calibration)
                 self._members = tuple(
                     InContext(network, heads.head(number), project[number])
                     for number, network in enumerate(networks)
@@ -162,18 +194,13 @@ class Ensemble:
         others = (self.reasons, self.heads)
         return (*self.networks, *(network for network in others if network is not None))
 
-    @property
-    def _line(self) -> Manifest | Context:
-        """What says where the line is."""
-        inside = self._members is not self.networks and self.manifest.context is not None
-        return self.manifest.context if inside and self.manifest.context else self.manifest
-
     kind = property(lambda self: self.manifest.kind)
     digest = property(lambda self: self.manifest.digest)
-    threshold = property(lambda self: self._line.threshold)
-    review = property(lambda self: self._line.review)
-    operating_point = property(lambda self: self._line.operating_point)
+    threshold = property(lambda self: self.manifest.threshold)
+    review = property(lambda self: self.manifest.review)
     features = property(lambda self: self.manifest.features)
+    #: How the line is drawn: `expected`, `each`, `threshold=X` or `share=X`.
+    policy = property(lambda self: str(self.manifest.operating_point.get("policy", "each")))
 
     @cached_property
     def preparation(self) -> PreparationSettings:
@@ -182,12 +209,50 @@ class Ensemble:
 
     def decided(self) -> Ensemble:
         """The same judges, who leave nothing under review: their threshold decides."""
-        given = self.manifest
-        update: dict[str, object] = {"review": (given.threshold, given.threshold)}
-        if given.context is not None:
-            band = (given.context.threshold, given.context.threshold)
-            update["context"] = given.context.model_copy(update={"review": band})
-        return self._as(given.model_copy(update=update), self.path)
+        return self.with_line(self.threshold, (self.threshold, self.threshold))
+
+    def with_line(self, threshold: float, review: tuple[float, float]) -> Ensemble:
+        """The same judges with another threshold and review band."""
+        manifest = self.manifest.model_copy(update={"threshold": threshold, "review": review})
+        return self._as(manifest, self.path)
+
+    @property
+    def awaits_share(self) -> bool:
+        """Whether a share of a source is to be kept whose line is not known yet (`models.line`)."""
+        return self.threshold == _ABOVE_ALL
+
+    def drawn(self, policy: str | None) -> Ensemble:
+        """The same judges with the line that a policy draws; None: with their own.
+
+        A threshold or a share that a person gives leaves nothing under review. With a share the line is only
+        known when a whole source has been judged (`models.line.settled`): until then d3 is asked about
+        every image, and all are discarded.
+
+        Raises:
+            EnsembleError: it was made before there was this policy.
+        """
+        if policy is None or policy == self.policy:
+            return self
+        name, _, number = policy.partition("=")
+        update: dict[str, object]
+        if name in ("threshold", "share"):
+            line = float(np.float32(number)) if name == "threshold" else _ABOVE_ALL
+            point = {"policy": policy, "method": "given by a person", "threshold": line}
+            update = {"threshold": line, "review": (line, line), "operating_point": point}
+        elif (known := self.manifest.operating_points.get(cast(Policy, name))) is not None:
+            update = {
+                "threshold": known.threshold,
+                "review": known.review,
+                "operating_point": known.operating_point,
+            }
+        else:
+            raise EnsembleError(
+                f"the ensemble knows no policy {policy}: it was made when there was {self.policy} alone",
+                file=self.path,
+                remedy=f"give --policy {self.policy}, threshold=X or share=X, or train it again",
+            )
+        manifest = self.manifest.model_copy(update=update)
+        return self._as(manifest, self.path)
 
     def _as(self, manifest: Manifest, path: Path | None) -> Ensemble:
         return Ensemble(manifest, self.networks, path, self.reasons, self.heads, self.profile)
@@ -217,7 +282,14 @@ class Ensemble:
                 f"{self.digest[:12]}",
                 remedy="classify without --profile, which makes one with this ensemble",
             )
-        return Ensemble(self.manifest, self.networks, self.path, self.reasons, self.heads, profile)
+        inside = Ensemble(
+            self.manifest, self.networks, self.path, self.reasons, self.heads, profile
+        )
+        if not inside.familiar or self.manifest.context is None:
+            return inside
+        lines = {name: getattr(self.manifest.context, name) for name in _LINES}
+        inside = inside._as(self.manifest.model_copy(update=lines), self.path).drawn(self.policy)
+        return inside.decided() if self.review == (self.threshold, self.threshold) else inside
 
     def embed(self, images: np.ndarray, features: np.ndarray) -> Embeddings:
         """What the members see in prepared images, and their own logits; see `judge`."""
@@ -259,6 +331,9 @@ class Ensemble:
         d1, d2 = (self._probability(member, x, f) for member in (0, 1))
         asked = disagree(d1, d2, self.threshold)
         d3 = np.full(len(x), np.nan, np.float32)
+        # Where a person gives a share, whom to ask is known when the whole source has been judged.
+        if self.awaits_share:
+            asked = np.ones_like(asked)
         ask = np.ones_like(asked) if everyone else asked
         if ask.any():
             where = torch.from_numpy(np.flatnonzero(ask))
@@ -278,13 +353,16 @@ class Ensemble:
     @property
     def about(self) -> dict[str, str]:
         """Who judges and where the line is, as tables of verdicts say it."""
-        who = {"ensemble": self.digest, "threshold": repr(float(self.threshold))}
+        who = {
+            "ensemble": self.digest,
+            "policy": self.policy,
+            "threshold": repr(float(self.threshold)),
+            "review": " ".join(repr(float(end)) for end in self.review),
+        }
         if self.profile is not None:
             who["profile"] = self.profile.digest
-            if not self.familiar:
-                who["unfamiliar"] = (
-                    "yes"  # unlike any project of training: its profile was not used
-                )
+            if not self.familiar:  # unlike any project of training: its profile was not used
+                who["unfamiliar"] = "yes"
         return who
 
     def _reason(self, images: torch.Tensor, discarded: np.ndarray) -> np.ndarray:
@@ -341,16 +419,17 @@ class Ensemble:
         return Ensemble(manifest, self.networks, self.path, self.reasons, heads)
 
     @classmethod
-    def load(cls, path: Path, *, review: bool = True) -> Ensemble:
+    def load(cls, path: Path, *, review: bool = True, policy: str | None = None) -> Ensemble:
         """Read an ensemble's folder; executes nothing of it.
 
         Args:
             path: the folder.
             review: False: as `decided` has it.
+            policy: as `drawn` has it.
 
         Raises:
             EnsembleError: a file is missing, damaged, of an unknown format, or not the one that the
-                digest names.
+                digest names; or it does not know the policy.
         """
         path = Path(path).absolute()
         try:
@@ -399,7 +478,7 @@ class Ensemble:
                 file=path,
                 remedy="copy the ensemble again, or train it again",
             )
-        ensemble = cls(manifest, (d1, d2, d3), path, reasons, heads)
+        ensemble = cls(manifest, (d1, d2, d3), path, reasons, heads).drawn(policy)
         return ensemble if review else ensemble.decided()
 
     def check_kind(self, kind: Kind, source: Path) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from cryoray.boosting import filtering, operating_point
 from cryoray.boosting.calibration import Platt, fit_platt
 from cryoray.boosting.filtering import Sampler
-from cryoray.boosting.operating_point import OperatingPoint
+from cryoray.boosting.operating_point import Line, OperatingPoint, Policy
 from cryoray.boosting.voting import disagree, error_bound, score
 from cryoray.formats.files import replacing, write_array
 from cryoray.models.ensemble import save_weights
@@ -61,6 +61,8 @@ class Boosted:
         probabilities: float32 [N, 3], held-out calibrated probabilities of keep.
         suspects: bool [N], labels that are likely wrong.
         bound: each member's error on its own distribution, what follows from it, and what was measured.
+        lines: where each policy draws the line; ``point`` and ``review`` are those of the policy chosen.
+        expectation: what a project is expected to lose wherever the line is (`operating_point`).
     """
 
     networks: tuple[Network, Network, Network]
@@ -70,6 +72,8 @@ class Boosted:
     probabilities: np.ndarray
     suspects: np.ndarray
     bound: dict[str, float]
+    lines: Mapping[Policy, Line] = field(default_factory=dict)
+    expectation: Sequence[tuple[float, float, float]] = ()
 
 
 def boost(
@@ -82,6 +86,7 @@ def boost(
     held_out: HeldOut,
     members: Sequence[NetworkConfig] = DEFAULT_MEMBERS,
     times: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
     store: Path | None = None,
     on_event: OnEvent = ignore,
 ) -> Boosted:
@@ -97,6 +102,8 @@ def boost(
         members: what d1, d2 and d3 look like.
         times: how often each example is learned from beside the others, int64 [N]; None: once. Whatever is
             measured or calibrated, and the operating point, counts each once: to repeat is no evidence.
+        weights: particles that each example stands for, float [N], by which policy ``expected`` counts what
+            is lost; None: one each.
         store: where finished rounds are kept, so that a run that was killed does not redo them.
         on_event: told what each round found.
     """
@@ -139,18 +146,25 @@ def boost(
             )
         )
 
-    point = _choose(score(p[0], p[1], p[2]), keep, levels, settings)
-    deployed = score(p[0], p[1], operating_point.ask_third(p[0], p[1], p[2], point.threshold))
+    probabilities, chosen = np.stack(p, 1), settings.operating_point
+    lines = operating_point.lines(
+        probabilities, keep, levels, weights=weights, **chosen.model_dump()
+    )
+    point = lines[chosen.policy].point
     d1, d2, d3 = networks
     c1, c2, c3 = calibration
     return Boosted(
         networks=(d1, d2, d3),
         calibration=(c1, c2, c3),
         point=point,
-        review=operating_point.review_band(deployed, keep, point.threshold),
-        probabilities=np.stack(p, 1),
+        review=lines[chosen.policy].review,
+        probabilities=probabilities,
         suspects=suspects,
         bound=_bound(p, keep, samplers, point.threshold),
+        lines=lines,
+        expectation=operating_point.expectation(
+            score(p[0], p[1], p[2]), keep, levels["project"], weights
+        ),
     )
 
 

@@ -68,6 +68,15 @@ class SetExamples:
         ]
         return np.concatenate(parts)
 
+    @property
+    def particles(self) -> np.ndarray | None:
+        """Of classes, each one's share of its job's particles, float32 [N]; None where it is not known."""
+        if any("class_distribution" not in s.features for s in self.sets):
+            return None
+        # The column holds the logarithm; NaN where a job does not say.
+        share = np.exp(np.array(self.column("class_distribution"), np.float32))
+        return None if np.isnan(share).all() else share
+
     def groups(self, level: Level) -> np.ndarray:
         """Group ids of these examples, object [N]."""
         return np.concatenate(

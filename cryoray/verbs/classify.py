@@ -20,6 +20,7 @@ from cryoray.formats.relion import complaint
 from cryoray.formats.source import Source, find_sources, open_source
 from cryoray.formats.verdicts import write_verdicts
 from cryoray.models.ensemble import Ensemble
+from cryoray.models.line import settled
 from cryoray.models.registry import resolve
 from cryoray.preparation.described import with_metadata
 from cryoray.preparation.plan import Plan, plan
@@ -85,16 +86,27 @@ def classify(
     if chosen.ensemble is None and kind is None:
         kind, sources = _of_any_kind(source)
     path = resolve(chosen.ensemble, settings.registry, kind or "particle")
-    ensemble = Ensemble.load(path, review=chosen.review)
+    ensemble = Ensemble.load(path, review=chosen.review, policy=chosen.policy)
     of_classes = None
     if chosen.class_ensemble is not None:
         ensemble.check_kind("particle", source)
         judge_of_classes = resolve(chosen.class_ensemble, settings.registry)
-        of_classes = Ensemble.load(judge_of_classes, review=chosen.review)
+        of_classes = Ensemble.load(
+            judge_of_classes, review=chosen.review, policy=_of_classes(chosen.policy)
+        )
     with replacing_folder(out, "folder of verdicts", _holds_verdicts) as partial:
         sources = sources or _opened(source, kind, ensemble)
         sources = [_described(each, on_event) for each in sources]
-        classes = [judge_classes_of(each, of_classes) for each in sources] if of_classes else None
+        classes = None
+        if of_classes is not None:
+            found = [judge_classes_of(each, of_classes) for each in sources]
+            classes = [
+                ClassVerdicts.of(
+                    of_job.source,
+                    settled(of_job.verdicts, of_classes, chosen.review_at_most)[0],
+                )
+                for of_job in found
+            ]
         for given in sources if chosen.also_star else ():
             if given.format == "cs":
                 check_convertible(given)
@@ -121,6 +133,7 @@ def classify(
             zip(_names(sources), plans, judged, strict=True)
         ):
             columns = ["score"] if chosen.score_column else []
+            verdicts, judge = settled(verdicts, ensemble, chosen.review_at_most)
             if classes:
                 verdicts = with_classes(verdicts, each.source, classes[i])
                 columns += ["class_score"] if chosen.score_column else []
@@ -143,7 +156,7 @@ def classify(
                 partial / name,
                 each.source,
                 verdicts,
-                ensemble,
+                judge,
                 row_counts[name],
                 chosen,
                 seconds,
@@ -167,6 +180,11 @@ def classify(
     for name, counted in row_counts.items():
         counted.check(max_quarantined=chosen.max_quarantined, listed_in=out / name / QUARANTINE)
     return out
+
+
+def _of_classes(policy: str | None) -> str | None:
+    """The policy of the judge of classes beside particles: a line that a person gave is the particles'."""
+    return None if policy is None or "=" in policy else policy
 
 
 def _share_of_keeps(verdicts: Verdicts, ensemble: Ensemble) -> Prevalence | None:

@@ -19,7 +19,7 @@ from cryoray.engine import runtime, training
 from cryoray.errors import InputError
 from cryoray.formats.files import replacing
 from cryoray.models.card import card
-from cryoray.models.ensemble import HELD_OUT, Calibration, Ensemble, Manifest
+from cryoray.models.ensemble import HELD_OUT, Calibration, DrawnLine, Ensemble, Manifest
 from cryoray.models.fit import Epoch
 from cryoray.models.networks import DEFAULT_MEMBERS
 from cryoray.models.rounds import Boosted, boost, record
@@ -86,6 +86,7 @@ def train(
         settings.train,
         fit_all=fits,
         held_out=training.held_out(examples, settings),
+        weights=examples.particles,
         store=run / "rounds",
         on_event=on_event,
     )
@@ -175,6 +176,11 @@ def write_ensemble(
         threshold=boosted.point.threshold,
         review=boosted.review,
         operating_point=boosted.point.as_json(),
+        operating_points={
+            policy: DrawnLine.model_validate(line.as_json())
+            for policy, line in boosted.lines.items()
+        },
+        expectation=tuple(boosted.expectation),
         prevalence=float(np.mean(examples.labels == 1)),
         split_by=level,
         training_groups=groups,

@@ -33,7 +33,14 @@ from cryoray.models.context import (
     moments,
     nearness,
 )
-from cryoray.models.ensemble import HELD_OUT, Calibration, Context, Ensemble, training_record
+from cryoray.models.ensemble import (
+    HELD_OUT,
+    Calibration,
+    Context,
+    DrawnLine,
+    Ensemble,
+    training_record,
+)
 from cryoray.models.fit_heads import Looked, fit_head
 from cryoray.models.networks import Network, embedded
 from cryoray.models.profile import sampled
@@ -129,9 +136,13 @@ def train_context(
         calibration.append(Calibration(slope=platt.slope, offset=platt.offset))
         p.append(platt(logit))
 
-    median = score(p[0], p[1], p[2])
-    point = _choose(median, keep, levels, settings)
-    deployed = score(p[0], p[1], operating_point.ask_third(p[0], p[1], p[2], point.threshold))
+    chosen = settings.operating_point
+    probabilities = np.stack(p, 1)
+    lines = operating_point.lines(
+        probabilities, keep, levels, weights=examples.particles, **chosen.model_dump()
+    )
+    drawn, median = lines[chosen.policy], score(p[0], p[1], p[2])
+    deployed = score(p[0], p[1], operating_point.ask_third(p[0], p[1], p[2], drawn.point.threshold))
     kept, familiar = _kept(heads, of_projects)
     c1, c2, c3 = calibration
     context = Context(
@@ -140,9 +151,15 @@ def train_context(
         directions=kept.profiles.shape[1],
         familiar=familiar,
         calibration=(c1, c2, c3),
-        threshold=point.threshold,
-        review=operating_point.review_band(deployed, keep, point.threshold),
-        operating_point=point.as_json(),
+        threshold=drawn.point.threshold,
+        review=drawn.review,
+        operating_point=drawn.point.as_json(),
+        operating_points={
+            policy: DrawnLine.model_validate(each.as_json()) for policy, each in lines.items()
+        },
+        expectation=tuple(
+            operating_point.expectation(median, keep, levels["project"], examples.particles)
+        ),
     )
     table = pq.read_table(ensemble / HELD_OUT)
     truth = keep.astype(int)

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from cryoray.boosting import operating_point
 from cryoray.boosting.operating_point import (
     ask_third,
-    choose,
+    at_line,
     clopper_pearson_upper,
+    expectation,
+    lines,
+    losses,
+    narrowed,
     review_band,
+    threshold_for_share,
 )
 from cryoray.boosting.voting import disagree
+
+choose = partial(operating_point.choose, policy="each")
+expected = partial(operating_point.choose, policy="expected")
 
 
 def project(rng, n=300, shift=0.0):
@@ -99,7 +112,7 @@ def test_threshold_survives_a_trip_through_float32():
 def test_review_band_halves_the_errors_with_the_fewest_images():
     rng = np.random.default_rng(6)
     score, keep, _ = many(rng, 6)
-    low, high = review_band(score, keep, 0.5)
+    low, high = review_band(score, keep, 0.5, at_most=0.2)
     wrong = (score >= 0.5) != keep
     inside = (score >= low) & (score < high)
     assert low < 0.5 < high
@@ -112,6 +125,187 @@ def test_review_band_halves_the_errors_with_the_fewest_images():
 def test_review_band_is_empty_where_nothing_is_wrong():
     score = np.array([0.1, 0.9], np.float32)
     assert review_band(score, np.array([False, True]), 0.5) == (0.5, 0.5)
+
+
+def test_review_band_is_a_list_that_a_person_can_finish():
+    rng = np.random.default_rng(8)
+    score, keep, _ = many(rng, 6)
+    low, high = review_band(score, keep, 0.5)
+    assert 0.04 < np.mean((score >= low) & (score < high)) <= 0.05
+    assert low < 0.5 < high
+
+
+def by_hand(score, keep, groups, bound, weights=None):
+    """The limit of conformal risk control as its formula is written, over every threshold there is."""
+    weights = np.ones(len(score)) if weights is None else weights
+    names = np.unique(groups[keep])
+    allowed = []
+    for t in np.unique(score[keep]):
+        loss = [
+            np.average(score[keep & (groups == g)] < t, weights=weights[keep & (groups == g)])
+            for g in names
+        ]
+        n = len(names)
+        if n / (n + 1) * np.mean(loss) + 1 / (n + 1) <= bound + 1e-12:
+            allowed.append(t)
+    return max(allowed) if allowed else None
+
+
+@pytest.mark.parametrize("counted", [False, True])
+def test_expected_is_the_limit_of_the_formula(counted):
+    rng = np.random.default_rng(11)
+    score, keep, names = many(rng, 60)
+    score, keep, names = score[::6], keep[::6], names[::6]
+    weights = rng.lognormal(0, 1, len(score)) if counted else None
+    levels = {"project": names, "micrograph": names}
+    point = expected(score, keep, levels, prefer="junk", bound=0.05, weights=weights)
+    assert (point.policy, point.level, point.groups) == ("expected", "project", 60)
+    assert point.limit == pytest.approx(by_hand(score, keep, names, 0.05, weights))
+
+
+def test_expected_loss_over_new_projects_stays_within_the_bound():
+    """The promise itself: the mean over calibrations and new projects, projects of few good ones too."""
+    rng = np.random.default_rng(12)
+    lost = []
+    for _ in range(100):
+        parts = [project(rng, int(rng.integers(15, 200)), rng.normal(0, 0.8)) for _ in range(60)]
+        names = np.repeat(np.arange(60), [len(p[0]) for p in parts])
+        score, keep = (np.concatenate(part) for part in zip(*parts, strict=True))
+        levels = {"project": names, "micrograph": names}
+        point = expected(score, keep, levels, bound=0.05)
+        new, good = project(rng, 400, rng.normal(0, 0.8))
+        lost.append(np.mean(new[good] < np.float32(point.limit)))
+        assert point.threshold <= point.limit  # so that it loses no more, wherever it is used
+    error = np.std(lost) / np.sqrt(len(lost))
+    assert 0.02 < np.mean(lost) <= 0.05 + 2 * error
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 20), st.booleans(), st.integers(0, 5)), min_size=1, max_size=60
+    ),
+    st.floats(0.01, 0.6),
+    st.floats(0.01, 0.6),
+)
+def test_more_may_be_lost_the_higher_the_bound(rows, one, other):
+    score = np.array([row[0] / 20 for row in rows], np.float32)
+    keep = np.array([row[1] for row in rows])
+    names = np.array([row[2] for row in rows])
+    low, high = sorted((one, other))
+    nobody = np.zeros(len(rows))
+    limits = [
+        expected(
+            score, keep, {"project": nobody, "micrograph": nobody}, bound=b, prefer="junk"
+        ).limit
+        for b in (low, high)
+    ]
+    assert limits[0] <= limits[1]
+    below, above = (losses(score, keep, names, t) for t in limits)
+    assert all(below[name] <= above[name] for name in below)
+
+
+def test_projects_of_junk_alone_and_of_hardly_a_good_image_have_no_part_in_the_mean():
+    rng = np.random.default_rng(13)
+    score, keep, names = many(rng, 50)
+    levels = {"project": names, "micrograph": names}
+    point = expected(score, keep, levels)
+    more = np.concatenate([score, np.zeros(40, np.float32)])
+    junk = np.concatenate([keep, np.arange(40) < 4])  # four good ones, all of them lost
+    of = np.concatenate([names, np.repeat(["bad", "worse"], 20).astype(object)])
+    again = expected(more, junk, {"project": of, "micrograph": of})
+    assert (again.limit, again.groups) == (point.limit, 50)
+    assert losses(more, junk, of, 0.5)["bad"] == 1.0
+    assert "worse" not in losses(more, junk, of, 0.5)
+
+
+def test_expected_falls_back_to_micrographs_and_then_to_images_and_says_so():
+    rng = np.random.default_rng(14)
+    score, keep, names = many(rng, 40)
+    one = np.full(len(score), "a", object)
+    by_micrograph = expected(score, keep, {"project": one, "micrograph": names})
+    assert (by_micrograph.level, by_micrograph.groups) == ("micrograph", 40)
+    assert "Nothing is promised for a project unlike these" in by_micrograph.guarantee(0.95)
+    by_image = expected(score, keep, {"project": one, "micrograph": one})
+    assert (by_image.level, by_image.groups) == ("image", keep.sum())
+    assert "expected to be lost" in by_image.guarantee(0.95)
+    few = expected(score[:30], keep[:30], {"project": one[:30], "micrograph": one[:30]})
+    assert (few.level, few.achieved) == ("none", 0.0)
+
+
+def test_lost_classes_are_counted_in_particles():
+    """Small classes may go where large ones stay: what is lost is particles."""
+    jobs = np.repeat(np.arange(60), 10)
+    score = np.tile(np.linspace(0.05, 0.95, 10, dtype=np.float32), 60)
+    keep = score > 0.2
+    levels = {"project": jobs, "micrograph": jobs}
+    small = np.where(score < 0.5, 1.0, 1000.0)
+    counted = expected(score, keep, levels, weights=small, prefer="junk")
+    assert counted.limit > 0.5 > expected(score, keep, levels, prefer="junk").limit
+
+
+def test_every_policy_has_its_line_and_says_what_each_project_lost():
+    rng = np.random.default_rng(15)
+    score, keep, names = many(rng, 60)
+    p = np.stack([score, score, score], 1)
+    drawn = lines(p, keep, {"project": names, "micrograph": names}, prefer="junk")
+    assert list(drawn) == ["expected", "each"]
+    assert drawn["each"].point.threshold < drawn["expected"].point.threshold
+    for policy, line in drawn.items():
+        assert line.point.policy == policy
+        assert line.lost == losses(score, keep, names, line.point.threshold)
+        assert line.review[0] <= line.point.threshold <= line.review[1]
+    assert drawn["each"].junk_kept > drawn["expected"].junk_kept
+    assert np.mean(list(drawn["expected"].lost.values())) <= 0.03
+
+
+def test_what_is_expected_at_a_line_is_the_mean_over_projects():
+    rng = np.random.default_rng(16)
+    score, keep, names = many(rng, 30)
+    table = expectation(score, keep, names)
+    lost, through = at_line(table, 0.5)
+    assert lost == pytest.approx(np.mean(list(losses(score, keep, names, 0.5).values())), abs=1e-3)
+    junk = np.mean([np.mean(score[(names == g) & ~keep] >= 0.5) for g in np.unique(names)])
+    assert through == pytest.approx(junk, abs=1e-3)
+    assert at_line(table, 0.0) == pytest.approx((0, 1), abs=0.01)
+    assert all(np.diff(np.array(table)[:, 1]) >= 0)
+    assert all(np.diff(np.array(table)[:, 2]) <= 0)
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=80), st.floats(0, 1))
+def test_a_share_keeps_as_many_as_it_says_and_what_ties_with_the_last(values, share):
+    score = np.array(values, np.float32) / 30
+    kept = score >= np.float32(threshold_for_share(score, share))
+    wanted = int(np.floor(share * len(score) + 0.5))
+    assert kept.sum() >= wanted
+    if kept.any():
+        assert (score > score[kept].min()).sum() < wanted  # no more but by a tie
+
+
+@given(
+    st.lists(st.integers(0, 40), min_size=1, max_size=120),
+    st.tuples(st.integers(0, 20), st.integers(20, 40)),
+    st.floats(0, 0.3),
+)
+def test_a_review_list_is_cut_around_the_threshold(values, ends, at_most):
+    score = np.array(values, np.float32) / 40
+    band = (ends[0] / 40, ends[1] / 40)
+    low, high = narrowed(score, band, 0.5, at_most)
+    inside = (score >= np.float32(low)) & (score < np.float32(high))
+    before = (score >= np.float32(band[0])) & (score < np.float32(band[1]))
+    most = int(np.ceil(at_most * len(score) - 1e-9))
+    assert low <= 0.5 <= high
+    assert inside.sum() <= max(most, 0)
+    assert not (inside & ~before).any()
+    if before.sum() <= most:
+        assert inside.sum() == before.sum()
+    elif len(np.unique(score)) == len(score):
+        assert inside.sum() == most
+
+
+def test_of_fifty_classes_three_may_be_under_review():
+    score = np.linspace(0, 1, 50, dtype=np.float32)
+    low, high = narrowed(score, (0.1, 0.9), 0.5)
+    assert ((score >= low) & (score < high)).sum() == 3
 
 
 def test_third_is_asked_only_where_the_first_two_disagree():
