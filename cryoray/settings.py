@@ -259,6 +259,10 @@ class TrainSettings(Section):
     reasons: bool = Field(
         True, description="learn to name reasons of discards, where sets have them"
     )
+    context: bool | None = Field(
+        None,
+        description="learn to judge within a project by its profile; None: of at least 40 projects",
+    )
 
 
 class TuneSettings(Section):

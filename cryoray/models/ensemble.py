@@ -1,6 +1,7 @@
 """The ensemble: three members, their calibration and one threshold, in a folder that executes nothing.
 
 A fourth network may name the likeliest reason of what they discard. It has no part in any verdict.
+Where it has heads for a context, it judges within a project by the project's profile (`Ensemble.within`).
 """
 
 from __future__ import annotations
@@ -24,19 +25,29 @@ from cryoray.boosting.operating_point import Policy
 from cryoray.boosting.voting import disagree, score, verdicts
 from cryoray.errors import EnsembleError, InternalError
 from cryoray.formats.files import replacing
-from cryoray.models.networks import Network, NetworkConfig, logits
+from cryoray.models.context import HeadConfig, Heads, InContext
+from cryoray.models.networks import Network, NetworkConfig, embedded, logits
+from cryoray.models.profile import Profile, profile_of
 from cryoray.records import MEMBERS, VERDICTS, Kind, Reason, Verdicts
 from cryoray.settings import PreparationSettings
 
 MANIFEST = "ensemble.json"
 #: Beside it: what was said of each image by networks that had not seen its group.
 HELD_OUT = "held-out.parquet"
-_REASONS = "reasons"
+_REASONS, _CONTEXT = "reasons", "context"
 #: A line above every probability: nothing is kept.
 _ABOVE_ALL = 2.0
 _DIGEST, _PIECE = re.compile(r"[0-9a-f]{64}"), 16 << 20
 #: Bytes of `ensemble.json`: one of a hundred thousand training groups has some ten million.
 _LARGEST_MANIFEST = 64 << 20
+
+
+#: What d1, d2 and d3 see in some images [n, C], and their own logits [n].
+Embeddings = tuple[
+    tuple[torch.Tensor, torch.Tensor],
+    tuple[torch.Tensor, torch.Tensor],
+    tuple[torch.Tensor, torch.Tensor],
+]
 
 
 class Calibration(BaseModel):
@@ -69,6 +80,40 @@ class Reasons(BaseModel):
     network: NetworkConfig
 
 
+class Context(BaseModel):
+    """How an ensemble judges within a project whose profile is known.
+
+    Attributes:
+        head: what the heads of its members look like.
+        profiles: how many profiles of training it keeps, compared along so many ``directions``.
+        familiar: distance from those beyond which a profile is unlike any, and is not used.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    head: HeadConfig
+    profiles: int = Field(ge=1)
+    directions: int = Field(ge=1)
+    familiar: float = Field(ge=0)
+    calibration: tuple[Calibration, Calibration, Calibration]
+    threshold: float
+    review: tuple[float, float]
+    operating_point: dict[str, object]
+    operating_points: dict[Policy, DrawnLine]
+    expectation: tuple[tuple[float, float, float], ...]
+
+
+#: What a context has of its own instead of what stands beside it in the manifest.
+_LINES = (
+    "calibration",
+    "threshold",
+    "review",
+    "operating_point",
+    "operating_points",
+    "expectation",
+)
+
+
 class Manifest(BaseModel):
     """`ensemble.json`: what an ensemble is, all but its weights."""
 
@@ -90,6 +135,7 @@ class Manifest(BaseModel):
     calibration_groups: tuple[str, ...]
     # Left out where there is none, so that digests of ensembles without stay what they were.
     reasons: Reasons | None = Field(None, exclude_if=lambda value: value is None)
+    context: Context | None = Field(None, exclude_if=lambda value: value is None)
     # The line of each policy; `threshold`, `review` and `operating_point` are of the one that stands.
     operating_points: dict[Policy, DrawnLine] = Field({}, exclude_if=lambda value: not value)
     # (threshold, good images lost, junk kept), means over projects (`operating_point.expectation`).
@@ -106,6 +152,8 @@ class Ensemble:
         networks: d1, d2, d3 with their weights.
         path: the folder it was loaded from.
         reasons: the network that ``manifest.reasons`` describes, where it describes one.
+        heads: those that ``manifest.context`` describes, where it describes some.
+        profile: of the project in which it judges; see `within`.
     """
 
     def __init__(
@@ -114,20 +162,37 @@ class Ensemble:
         networks: tuple[Network, Network, Network],
         path: Path | None = None,
         reasons: Network | None = None,
+        heads: Heads | None = None,
+        profile: Profile | None = None,
     ) -> None:
         if (reasons is None) != (manifest.reasons is None):
             raise InternalError("an ensemble's network of reasons and its description go together")
+        if (heads is None) != (manifest.context is None):
+            raise InternalError("an ensemble's heads and their description go together")
         self.manifest = manifest
         self.networks = networks
         self.path = path
         self.reasons = reasons
+        self.heads = heads
+        self.profile = profile
         self._platt = tuple(Platt(c.slope, c.offset) for c in manifest.calibration)
+        self._members: tuple[torch.nn.Module, ...] = networks
+        self.familiar = True
+        if heads is not None and profile is not None and manifest.context is not None:
+            project = profile.moments()
+            self.familiar = bool(heads.distance(project) <= manifest.context.familiar)
+            if self.familiar:
+                self._members = tuple(
+                    InContext(network, heads.head(number), project[number])
+                    for number, network in enumerate(networks)
+                )
         for network in self._all:
             network.eval()
 
     @property
-    def _all(self) -> tuple[Network, ...]:
-        return (*self.networks, self.reasons) if self.reasons else self.networks
+    def _all(self) -> tuple[torch.nn.Module, ...]:
+        others = (self.reasons, self.heads)
+        return (*self.networks, *(network for network in others if network is not None))
 
     kind = property(lambda self: self.manifest.kind)
     digest = property(lambda self: self.manifest.digest)
@@ -149,7 +214,7 @@ class Ensemble:
     def with_line(self, threshold: float, review: tuple[float, float]) -> Ensemble:
         """The same judges with another threshold and review band."""
         manifest = self.manifest.model_copy(update={"threshold": threshold, "review": review})
-        return Ensemble(manifest, self.networks, self.path, self.reasons)
+        return self._as(manifest, self.path)
 
     @property
     def awaits_share(self) -> bool:
@@ -187,7 +252,55 @@ class Ensemble:
                 remedy=f"give --policy {self.policy}, threshold=X or share=X, or train it again",
             )
         manifest = self.manifest.model_copy(update=update)
-        return Ensemble(manifest, self.networks, self.path, self.reasons)
+        return self._as(manifest, self.path)
+
+    def _as(self, manifest: Manifest, path: Path | None) -> Ensemble:
+        return Ensemble(manifest, self.networks, path, self.reasons, self.heads, self.profile)
+
+    @property
+    def has_context(self) -> bool:
+        """Whether it can judge within a project."""
+        return self.heads is not None
+
+    def within(self, profile: Profile | None) -> Ensemble:
+        """The same judge within a project: scores, threshold and review band are those of the context.
+
+        A profile that is unlike any in training is not used: then the context-free score stands, and
+        `about` says so. Without heads, or without a profile, it is this judge as it is.
+
+        Raises:
+            EnsembleError: the profile is of another ensemble.
+        """
+        if self.heads is None or profile is None:
+            return self
+        sizes = [len(member.mean) for member in profile.members]
+        if profile.ensemble != self.digest or sizes != [
+            len(h.mean) for h in map(self.heads.head, range(3))
+        ]:
+            raise EnsembleError(
+                f"the profile {profile.digest[:12]} is of the ensemble {profile.ensemble[:12]}, not of "
+                f"{self.digest[:12]}",
+                remedy="classify without --profile, which makes one with this ensemble",
+            )
+        inside = Ensemble(
+            self.manifest, self.networks, self.path, self.reasons, self.heads, profile
+        )
+        if not inside.familiar or self.manifest.context is None:
+            return inside
+        lines = {name: getattr(self.manifest.context, name) for name in _LINES}
+        inside = inside._as(self.manifest.model_copy(update=lines), self.path).drawn(self.policy)
+        return inside.decided() if self.review == (self.threshold, self.threshold) else inside
+
+    def embed(self, images: np.ndarray, features: np.ndarray) -> Embeddings:
+        """What the members see in prepared images, and their own logits; see `judge`."""
+        x, f = torch.tensor(images, dtype=torch.float32), torch.tensor(features)
+        f = f.reshape(len(x), len(self.features)).float()
+        d1, d2, d3 = (embedded(network, x, f) for network in self.networks)
+        return d1, d2, d3
+
+    def profiled(self, seen: Embeddings) -> Profile:
+        """The profile of a project of which these images are; see `models.profile.sampled`."""
+        return profile_of(self.digest, seen)
 
     def to(self, device: torch.device | str | None = None) -> Ensemble:
         """Move the members to a device, None for a GPU where there is one; returns self."""
@@ -240,12 +353,17 @@ class Ensemble:
     @property
     def about(self) -> dict[str, str]:
         """Who judges and where the line is, as tables of verdicts say it."""
-        return {
+        who = {
             "ensemble": self.digest,
             "policy": self.policy,
             "threshold": repr(float(self.threshold)),
             "review": " ".join(repr(float(end)) for end in self.review),
         }
+        if self.profile is not None:
+            who["profile"] = self.profile.digest
+            if not self.familiar:  # unlike any project of training: its profile was not used
+                who["unfamiliar"] = "yes"
+        return who
 
     def _reason(self, images: torch.Tensor, discarded: np.ndarray) -> np.ndarray:
         """The likeliest reason of each image discarded, object [n], None for the others."""
@@ -260,10 +378,10 @@ class Ensemble:
     def logits(self, images: np.ndarray, features: np.ndarray) -> np.ndarray:
         """What each member says before it is calibrated, float32 [n, 3]; see `judge`."""
         x, f = torch.tensor(images, dtype=torch.float32), torch.tensor(features)
-        return np.stack([logits(network, x, f).numpy() for network in self.networks], 1)
+        return np.stack([logits(network, x, f).numpy() for network in self._members], 1)
 
     def _probability(self, member: int, images: torch.Tensor, features: torch.Tensor) -> np.ndarray:
-        return self._platt[member](logits(self.networks[member], images, features).numpy())
+        return self._platt[member](logits(self._members[member], images, features).numpy())
 
     def save(self, path: Path, card: str) -> Ensemble:
         """Write the folder: weights, manifest with its digest, and the card; returns what was saved.
@@ -282,7 +400,7 @@ class Ensemble:
         ):
             with replacing(path / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
-        return Ensemble(manifest, self.networks, path, self.reasons)
+        return self._as(manifest, path)
 
     def with_reasons(self, labels: tuple[Reason, ...], network: Network) -> Ensemble:
         """The same judge, which also names the likeliest of these reasons for what it discards.
@@ -293,7 +411,12 @@ class Ensemble:
         """
         reasons = Reasons(labels=labels, network=network.config)
         manifest = self.manifest.model_copy(update={"reasons": reasons})
-        return Ensemble(manifest, self.networks, self.path, network)
+        return Ensemble(manifest, self.networks, self.path, network, self.heads, self.profile)
+
+    def with_context(self, context: Context, heads: Heads) -> Ensemble:
+        """The same judge, which can also judge within a project."""
+        manifest = self.manifest.model_copy(update={"context": context})
+        return Ensemble(manifest, self.networks, self.path, self.reasons, heads)
 
     @classmethod
     def load(cls, path: Path, *, review: bool = True, policy: str | None = None) -> Ensemble:
@@ -332,9 +455,14 @@ class Ensemble:
                 remedy="promote it again",
             )
         with torch.device("meta"):  # shapes alone: memory is that of the files
-            networks = [Network(config, len(manifest.features)) for config in manifest.members]
-            if manifest.reasons is not None:
-                networks.append(Network(manifest.reasons.network, 0, len(manifest.reasons.labels)))
+            d1, d2, d3 = (Network(config, len(manifest.features)) for config in manifest.members)
+            reasons = heads = None
+            if (why := manifest.reasons) is not None:
+                reasons = Network(why.network, 0, len(why.labels))
+            if (of := manifest.context) is not None:
+                seen = (d1.channels, d2.channels, d3.channels)
+                heads = Heads(seen, of.head, of.profiles, of.directions)
+        networks = [each for each in (d1, d2, d3, reasons, heads) if each is not None]
         for name, network in zip(_files(manifest), networks, strict=True):
             try:
                 network.load_state_dict(load_file(path / f"{name}.safetensors"), assign=True)
@@ -350,8 +478,7 @@ class Ensemble:
                 file=path,
                 remedy="copy the ensemble again, or train it again",
             )
-        d1, d2, d3, *reasons = networks
-        ensemble = cls(manifest, (d1, d2, d3), path, *reasons).drawn(policy)
+        ensemble = cls(manifest, (d1, d2, d3), path, reasons, heads).drawn(policy)
         return ensemble if review else ensemble.decided()
 
     def check_kind(self, kind: Kind, source: Path) -> None:
@@ -377,7 +504,8 @@ def _first_line(error: ValidationError | UnicodeDecodeError) -> str:
 
 def _files(manifest: Manifest) -> tuple[str, ...]:
     """Names of the weight files, without suffix."""
-    return MEMBERS if manifest.reasons is None else (*MEMBERS, _REASONS)
+    others = {_REASONS: manifest.reasons, _CONTEXT: manifest.context}
+    return (*MEMBERS, *(name for name, described in others.items() if described is not None))
 
 
 def _digest(path: Path, manifest: Manifest) -> str:

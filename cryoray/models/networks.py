@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from threading import Lock
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+Made = TypeVar("Made")
 Activation = Literal["relu", "silu", "gelu"]
 
 #: Images that a network sees together, for their results to stay in a core's cache; a GPU wants more.
@@ -121,8 +122,10 @@ class Network(nn.Module):
             if features
             else None
         )
+        #: Values that `see` gives.
+        self.channels = len(_RINGS) * width
         self.head = nn.Sequential(
-            nn.Linear(len(_RINGS) * width + (24 if features else 0), config.head),
+            nn.Linear(self.channels + (24 if features else 0), config.head),
             _ACTIVATIONS[config.activation](),
         )
         self.verdict = nn.Linear(config.head, outputs)
@@ -187,10 +190,15 @@ def _ring_weights(maps: Tensor) -> Tensor:
 
 def build(config: NetworkConfig, features: int, seed: int, outputs: int = 1) -> Network:
     """A network with weights that are a function of ``seed`` alone."""
+    return seeded(lambda: Network(config, features, outputs), seed)
+
+
+def seeded(make: Callable[[], Made], seed: int) -> Made:
+    """What ``make`` makes, with weights that are a function of ``seed`` alone."""
     # Layers draw from the process's one generator, and several fits may begin at once.
     with _DRAWING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Network(config, features, outputs)
+        return make()
 
 
 def parameters(network: nn.Module) -> int:
@@ -205,17 +213,35 @@ def logits(network: nn.Module, images: Tensor, features: Tensor) -> Tensor:
     A batch always holds as many images, blanks where there are fewer: a batch of another size may be added
     up in another order, so an image's logit is the same to the last bit, whatever images are beside it.
     """
+    parts = [network(some, known)[:n] for some, known, n in _batches(network, images, features)]
+    return torch.cat([part.float().cpu() for part in parts]) if parts else torch.empty(0)
+
+
+@torch.inference_mode()
+def embedded(network: Network, images: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    """What a member sees, [n, C], and its logits, [n], in batches as `logits` has them."""
+    seen, said = [torch.empty(0, network.channels)], [torch.empty(0)]
+    for some, known, n in _batches(network, images, features):
+        found = network.see(some)
+        seen.append(found[:n].float().cpu())
+        said.append(network.say(found, known)[:n].float().cpu())
+    return torch.cat(seen), torch.cat(said)
+
+
+def _batches(
+    network: nn.Module, images: Tensor, features: Tensor
+) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Full batches on the network's device, blanks at the end of the last, and how many count."""
     device = next(network.parameters()).device
     network.eval()
     batch = _BATCH if device.type == "cpu" else _BATCH_GPU
-    parts = []
     for some, known in zip(torch.split(images, batch), torch.split(features, batch), strict=True):
         blank = batch - len(some)
         if blank:
             some = torch.cat([some, some.new_zeros((blank, *some.shape[1:]))])
             known = torch.cat([known, known.new_full((blank, *known.shape[1:]), torch.nan)])
-        parts.append(network(some.to(device), known.to(device)).float().cpu()[: batch - blank])
-    return torch.cat(parts) if parts else torch.empty(0)
+        if batch > blank:
+            yield some.to(device), known.to(device), batch - blank
 
 
 def loss(logit: Tensor, label: Tensor, smoothing: float) -> Tensor:

@@ -7,6 +7,7 @@ project is a group, and every number of the card is of networks that had not see
 
 from __future__ import annotations
 
+import csv
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,8 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 
 from cryoray.formats.files import replacing_folder
+from cryoray.formats.mrc import StackWriter, read_frames, read_header
 from cryoray.metrics.accuracy import auroc
 from cryoray.models.ensemble import MANIFEST, Ensemble, training_record
 from cryoray.models.reasons import section
@@ -39,17 +42,33 @@ from cryoray.verbs.train import train
 
 #: Simulated projects and images of each. Many and small: it is proteins that have to be new. With five times
 #: as many, seen less often each, a real protein held out went from an AUROC of 0.938 to 0.963.
-PROJECTS, IMAGES = 480, 200
-EPOCHS = 5
+PROJECTS, IMAGES = 240, 200
+#: The same of projects of which whole micrographs are simulated and picked.
+PICKED, PICKED_IMAGES = 240, 150
+EPOCHS = 6
 SEED = 2026
 #: Raw boxes, px, and how often; signal-to-noise ratio at 128 px, which falls as sampling gets finer.
 _BOXES, _OFTEN = (72, 96, 128, 160), (0.2, 0.4, 0.3, 0.1)
 _SNR = (0.03, 0.8)
 _JUNK = (0.2, 0.6)
+#: Raw boxes of picked micrographs, smaller since a micrograph costs its pixels; what became of them.
+_PICKED_BOXES, _PICKED_OFTEN = (64, 80, 96, 128), (0.4, 0.25, 0.25, 0.1)
+_VERSIONS = {
+    "raw": 0.4,
+    "denoised": 0.2,
+    "low-passed": 0.1,
+    "8-bit": 0.1,
+    "masked": 0.1,
+    "binned": 0.1,
+}
 
 #: The real set: folder below that of real data, name as a project, what the card says of it.
 REAL = "particles-empiar10017"
 REAL_GROUP = "EMPIAR-10017"
+#: Real images of no protein, likewise; sessions of which it is doubtful that they have none; Å/px.
+_MICASSESS, _UCSF = "negatives-micassess", "negatives-ucsf1142"
+_DOUBTFUL = {"19sep04c"}  # virus-like shells
+_COARSE = 8.0
 _PROVENANCE = (
     "2,729 beta-galactosidase particles of EMPIAR-10017: boxes by joelmeyerson/autopick-bc (MIT), cut "
     "from the micrographs of jianlin-cheng/CryoSegNet (MIT), denoised, of 8 bits; a person's labels"
@@ -62,6 +81,7 @@ TRAINING = TrainSettings(
     folds=2,  # half of the time of three; the networks that calibrate saw fewer projects, so err more
     seed=SEED,
     features=(),
+    context=True,
 )
 
 
@@ -79,6 +99,8 @@ def build(out: Path, work: Path, real: Path | None) -> Path:
         sets = [_prepared(simulated(work / "simulated"), work / "set-simulated", show)]
         if real is not None and (real / REAL).is_dir():
             sets.append(_prepared([real / REAL], work / "set-real", show, group=REAL_GROUP))
+        for group, folder in [] if real is None else negatives(real, work / "negatives"):
+            sets.append(_prepared([folder], work / f"set-{group}", show, group=group, bright=True))
         if not trained.exists():
             train(sets, trained, Settings(train=TRAINING), on_progress=show.progress)
     said = held_out(trained, work / "simulated")
@@ -86,10 +108,31 @@ def build(out: Path, work: Path, real: Path | None) -> Path:
 
 
 def simulated(out: Path) -> list[Path]:
-    """The folders of `PROJECTS` simulated projects, each with settings of its own."""
+    """The folders of all simulated projects, each with settings of its own."""
+    every = [*_settings(), *_picked_settings()]
     # Not forked: torch's threads do not survive that.
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        return list(pool.map(_simulate, _settings(), [out] * PROJECTS))
+        return list(pool.map(_simulate, every, [out] * len(every)))
+
+
+def _picked_settings() -> Iterator[SimulateSettings]:
+    """Of projects as pickers deliver them: the share and the sorts of junk are what a picker picks."""
+    for number in range(PROJECTS, PROJECTS + PICKED):
+        rng = np.random.default_rng((SEED, number))
+        box = int(rng.choice(_PICKED_BOXES, p=_PICKED_OFTEN))
+        snr = float(np.exp(rng.uniform(*np.log(_SNR)))) * 128 / box
+        yield SimulateSettings(
+            projects=1,
+            first=number + 1,
+            images=PICKED_IMAGES,
+            per_micrograph=50,
+            box=box,
+            snr=round(snr, 4),
+            micrographs=True,
+            written=False,
+            version=rng.choice(list(_VERSIONS), p=list(_VERSIONS.values())),
+            seed=SEED,
+        )
 
 
 def _settings() -> Iterator[SimulateSettings]:
@@ -109,15 +152,48 @@ def _settings() -> Iterator[SimulateSettings]:
         )
 
 
+def negatives(real: Path, out: Path) -> list[tuple[str, Path]]:
+    """Real images of no protein, as group and folder: of each session of `_MICASSESS`, and of `_UCSF`.
+
+    A session's boxes are written to a stack of their own, so that a session is a group.
+    """
+    groups: list[tuple[str, Path]] = []
+    folder = real / _MICASSESS
+    if folder.is_dir():
+        with (folder / "labels.csv").open(encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        session = np.array([row["micrograph"].partition("_")[0] for row in rows], object)
+        stack = read_header(folder / "particles.mrcs")
+        for name in sorted(set(session) - _DOUBTFUL):
+            mine = np.flatnonzero(session == name)
+            group, place = f"micassess-{name}", out / f"micassess-{name}"
+            place.mkdir(parents=True, exist_ok=True)
+            with StackWriter(
+                place / "particles.mrcs", stack.height, stack.width, "float32", _COARSE
+            ) as writer:
+                writer.append(read_frames(stack, mine))
+            lines = ["index,label", *(f"{i},0" for i in range(1, len(mine) + 1))]
+            (place / "labels.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            groups.append((group, place))
+    if (real / _UCSF).is_dir():
+        groups.append(("ucsf1142", real / _UCSF))
+    return groups
+
+
 def _simulate(settings: SimulateSettings, out: Path) -> Path:
+    torch.set_num_threads(1)
     (folder,) = simulate(out / f"{settings.first:03d}", Settings(simulate=settings))
     return folder
 
 
-def _prepared(sources: list[Path], out: Path, show: Show, group: str | None = None) -> Path:
+def _prepared(
+    sources: list[Path], out: Path, show: Show, group: str | None = None, *, bright: bool = False
+) -> Path:
+    """A prepared set; of images without protein nothing tells its contrast, so it is given."""
     if out.exists():
         return out
-    chosen = IngestSettings(group=group, preparation=PreparationSettings(features=()))
+    preparation = PreparationSettings(features=(), contrast="bright" if bright else "auto")
+    chosen = IngestSettings(group=group, preparation=preparation)
     return ingest(sources, out, Settings(ingest=chosen), on_progress=show.progress)
 
 

@@ -26,6 +26,7 @@ from cryoray.models.rounds import Boosted, boost, record
 from cryoray.preparation.examples import Level, SetExamples, gather
 from cryoray.records import Event, OnEvent, OnProgress, ignore
 from cryoray.settings import Settings
+from cryoray.verbs import train_context
 from cryoray.verbs.train_reasons import train_reasons
 
 #: Says in the folder of a training, and later in that of its ensemble, which training it is of.
@@ -42,7 +43,8 @@ def train(
 ) -> Path:
     """Train d1, d2 and d3 on prepared sets and write the ensemble.
 
-    Where labels of the sets say why images were discarded, it learns to name reasons, too.
+    Where labels of the sets say why images were discarded, it learns to name reasons, too; of many
+    projects it learns to judge within a project (`train_context`).
 
     A run that was killed goes on where it stopped when it is called again with the same sets, settings
     and ``out``: finished rounds are not redone, a round goes on after its last epochs, and what is
@@ -92,6 +94,11 @@ def train(
     if settings.train.reasons:
         train_reasons(sets, run, settings.train, on_progress=on_progress, on_event=on_event)
         ensemble = Ensemble.load(run)
+    if train_context.wanted(examples, settings.train):
+        train_context.train_context(
+            sets, run, run / "rounds", settings.train, on_progress=on_progress, on_event=on_event
+        )
+        ensemble = Ensemble.load(run)
     run.rename(out)
     shutil.rmtree(out / "rounds")
     on_event(
@@ -114,8 +121,11 @@ def _identity(examples: SetExamples, settings: Settings) -> str:
     """The same for the same training."""
     meant = {
         "sets": [[str(s.path), s.digest] for s in examples.sets],
-        # How many workers there are changes when things happen, not what comes out; reasons come last.
-        "train": settings.train.model_dump(mode="json", exclude={"workers", "gpu", "reasons"}),
+        # How many workers there are changes when things happen, not what comes out; reasons and context
+        # come last.
+        "train": settings.train.model_dump(
+            mode="json", exclude={"workers", "gpu", "reasons", "context"}
+        ),
         "members": [m.model_dump(mode="json") for m in DEFAULT_MEMBERS],
     }
     return hashlib.sha256(json.dumps(meant, sort_keys=True).encode()).hexdigest()

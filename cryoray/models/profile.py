@@ -1,0 +1,153 @@
+"""Profiles: what one project looks like to an ensemble, measured on its images without labels.
+
+A profile makes scores comparable between projects. It rests on up to `MOST` images, evenly spaced over the
+project's rows, so that it does not depend on batches, workers or the engine. It is a file that names itself
+by its digest; a score is a function of the image, the ensemble and the profile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from cryoray.errors import InputError
+from cryoray.formats.files import replacing
+from cryoray.models.context import QUANTILES, Moments, moments
+
+#: Beside verdicts.
+PROFILE = "profile.json"
+#: Images that a profile rests on: means and deviations of so many are as good as those of all.
+MOST = 512
+#: Bytes of a profile's file, at most.
+_LARGEST = 16 << 20
+
+
+class MemberProfile(BaseModel):
+    """What one member sees in a project's images: mean and deviation of each value, and its logits."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    quantiles: tuple[float, ...] = Field(min_length=len(QUANTILES), max_length=len(QUANTILES))
+
+
+class Profile(BaseModel):
+    """`profile.json`.
+
+    Attributes:
+        ensemble: digest of the ensemble whose members looked.
+        images: how many images it rests on.
+        members: what d1, d2 and d3 see.
+        digest: over all of the above.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    digest: str = ""
+    ensemble: str
+    images: int = Field(ge=0)
+    members: tuple[MemberProfile, MemberProfile, MemberProfile]
+
+    def named(self) -> Profile:
+        """The same with its digest."""
+        return self.model_copy(update={"digest": self._named()})
+
+    def _named(self) -> str:
+        unnamed = self.model_copy(update={"digest": ""})
+        return hashlib.sha256(unnamed.model_dump_json().encode()).hexdigest()
+
+    def moments(self) -> list[Moments]:
+        """What each head is given, p = 1."""
+        count = torch.tensor([float(self.images)])
+        return [
+            Moments(
+                mean=torch.tensor([member.mean]),
+                deviation=torch.tensor([member.deviation]),
+                quantiles=torch.tensor([member.quantiles]),
+                images=count,
+            )
+            for member in self.members
+        ]
+
+    def save(self, file: Path) -> None:
+        """Write it."""
+        with replacing(file) as temporary:
+            temporary.write_text(self.model_dump_json() + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, file: Path) -> Profile:
+        """Read a profile.
+
+        Raises:
+            InputError: the file is missing, damaged, or not what its digest names.
+        """
+        try:
+            with Path(file).open(encoding="utf-8") as opened:
+                return cls.parse(opened.read(_LARGEST))
+        except FileNotFoundError:
+            raise InputError(
+                "there is no such profile",
+                file=file,
+                remedy="give the profile.json beside the verdicts of `cryoray classify`",
+            ) from None
+        except ValueError as error:
+            raise InputError(
+                f"is no profile, or damaged ({str(error).splitlines()[0]})",
+                file=file,
+                remedy="classify the project again to make one",
+            ) from error
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> Profile:
+        """A profile from JSON.
+
+        Raises:
+            ValueError: it is none, damaged, or not what its digest names.
+        """
+        profile = cls.model_validate_json(text)
+        if profile.digest != profile._named():
+            raise ValueError("its content is not what its digest names")
+        sizes = {(len(m.mean), len(m.deviation)) for m in profile.members}
+        if any(mean != deviation for mean, deviation in sizes):
+            raise ValueError("as many means as deviations are needed")
+        if not all(
+            np.isfinite([*m.mean, *m.deviation, *m.quantiles]).all() for m in profile.members
+        ):
+            raise ValueError("a number is not finite")
+        return profile
+
+
+def sampled(rows: np.ndarray) -> np.ndarray:
+    """Rows that a profile rests on, of int64 [n] ascending: all, or `MOST` of them evenly spaced."""
+    if len(rows) <= MOST:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, MOST).round().astype(np.int64)]
+
+
+def profile_of(ensemble: str, seen: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Profile:
+    """The profile of a project.
+
+    Args:
+        ensemble: digest of the ensemble that looked.
+        seen: of d1, d2, d3: what they see in the sampled images [n, C], in order, and their logits [n].
+    """
+    d1, d2, d3 = (_rounded(moments(*of_member)) for of_member in seen)
+    images = len(seen[0][1])
+    return Profile(ensemble=ensemble, images=images, members=(d1, d2, d3)).named()
+
+
+def _rounded(found: Moments) -> MemberProfile:
+    mean, deviation, quantiles = (
+        # Six digits: the same file wherever floats are printed, and far below what matters.
+        tuple(float(f"{value:.6g}") for value in column[0].tolist())
+        for column in found[:3]
+    )
+    return MemberProfile(mean=mean, deviation=deviation, quantiles=quantiles)
