@@ -3,22 +3,27 @@
 The whole chain runs as people run it: ``cryoray serve`` and ``cryoray watch --service`` in processes of
 their own, with an ensemble of untrained networks of the default shape, which take as long as trained ones.
 A microscope that writes 256 px stacks of 280 images in float16 stands before it. The seconds of each part
-are ``CRYORAY_BENCH_SECONDS`` (40 by default; an hour of microscope wants 1,200, the soak 1,800);
-``python -m benchmarks.speed.session soak`` runs that part alone.
+are ``CRYORAY_BENCH_SECONDS`` (40 by default; an hour of microscope wants 1,200, the soak 3,600), the images a
+second ``CRYORAY_BENCH_RATE``; ``python -m benchmarks.speed.session soak`` runs that part alone.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +41,18 @@ from cryoray.session.schema import FATES
 from cryoray.settings import PreparationSettings
 
 SECONDS = float(os.environ.get("CRYORAY_BENCH_SECONDS", "40"))
-RATE, IMAGES, BOX = 140.0, 280, 256
+RATE = float(os.environ.get("CRYORAY_BENCH_RATE", "140"))
+IMAGES, BOX = 280, 256
 SETTLE, POLL = 2.0, 0.5
 #: Images an hour of a microscope gives, as the goal counts them, and how much faster it is replayed.
 HOUR, FASTER = 500_000, 3
 FAULT_EVERY = min(60.0, SECONDS / 4)
+#: Seconds between two hostile files, two slow clients, and two looks at the service's health.
+HOSTILE_EVERY, SLOW_EVERY, HEALTH_EVERY = min(20.0, SECONDS / 8), 5.0, 1.0
+#: What is killed in the soak, by a word in its title; None: the watcher.
+VICTIMS = (None, b"judge", b"preparer", b"ingress", b"serving.parsers", b"supervisor")
 TOKEN = "of-the-benchmark"
+_RECORDS = "mic_*.mrcs/record.json"
 _MARK = f"cryoray-benchmark-{os.getpid()}"
 
 
@@ -65,11 +76,16 @@ def measure() -> dict[str, Any]:
             f"Goals: the 99th percentile under 5 s at {RATE:g} images a second on two cores;"
             f" {HOUR * FASTER / 3600:,.0f} images a second, which is {FASTER} times an hour of {HOUR:,};"
             " through faults nothing lost and nothing twice.",
-            "In the backlog and in the soak, stacks are links to four files, which the page cache holds.",
-            f"Faults: every {FAULT_EVERY:g} s, in turn, the watcher and a judge of the service are killed"
-            " (SIGKILL); the watcher is started again after a second, the judge by Ray. Memory of the"
-            " watcher is its peak; that of the service's replicas is the median of the first third and of the"
-            " last.",
+            "In the backlog and in the soak, stacks are hard links to four files, which the page cache holds.",
+            f"Faults: every {FAULT_EVERY:g} s, at random, the watcher, a judge, a preparer, an ingress, the"
+            " process that opens sources or the supervisor is killed (SIGKILL); the watcher is started again"
+            " after a second, the others by Ray. Memory is without what processes share counted twice (PSS):"
+            " the median of the first third and of the last.",
+            f"In the soak a hostile file comes every {HOSTILE_EVERY:g} s (names with a newline, without"
+            " UTF-8, with both quotes; stacks cut short; sparse ones of 2,147,483,647 images and of 65,536"
+            f" px; a STAR file of 50,000 columns) and a client every {SLOW_EVERY:g} s that sends a byte a"
+            " second for half a minute: a head, a login, or a stack. Health is asked every second, on a"
+            " connection of its own.",
         ],
     )
 
@@ -100,46 +116,173 @@ def _backlog(root: Path, masters: list[Path], url: str) -> Row:
     with _watcher(root, url) as watcher:
         done = _until(root, stacks, 8 * SECONDS + 60)
         memory = _memory(watcher.pid)
-    times = sorted(record.stat().st_mtime for record in root.rglob("record.json"))
+    times = sorted(record.stat().st_mtime for record in root.rglob(_RECORDS))
     rate = (done - 1) * IMAGES / max(1e-9, times[-1] - times[0])
     return _row("backlog", root, rate, [], memory, 0)
 
 
 def _soak(root: Path, masters: list[Path], url: str) -> Row:
-    """Half the rate, and a fault every so often."""
+    """Half the rate, hostile files, slow clients, and a fault every so often."""
     root.mkdir()
-    stacks, faults, memory, service = 0, 0, [], []
-    end = time.monotonic() + SECONDS
-    due = time.monotonic() + FAULT_EVERY
+    (root / "hostile").mkdir()
+    chance = random.Random(0)
+    stacks = hostile = 0
+    faults: Counter[str] = Counter()
+    memory, service, loads = [], [], []
+    begun = time.monotonic()
+    due, hostile_due = begun + FAULT_EVERY, begun
     process = _start(root, url)
-    while time.monotonic() < end:
-        _write(root, stacks, masters[stacks % len(masters)])
-        stacks += 1
-        time.sleep(IMAGES / (RATE / 2))
-        memory.append(_memory(process.pid))
-        service.append(_memory_of_service())
-        if time.monotonic() >= due:
-            if faults % 2 == 0:
-                process.kill()
-                process.wait()
-                time.sleep(1.0)
-                process = _start(root, url)
-            else:
-                _kill_a_judge()
-            faults, due = faults + 1, time.monotonic() + FAULT_EVERY
-    _until(root, stacks, 180.0)
+    with _slow_clients(url), _health(url) as health:
+        while time.monotonic() < begun + SECONDS:
+            _write(root, stacks, masters[stacks % len(masters)])
+            stacks += 1
+            time.sleep(IMAGES / (RATE / 2))
+            memory.append(_memory(process.pid))
+            service.append(_memory_of_service())
+            loads.append(os.getloadavg()[0])
+            if time.monotonic() >= hostile_due:
+                _write_hostile(root / "hostile", hostile)
+                hostile, hostile_due = hostile + 1, time.monotonic() + HOSTILE_EVERY
+            if time.monotonic() >= due:
+                victim = chance.choice(VICTIMS)
+                if victim is None:
+                    process.kill()
+                    process.wait()
+                    time.sleep(1.0)
+                    process = _start(root, url)
+                else:
+                    _kill(victim)
+                faults[(victim or b"watcher").decode()] += 1
+                due = time.monotonic() + FAULT_EVERY
+        _until(root, stacks, 300.0)
+        _until_rejected(root, hostile, 300.0)
     _stop(process)
     _check(root, stacks)
-    row = _row("soak", root, RATE / 2, _delays(root), max(memory), faults)
-    # The median of each third: a judge that was killed is missing for a while.
-    first, _, last = np.array_split(service, 3)
-    return row | {"service MiB": f"{np.median(first):,.0f} to {np.median(last):,.0f}"}
+    row = _row("soak", root, RATE / 2, _delays(root), max(memory), sum(faults.values()))
+    seconds = [one for one, _ in health]
+    # The median of each third: a replica that was killed is missing for a while.
+    return row | {
+        "hostile files": hostile,
+        "watcher MiB": _first_and_last(memory),
+        "service MiB": _first_and_last(service),
+        "killed": ", ".join(f"{name} {n}" for name, n in faults.most_common()),
+        "health, asked": len(health),
+        "health, worst s": max(seconds),
+        "health, later than 2 s": sum(one > 2 for one in seconds),
+        "health, not ok": sum(status != 200 for _, status in health),
+        "load, median": float(np.median(loads)),
+        "load, most": max(loads),
+    }
+
+
+def _first_and_last(values: list[float]) -> str:
+    first, _, last = np.array_split(values, 3)
+    return f"{np.median(first):,.0f} to {np.median(last):,.0f}"
+
+
+#: Names that no STAR file can hold; and headers (columns, rows, images, mode) with the bytes that follow.
+_NAMES = (b"new\nline-%d.mrcs", b"no-utf-8-\xff-%d.mrcs", b"both'\"-%d.mrcs")
+_HEADERS = (
+    ((32, 32, 280, 2), 3 * 4096),
+    ((1, 1, 2**31 - 1, 0), 2**31 - 1),
+    ((65536, 32768, 1, 0), 2**31),
+)
+
+
+def _write_hostile(folder: Path, number: int) -> None:
+    """A file that no session should stumble over, of one sort after the other."""
+    sort = number % (len(_NAMES) + len(_HEADERS) + 1)
+    if sort == len(_NAMES) + len(_HEADERS):
+        labels = "\n".join(f"_rln{n}" for n in range(50_000))
+        text = f"data_particles\n\nloop_\n_rlnImageName\n{labels}\n1@absent.mrcs {'1 ' * 50_000}\n"
+        (folder / f"wide-{number}.star").write_text(text)
+        return
+    name = _NAMES[sort] if sort < len(_NAMES) else b"broken-%d.mrcs"
+    path = folder / os.fsdecode(name % number)
+    with StackWriter(path, 32, 32, "float32", 1.0) as stack:
+        stack.append(np.random.default_rng(number).normal(size=(8, 32, 32)).astype(np.float32))
+    if sort >= len(_NAMES):
+        header, size = _HEADERS[sort - len(_NAMES)]
+        with path.open("r+b") as file:
+            file.write(struct.pack("<4i", *header))
+            file.truncate(1024 + size)  # what is not there is a hole, which takes no room
+
+
+@contextmanager
+def _slow_clients(url: str) -> Iterator[None]:
+    """While the block lasts, clients come that send a byte a second."""
+    address = httpx.URL(url)
+    done = threading.Event()
+    judge = f"POST /v1/judge HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+    begin = (
+        "GET /healthz HTTP/1.1\r\nX-Slow: ",
+        "POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: 60\r\n\r\n",
+        f"{judge}Content-Type: application/octet-stream\r\nContent-Length: 9000\r\n\r\n",
+        f"{judge}Content-Type: application/json\r\nContent-Length: 60\r\n\r\n",
+    )
+
+    def come() -> None:
+        here: list[tuple[socket.socket, float]] = []
+        number, due = 0, time.monotonic()
+        while not done.wait(1.0):
+            if time.monotonic() >= due:
+                with suppress(OSError):
+                    one = socket.create_connection((address.host, address.port or 80), 5)
+                    here.append((one, time.monotonic() + 30))
+                    one.sendall(begin[number % len(begin)].encode())
+                number, due = number + 1, due + SLOW_EVERY
+            for one, until in list(here):
+                try:
+                    one.sendall(b"x")
+                    gone = time.monotonic() > until
+                except OSError:
+                    gone = True
+                if gone:
+                    one.close()
+                    here.remove((one, until))
+        for one, _ in here:
+            one.close()
+
+    with ThreadPoolExecutor(1, "slow") as thread:
+        coming = thread.submit(come)
+        try:
+            yield
+        finally:
+            done.set()
+    coming.result()
+
+
+@contextmanager
+def _health(url: str) -> Iterator[list[tuple[float, int]]]:
+    """While the block lasts, ask for the service's health; seconds and status of each answer."""
+    found: list[tuple[float, int]] = []
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(HEALTH_EVERY):
+            begun = time.monotonic()
+            try:
+                status = httpx.get(f"{url}/healthz", timeout=60, trust_env=False).status_code
+            except httpx.HTTPError:
+                status = 0
+            found.append((time.monotonic() - begun, status))
+            if found[-1][0] > 2 or status != 200:
+                load = os.getloadavg()[0]
+                print(f"health: {found[-1]}, load {load:.1f}", file=sys.stderr, flush=True)
+
+    with ThreadPoolExecutor(1, "health") as thread:
+        looking = thread.submit(look)
+        try:
+            yield found
+        finally:
+            done.set()
+    looking.result()
 
 
 def _row(
     what: str, root: Path, rate: float, delays: list[float], memory: float, faults: int
 ) -> Row:
-    stacks = len(list(root.rglob("record.json")))
+    stacks = len(list(root.rglob(_RECORDS)))
     return {
         "part": what,
         "images": stacks * IMAGES,
@@ -156,7 +299,7 @@ def _row(
 def _delays(root: Path) -> list[float]:
     """Seconds from settled to verdicts on disk, of each stack."""
     found = []
-    for record in root.rglob("record.json"):
+    for record in root.rglob(_RECORDS):
         stack = root / record.parent.name
         star = stack.with_name(f"{stack.stem}_extract.star")
         settled = max(star.stat().st_ctime, stack.stat().st_mtime) + SETTLE
@@ -172,7 +315,7 @@ def _check(root: Path, stacks: int) -> None:
     if sum(totals[name] for name in FATES) != stacks * IMAGES:
         raise RuntimeError(f"{totals} of {stacks * IMAGES} rows")
     own: Counter[str] = Counter()
-    for file in root.rglob("verdicts.parquet"):
+    for file in root.rglob("mic_*.mrcs/verdicts.parquet"):
         own.update(pq.read_table(file)["image"].to_pylist())
     merged: Counter[str] = Counter()
     for side in ("kept", "discarded", "review"):
@@ -190,11 +333,22 @@ def _check(root: Path, stacks: int) -> None:
 def _until(root: Path, stacks: int, seconds: float) -> int:
     """Wait until so many stacks have verdicts; how many have."""
     end = time.monotonic() + seconds
-    while (done := sum(1 for _ in root.rglob("record.json"))) < stacks and time.monotonic() < end:
+    while (done := sum(1 for _ in root.rglob(_RECORDS))) < stacks and time.monotonic() < end:
         time.sleep(0.5)
     if done < stacks:
         raise RuntimeError(f"{done} of {stacks} stacks after {seconds:g} s")
     return done
+
+
+def _until_rejected(root: Path, files: int, seconds: float) -> None:
+    """Wait until so many files were rejected, each once, with a reason."""
+    end = time.monotonic() + seconds
+    ledger = Ledger(root / "cryoray/ledger.sqlite")
+    while len(rows := ledger.stacks("bench", "rejected")) < files and time.monotonic() < end:
+        time.sleep(1.0)
+    ledger.close()
+    if len(rows) != files or not all(row.reason for row in rows):
+        raise RuntimeError(f"{len(rows)} of {files} hostile files were rejected")
 
 
 def _ensemble(path: Path) -> Path:
@@ -236,7 +390,7 @@ def _write(root: Path, number: int, master: Path, *, copy: bool = False) -> None
     if copy:
         (root / f"{name}.mrcs").write_bytes(master.read_bytes())
     else:
-        (root / f"{name}.mrcs").symlink_to(master)
+        (root / f"{name}.mrcs").hardlink_to(master)
 
 
 def _environment(**more: str) -> dict[str, str]:
@@ -305,35 +459,39 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _replicas() -> Iterator[tuple[int, bytes]]:
-    """Number and title of each replica of our own service: they have our mark among their variables."""
+    """Number and title of each replica of our own service, and of the processes that open sources for it.
+
+    They have our mark among their variables.
+    """
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             title = (folder / "cmdline").read_bytes()
             mine = f"CRYORAY_MARK={_MARK}".encode() in (folder / "environ").read_bytes()
         except OSError:
             continue
-        if mine and b"ServeReplica" in title:
+        if mine and any(word in title for word in (b"ServeReplica", b"serving.parsers")):
             yield int(folder.name), title
 
 
-def _kill_a_judge() -> None:
-    judge = next((pid for pid, title in _replicas() if b"judge" in title), None)
-    if judge is not None:
-        os.kill(judge, signal.SIGKILL)
+def _kill(what: bytes) -> None:
+    """Kill one process of our own service that has this in its title."""
+    found = next((pid for pid, title in _replicas() if what in title), None)
+    if found is not None:
+        os.kill(found, signal.SIGKILL)
 
 
 def _memory_of_service() -> float:
-    """Resident MiB of all replicas together."""
+    """MiB of all replicas and of the processes that open sources."""
     return sum(_memory(pid) for pid, _ in _replicas())
 
 
 def _memory(pid: int) -> float:
-    """Resident MiB of a process."""
+    """Resident MiB of a process; what it shares with others, its share of that (PSS)."""
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
+        status = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:
         return 0.0
-    line = next((one for one in status.splitlines() if one.startswith("VmRSS:")), "VmRSS: 0")
+    line = next((one for one in status.splitlines() if one.startswith("Pss:")), "Pss: 0")
     return int(line.split()[1]) / 1024
 
 

@@ -39,19 +39,20 @@ class Scope:
 
     Attributes:
         roots: absolute folders whose owner is trusted; (): everything may be read.
-        within: one more folder below one of them, which need not be trusted, in which all must lie.
+        within: folders below them, which need not be trusted; all must lie in one of these; (): anywhere.
     """
 
     roots: tuple[Path, ...] = ()
-    within: Path | None = None
+    within: tuple[Path, ...] = ()
 
-    def inside(self, folder: Path) -> Scope:
-        """What of this scope lies in a folder.
+    def inside(self, *folders: Path) -> Scope:
+        """What of this scope lies in one of some folders.
 
         Raises:
-            OutsideError: the folder itself does not.
+            OutsideError: one of the folders itself does not.
         """
-        return replace(self, within=Path(os.path.realpath(self.confine(folder))))
+        real = (Path(os.path.realpath(self.confine(folder))) for folder in folders)
+        return replace(self, within=tuple(real))
 
     def confine(self, path: str | Path) -> Path:
         """The absolute path, once all ``..`` and links were followed to see that it is allowed.
@@ -59,13 +60,13 @@ class Scope:
         This says early, and in words, what opening will refuse; by itself it keeps nobody out.
 
         Args:
-            path: a relative one is meant from ``within``, or from the first root under which it is there.
+            path: a relative one is meant from the first of ``within``, or of the roots, that has it.
 
         Raises:
             OutsideError: it lies under none of the roots, whether or not anything is there.
         """
         found = Path(path)
-        bases = self.roots if self.within is None else (self.within,)
+        bases = self.within or self.roots
         if bases:
             try:
                 candidates = [base / path for base in bases]
@@ -84,7 +85,7 @@ class Scope:
             raise _outside(given) from error
         if roots and not any(real.is_relative_to(root) for root in roots):
             raise _outside(given)
-        if self.within is not None and not real.is_relative_to(self.within):
+        if self.within and not any(real.is_relative_to(folder) for folder in self.within):
             raise _outside(given)
         return real
 

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -314,13 +314,17 @@ class Judge:
         return refusal(415, f"Send {JSON_TYPE}, or a stack as {STACK_TYPE}.")
 
     def _scope_of(self, session: str | None) -> Scope:
-        """What a token may have judged: everything, or what lies in its session's folder."""
+        """What a token may have judged: everything, or what lies in its session's folders."""
         if session is None:
             return self._scope
         found = self._ledger.session(session) if self._ledger is not None else None
         if found is None:  # gone since its token was looked at
             raise UnknownError("A bearer token is needed, the one of this service.")
-        return self._scope.inside(Path(found.root))
+        folders = [Path(found.root)]
+        for folder in map(Path, found.roots or ()):
+            with suppress(OutsideError):  # it was allowed to the session, and not to this service
+                folders.append(self._scope.confine(folder))
+        return self._scope.inside(*folders)
 
     async def _answer(
         self,

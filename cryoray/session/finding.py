@@ -146,8 +146,9 @@ class Finder:
 
     def _watched(self, stack: Path) -> bool:
         """Whether a stack will be judged by itself."""
-        inside = stack.is_relative_to(self.scanner.root)
-        return inside and stack.suffix == ".mrcs" and not _AVERAGES.search(stack.name)
+        if stack.suffix != ".mrcs" or _AVERAGES.search(stack.name):
+            return False
+        return stack.is_relative_to(self.scanner.root) or self.scanner.seen_as(stack) is not None
 
 
 def _rows_digest(source: Source, rows: np.ndarray, star: Path) -> str:

@@ -104,6 +104,7 @@ class Scanner:
     _unreadable: dict[str, str] = field(default_factory=dict)
     _unsettled: set[str] = field(default_factory=set)
     _looked: float = -1e18
+    _outside: dict[str, str] = field(default_factory=dict)  # by real path: the name that counts
 
     def look(self) -> Look:
         """Look once."""
@@ -136,6 +137,11 @@ class Scanner:
     def unsettled(self) -> int:
         """How many files are there that have not settled."""
         return len(self._unsettled)
+
+    def seen_as(self, path: Path) -> str | None:
+        """The name under which a file outside the root is seen through a link, None where it is not."""
+        name = self._outside.get(os.path.realpath(path)) if self._outside else None
+        return name if name is not None and self.is_there(name) else None
 
     def is_hidden(self, path: str) -> bool:
         """Whether a path lies in a folder that cannot be read now, so that nobody knows of it."""
@@ -189,13 +195,15 @@ class Scanner:
         files: set[str] = set()
         real: list[str] = []
         links: list[str] = []
+        place = os.path.realpath(path)
         with os.scandir(path) as entries:
-            for entry in entries:
+            # In order, so that of several links to a file it is the same one that counts each time.
+            for entry in sorted(entries, key=lambda one: one.name):
                 if _TEMPORARY.search(entry.name) or self._ignored(entry.path):
                     continue
                 if entry.name.endswith(SUFFIXES):
                     try:
-                        if not entry.is_file() or self._is_alias(entry):
+                        if not entry.is_file() or self._is_alias(entry, place):
                             continue
                         self._note(_file(entry.path, entry.stat()), now)
                     except FileNotFoundError:  # gone again, or a link to nothing
@@ -212,13 +220,27 @@ class Scanner:
         ]
         return _Folder(changed, files, [*outside, *real])
 
-    def _is_alias(self, entry: os.DirEntry[str]) -> bool:
-        """Whether a link leads to a file that is seen under its own name: its rows count once."""
-        if not entry.is_symlink():
+    def _is_alias(self, entry: os.DirEntry[str], place: str) -> bool:
+        """Whether a file is seen under another name too, which counts: its rows count once.
+
+        Inside the root it is the file's own name, elsewhere that of the first link that leads there.
+
+        Args:
+            entry: the file.
+            place: real path of its folder.
+        """
+        root = os.path.realpath(self.root)
+        linked = entry.is_symlink()
+        if not linked and Path(place).is_relative_to(root):
             return False
-        real, root = Path(os.path.realpath(entry.path)), os.path.realpath(self.root)
-        seen = real.is_relative_to(root) and real.name.endswith(SUFFIXES)
-        return seen and not any(self._ignored(str(one)) for one in (real, *real.parents))
+        real = Path(os.path.realpath(entry.path) if linked else Path(place, entry.name))
+        if real.is_relative_to(root):
+            seen = real.name.endswith(SUFFIXES)
+            return seen and not any(self._ignored(str(one)) for one in (real, *real.parents))
+        first = self._outside.setdefault(str(real), entry.path)
+        if first != entry.path and os.path.realpath(first) != str(real):  # that link is gone
+            first = self._outside[str(real)] = entry.path
+        return first != entry.path
 
     def _ignored(self, path: str) -> bool:
         if any(path == str(own) for own in self.skip):

@@ -355,12 +355,12 @@ class Watcher:
         return True
 
     def _act_as_session(self) -> None:
-        """Ask with the session's own token where the service knows it: it judges that folder alone.
+        """Ask with the session's own token where the service knows it: it judges those folders alone.
 
         A service that does not know the ledger is asked with the operator's, for what `judge` has seen
-        to lie in the session's folders; so it is where these are several, which no token opens.
+        to lie in the session's folders.
         """
-        if self.settings.roots or self._judge_client is not self.client:
+        if self._judge_client is not self.client:
             return
         token = self.token_file.read_text(encoding="ascii").strip()
         own = Client(self.client.url, token, patience=_PATIENCE_WHEN_FULL)

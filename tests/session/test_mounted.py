@@ -88,7 +88,8 @@ def test_a_star_file_in_a_session_shows_nothing_of_its_neighbour(
     mine, other = tmp_path / "alice", tmp_path / "bob"
     examples.write_stack(mine / "a.mrcs", examples.particles(6))
     examples.write_stack(other / "b.mrcs", examples.particles(6, seed=1))
-    rows = [f"{i:06d}@{other}/b.mrcs mic.mrc 1 9000 8800 4.5" for i in range(1, 7)]
+    examples.write_stack(other / "c.mrcs", examples.particles(6, seed=2))
+    rows = [f"{i:06d}@{other}/c.mrcs mic.mrc 1 9000 8800 4.5" for i in range(1, 7)]
     examples.write_star(mine / "joined.star", rows)
     (mine / "linked.mrcs").symlink_to(other / "b.mrcs")
     ledger = str(mine / "cryoray/ledger.sqlite")
@@ -117,12 +118,21 @@ def test_a_folder_that_was_allowed_may_be_led_to(tiny_ensemble: Path, tmp_path: 
     examples.write_stack(raw / "b.mrcs", examples.particles(6, seed=1))
     (mine / "linked.mrcs").symlink_to(raw / "b.mrcs")
     ledger = str(mine / "cryoray/ledger.sqlite")
-    settings = WatchSettings(poll=0.05, settle=0.05, roots=(raw,))
+    settings = WatchSettings(
+        poll=0.05, settle=0.05, roots=(raw, tmp_path.parent / "not-the-service-s")
+    )
     with running([tmp_path], {"tiny": tiny_ensemble}, ledger=ledger) as service:
         watcher = Watcher(mine, "s", settings, service.client())
         watcher.run(threading.Event(), once=True)
         (judged,) = watcher.ledger.stacks("s", "judged")
-        token = {"Authorization": f"Bearer {watcher.token_file.read_text().strip()}"}
+        word = watcher.token_file.read_text().strip()
         image = f"{service.url}/sessions/s/image/{judged.id}/0.png"
-        assert httpx.get(image, headers=token).status_code == 200
+        assert httpx.get(image, headers={"Authorization": f"Bearer {word}"}).status_code == 200
+        # It was the session that asked, whose token opens these folders and no others.
+        assert watcher._judge_client is not watcher.client
+        examples.write_stack(tmp_path / "other/c.mrcs", examples.particles(6, seed=2))
+        with service.client(word) as owner:
+            assert len(owner.judge(raw / "b.mrcs")) == 6
+            with pytest.raises(RefusedError, match="none of the folders"):
+                owner.judge(tmp_path / "other/c.mrcs")
         watcher.close()

@@ -152,3 +152,19 @@ def test_an_alias_of_a_job_is_not_a_second_job_and_a_link_out_is_followed(
     clock.now += 10
     below = [os.path.relpath(file.path, tmp_path) for file in scanner.look().settled]
     assert below == ["Extract/job009/a.mrcs", "scratch/b.mrcs"]
+
+
+def test_of_several_links_to_a_file_elsewhere_one_counts_and_another_when_it_is_gone(
+    scanner: Scanner, clock: Clock, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = write(tmp_path_factory.mktemp("elsewhere") / "x.mrcs")
+    for name in ("b.mrcs", "a.mrcs", "c.mrcs"):
+        (tmp_path / name).symlink_to(elsewhere)
+    settled(scanner, clock, 0)
+    assert settled(scanner, clock, 10) == ["a.mrcs"]
+    assert scanner.seen_as(elsewhere) == str(tmp_path / "a.mrcs")
+    (tmp_path / "a.mrcs").unlink()
+    assert settled(scanner, clock, 1) == []
+    assert settled(scanner, clock, 10) == ["b.mrcs"]
+    assert settled(scanner, clock, 30) == []
+    assert scanner.seen_as(elsewhere) == str(tmp_path / "b.mrcs")

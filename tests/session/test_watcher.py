@@ -354,6 +354,21 @@ def test_a_star_file_of_stacks_elsewhere_is_judged_itself(
     watcher.close()
 
 
+def test_a_stack_elsewhere_that_a_link_and_a_star_file_name_is_judged_once(
+    service: Service, root: Path, tmp_path: Path
+) -> None:
+    stack = examples.write_stack(tmp_path / "elsewhere/b.mrcs", examples.particles(6))
+    for link in (root / "b.mrcs", root / "again/b.mrcs"):
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(stack)
+    rows = [f"{i:06d}@{stack} mic.mrc 1 9000 8800 4.5" for i in range(1, 7)]
+    examples.write_star(root / "joined.star", rows)
+    watcher, _ = once(root, service, roots=(stack.parent,))
+    (row,) = watcher.ledger.stacks("s")
+    assert (Path(row.path), row.rows) == (root / "b.mrcs", 6)
+    watcher.close()
+
+
 def test_a_star_file_beside_a_stack_that_is_not_used_is_named(service: Service, root: Path) -> None:
     stack = examples.write_stack(root / "a.mrcs", examples.particles(5))
     rows = [f"{i:06d}@other.mrcs mic.mrc 1 9000 8800 4.5" for i in range(1, 6)]
