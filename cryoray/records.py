@@ -86,6 +86,7 @@ class RowRange:
         pixel_size: float32 [n], Å/px, NaN where unknown.
         features: float32 [n, F], transformed and not yet standardised, NaN where missing.
         invert: whether protein is dark in this source, so that pixels change sign.
+        window: px, of 2D classes whose job decides it; None: what the settings say.
     """
 
     index: int
@@ -95,6 +96,7 @@ class RowRange:
     pixel_size: np.ndarray
     features: np.ndarray
     invert: bool = False
+    window: int | None = None
 
     @property
     def bytes(self) -> int:

@@ -117,6 +117,12 @@ class PreparationSettings(Section):
     window: float = Field(
         1.5, ge=1.0, le=4.0, description="window side as a multiple of the diameter"
     )
+    # Left out where it is the whole box, so that digests of sets and ensembles without stay what they were.
+    geometry: Literal["box", "job"] = Field(
+        "box",
+        exclude_if=lambda value: value == "box",
+        description="2D classes: window of the whole box, or by the job's mask and extent of protein",
+    )
     contrast: Literal["auto", "bright", "dark"] = Field("auto", description="protein in the source")
     features: tuple[str, ...] | None = Field(None, description="metadata used; None: all; (): none")
     clip: float = Field(

@@ -1,8 +1,14 @@
-"""Cut the middle out of images."""
+"""Cut the middle out of images, square or round."""
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+import numpy as np
 import torch
+
+#: Width of the soft edge of a round window, a fraction of its side.
+_EDGE = 0.05
 
 
 def window(images: torch.Tensor, side: int) -> torch.Tensor:
@@ -22,3 +28,22 @@ def window(images: torch.Tensor, side: int) -> torch.Tensor:
     top, rows = max(0, height // 2 - side // 2), min(side, height)
     left, columns = max(0, width // 2 - side // 2), min(side, width)
     return images[..., top : top + rows, left : left + columns]
+
+
+def circled(images: torch.Tensor) -> torch.Tensor:
+    """Images [n, side, side] less their mean outside the inscribed circle, and zero there."""
+    inside, outside = (array.to(images.device) for array in _circle(images.shape[-1]))
+    level = (images * outside).sum((1, 2), keepdim=True) / outside.sum()
+    return (images - level) * inside
+
+
+@lru_cache(maxsize=16)
+def _circle(side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A disc with a soft edge and what lies beyond it, float32 [side, side]."""
+    axis = (np.arange(side) - side // 2) / side
+    radius = np.hypot(axis[:, None], axis)
+    edge = np.clip((radius - 0.5) / _EDGE + 1, 0, 1)
+    disc = 0.5 + 0.5 * np.cos(np.pi * edge)
+    return torch.from_numpy(disc.astype(np.float32)), torch.from_numpy(
+        (radius > 0.5) * np.float32(1)
+    )

@@ -25,7 +25,7 @@ from cryoray.formats.mrc import read_frames, read_header
 from cryoray.formats.source import Source
 from cryoray.formats.star import StarFile, parse
 from cryoray.imaging.rescale import fourier_rescale
-from cryoray.preparation.class_relations import RELATED, SIDE, around, relations
+from cryoray.preparation.class_relations import RELATED, SIDE, around, relations, window
 from cryoray.records import Stack
 
 #: Å/px at which classes are looked at, the low-pass filter of the masks in Å and its edge in Fourier
@@ -68,6 +68,8 @@ _GREY = tuple(
 )
 #: Names of what the job's files say.
 COUNTED = ("particleNr", "weightedResolution", "relativeResolution")
+#: Name of the side, px, of the window in which the classes of a job look alike.
+WINDOW = "jobWindow"
 
 
 def jobs(source: Source) -> np.ndarray:
@@ -87,9 +89,9 @@ def class_columns(
         invert: whether protein is dark.
 
     Returns:
-        float64 [n] by name; NaN where a stack or an image cannot be read, or is flat.
+        float64 [n] by name, with `WINDOW`; NaN where a stack or an image cannot be read, or is flat.
     """
-    table = {name: np.full(len(source), np.nan) for name in (*MEASURED, *RELATED, *COUNTED)}
+    table = {name: np.full(len(source), np.nan) for name in (*MEASURED, *RELATED, *COUNTED, WINDOW)}
     for index, path in enumerate(source.stacks):
         rows = np.flatnonzero((source.stack == index) & (source.frame >= 0))
         try:
@@ -104,13 +106,14 @@ def class_columns(
         pixel_size = float(stated[0]) if np.isfinite(stated[0]) else stack.pixel_size
         _count(table, rows, source, job, stack.width, pixel_size)
         try:
-            values = _measured(
+            values, side = _measured(
                 stack, source.frame[rows], pixel_size, job.diameter or diameter, invert
             )
         except FormatError:
             continue
         for name, column in zip((*MEASURED, *RELATED), values.T, strict=True):
             table[name][rows] = column
+        table[WINDOW][rows] = side
     return table
 
 
@@ -211,8 +214,8 @@ def _measured(
     pixel_size: float | None,
     diameter: float | None,
     invert: bool,
-) -> np.ndarray:
-    """float64 [n, MEASURED and RELATED] of images of one job; NaN where an image is flat or none."""
+) -> tuple[np.ndarray, int]:
+    """float64 [n, MEASURED and RELATED] of images of one job, NaN where one is flat or none; its window."""
     half = min(stack.width, stack.height) / 2
     if diameter is not None and pixel_size is not None:
         radius = min(half, diameter / pixel_size / 2)
@@ -235,7 +238,8 @@ def _measured(
         circles[some], within = around(bright, geometry.radius)
     unit = float(np.nanmedian(units)) if np.isfinite(units).any() else 1.0
     values[:, _GREY] /= unit
-    return np.column_stack([values, relations(circles, within)])
+    related = relations(circles, within)
+    return np.column_stack([values, related]), window(related, radius, side)
 
 
 def _chunks(stack: Stack, frames: np.ndarray, side: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

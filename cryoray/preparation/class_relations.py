@@ -32,6 +32,9 @@ _SHIFT, _MOST_SHIFTED = 2, 300
 _INNER, _OUTER = 0.5, 0.75
 #: The part of an image's positive power that lies within its extent.
 _WITHIN = 0.95
+#: A job's window: so much more than its circle, or than the extent of its protein, whichever is less; but at
+#: least so much of the circle, since what lies round a protein tells a class from a chance blob.
+_BEYOND_CIRCLE, _BEYOND_EXTENT, _LEAST = 1.05, 1.7, 0.65
 #: Rows of the matrix of correlations that are worked on together.
 _TOGETHER = 64
 
@@ -89,6 +92,28 @@ def relations(images: np.ndarray, radius: float) -> np.ndarray:
     values[usable, 2] = np.log(middle + tiny)
     values[usable, 3] = _extents(scaled, radius)
     return values
+
+
+def window(related: np.ndarray, radius: float, size: int) -> int:
+    """Side, px, of the window in which the classes of a job look alike, whatever its mask and box.
+
+    It holds the circle or, where a small protein was given a wide one, the protein and what is round it. How
+    far a protein extends is the median over the half of the classes that agree best with others, since
+    those of noise fill the whole circle.
+
+    Args:
+        related: float64 [n, 4], of the job's classes, as `relations` returns it.
+        radius: of the circle, px.
+        size: of the images, px.
+    """
+    relation, extent = related[:, 0], related[:, 3]
+    if not np.isfinite(extent).any():
+        return size
+    known = np.isfinite(relation)
+    if known.any():
+        extent = extent[known & (relation >= np.median(relation[known]))]
+    part = np.clip(_BEYOND_EXTENT * float(np.nanmedian(extent)), _LEAST, _BEYOND_CIRCLE)
+    return int(np.clip(2 * round(part * radius), 8, size))
 
 
 def _scaled(images: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:

@@ -21,6 +21,7 @@ from cryoray.formats.source import Source
 from cryoray.preparation.class_features import (
     COUNTED,
     MEASURED,
+    WINDOW,
     class_columns,
     jobs,
     rank,
@@ -427,6 +428,11 @@ _COMPARED: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 _KEPT: WeakKeyDictionary[Source, dict[Hashable, Mapping[str, np.ndarray]]] = WeakKeyDictionary()
 
 
+def job_windows(source: Source, diameter: float | None, invert: bool) -> np.ndarray:
+    """Side, px, of each class's window as its whole job decides it, float64 [n]; NaN where it has none."""
+    return _made(source, {WINDOW}, diameter, invert)[WINDOW]
+
+
 def described(source: Source) -> Mapping[str, np.ndarray]:
     """The columns of a source, and of particles those that it takes all of its rows to make.
 
@@ -447,7 +453,7 @@ def _made(
             return {}
         return kept.get(None) or kept.setdefault(None, surroundings(source))
     found = _accuracy(source)
-    if needed.isdisjoint((*MEASURED, *RELATED, *COUNTED)):
+    if needed.isdisjoint((*MEASURED, *RELATED, *COUNTED, WINDOW)):
         return found
     # A stack that was not there, or changed since, is looked at again.
     key = (diameter, invert, *(_state(stack) for stack in source.stacks))

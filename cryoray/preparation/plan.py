@@ -13,7 +13,7 @@ from cryoray.errors import FormatError, printable
 from cryoray.formats.mrc import absence, read_frames
 from cryoray.formats.opening import in_scope
 from cryoray.formats.source import Source
-from cryoray.preparation.features import chosen_features, source_features
+from cryoray.preparation.features import chosen_features, job_windows, source_features
 from cryoray.preparation.prepare import prepare_images, window_sides
 from cryoray.preparation.reader import Headers, reason
 from cryoray.records import RowRange, Stack
@@ -128,11 +128,16 @@ def plan(
     pixel_size = source.pixel_size.astype(np.float32, copy=True)
     of = source.stack[here]
     pixel_size[here] = np.where(np.isfinite(pixel_size[here]), pixel_size[here], in_header[of])
-    prepared_pixel_size = np.full(len(source), np.nan, np.float32)
-    sides = window_sides((height[of], width[of]), pixel_size[here], settings)
-    prepared_pixel_size[here] = pixel_size[here] * sides / settings.box
     if invert is None:
         invert = protein_is_dark(source, settings, headers)
+    by_job = settings.geometry == "job" and source.kind == "class2d"
+    sides = window_sides((height[of], width[of]), pixel_size[here], settings)
+    if by_job:
+        windows = job_windows(source, settings.diameter, invert)[here]
+        whole = np.minimum(height[of], width[of])
+        sides = np.where(np.isfinite(windows), windows, whole).astype(np.int64)
+    prepared_pixel_size = np.full(len(source), np.nan, np.float32)
+    prepared_pixel_size[here] = pixel_size[here] * sides / settings.box
     names = settings.features
     table = source_features(
         source,
@@ -163,6 +168,7 @@ def plan(
                     pixel_size=sizes[first:last],
                     features=table[first:last],
                     invert=invert,
+                    window=int(sides[first]) if by_job else None,
                 )
             )
     return Plan(

@@ -10,7 +10,7 @@ import torch
 from cryoray.errors import FormatError
 from cryoray.imaging.normalize import clip, normalize_background
 from cryoray.imaging.rescale import fourier_rescale
-from cryoray.imaging.window import window
+from cryoray.imaging.window import circled, window
 from cryoray.preparation.reader import defects, read_blocks, reason
 from cryoray.records import PreparedRows, RowRange
 from cryoray.settings import PreparationSettings
@@ -51,7 +51,13 @@ def prepare_range(
         for raw in read_blocks(rows, step):
             some = slice(start, start + len(raw))
             _, bad = prepare_images(
-                raw, rows.pixel_size[some], rows.invert, settings, device, out=images[some]
+                raw,
+                rows.pixel_size[some],
+                rows.invert,
+                settings,
+                device,
+                out=images[some],
+                side=rows.window,
             )
             reasons |= {start + i: why for i, why in bad.items()}
             start += len(raw)
@@ -82,6 +88,7 @@ def prepare_images(
     device: str = "cpu",
     *,
     out: np.ndarray | None = None,
+    side: int | None = None,
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Window, rescale, make protein bright, normalise by the background, clip.
 
@@ -92,6 +99,7 @@ def prepare_images(
         settings: box, diameter, window and clip are used.
         device: of torch, for the arithmetic.
         out: float32 [n, box, box] to write to; None for new memory.
+        side: px, of a round window that a job of classes decided; None for a square one by the settings.
 
     Returns:
         float32 [n, box, box], and the reason for each image that is none (its pixels are zero).
@@ -100,19 +108,24 @@ def prepare_images(
     shape, box = (len(images), settings.box, settings.box), settings.box
     most = _chunk(device, images.shape[1] * images.shape[2])
     prepared = np.empty(shape, np.float32) if out is None else out
-    sides = window_sides(images.shape[1:], pixel_size, settings)
-    rings = _ring(sides, pixel_size, settings)
-    for side, ring in sorted(set(zip(sides.tolist(), rings.tolist(), strict=True))):
-        alike = np.flatnonzero((sides == side) & (rings == ring))
+    if side is None:
+        sides = window_sides(images.shape[1:], pixel_size, settings)
+        rings = _ring(sides, pixel_size, settings)
+    else:
+        sides, rings = np.full(len(images), side), np.full(len(images), _RING)
+    for width, ring in sorted(set(zip(sides.tolist(), rings.tolist(), strict=True))):
+        alike = np.flatnonzero((sides == width) & (rings == ring))
         for some in np.split(alike, range(most, len(alike), most)):
             raw = _together(images, some, most)
-            chunk = fourier_rescale(window(torch.from_numpy(raw).to(device), side), box)
+            chunk = fourier_rescale(window(torch.from_numpy(raw).to(device), width), box)
             suspect = np.arange(len(some))
-            if images.shape[1] == images.shape[2] == side:  # every pixel is in the chunk
+            if images.shape[1] == images.shape[2] == width:  # every pixel is in the chunk
                 suspect = np.flatnonzero(_suspect(chunk[: len(some)]))
             if len(suspect):
                 bad = defects(raw[: len(some)] if len(suspect) == len(some) else raw[suspect])
                 reasons |= {int(some[suspect[i]]): why for i, why in bad.items()}
+            if side is not None:
+                chunk = circled(chunk)
             chunk = normalize_background(-chunk if invert else chunk, ring)
             prepared[some] = clip(chunk, settings.clip)[: len(some)].cpu().numpy()
     prepared[list(reasons)] = 0

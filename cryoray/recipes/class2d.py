@@ -83,7 +83,7 @@ def features() -> tuple[str, ...]:
 def settings_of(epochs: int = _EPOCHS, seed: int = 0, confidence: float = _CONFIDENCE) -> Settings:
     """How classes are prepared and networks fitted, and the threshold chosen."""
     return load(
-        ingest={"kind": "class2d", "preparation": {"features": features()}},
+        ingest={"kind": "class2d", "preparation": {"features": features(), "geometry": "job"}},
         train={
             "seed": seed,
             "folds": 2,

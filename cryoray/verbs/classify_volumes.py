@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from cryoray.formats.verdicts import SIDES, write_side, write_verdicts
 from cryoray.formats.volume import read_volume
 from cryoray.models.ensemble import Ensemble
 from cryoray.models.registry import resolve
+from cryoray.preparation.class_relations import around, relations, window
 from cryoray.preparation.prepare import prepare_images
 from cryoray.preparation.reader import reason
 from cryoray.preparation.volume_features import MEASURED, SLICES, VIEWS, measure, pictures
@@ -142,7 +143,7 @@ def judge_volumes(
     ensemble.check_kind("class2d", classes.path)
     ensemble = ensemble.to()
     counted = classes.particles
-    seen: list[tuple[int, np.ndarray, dict[str, float], np.ndarray]] = []
+    looked: list[tuple[int, np.ndarray, float, float, dict[str, float]]] = []
     quarantined: list[tuple[int, str]] = []
     for row, path in enumerate(classes.volumes):
         on_progress(Progress("look", row + 1, len(classes), "classes"))
@@ -161,8 +162,13 @@ def judge_volumes(
             quarantined.append((row, reason(error)))
             continue
         scale = (pixel_size or np.nan) * len(volume) / side
+        looked.append((row, shown, scale, radius * side, measured))
+    seen: list[tuple[int, np.ndarray, dict[str, float], np.ndarray]] = []
+    part = _window(looked) if ensemble.preparation.geometry == "job" else None
+    for row, shown, scale, _, measured in looked:
         sizes = np.full(len(shown), scale, np.float32)
-        prepared, bad = prepare_images(shown, sizes, False, ensemble.preparation)
+        side = None if part is None else max(8, 2 * round(part * shown.shape[1] / 2))
+        prepared, bad = prepare_images(shown, sizes, False, ensemble.preparation, side=side)
         if bad:
             quarantined.append((row, next(iter(bad.values()))))
             continue
@@ -203,6 +209,17 @@ def judge_volumes(
         traits,
         np.array([one[3] for one in seen], np.float32),
     )
+
+
+def _window(
+    looked: Sequence[tuple[int, np.ndarray, float, float, dict[str, float]]],
+) -> float | None:
+    """Side of the window for all classes of a job, a fraction of their boxes; None where there is none."""
+    parts = []
+    for _, shown, _, radius, _ in looked:
+        views, within = around(shown[SLICES:].astype(np.float64), radius)
+        parts.append(window(relations(views, within), radius, shown.shape[1]) / shown.shape[1])
+    return float(np.median(parts)) if parts else None
 
 
 def _probability(odds: np.ndarray) -> np.ndarray:

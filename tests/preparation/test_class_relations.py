@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cryoray.preparation import class_relations
-from cryoray.preparation.class_relations import RELATED, SIDE, around, relations
+from cryoray.preparation.class_relations import RELATED, SIDE, around, relations, window
 
 RADIUS = 17.0
 AXIS = np.arange(SIDE) - SIDE // 2
@@ -114,3 +114,17 @@ def test_the_square_round_the_circle_is_what_is_compared():
     plain, same = around(images, RADIUS)
     assert radius == pytest.approx(same)
     np.testing.assert_allclose(relations(cut, radius), relations(plain, same), atol=1e-6)
+
+
+def test_the_window_follows_the_mask_where_it_is_tight_and_the_protein_where_it_is_wide():
+    tight = job(views=0)  # what fills the whole circle
+    # The same mask round a small protein, and classes of noise beside it.
+    small = [
+        spots(np.array([[a, b] for a in (-2, 2) for b in (-1, 2)]) * k) for k in (0.8, 0.9, 1, 1.1)
+    ]
+    wide = np.concatenate([small, job(views=0, noise=4)])
+    of_tight, of_wide = (window(relations(images, RADIUS), RADIUS, 200) for images in (tight, wide))
+    assert of_tight == 2 * round(1.05 * RADIUS)
+    assert of_wide < 0.7 * of_tight
+    assert window(relations(tight, RADIUS), RADIUS, 30) == 30  # no larger than the image
+    assert window(relations(np.zeros_like(tight), RADIUS), RADIUS, 60) == 60  # nothing is known

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cryoray.formats.mrc import absence, read_header
+from cryoray.formats.mrc import StackWriter, absence, read_header
 from cryoray.formats.source import open_source
 from cryoray.preparation import plan as planning
 from cryoray.preparation import reader
 from cryoray.preparation.features import source_features
 from cryoray.preparation.plan import grouped, plan, protein_is_dark
+from cryoray.preparation.prepare import prepare_range
 from cryoray.settings import PreparationSettings
 from tests.formats.files import write_particles, write_stack
 from tests.preparation.sources import particles, write_source
@@ -251,3 +252,34 @@ def test_a_file_of_several_images_that_a_row_names_without_a_number_is_set_aside
         ),
     )
     assert sorted(row for part in made.ranges for row in part.rows.tolist()) == [0, 2]
+
+
+def test_a_job_of_classes_decides_one_window_whatever_the_box_and_whichever_rows(
+    tmp_path: Path,
+) -> None:
+    """The same classes in a wider box, outside of which nothing is known, come to the same input."""
+    rng = np.random.default_rng(0)
+    axis = np.arange(48) - 24
+    radii = np.hypot(axis[:, None], axis)
+    images = np.where(radii <= 18, rng.normal(size=(8, 48, 48)) + 3 * (radii < 9), 0)
+    settings = PreparationSettings(geometry="job", features=())
+    made = []
+    for name, box in (("narrow", 48), ("wide", 80)):
+        boxed = np.zeros((8, box, box), np.float32)
+        start = box // 2 - 24
+        boxed[:, start : start + 48, start : start + 48] = images
+        with StackWriter(tmp_path / f"{name}_classes.mrcs", box, box, "float32", 4.0) as stack:
+            stack.append(boxed)
+        source = open_source(tmp_path / f"{name}_classes.mrcs", "class2d")
+        (whole,) = plan(source, settings, 64).ranges
+        (some,) = plan(source, settings, 64, rows=np.array([2, 5])).ranges
+        assert some.window == whole.window
+        assert whole.window is not None
+        assert whole.window < 48
+        prepared = prepare_range(whole, settings)
+        np.testing.assert_array_equal(prepare_range(some, settings).images, prepared.images[[2, 5]])
+        made.append(prepared.images)
+    np.testing.assert_allclose(made[1], made[0], atol=1e-3)
+    # Beyond the circle there is nothing, whatever the mask was.
+    corner = made[0][:, :6, :6]
+    assert np.abs(corner - corner[:, :1, :1]).max() < 0.01
