@@ -185,7 +185,7 @@ class Verdicts(Table):
         for line, name in enumerate(there, start=1):
             rows = self.having(name).rows
             some = rows[np.unique(np.linspace(0, len(rows) - 1, images).round().astype(int))]
-            found, pictures = look_at(self.particles.source, some, self._ensemble.preparation)
+            found, pictures, _ = look_at(self.particles.source, some, self._ensemble.preparation)
             score = self.score[np.searchsorted(self.rows, found)]
             drawn = greys(pictures)
             for place, (picture, value) in enumerate(zip(drawn, score, strict=True)):

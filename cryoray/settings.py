@@ -521,6 +521,14 @@ class WatchSettings(Section):
     trainable: bool = Field(False, description="whether overrides may become training labels")
 
 
+class SelectSettings(Section):
+    """The page on which a selection is made."""
+
+    port: int = Field(0, ge=0, le=65535, description="port on this machine; 0: a free one")
+    low_pass: float = Field(20.0, ge=0, description="of particles at first, Å; 0: none")
+    browser: bool = Field(True, description="open the page in the browser")
+
+
 class NightlySettings(Section):
     """What people said in sessions, to a challenger of the ensemble that is served."""
 
@@ -558,6 +566,7 @@ class Settings(BaseSettings):
     proof: ProofSettings = ProofSettings()
     serve: ServeSettings = ServeSettings()
     watch: WatchSettings = WatchSettings()
+    select: SelectSettings = SelectSettings()
     nightly: NightlySettings = NightlySettings()
 
     @classmethod

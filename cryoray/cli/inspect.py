@@ -117,7 +117,7 @@ def _inspect_sources(
         _show_features(planned.features, values, labels)
         if sheet is not None:
             parts = {
-                title: look_at(source, rows, chosen.preparation)[1]
+                title: look_at(source, rows, chosen.preparation).images
                 for title, rows in _samples(labels, images).items()
             }
             _write_sheet(sheet, parts)

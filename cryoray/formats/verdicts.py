@@ -81,7 +81,8 @@ def write_verdicts(
         raise InternalError(f"a row of {source.path} was judged twice, or judged and quarantined")
     verdict = as_objects(table["verdict"])
     partitions = {name: rows[verdict == name] for name in SIDES} | {"quarantined": lost}
-    made = _verdicts(source, table).replace_schema_metadata(dict(verdicts.about))
+    about = {**verdicts.about, "source": printable(source.path), "kind": source.kind}
+    made = _verdicts(source, table).replace_schema_metadata(about)
     write_parquet(out / "verdicts.parquet", made)
     write_parquet(out / "quarantine.parquet", quarantine_table(source, quarantined))
     if source.format == "cs":

@@ -14,6 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from scipy import fft
 
 from cryoray.imaging.rescale import fourier_rescale
 
@@ -49,20 +50,27 @@ def low_passed(
     passed = images.copy()
     for cut in np.unique(cycles).tolist():
         some = cycles == cut
-        transform = torch.fft.rfft2(torch.from_numpy(images[some]))
+        # In one thread: a page has many drawn at once, of a few images each.
+        transform = fft.rfft2(images[some])
         transform *= _filter(images.shape[1], images.shape[2], cut / side)
-        passed[some] = torch.fft.irfft2(transform, s=images.shape[1:]).numpy()
+        passed[some] = fft.irfft2(transform, s=images.shape[1:])
     return passed
 
 
 @lru_cache(maxsize=64)
-def _filter(height: int, width: int, cut: float) -> torch.Tensor:
+def _filter(height: int, width: int, cut: float) -> np.ndarray:
     """float32 [height, width // 2 + 1]: a Gaussian that is a half at ``cut`` cycles per pixel.
 
     An edge any steeper rings, and rings look like protein.
     """
-    y, x = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]
-    return torch.exp2(-(y**2 + x**2) / cut**2)
+    y, x = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
+    return np.exp2(-(y**2 + x**2) / cut**2).astype(np.float32)
+
+
+def resized(images: np.ndarray, side: int) -> np.ndarray:
+    """Images [n, H, W] resampled to float32 [n, side, side]."""
+    images = np.ascontiguousarray(images, np.float32)
+    return fourier_rescale(torch.from_numpy(images), side).numpy() if len(images) else images
 
 
 def greys(
@@ -79,9 +87,7 @@ def greys(
     Returns:
         uint8 [n, side, side]; an image without contrast, or with pixels that are no numbers, is grey.
     """
-    images = np.asarray(images, np.float32)
-    if side is not None and len(images):
-        images = fourier_rescale(torch.from_numpy(np.ascontiguousarray(images)), side).numpy()
+    images = np.asarray(images, np.float32) if side is None else resized(images, side)
     if not images.size:
         return images.astype(np.uint8)
     flat = images.reshape(len(images), -1)

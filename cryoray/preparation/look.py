@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from cryoray.formats.source import Source
@@ -11,12 +13,28 @@ from cryoray.preparation.prepare import prepare_range
 from cryoray.settings import PreparationSettings
 
 
+class Seen(NamedTuple):
+    """Images of a source.
+
+    Attributes:
+        rows: int64 [n], 0-based, those that could be read, in another order than they were asked for.
+        images: float32 [n, box, box], protein bright.
+        pixel_size: float32 [n], Å/px of these, NaN where unknown.
+    """
+
+    rows: np.ndarray
+    images: np.ndarray
+    pixel_size: np.ndarray
+
+
 def look_at(
     source: Source,
     rows: np.ndarray,
     settings: PreparationSettings,
     invert: bool | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+    *,
+    low_pass: bool = True,
+) -> Seen:
     """Some rows of a source as the network would see them, but particles low-passed.
 
     Class averages are clear as they are.
@@ -26,16 +44,14 @@ def look_at(
         rows: int64, 0-based.
         settings: how to prepare them.
         invert: whether protein is dark, where a caller knows it from an earlier plan.
-
-    Returns:
-        the rows that could be read, int64 [n] in another order, and float32 [n, box, box].
+        low_pass: False: just as the network would see them.
     """
     planned = plan(source, settings, 64, rows=rows, invert=invert)
     seen = [prepare_range(part, settings) for part in planned.ranges]
-    if not seen:
-        return np.empty(0, np.int64), np.empty((0, settings.box, settings.box), np.float32)
-    found = np.concatenate([one.rows for one in seen])
-    images = np.concatenate([one.images for one in seen])
-    if source.kind == "particle":
-        images = low_passed(images, planned.prepared_pixel_size[found])
-    return found, images
+    box = settings.box
+    found = np.concatenate([np.empty(0, np.int64), *(one.rows for one in seen)])
+    images = np.concatenate([np.empty((0, box, box), np.float32), *(one.images for one in seen)])
+    size = planned.prepared_pixel_size[found]
+    if low_pass and source.kind == "particle":
+        images = low_passed(images, size)
+    return Seen(found, images, size)

@@ -146,7 +146,7 @@ def _gallery(
     return report.gallery_section(
         shown,
         "Images",
-        f"{seen}; low-passed to {LOW_PASS:g} Å for the eye, and spread evenly over the source.",
+        f"{seen}; low-passed to {LOW_PASS:g} Å for the eye; spread evenly over the source.",
     )
 
 
@@ -176,7 +176,7 @@ def class_strips(
         if not len(those):
             continue
         shown = those[:_CLASSES_SHOWN]
-        found, images = look_at(source, rows[shown], settings, invert)
+        found, images, _ = look_at(source, rows[shown], settings, invert)
         place = {row: at for at, row in enumerate(found.tolist())}
         shown = np.array([at for at in shown if rows[at] in place], np.int64)
         captions = []
@@ -247,7 +247,7 @@ def strips(
         those = np.flatnonzero((verdict == tone) & (reason == why))
         if len(those):
             some = those[np.unique(np.linspace(0, len(those) - 1, _SHOWN).astype(int))]
-            found, images = look_at(source, rows[some], settings, invert)
+            found, images, _ = look_at(source, rows[some], settings, invert)
             place = np.searchsorted(rows, found)
             made.append(
                 report.Strip(

@@ -87,7 +87,7 @@ def adapt(
     few = int(keep.sum()) < adaptation.ENOUGH_KEEPS
     if few:
         change = adaptation.fit_change(plain[known], keep, share.shift)
-        after = _changed(before, change, plain[known][keep], share.estimate, settings)
+        after = adapted(before, change, plain[known][keep], share.estimate, settings)
     else:
         change = None
         groups = {level: examples.groups(level)[rows][known] for level in ("project", "micrograph")}
@@ -180,10 +180,10 @@ def _score(manifest: Manifest, said: np.ndarray) -> np.ndarray:
     )
 
 
-def _changed(
+def adapted(
     manifest: Manifest, change: Change, keeps: np.ndarray, share: float, settings: Settings
 ) -> Manifest:
-    """All members changed alike, and the threshold drawn within the changed limit.
+    """An ensemble whose members are all changed alike, its threshold within the changed limit.
 
     Args:
         manifest: before.
@@ -271,7 +271,7 @@ def _left_out(
         if few:
             plain = _score(manifest, said[others])
             change = adaptation.fit_change(plain, keep[others], share.shift)
-            after = _changed(manifest, change, plain[keep[others]], share.estimate, settings)
+            after = adapted(manifest, change, plain[keep[others]], share.estimate, settings)
         else:
             image = np.arange(others.sum()).astype(str)
             after = _anew(

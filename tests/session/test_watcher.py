@@ -21,7 +21,6 @@ from cryoray.errors import InputError, SettingsError
 from cryoray.formats.source import open_source
 from cryoray.protocol.client import RefusedError
 from cryoray.records import Event
-from cryoray.session.judging import information_gain
 from cryoray.session.schema import FATES
 from cryoray.session.watcher import Watcher
 from cryoray.settings import WatchSettings
@@ -577,12 +576,6 @@ def test_a_session_must_be_a_name(service: Service, root: Path, name: str) -> No
 def test_a_folder_must_be_there(service: Service, root: Path) -> None:
     with service.client() as client, pytest.raises(InputError, match="no such folder"):
         Watcher(root / "absent", "s", WatchSettings(**QUICK), client)
-
-
-def test_a_label_informs_where_members_are_sure_and_disagree() -> None:
-    worth = information_gain(np.array([[0.95, 0.5, 0.9], [0.05, 0.5, 0.9], [np.nan, 0.5, np.nan]]))
-    assert worth[0] > 0.5
-    assert worth[1:] == pytest.approx([0, 0], abs=1e-9)
 
 
 @pytest.mark.real

@@ -12,30 +12,17 @@ import asyncio
 import hashlib
 from dataclasses import dataclass
 from hmac import compare_digest
-from urllib.parse import urlsplit
 
 from fastapi import Request
 
-from cryoray.errors import InputError
 from cryoray.session.ledger import OPERATOR, Ledger
 from cryoray.session.page.logins import Logins
+from cryoray.web.guard import BusyError, ForbiddenError
 
 COOKIE = "cryoray"
 #: Seconds that the answer to a wrong token is late, for each that waits; and how many may wait.
 _DELAY, _WAITING = 0.5, 8
 _LONGEST_NAME = 80
-
-
-class NoEntryError(InputError):
-    """Nobody who may come in."""
-
-
-class BusyError(InputError):
-    """So many gave wrong tokens that no other is looked at now."""
-
-
-class ForbiddenError(InputError):
-    """Somebody who may not do this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,21 +112,6 @@ class Access:
             return self._operator_mark
         row = self._ledger.session(scope)
         return row.token_hash[:16] if row is not None else "gone"
-
-
-def check_origin(request: Request) -> None:
-    """Refuse what another site had the browser send.
-
-    Raises:
-        ForbiddenError: the browser says that it comes from elsewhere.
-    """
-    site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
-    if site is None:  # an older browser, or a program; a proxy may have taken the scheme
-        elsewhere = origin is not None and urlsplit(origin).netloc != request.headers.get("Host")
-    else:
-        elsewhere = site not in ("same-origin", "none")
-    if elsewhere:
-        raise ForbiddenError("this was sent by another site")
 
 
 def check_csrf(visitor: Visitor, given: str) -> None:

@@ -7,8 +7,9 @@ from fastapi.responses import JSONResponse, RedirectResponse
 
 from cryoray.errors import InputError, printable
 from cryoray.session.ledger import SECOND_THOUGHTS
-from cryoray.session.page.access import ForbiddenError, Visitor
-from cryoray.session.page.site import AbsentError, Site, threaded
+from cryoray.session.page.access import Visitor
+from cryoray.session.page.site import Site, threaded
+from cryoray.web.guard import AbsentError, ForbiddenError
 
 
 def add_actions(made: APIRouter, site: Site) -> None:

@@ -6,7 +6,8 @@ from fastapi.responses import RedirectResponse
 from cryoray.errors import printable
 from cryoray.session.ledger import OPERATOR
 from cryoray.session.page.access import COOKIE
-from cryoray.session.page.site import HERE, AbsentError, Site, form, show, threaded
+from cryoray.session.page.site import HERE, Site, show, threaded
+from cryoray.web.guard import AbsentError, form
 
 _STATIC = {"page.css": "text/css", "page.js": "text/javascript"}
 

@@ -6,7 +6,8 @@ from fastapi.responses import RedirectResponse
 from cryoray.errors import InputError
 from cryoray.session.ledger import OPERATOR, SECOND_THOUGHTS
 from cryoray.session.page.pictures import SIZES
-from cryoray.session.page.site import AbsentError, Site, show
+from cryoray.session.page.site import Site, show
+from cryoray.web.guard import AbsentError
 
 
 def add_pages(made: APIRouter, site: Site) -> None:

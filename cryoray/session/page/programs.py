@@ -7,10 +7,10 @@ from fastapi.responses import JSONResponse
 
 from cryoray.session import labels
 from cryoray.session.ledger import Ledger
-from cryoray.session.page.access import ForbiddenError
 from cryoray.session.page.actions import override
 from cryoray.session.page.site import Site, threaded
 from cryoray.session.schema import FATES
+from cryoray.web.guard import ForbiddenError
 
 
 def add_programs(made: APIRouter, site: Site) -> None:

@@ -14,7 +14,7 @@ from cryoray.session.page.actions import add_actions
 from cryoray.session.page.entry import add_entry
 from cryoray.session.page.pages import add_pages
 from cryoray.session.page.programs import add_programs
-from cryoray.session.page.site import GuardedRoute, Site
+from cryoray.session.page.site import PageRoute, Site
 
 
 def router(ledger: Ledger, operator: str, scope: Scope) -> APIRouter:
@@ -29,7 +29,7 @@ def router(ledger: Ledger, operator: str, scope: Scope) -> APIRouter:
         SettingsError: the ledger is an SQLite file that another machine writes.
     """
     ledger.check_host()
-    made, site = APIRouter(route_class=GuardedRoute), Site(ledger, operator, scope)
+    made, site = APIRouter(route_class=PageRoute), Site(ledger, operator, scope)
     for add in (add_entry, add_pages, add_actions, add_programs):
         add(made, site)
     return made

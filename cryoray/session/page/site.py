@@ -2,93 +2,47 @@
 
 # No `from __future__ import annotations` in this package's routes: FastAPI reads their annotations.
 
-import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, quote
+from urllib.parse import quote
 
 import anyio.to_thread
 import jinja2
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
-from fastapi.routing import APIRoute
 
-from cryoray.errors import CryorayError, InputError
+from cryoray.errors import CryorayError
 from cryoray.formats.opening import Scope
 from cryoray.session.ledger import OPERATOR, Ledger, LedgerAwayError
-from cryoray.session.page.access import (
-    Access,
-    BusyError,
-    ForbiddenError,
-    NoEntryError,
-    Visitor,
-    check_csrf,
-    check_origin,
-)
+from cryoray.session.page.access import Access, Visitor, check_csrf
 from cryoray.session.page.pictures import Pictures
 from cryoray.session.page.views import Views
+from cryoray.web.guard import AbsentError, GuardedRoute, NoEntryError, form
 
 HERE = Path(__file__).parent
-_MOST_BYTES = 16 << 10
-_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self';"
-        " form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
 
 
-class AbsentError(InputError):
-    """There is no such session or image."""
+class PageRoute(GuardedRoute):
+    """A route of the session pages: people are led to the login, and read refusals as a page."""
 
-
-class GuardedRoute(APIRoute):
-    """A route whose answers carry the security headers, and whose refusals are one sentence."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The handler of a route, with what every answer carries."""
-        handle = super().get_route_handler()
-
-        async def guarded(request: Request) -> Response:
-            try:
-                response = await handle(request)
-            except NoEntryError as error:
-                if request.method == "GET" and "text/html" in request.headers.get("Accept", ""):
-                    path = quote(request.url.path)
-                    response = RedirectResponse(f"/login?next={path}", 303)
-                else:
-                    response = JSONResponse(
-                        {"error": str(error)}, 401, {"WWW-Authenticate": "Bearer"}
-                    )
-            except LedgerAwayError as error:
-                response = _refusal(request, error)
-                response.headers["Retry-After"] = "10"
-            except InputError as error:
-                response = _refusal(request, error)
-            for name, value in _HEADERS.items():
-                response.headers.setdefault(name, value)
-            return response
-
-        return guarded
-
-
-def _refusal(request: Request, error: CryorayError) -> Response:
-    """What was wrong: a page for a person, JSON for a program."""
-    known = {ForbiddenError: 403, AbsentError: 404, BusyError: 429, LedgerAwayError: 503}
-    status = known.get(type(error), 422)
-    if "text/html" not in request.headers.get("Accept", ""):
-        return JSONResponse({"error": str(error)}, status)
-    html = _templates().get_template("error.html").render(visitor=None, problem=str(error))
-    return Response(html, status, media_type="text/html")
+    def refusal(self, request: Request, error: CryorayError) -> Response:
+        """What is answered where something was refused."""
+        page = "text/html" in request.headers.get("Accept", "")
+        if isinstance(error, NoEntryError) and page and request.method == "GET":
+            return RedirectResponse(f"/login?next={quote(request.url.path)}", 303)
+        if isinstance(error, LedgerAwayError):
+            answer: Response = JSONResponse({"error": str(error)}, 503)
+        else:
+            answer = super().refusal(request, error)
+        if page and not isinstance(error, NoEntryError):
+            html = _templates().get_template("error.html").render(visitor=None, problem=str(error))
+            answer = Response(html, answer.status_code, media_type="text/html")
+        if isinstance(error, LedgerAwayError):
+            answer.headers["Retry-After"] = "10"
+        return answer
 
 
 class Site:
@@ -140,29 +94,6 @@ class Site:
         fields = await form(request)
         check_csrf(visitor, request.headers.get("X-CSRF") or fields.get("csrf", ""))
         return visitor, session, fields
-
-
-async def form(request: Request) -> dict[str, str]:
-    """The fields of a form or of a JSON object, once it is clear that our page sent them."""
-    check_origin(request)
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MOST_BYTES:
-            raise InputError("the form is too long")
-    if request.headers.get("Content-Type", "").startswith("application/json"):
-        try:
-            fields = json.loads(body or b"{}")
-        except ValueError as error:
-            raise InputError(f"is no JSON: {error}") from error
-        if not isinstance(fields, dict):
-            raise InputError("give a JSON object")
-        return {str(k): v if isinstance(v, str) else json.dumps(v) for k, v in fields.items()}
-    try:
-        parsed = parse_qs(body.decode(), keep_blank_values=True, max_num_fields=50)
-    except ValueError as error:
-        raise InputError(f"is no form: {error}") from error
-    return {name: values[-1] for name, values in parsed.items()}
 
 
 def show(template: str, visitor: Visitor | None = None, status: int = 200, **data: Any) -> Response:

@@ -1,0 +1,222 @@
+"""The selection as it stands: verdicts, the line, what a person turned; and what may be expected of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cryoray.boosting.adaptation import Change, fit_change
+from cryoray.boosting.information import information_gain
+from cryoray.boosting.voting import score
+from cryoray.errors import InputError
+from cryoray.records import Verdicts
+from cryoray.select.clicks import OPEN, Clicks, State
+from cryoray.select.table import Table
+
+#: Images put before the person at a time.
+TWENTY = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """What is known of the ensemble that judged.
+
+    Attributes:
+        name: as a person reads it.
+        point: `operating_point` of its manifest.
+        adapt: from scores as judged [n], the places [k] that were labelled and their labels [k], the
+            change of all log-odds, and the line after it.
+    """
+
+    name: str
+    point: Mapping[str, object]
+    adapt: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[Change, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a choice keeps, and what may be expected of it by the ensemble's own calibration.
+
+    A calibrated score is the probability that an image is good, so among the images discarded the sum of
+    their scores is the number of good ones that is expected to be lost, and among those kept the sum of
+    one less the score is the junk that is expected to stay. What a person said of an image is taken as
+    certain. Of a project unlike those that the ensemble was calibrated on, it says little.
+
+    Attributes:
+        kept: images.
+        particles: that these stand for.
+        images: of all.
+        all_particles: that these stand for.
+        loss: share of the good, by particles.
+        junk: share of the kept, by particles.
+    """
+
+    kept: int
+    particles: float
+    images: int
+    all_particles: float
+    loss: float
+    junk: float
+
+
+def expected(
+    good: np.ndarray, turned: np.ndarray, keep: np.ndarray, weight: np.ndarray
+) -> Expected:
+    """What may be expected of a choice.
+
+    Args:
+        good: float [n], probability that an image is good.
+        turned: int8 [n]: 1 or 0 where a person said so, -1 elsewhere.
+        keep: bool [n].
+        weight: float [n], particles that each stands for.
+    """
+    p = np.where(turned == OPEN, np.asarray(good, np.float64), turned)
+    some = float((weight * keep).sum())
+    all_good = float((weight * p).sum())
+    return Expected(
+        kept=int(keep.sum()),
+        particles=some,
+        images=len(keep),
+        all_particles=float(weight.sum()),
+        loss=float((weight * p)[~keep].sum()) / all_good if all_good else 0.0,
+        junk=float((weight * (1 - p))[keep].sum()) / some if some else 0.0,
+    )
+
+
+class Selection:
+    """What a person makes of a table.
+
+    Args:
+        table: verdicts and their source.
+        clicks: what was decided so far.
+        judge: the ensemble that judged, where it is at hand.
+    """
+
+    def __init__(self, table: Table, clicks: Clicks, judge: Judge | None = None) -> None:
+        self.table, self.clicks, self.judge = table, clicks, judge
+
+    def line(self, state: State) -> float:
+        """Scores at or above it keep."""
+        return self.table.threshold if state.line is None else state.line
+
+    def members(self, state: State) -> np.ndarray:
+        """float32 [3, n], as adapted."""
+        members = self.table.verdicts.members()
+        if (state.stretch, state.shift) == (1.0, 0.0):
+            return members
+        change = Change(state.stretch, state.shift)
+        return np.where(np.isnan(members), np.nan, change(members)).astype(np.float32)
+
+    def scores(self, state: State) -> np.ndarray:
+        """float32 [n], as adapted."""
+        if (state.stretch, state.shift) == (1.0, 0.0):
+            return np.asarray(self.table.verdicts.score, np.float32)
+        return np.asarray(score(*self.members(state)), np.float32)
+
+    def keep(self, state: State) -> np.ndarray:
+        """Bool [n]: what a person said, else what the line says; a discarded class's particles go."""
+        by_line = (self.scores(state) >= np.float32(self.line(state))) & ~self.table.held
+        return np.where(state.turned == OPEN, by_line, state.turned == 1)
+
+    def expected(self, state: State) -> Expected:
+        """What may be expected of it as it stands."""
+        good = np.where(self.table.held, 0.0, self.scores(state))
+        return expected(good, state.turned, self.keep(state), self.table.weights)
+
+    def presets(self) -> list[dict[str, Any]]:
+        """Lines to choose from: name, score, and what stands behind it."""
+        about = self.table.verdicts.about
+        policy = about.get("policy", "")
+        made = [
+            {
+                "name": "as judged",
+                "line": self.table.threshold,
+                "why": f"the policy {policy} of these verdicts" if policy else "the verdicts' own",
+            }
+        ]
+        point = self.judge.point if self.judge else {}
+        bound, limit = point.get("bound"), point.get("limit")
+        if isinstance(limit, int | float) and isinstance(bound, int | float):
+            why = (
+                f"at most {bound:.0%} of the good are lost, by {point.get('method', 'calibration')}"
+            )
+            made.append({"name": "each", "line": float(limit), "why": why})
+        policies = point.get("policies")
+        for name, given in policies.items() if isinstance(policies, Mapping) else ():
+            line = given.get("threshold") if isinstance(given, Mapping) else given
+            if isinstance(line, int | float) and name not in [one["name"] for one in made]:
+                made.append(
+                    {"name": name, "line": float(line), "why": f"the ensemble's policy {name}"}
+                )
+        why = "an image is kept if it is likelier good than not: fewest errors if scores are calibrated"
+        made.append({"name": "even odds", "line": 0.5, "why": why})
+        return made
+
+    def ask(self, tab: str) -> np.ndarray:
+        """Put the images before the person whose labels would tell most, int64 [<= 20], the best first."""
+        state = self.clicks.state
+        worth = information_gain(self.members(state))
+        worth[(state.turned != OPEN) | self.table.held] = -np.inf
+        best = np.argsort(-worth, kind="stable")[:TWENTY]
+        best = best[np.isfinite(worth[best])]
+        if not len(best):
+            raise InputError("every image has your label already")
+        self.clicks.ask(tab, best.tolist())
+        return best
+
+    def adapt(self, tab: str) -> dict[str, Any]:
+        """Change all scores by what the person said of the images they were asked about.
+
+        Returns:
+            before and after: ``line``, ``kept``, ``right`` (of the labels, on their side of the line);
+            ``labels``, and ``moved``, images that changed sides.
+
+        Raises:
+            InputError: nothing was labelled of what was asked.
+        """
+        state = self.clicks.state
+        known = np.flatnonzero(state.asked & (state.turned != OPEN))
+        if not len(known):
+            raise InputError("label some of the images first: k keeps, d discards")
+        labels = state.turned[known] == 1
+        plain = np.asarray(self.table.verdicts.score, np.float32)
+        if self.judge is not None:
+            change, line = self.judge.adapt(plain, known, labels)
+        else:
+            change = fit_change(plain[known], labels, 0.0)
+            line = float(change(self.table.threshold))
+        before, kept = self._facts(state, known, labels), self.keep(state)
+        self.clicks.adapt(tab, change.stretch, change.shift, float(np.float32(line)))
+        after = self.clicks.state
+        return {
+            "before": before,
+            "after": self._facts(after, known, labels),
+            "labels": len(known),
+            "moved": int((self.keep(after) != kept).sum()),
+        }
+
+    def _facts(self, state: State, known: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+        line = self.line(state)
+        right = (self.scores(state)[known] >= np.float32(line)) == labels
+        found = self.expected(state)
+        return {"line": line, "kept": found.kept, "right": int(right.sum()), "loss": found.loss}
+
+    def verdicts(self, state: State) -> Verdicts:
+        """What is saved: keep or discard of each image, with scores and members as adapted."""
+        made, keep = self.table.verdicts, self.keep(state)
+        made = made.with_column("verdict", np.where(keep, "keep", "discard").astype(object))
+        made = made.with_column("score", self.scores(state))
+        for name, values in zip(("d1", "d2", "d3"), self.members(state), strict=True):
+            made = made.with_column(name, values)
+        reason = self.table.verdicts.reason.copy()
+        reason[keep] = None
+        made = made.with_column("reason", reason)
+        about = {
+            **self.table.verdicts.about,
+            "threshold": repr(float(self.line(state))),
+            "policy": state.policy or self.table.verdicts.about.get("policy", "line"),
+        }
+        return Verdicts(made.table.replace_schema_metadata(about))

@@ -1,0 +1,163 @@
+"""Select: verdicts on a local page, on which a person makes the selection that the next program takes."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import uvicorn
+
+from cryoray.boosting import adaptation, prevalence
+from cryoray.boosting.adaptation import Change
+from cryoray.errors import EnsembleError, InputError, SettingsError
+from cryoray.models.ensemble import MANIFEST, Ensemble, Manifest
+from cryoray.models.registry import SHIPPED, resolve
+from cryoray.records import Event, OnEvent, ignore
+from cryoray.select import saving
+from cryoray.select.app import Page
+from cryoray.select.clicks import Clicks
+from cryoray.select.gallery import Gallery
+from cryoray.select.selection import Judge, Selection
+from cryoray.select.table import Table, open_table
+from cryoray.settings import PreparationSettings, Settings
+from cryoray.verbs.adapt import adapted
+
+_HOST = "127.0.0.1"
+SELECTED = "selected"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A page that is ready to be served.
+
+    Attributes:
+        page: of the selection.
+        listening: where it will answer.
+        url: the link with its token.
+    """
+
+    page: Page
+    listening: socket.socket
+    url: str
+
+    def serve(self) -> None:
+        """Answer until the process is interrupted."""
+        config = uvicorn.Config(
+            self.page.app(), log_level="warning", access_log=False, timeout_graceful_shutdown=1
+        )
+        uvicorn.Server(config).run(sockets=[self.listening])
+
+
+@contextmanager
+def select(
+    verdicts: Path,
+    settings: Settings,
+    *,
+    source: Path | None = None,
+    ensemble: str | Path | None = None,
+    out: Path | None = None,
+    on_event: OnEvent = ignore,
+) -> Iterator[Opened]:
+    """Open verdicts for a person to make a selection of, while the block lasts.
+
+    Args:
+        verdicts: a folder that ``classify`` made. What is decided is kept there, in ``selection.jsonl``.
+        settings: ``select`` and ``registry`` are used.
+        source: where the verdicts do not name it, or it has moved.
+        ensemble: that judged; None: the one of the registry, or that ships, whose digest they name.
+        out: folder that *save* writes; None: ``selected`` in the folder of the verdicts.
+        on_event: ``select.opened``.
+
+    Raises:
+        InputError: there are no verdicts, their source is gone, or another process has them open.
+        EnsembleError: the ensemble that was given is not the one that judged.
+        SettingsError: the port is taken.
+    """
+    folder = Path(verdicts).absolute()
+    table = open_table(folder, None if source is None else Path(source).absolute())
+    target = folder / SELECTED if out is None else Path(out).absolute()
+    saving.check(target)
+    found = _ensemble_of(table, settings.registry, ensemble)
+    preparation = PreparationSettings() if found is None else found.preparation
+    try:
+        clicks = Clicks(folder, len(table), table.digest)
+    except PermissionError as error:
+        raise InputError(
+            "cannot be written, and what is decided is kept there",
+            file=folder,
+            remedy="copy the folder to one of your own, or have it opened to you",
+        ) from error
+    try:
+        selection = Selection(table, clicks, None if found is None else _judge(found, settings))
+        page = Page(
+            selection, Gallery(table, preparation), target, low_pass=settings.select.low_pass
+        )
+        with _listening(settings.select.port) as listening:
+            url = f"http://{_HOST}:{listening.getsockname()[1]}/?token={page.token}"
+            on_event(
+                Event(
+                    "select.opened",
+                    {
+                        "url": url,
+                        "images": len(table),
+                        "kind": table.kind,
+                        "turned": int((clicks.state.turned >= 0).sum()),
+                        "ensemble": None if found is None else str(found.path),
+                    },
+                )
+            )
+            yield Opened(page, listening, url)
+    finally:
+        clicks.close()
+
+
+def _listening(port: int) -> socket.socket:
+    try:
+        return socket.create_server((_HOST, port))
+    except OSError as error:
+        raise SettingsError(
+            f"port {port} cannot be had: {os.strerror(error.errno or 0)}",
+            remedy="give another --port, or none for a free one",
+        ) from error
+
+
+def _ensemble_of(table: Table, registry: Path, given: str | Path | None) -> Ensemble | None:
+    """The ensemble that judged, None where it is not at hand."""
+    digest = table.verdicts.ensemble
+    if given is not None:
+        ensemble = Ensemble.load(resolve(given, registry, table.kind))
+        if digest and ensemble.digest != digest:
+            raise EnsembleError(
+                f"is not the ensemble that judged, whose digest is {digest[:12]}…",
+                file=ensemble.path,
+                remedy="give that one, or none",
+            )
+        return ensemble
+    if not digest:
+        return None
+    for folder in (SHIPPED / table.kind, *registry.glob(f"*/{digest}")):
+        try:
+            if (folder / MANIFEST).is_file():
+                ensemble = Ensemble.load(folder)
+                if ensemble.digest == digest:
+                    return ensemble
+        except EnsembleError:  # damaged, or of another cryoray: the page does without
+            continue
+    return None
+
+
+def _judge(ensemble: Ensemble, settings: Settings) -> Judge:
+    manifest: Manifest = ensemble.manifest
+
+    def adapt(plain: np.ndarray, known: np.ndarray, labels: np.ndarray) -> tuple[Change, float]:
+        share = prevalence.estimate(plain, manifest.prevalence)
+        change = adaptation.fit_change(plain[known], labels, share.shift)
+        keeps = plain[known][labels]
+        return change, adapted(manifest, change, keeps, share.estimate, settings).threshold
+
+    return Judge(f"{manifest.kind} {ensemble.digest[:12]}", manifest.operating_point, adapt)

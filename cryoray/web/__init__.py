@@ -1,0 +1,1 @@
+"""What every page that cryoray serves shares: headers, refusals, and who may send what."""
