@@ -9,7 +9,7 @@ OUT    ?= demo
 REAL   ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: audit help install test test-fast test-slow test-system test-faults bench check demo ensembles dist clean
+.PHONY: audit help install test test-fast test-slow test-system test-faults coverage bench check docs demo ensembles dist release clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null \
 	  || { echo "$(VENV) has no pip: apt install python3-venv python3-pip, make clean, and try again." >&2; exit 2; }
 	@echo "Installing the pinned dependencies into $(VENV): once, some minutes."
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev,docs]'
 	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m compileall -q $(VENV)/lib cryoray flows >/dev/null || true
 	@touch $@
 
@@ -61,6 +61,14 @@ check: install ## ruff, mypy (strict) and the floors
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: install ## build the site, strictly and without network, into build/site
+	env -u PYTHONDONTWRITEBYTECODE PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
+coverage: install ## which lines and branches the tests reach, without those that need Ray; fails below the floor
+	$(BIN)/python -m coverage erase
+	$(PYTEST) -n auto -m "not ray and $(HERE)" --cov-placeholder
+	$(BIN)/python -m coverage report
 
 audit: install ## look for known holes in the pinned dependencies (where an index of advisories can be reached)
 	@test -x build/audit/bin/pip-audit || { $(BIN)/python -m venv build/audit && build/audit/bin/pip install --quiet pip-audit; }

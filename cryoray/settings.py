@@ -604,7 +604,7 @@ def load(file: Path | None = None, **overrides: Any) -> Settings:
         raise SettingsError(
             f"{key}: {first['msg'][0].lower()}{first['msg'][1:]} (given: {first['input']!r})",
             file=file,
-            remedy="see `cryoray VERB --help` and the table of settings in the README",
+            remedy="see `cryoray VERB --help` and the page of settings in the documentation",
         ) from error
     except ValueError as error:  # tomllib.TOMLDecodeError is one
         raise SettingsError(f"not a TOML file: {error}", file=file) from error
