@@ -20,6 +20,7 @@ from cryoray.imaging.pictures import greys
 from cryoray.maps.fsc import HalfMapFsc, half_map_fsc
 from cryoray.maps.halves import mask_for, read_halves
 from cryoray.models import ensemble as models
+from cryoray.models.profile import NO_PROFILE, Profile
 from cryoray.models.registry import resolve
 from cryoray.preparation.described import with_metadata
 from cryoray.preparation.look import look_at
@@ -226,12 +227,18 @@ class Ensemble:
         return file.read_text("utf-8") if file.is_file() else ""
 
     def classify(
-        self, particles: Particles | str | Path, on_progress: OnProgress = ignore
+        self,
+        particles: Particles | str | Path,
+        on_progress: OnProgress = ignore,
+        *,
+        profile: str | Path | None = None,
     ) -> Verdicts:
         """Judge particles in this process; nothing is written.
 
         Args:
             particles: opened, or the path of a source.
+            profile: the project's ``profile.json``, or ``none``: judge without; None: one is made of the
+                particles' whole source, where the ensemble can judge by it.
             on_progress: called after each piece.
 
         Raises:
@@ -240,8 +247,15 @@ class Ensemble:
         given = particles if isinstance(particles, Particles) else open(particles, self.kind)
         self._loaded.check_kind(given.kind, given.source.path)
         planned = plan(given.source, self._loaded.preparation, _RANGE_MIB, rows=given.rows)
-        (judged,) = local.judge([planned], self._loaded, _RANGE_MIB, on_progress)
-        return Verdicts(judged, given, self._loaded)
+        judge = self._loaded
+        if judge.has_context and profile is not None and str(profile) != NO_PROFILE:
+            judge = judge.within(Profile.load(Path(profile)))
+        elif judge.has_context and profile is None:
+            whole = plan(given.source, judge.preparation, _RANGE_MIB)
+            (made,) = local.profiles([whole], judge)
+            judge = judge.within(made)
+        (judged,) = local.judge([planned], judge, _RANGE_MIB, on_progress)
+        return Verdicts(judged, given, judge)
 
 
 def open(path: str | Path, kind: Kind = "particle") -> Particles:  # noqa: A001

@@ -103,8 +103,8 @@ class RowRange:
         """Bytes that reading this range touches."""
         return len(self.frames) * self.stack.image_bytes
 
-    def __getitem__(self, some: slice) -> RowRange:
-        """Some of the rows."""
+    def __getitem__(self, some: slice | np.ndarray) -> RowRange:
+        """Some of the rows, by a slice or their places in the range."""
         columns = ("frames", "rows", "pixel_size", "features")
         return replace(self, **{name: getattr(self, name)[some] for name in columns})
 

@@ -269,6 +269,7 @@ class TrainSettings(Section):
         None,
         description="learn to judge within a project by its profile; None: of at least 40 projects",
     )
+    context_steps: int = Field(3000, ge=1, description="of each fit for that, 12 projects in each")
 
 
 class TuneSettings(Section):
@@ -340,6 +341,10 @@ class ClassifySettings(Section):
     )
     review: bool = Field(
         True, description="False: nothing is left for a person to review; the threshold decides"
+    )
+    profile: str | None = Field(
+        None,
+        description="profile.json of the project, or none: judge without; None: one is made of the source",
     )
     review_at_most: Fraction = Field(
         0.05, description="share of a source's images that may be under review, rounded up"

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from cryoray.formats.mrc import StackWriter
-from cryoray.models.ensemble import Calibration, Ensemble, Manifest
-from cryoray.models.networks import DEFAULT_MEMBERS, REASONS_NETWORK, build, logits
+from cryoray.models.context import HeadConfig, Heads
+from cryoray.models.ensemble import Calibration, Context, Ensemble, Manifest
+from cryoray.models.networks import DEFAULT_MEMBERS, REASONS_NETWORK, build, logits, seeded
 from cryoray.records import MEMBERS, Kind, Reason, Verdicts
 from cryoray.settings import PreparationSettings
 
@@ -146,3 +147,34 @@ def verdicts_of(fates: Sequence[str], score: np.ndarray | None = None) -> Verdic
     }
     lost = [(row, f"reason {row}") for row, fate in enumerate(fates) if fate == "quarantined"]
     return Verdicts.of(rows[::-1], columns, lost[::-1])
+
+
+def with_heads(path: Path, familiar: float = 1e9, seed: int = 0) -> Ensemble:
+    """The ensemble in a folder, saved there again with untrained heads for a context, far from its members.
+
+    Args:
+        path: of an ensemble of `save_ensemble`.
+        familiar: distance within which a profile is used.
+        seed: of the heads.
+    """
+    ensemble = Ensemble.load(path)
+    channels = tuple(network.channels for network in ensemble.networks)
+    heads = seeded(lambda: Heads(channels, HeadConfig(), 4, 2), seed)
+    torch.nn.init.normal_(heads.axes, generator=torch.Generator().manual_seed(seed))
+    for number in range(3):  # as large as the members' own, and not all on one side
+        heads.head(number).verdict.weight.data *= 10
+    manifest = ensemble.manifest
+    context = Context(
+        head=HeadConfig(),
+        profiles=4,
+        directions=2,
+        familiar=familiar,
+        calibration=(Calibration(slope=1, offset=0.1),) * 3,
+        threshold=0.55,
+        review=(0.5, 0.6),
+        operating_point={"level": "image", "bound": 0.03},
+        operating_points={},
+        expectation=(),
+    )
+    assert manifest.context is None
+    return ensemble.with_context(context, heads).save(path, "# Untrained\n")

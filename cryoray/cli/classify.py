@@ -51,6 +51,14 @@ def classify(
             "images; each: 95 of 100 projects lose no more; or a score, or a share of the images to keep.",
         ),
     ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|none",
+            help="The project's profile.json, beside earlier verdicts; none: judge without; else one is made "
+            "of the source's own images.",
+        ),
+    ] = None,
     review: Annotated[
         bool | None,
         typer.Option(
@@ -72,6 +80,7 @@ def classify(
             "class_ensemble": class_ensemble,
             "kind": kind,
             "policy": policy,
+            "profile": profile if profile in (None, "none") else str(Path(profile).absolute()),
             "review": review,
             "score_column": score_column,
             "also_star": also_star,

@@ -5,13 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 import torch
 
-from cryoray.models.ensemble import Ensemble
-from cryoray.models.predict import TOGETHER, finished, judge_ranges, judge_set
+from cryoray.models.ensemble import Embeddings, Ensemble
+from cryoray.models.predict import (
+    TOGETHER,
+    finished,
+    judge_ranges,
+    judge_set,
+    look,
+    profile_of,
+    profiled_rows,
+)
+from cryoray.models.profile import Profile
 from cryoray.preparation.plan import Plan, grouped
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.records import OnProgress, Progress, RowRange, Verdicts
@@ -58,21 +68,43 @@ def in_threads(do: Callable[[Thing], Result], things: Iterable[Thing]) -> Iterat
         torch.set_num_threads(before)
 
 
+def profiles(plans: Sequence[Plan], ensemble: Ensemble) -> list[Profile]:
+    """The profile of each plan's source; see `models.predict.profile_plan`.
+
+    Args:
+        plans: of whole sources, with ``ensemble.preparation``.
+        ensemble: is moved to the best device.
+    """
+    ensemble = ensemble.to()
+    made = []
+    for each in plans:
+        ranges = [[part] for part in profiled_rows(each)]
+        found: list[tuple[np.ndarray, Embeddings]] = []
+        for seen in in_threads(partial(look, ensemble=ensemble), ranges):
+            found += seen
+        made.append(profile_of(found, ensemble))
+    return made
+
+
 def judge(
-    plans: Sequence[Plan], ensemble: Ensemble, range_mib: int, on_progress: OnProgress
+    plans: Sequence[Plan],
+    ensemble: Ensemble | Sequence[Ensemble],
+    range_mib: int,
+    on_progress: OnProgress,
 ) -> list[Verdicts]:
     """Judge all rows of some plans; see `models.predict.judge_plan`.
 
     Args:
         plans: with ``ensemble.preparation``.
-        ensemble: is moved to the best device.
+        ensemble: is moved to the best device; or one for each plan, each within its project.
         range_mib: raw MiB that a thread reads at a time, up to twice as many.
         on_progress: called after each piece.
 
     Returns:
         the verdicts of each plan.
     """
-    ensemble = ensemble.to()
+    given = [ensemble] * len(plans) if isinstance(ensemble, Ensemble) else ensemble
+    judges = [each.to() for each in given]
     pieces = [
         (number, piece)
         for number, each in enumerate(plans)
@@ -80,7 +112,7 @@ def judge(
     ]
 
     def do(piece: tuple[int, list[RowRange]]) -> tuple[int, list[Verdicts]]:
-        return piece[0], [*judge_ranges(piece[1], ensemble)]
+        return piece[0], [*judge_ranges(piece[1], judges[piece[0]])]
 
     parts: list[list[Verdicts]] = [[] for _ in plans]
     total = sum(len(each.wanted) for each in plans)
@@ -91,8 +123,8 @@ def judge(
         done += sum(map(len, judged))
         on_progress(Progress("judge", done, total))
     return [
-        finished(each.quarantined, some, ensemble.about)
-        for each, some in zip(plans, parts, strict=True)
+        finished(each.quarantined, some, judge.about)
+        for each, some, judge in zip(plans, parts, judges, strict=True)
     ]
 
 

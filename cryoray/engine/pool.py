@@ -16,6 +16,7 @@ from ray.data import ActorPoolStrategy, Datasource
 from cryoray.engine.datasource import PreparedDatasource, RowRangeDatasource, to_rows
 from cryoray.models.ensemble import Ensemble
 from cryoray.models.predict import TOGETHER, finished, judge_prepared
+from cryoray.models.profile import Profile
 from cryoray.preparation.plan import Plan
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.records import OnProgress, Progress, Verdicts
@@ -75,31 +76,54 @@ class _Judge:
         review: False: it leaves nothing under review.
         everyone: ask d3 about every image.
         policy: of `Ensemble.drawn`.
+        profiles: of the projects that rows are of (`Ensemble.within`).
+        starts: the first row of each, ascending.
     """
 
     def __init__(
-        self, path: Path, review: bool, everyone: bool = False, policy: str | None = None
+        self,
+        path: Path,
+        review: bool,
+        everyone: bool = False,
+        policy: str | None = None,
+        profiles: Sequence[Profile | None] = (None,),
+        starts: Sequence[int] = (0,),
     ) -> None:
-        self.ensemble = Ensemble.load(path, review=review, policy=policy).to()
+        ensemble = Ensemble.load(path, review=review, policy=policy)
+        self.judges = [ensemble.within(profile).to() for profile in profiles]
+        self.starts = np.array(starts)
         self.everyone = everyone
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
         """Columns of `RowRangeDatasource`, or of `PreparedDatasource`, to `JUDGED_SCHEMA`."""
+        of = np.searchsorted(self.starts, batch["row"], side="right") - 1
+        judged = []
+        for number in np.unique(of).tolist():
+            here = {name: column[of == number] for name, column in batch.items()}
+            judged.append(self._judge(here, self.judges[number]))
+        return Verdicts.together(judged).table
+
+    def _judge(self, batch: dict[str, np.ndarray], ensemble: Ensemble) -> Verdicts:
         if "reason" in batch:
-            (judged,) = judge_prepared([to_rows(batch)], self.ensemble)
-            return judged.table
-        judged = self.ensemble.judge(batch["image"], batch["features"], everyone=self.everyone)
-        return judged.renumbered(batch["row"]).table
+            (judged,) = judge_prepared([to_rows(batch)], ensemble)
+            return judged
+        judged = ensemble.judge(batch["image"], batch["features"], everyone=self.everyone)
+        return judged.renumbered(batch["row"])
 
 
 def judge(
-    plans: Sequence[Plan], ensemble: Ensemble, review: bool, range_mib: int, on_progress: OnProgress
+    plans: Sequence[Plan],
+    ensemble: Ensemble | Sequence[Ensemble],
+    review: bool,
+    range_mib: int,
+    on_progress: OnProgress,
 ) -> list[Verdicts]:
     """Judge all rows of some plans by Ray's workers; see `models.predict.judge_plan`.
 
     Args:
         plans: with ``ensemble.preparation``.
-        ensemble: is loaded from its folder by every actor.
+        ensemble: is loaded from its folder by every actor; or one for each plan, the same within the
+            project of each.
         review: False: nothing is left under review.
         range_mib: raw MiB of a read task, up to twice as many.
         on_progress: called after each block.
@@ -107,6 +131,7 @@ def judge(
     Returns:
         the verdicts of each plan.
     """
+    judges = [ensemble] * len(plans) if isinstance(ensemble, Ensemble) else ensemble
     # One data set over the ranges of all plans; rows are numbered on from plan to plan.
     starts = np.cumsum([0, *(len(each.source) for each in plans)]).tolist()
     ranges = [
@@ -119,19 +144,19 @@ def judge(
     on_progress(Progress("judge", done, total))
     parts: list[Verdicts] = []
     if ranges:
-        source = RowRangeDatasource(ranges, ensemble.preparation, range_mib)
+        first = judges[0]
+        source = RowRangeDatasource(ranges, first.preparation, range_mib)
         name = f"classify {plans[0].source.name}"
-        arguments = (ensemble.path, review, False, ensemble.policy)
+        profiles = [each.profile for each in judges]
+        arguments = (first.path, review, False, first.policy, profiles, starts[:-1])
         for batch in map_in_actors(source, _Judge, arguments, name, batch_format="numpy"):
             parts.append(Verdicts(batch))
             done += len(batch)
             on_progress(Progress("judge", done, total))
     together = Verdicts.together(parts)
     return [
-        finished(
-            each.quarantined, [together.between(start, end).renumbered(-start)], ensemble.about
-        )
-        for each, start, end in zip(plans, starts[:-1], starts[1:], strict=True)
+        finished(each.quarantined, [together.between(start, end).renumbered(-start)], judge.about)
+        for each, judge, start, end in zip(plans, judges, starts[:-1], starts[1:], strict=True)
     ]
 
 
@@ -153,7 +178,16 @@ def judge_examples(
         everyone: ask d3 about every image.
     """
     source = PreparedDatasource([(examples.path, rows)], ensemble.features)
-    name, arguments = f"evaluate {ensemble.digest[:10]}", (ensemble.path, True, everyone)
+    name, arguments = (
+        f"evaluate {ensemble.digest[:10]}",
+        (
+            ensemble.path,
+            True,
+            everyone,
+            ensemble.policy,
+            [ensemble.profile],
+        ),
+    )
     parts, done = [Verdicts.none(ensemble.about)], 0
     for batch in map_in_actors(source, _Judge, arguments, name, batch_format="numpy"):
         parts.append(Verdicts(batch))

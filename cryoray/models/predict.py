@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
+import torch
 
 from cryoray.formats.rows import Source
-from cryoray.models.ensemble import Ensemble
+from cryoray.models.ensemble import Embeddings, Ensemble
+from cryoray.models.profile import Profile, sampled
 from cryoray.preparation.plan import Plan, plan
 from cryoray.preparation.prepare import prepare_range
 from cryoray.preparation.prepared import PreparedSet
@@ -24,13 +26,69 @@ _RANGE_MIB = 64
 
 
 def judge_source(source: Source, ensemble: Ensemble, rows: np.ndarray | None = None) -> Verdicts:
-    """Judge a source, or some of its rows (int64, 0-based), here and now.
+    """Judge a source, or some of its rows (int64, 0-based), here and now, by the source's own profile.
 
     Raises:
         EnsembleError: the ensemble judges another kind of image.
     """
     ensemble.check_kind(source.kind, source.path)
-    return judge_plan(plan(source, ensemble.preparation, _RANGE_MIB, rows=rows), ensemble.to())
+    planned = plan(source, ensemble.preparation, _RANGE_MIB, rows=rows)
+    if ensemble.has_context and ensemble.profile is None:
+        whole = planned if rows is None else plan(source, ensemble.preparation, _RANGE_MIB)
+        ensemble = ensemble.within(profile_plan(whole, ensemble.to()))
+    return judge_plan(planned, ensemble.to())
+
+
+def profiled_rows(planned: Plan) -> list[RowRange]:
+    """What is read of a plan for its source's profile (`models.profile.sampled`), in ranges of the plan."""
+    rows = [part.rows for part in planned.ranges]
+    wanted = sampled(np.sort(np.concatenate(rows))) if rows else np.empty(0, np.int64)
+    found = [(part, np.isin(part.rows, wanted)) for part in planned.ranges]
+    return [part[np.flatnonzero(mine)] for part, mine in found if mine.any()]
+
+
+def look(ranges: Iterable[RowRange], ensemble: Ensemble) -> list[tuple[np.ndarray, Embeddings]]:
+    """What the members see in some ranges, with the rows that these are."""
+    seen = []
+    for part in ranges:
+        prepared = prepare_range(part, ensemble.preparation)
+        seen.append((prepared.rows, ensemble.embed(prepared.images, prepared.features)))
+    return seen
+
+
+def profile_of(seen: Iterable[tuple[np.ndarray, Embeddings]], ensemble: Ensemble) -> Profile:
+    """The profile of a source of which these rows were looked at, in any order."""
+    found = list(seen)
+    if not found:
+        return ensemble.profiled(ensemble.embed(*_nothing(ensemble)))
+    order = torch.from_numpy(np.argsort(np.concatenate([rows for rows, _ in found])))
+    d1, d2, d3 = (
+        tuple(torch.cat([of[member][part] for _, of in found])[order] for part in (0, 1))
+        for member in range(3)
+    )
+    return ensemble.profiled(((d1[0], d1[1]), (d2[0], d2[1]), (d3[0], d3[1])))
+
+
+def _nothing(ensemble: Ensemble) -> tuple[np.ndarray, np.ndarray]:
+    box = ensemble.preparation.box
+    return np.empty((0, box, box), np.float32), np.empty((0, len(ensemble.features)), np.float32)
+
+
+def profile_set(examples: PreparedSet, rows: np.ndarray, ensemble: Ensemble) -> Profile:
+    """The profile of a project whose images are these rows (int64 [n], ascending) of a prepared set."""
+    some = sampled(rows)
+    features = examples.feature_matrix(ensemble.features)[some]
+    return ensemble.profiled(ensemble.embed(examples.images(some), features))
+
+
+def profile_plan(planned: Plan, ensemble: Ensemble) -> Profile:
+    """The profile of a plan's source, here and now.
+
+    Args:
+        planned: of all of a source, with ``ensemble.preparation``.
+        ensemble: on the device on which it is to look.
+    """
+    return profile_of(look(profiled_rows(planned), ensemble), ensemble)
 
 
 def judge_plan(planned: Plan, ensemble: Ensemble) -> Verdicts:

@@ -45,7 +45,7 @@ from cryoray.verbs.train import train
 PROJECTS, IMAGES = 240, 200
 #: The same of projects of which whole micrographs are simulated and picked.
 PICKED, PICKED_IMAGES = 240, 150
-EPOCHS = 6
+EPOCHS = 5
 SEED = 2026
 #: Raw boxes, px, and how often; signal-to-noise ratio at 128 px, which falls as sampling gets finer.
 _BOXES, _OFTEN = (72, 96, 128, 160), (0.2, 0.4, 0.3, 0.1)

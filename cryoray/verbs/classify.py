@@ -21,6 +21,7 @@ from cryoray.formats.source import Source, find_sources, open_source
 from cryoray.formats.verdicts import write_verdicts
 from cryoray.models.ensemble import Ensemble
 from cryoray.models.line import settled
+from cryoray.models.profile import NO_PROFILE, PROFILE, Profile
 from cryoray.models.registry import resolve
 from cryoray.preparation.described import with_metadata
 from cryoray.preparation.plan import Plan, plan
@@ -62,8 +63,9 @@ def classify(
     Args:
         source: a STAR file, a stack, or a folder of those. Where it is several sources, each has its
             own folder in ``out``. Of kind class3d, see `classify_volumes`.
-        out: folder of the verdicts (contracts: Verdicts). Older ones there are replaced when the new
-            ones are complete. Of the classes of a job there is also what RELION's Select job writes.
+        out: folder of the verdicts (contracts: Verdicts), with the ``profile.json`` by which they were
+            reached, where the ensemble can judge within a project. Older ones there are replaced when the
+            new ones are complete. Of the classes of a job there is also what RELION's Select job writes.
         settings: ``runtime``, ``registry`` and ``classify`` are used. Where no ensemble is named, the
             default of the kind judges (`models.registry.default`).
         on_progress: as images are judged.
@@ -128,12 +130,13 @@ def classify(
                 )
             )
         row_counts: dict[str, RowCounts] = {}
-        judged = _judged(plans, ensemble, settings, on_progress)
+        judges = _within(plans, ensemble, chosen.profile, on_event)
+        judged = _judged(plans, judges, settings, on_progress)
         for i, (name, each, verdicts) in enumerate(
             zip(_names(sources), plans, judged, strict=True)
         ):
             columns = ["score"] if chosen.score_column else []
-            verdicts, judge = settled(verdicts, ensemble, chosen.review_at_most)
+            verdicts, judge = settled(verdicts, judges[i], chosen.review_at_most)
             if classes:
                 verdicts = with_classes(verdicts, each.source, classes[i])
                 columns += ["class_score"] if chosen.score_column else []
@@ -148,6 +151,8 @@ def classify(
             if is_model(each.source):
                 of_job = ClassVerdicts.of(each.source, verdicts)
                 write_selection(partial / name, of_job, with_score=chosen.score_column)
+            if judge.profile is not None:
+                judge.profile.save(partial / name / PROFILE)
             counts = verdicts.verdict_counts()
             share = _share_of_keeps(verdicts, ensemble)
             _write_metrics(partial / name / METRICS, {**asdict(row_counts[name]), **counts}, share)
@@ -274,8 +279,35 @@ def _holds_verdicts(folder: Path) -> bool:
     )
 
 
+def _within(
+    plans: Sequence[Plan], ensemble: Ensemble, profile: str | None, on_event: OnEvent
+) -> list[Ensemble]:
+    """The judge of each plan, within its project where the ensemble can.
+
+    Raises:
+        InputError: the profile that is given cannot be read.
+        EnsembleError: it is of another ensemble.
+    """
+    if not ensemble.has_context or profile == NO_PROFILE:
+        return [ensemble] * len(plans)
+    if profile is not None:
+        judges = [ensemble.within(Profile.load(Path(profile)))] * len(plans)
+    else:
+        judges = [ensemble.within(made) for made in local.profiles(plans, ensemble)]
+    for each, judge in zip(plans, judges, strict=True):
+        assert judge.profile is not None
+        seen = {"source": str(each.source.path), "profile": judge.profile.digest}
+        on_event(
+            Event(
+                "classify.profiled",
+                {**seen, "familiar": judge.familiar, "images": judge.profile.images},
+            )
+        )
+    return judges
+
+
 def _judged(
-    plans: Sequence[Plan], ensemble: Ensemble, settings: Settings, on_progress: OnProgress
+    plans: Sequence[Plan], ensemble: Sequence[Ensemble], settings: Settings, on_progress: OnProgress
 ) -> list[Verdicts]:
     """The verdicts of each plan, by threads of this process, or by Ray where that is worth starting."""
     chosen = settings.classify

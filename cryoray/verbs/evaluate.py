@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,10 +14,11 @@ from cryoray.errors import EnsembleError, InternalError
 from cryoray.formats.files import replacing_folder
 from cryoray.metrics import accuracy
 from cryoray.models.ensemble import Ensemble
+from cryoray.models.predict import profile_set
 from cryoray.models.registry import resolve
 from cryoray.preparation.examples import Level
 from cryoray.preparation.prepared import PreparedSet
-from cryoray.records import MEMBERS, Event, OnEvent, OnProgress, ignore
+from cryoray.records import MEMBERS, Event, OnEvent, OnProgress, Verdicts, ignore
 from cryoray.report.evaluation import REPORT, write_page
 from cryoray.settings import Settings
 from cryoray.verbs import ablation
@@ -170,15 +172,22 @@ def predictions_of(
     fold: int = 0,
     repeat: int = 0,
 ) -> pa.Table:
-    """Judge rows (int64 [n], ascending) of a set: `predictions.parquet`; d3 is asked everywhere."""
+    """Judge rows (int64 [n], ascending) of a set: `predictions.parquet`; d3 is asked everywhere.
+
+    Where the ensemble can, each project is judged by the profile of all of its images in the set.
+    """
     size = len(rows) * examples.settings.box**2 * 4
-    if local.suffices(size, settings.evaluate.local_max_mib, settings.runtime):
-        judged = local.judge_examples(examples, rows, judge, on_progress, everyone=True)
-    else:
+    here = local.suffices(size, settings.evaluate.local_max_mib, settings.runtime)
+    if not here:
         from cryoray.engine import pool, runtime
 
         runtime.connect(settings.runtime)
-        judged = pool.judge_examples(examples, rows, judge, on_progress, everyone=True)
+    judge_examples = local.judge_examples if here else pool.judge_examples
+    parts, threshold = [], np.full(len(rows), judge.threshold, np.float32)
+    for some, within in _within_projects(judge, examples, rows):
+        parts.append(judge_examples(examples, rows[some], within, on_progress, everyone=True))
+        threshold[some] = within.threshold
+    judged = Verdicts.together(parts)
     if not np.array_equal(judged.rows, rows):
         raise InternalError(
             f"{len(rows):,} images went to the judges and {len(judged):,} came back"
@@ -191,11 +200,24 @@ def predictions_of(
                 name: judged.judged[name]
                 for name in ("row", "score", "verdict", *MEMBERS, "reason")
             },
-            "threshold": np.full(n, judge.threshold, np.float32),
+            "threshold": threshold,
             "fold": np.full(n, fold, np.int32),
             "repeat": np.full(n, repeat, np.int32),
         }
     )
+
+
+def _within_projects(
+    judge: Ensemble, examples: PreparedSet, rows: np.ndarray
+) -> Iterator[tuple[np.ndarray, Ensemble]]:
+    """Places in ``rows`` and who judges those: one judge of all, or one within each project."""
+    if not judge.has_context:
+        yield np.arange(len(rows)), judge
+        return
+    judge, projects = judge.to(), examples.groups("project").astype(str)
+    for project in np.unique(projects[rows]):
+        profile = profile_set(examples, np.flatnonzero(projects == project), judge)
+        yield np.flatnonzero(projects[rows] == project), judge.within(profile)
 
 
 def by_metadata(

@@ -124,7 +124,7 @@ def _identity(examples: SetExamples, settings: Settings) -> str:
         # How many workers there are changes when things happen, not what comes out; reasons and context
         # come last.
         "train": settings.train.model_dump(
-            mode="json", exclude={"workers", "gpu", "reasons", "context"}
+            mode="json", exclude={"workers", "gpu", "reasons", "context", "context_steps"}
         ),
         "members": [m.model_dump(mode="json") for m in DEFAULT_MEMBERS],
     }

@@ -53,7 +53,6 @@ from cryoray.settings import TrainSettings
 ENOUGH_PROJECTS = 40
 #: Images of a project that heads learn from; every second project comes in another version, too.
 _PER_PROJECT, _VERSIONS_OF = 128, 2
-_STEPS = 3000
 #: Directions along which profiles are compared; parts of the projects that are left out in turn to see
 #: how far new ones are; share of those that count as familiar.
 _DIRECTIONS, _PARTS, _FAMILIAR = 12, 5, 0.97
@@ -74,7 +73,6 @@ def train_context(
     rounds: Path,
     settings: TrainSettings,
     *,
-    steps: int = _STEPS,
     on_progress: OnProgress = ignore,
     on_event: OnEvent = ignore,
 ) -> None:
@@ -90,7 +88,6 @@ def train_context(
         ensemble: folder of the ensemble, which is written anew, with another digest.
         rounds: folder of the networks of all rounds and folds.
         settings: as trained with.
-        steps: of each fit.
         on_progress: told after each fit.
         on_event: ``context.learned``, with the AUROC over groups not seen, with and without context.
     """
@@ -98,7 +95,7 @@ def train_context(
     examples, level = gather(sets, settings)
     keep = examples.labels == 1
     fold_of = folds_of_groups(examples.groups(level), settings.folds, settings.seed)
-    work = _Work(examples, _by_group(examples.groups("project")), fold_of, settings, steps)
+    work = _Work(examples, _by_group(examples.groups("project")), fold_of, settings)
     levels: Levels = {name: examples.groups(name) for name in get_args(Level)}
     suspects = np.zeros(len(keep), bool)
     p: list[np.ndarray] = []
@@ -202,7 +199,6 @@ class _Work:
     projects: Sequence[np.ndarray]
     fold_of: np.ndarray
     settings: TrainSettings
-    steps: int
 
     def fit(
         self, member: int, networks: Sequence[Network], weight: np.ndarray, which: int
@@ -212,7 +208,7 @@ class _Work:
         inside = self.fold_of != fold
         looked = self._look(network, inside, weight)
         seed = self.settings.seed * 1000 + _SEED + 10 * member + which
-        head = fit_head(looked, _HEAD, seed, self.steps)
+        head = fit_head(looked, _HEAD, seed, self.settings.context_steps)
         each = [moments(looked.seen[rows], looked.logit[rows]) for rows in looked.projects]
         rows, said = self._held_out(network, head, ~inside)
         return _Fitted(

@@ -1,0 +1,167 @@
+"""Profiles and what an ensemble makes of them: one project's images change its scores, nothing else does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cryoray.errors import EnsembleError, InputError
+from cryoray.metrics.accuracy import auroc
+from cryoray.models.context import Head, HeadConfig, directions, moments, nearness
+from cryoray.models.ensemble import Ensemble
+from cryoray.models.fit_heads import Looked, fit_head
+from cryoray.models.profile import MOST, Profile, sampled
+from tests.examples import BOX, FEATURES, particles, save_ensemble, with_heads
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Ensemble:
+    path = tmp_path_factory.mktemp("judge") / "ensemble"
+    save_ensemble(path)
+    with_heads(path)
+    return Ensemble.load(path)
+
+
+def images(n: int, seed: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    return particles(n, BOX, seed=seed), np.full((n, len(FEATURES)), 1.5, np.float32)
+
+
+def test_a_profile_says_the_same_of_the_same_images_whatever_the_batch(judge: Ensemble) -> None:
+    some, known = images(150)
+    whole = judge.embed(some, known)
+    parts = [judge.embed(some[a:b], known[a:b]) for a, b in ((0, 7), (7, 100), (100, 150))]
+    for member in range(3):
+        for column in range(2):
+            joined = torch.cat([part[member][column] for part in parts])
+            assert torch.equal(whole[member][column], joined)
+    assert judge.profiled(whole).digest == judge.profiled(judge.embed(some, known)).digest
+    others = judge.profiled(judge.embed(*images(150, seed=4)))
+    assert others.digest != judge.profiled(whole).digest
+
+
+def test_a_profile_comes_back_from_its_file_and_a_changed_one_is_refused(
+    judge: Ensemble, tmp_path: Path
+) -> None:
+    profile = judge.profiled(judge.embed(*images(40)))
+    assert (profile.images, profile.ensemble) == (40, judge.digest)
+    profile.save(tmp_path / "profile.json")
+    assert Profile.load(tmp_path / "profile.json") == profile
+    text = (tmp_path / "profile.json").read_text()
+    (tmp_path / "changed.json").write_text(text.replace('"images":40', '"images":41'))
+    with pytest.raises(InputError, match="not what its digest names"):
+        Profile.load(tmp_path / "changed.json")
+    (tmp_path / "none.json").write_text("{}")
+    with pytest.raises(InputError, match="is no profile"):
+        Profile.load(tmp_path / "none.json")
+    with pytest.raises(InputError, match="no such profile"):
+        Profile.load(tmp_path / "absent.json")
+
+
+def test_within_a_project_scores_and_line_are_those_of_the_context(judge: Ensemble) -> None:
+    some, known = images(60)
+    profile = judge.profiled(judge.embed(some, known))
+    inside = judge.within(profile)
+    assert judge.within(None) is judge
+    assert (inside.threshold, inside.review) == (0.55, (0.5, 0.6))
+    assert (judge.threshold, inside.digest) == (0.5, judge.digest)
+    free, within = judge.judge(some, known), inside.judge(some, known)
+    assert np.abs(free.d1 - within.d1).max() > 0.05
+    assert within.about["profile"] == profile.digest
+    assert "profile" not in free.about
+    assert "unfamiliar" not in within.about
+    # In whatever company: to the last bit.
+    alone = inside.judge(some[17:18], known[17:18])
+    assert alone.d1[0] == within.d1[17]
+    # Another project's profile, other scores of the same images.
+    other = judge.within(judge.profiled(judge.embed(*images(60, seed=9)))).judge(some, known)
+    assert np.abs(other.d1 - within.d1).max() > 1e-3
+    decided = judge.decided().within(profile)
+    assert decided.review == (0.55, 0.55)
+
+
+def test_an_unfamiliar_profile_leaves_the_context_free_score_and_is_named(
+    judge: Ensemble, tmp_path: Path
+) -> None:
+    save_ensemble(tmp_path / "strict")
+    with_heads(tmp_path / "strict", familiar=0.0)
+    strict = Ensemble.load(tmp_path / "strict")
+    some, known = images(50)
+    profile = strict.profiled(strict.embed(some, known))
+    inside = strict.within(profile)
+    free, said = strict.judge(some, known), inside.judge(some, known)
+    assert said.about["profile"] == profile.digest
+    assert said.about["unfamiliar"] == "yes"
+    assert inside.threshold == strict.threshold
+    np.testing.assert_array_equal(free.score, said.score)
+    with pytest.raises(EnsembleError, match="is of the ensemble"):
+        judge.within(profile)
+
+
+def test_an_ensemble_without_heads_judges_as_before(tmp_path: Path, judge: Ensemble) -> None:
+    plain = save_ensemble(tmp_path / "plain")
+    assert not plain.has_context
+    profile = judge.profiled(judge.embed(*images(10)))
+    assert plain.within(profile) is plain
+
+
+def test_a_profile_rests_on_rows_evenly_spread() -> None:
+    assert sampled(np.arange(MOST)).tolist() == list(range(MOST))
+    rows = sampled(np.arange(0, 10 * MOST, 2))
+    assert len(rows) == MOST
+    assert (rows[0], rows[-1]) == (0, 10 * MOST - 2)
+    assert np.diff(rows).max() <= 12
+
+
+def test_a_head_without_a_context_takes_nothing_from_it() -> None:
+    head = Head(6, HeadConfig()).eval()
+    seen, logit = torch.randn(1, 5, 6), torch.randn(1, 5)
+    nothing = moments(torch.empty(0, 6), torch.empty(0))
+    elsewhere = nothing._replace(mean=nothing.mean + 3, quantiles=nothing.quantiles - 2)
+    torch.testing.assert_close(head(seen, logit, nothing), head(seen, logit, elsewhere))
+    some = moments(seen[0] + 4, logit[0])
+    assert not torch.allclose(head(seen, logit, nothing), head(seen, logit, some))
+
+
+def test_a_profile_like_those_of_training_is_nearer_than_one_unlike_them() -> None:
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.randn(3, 40, generator=generator)
+    training = torch.randn(200, 3, generator=generator) @ basis
+    centre, axes = directions(training, 3)
+    points = (training - centre) @ axes
+    torch.testing.assert_close(points.std(0), torch.ones(3), atol=0.05, rtol=0)
+    near = nearness((torch.randn(20, 3, generator=generator) @ basis - centre) @ axes, points)
+    far = nearness((6 * torch.randn(20, 3, generator=generator) @ basis - centre) @ axes, points)
+    assert near.median() < far.median() / 3
+
+
+def test_a_head_learns_what_is_good_within_a_project_and_not_elsewhere() -> None:
+    """Good images are brighter than junk of the same project, and no brighter than junk of others."""
+    rng = np.random.default_rng(0)
+
+    def project(n: int) -> tuple[torch.Tensor, np.ndarray]:
+        keep = rng.random(n) < rng.uniform(0.2, 0.8)
+        brightness = rng.normal(0, 4) + np.where(keep, 1, -1) + rng.normal(0, 0.5, n)
+        return torch.tensor(np.stack([brightness, rng.normal(size=n)], 1)).float(), keep
+
+    shown = [project(60) for _ in range(80)]
+    seen, keep = torch.cat([s for s, _ in shown]), np.concatenate([k for _, k in shown])
+    rows = np.split(np.arange(len(keep)), 80)
+    looked = Looked(seen, seen[:, 0], keep, np.ones(len(keep), np.float32), rows)
+    head = fit_head(looked, HeadConfig(), seed=1, steps=120)
+    twice = [fit_head(looked, HeadConfig(), seed=1, steps=3).state_dict() for _ in range(2)]
+    assert all(torch.equal(weights, twice[1][name]) for name, weights in twice[0].items())
+    new = [project(60) for _ in range(30)]
+    truth = np.concatenate([k for _, k in new]).astype(int)
+    with torch.inference_mode():
+        said = [
+            np.concatenate(
+                [head(s[None], s[None, :, 0], moments(s[:n], s[:n, 0]))[0].numpy() for s, _ in new]
+            )
+            for n in (0, 40)
+        ]
+    without, with_context = (auroc(truth, each) for each in said)
+    assert without < 0.75
+    assert with_context > 0.95
