@@ -301,7 +301,7 @@ def http() -> str:
 
 def _openapi() -> dict[str, Any]:
     from cryoray.serving.counts import Counts
-    from cryoray.serving.ingress import create
+    from cryoray.serving.application import create
     from cryoray.settings import ServeSettings
 
     nothing = cast(Any, SimpleNamespace(beside=None))

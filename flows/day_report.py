@@ -176,7 +176,7 @@ def outcomes_section(
         if not len(those):
             continue
         surest = those[np.argsort(score[those] * (-1 if keeps else 1), kind="stable")][:_SHOWN]
-        found, images = look_at(source, np.sort(rows[surest]), preparation)
+        found, images, _ = look_at(source, np.sort(rows[surest]), preparation)
         at = np.searchsorted(rows, found)
         made.append(
             report.Strip(

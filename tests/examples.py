@@ -158,8 +158,8 @@ def with_heads(path: Path, familiar: float = 1e9, seed: int = 0) -> Ensemble:
         seed: of the heads.
     """
     ensemble = Ensemble.load(path)
-    channels = tuple(network.channels for network in ensemble.networks)
-    heads = seeded(lambda: Heads(channels, HeadConfig(), 4, 2), seed)
+    d1, d2, d3 = (network.channels for network in ensemble.networks)
+    heads = seeded(lambda: Heads((d1, d2, d3), HeadConfig(), 4, 2), seed)
     torch.nn.init.normal_(heads.axes, generator=torch.Generator().manual_seed(seed))
     for number in range(3):  # as large as the members' own, and not all on one side
         heads.head(number).verdict.weight.data *= 10

@@ -4,7 +4,8 @@ The whole chain runs as people run it: ``cryoray serve`` and ``cryoray watch --s
 their own, with an ensemble of untrained networks of the default shape, which take as long as trained ones.
 A microscope that writes 256 px stacks of 280 images in float16 stands before it. The seconds of each part
 are ``CRYORAY_BENCH_SECONDS`` (40 by default; an hour of microscope wants 1,200, the soak 3,600), the images a
-second ``CRYORAY_BENCH_RATE``, the seconds between faults ``CRYORAY_BENCH_FAULT_EVERY``; ``python -m benchmarks.speed.session soak`` runs that part alone.
+second ``CRYORAY_BENCH_RATE``, the seconds between faults ``CRYORAY_BENCH_FAULT_EVERY``;
+``python -m benchmarks.speed.session soak`` runs that part alone.
 """
 
 from __future__ import annotations

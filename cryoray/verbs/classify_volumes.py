@@ -167,8 +167,8 @@ def judge_volumes(
     part = _window(looked) if ensemble.preparation.geometry == "job" else None
     for row, shown, scale, _, measured in looked:
         sizes = np.full(len(shown), scale, np.float32)
-        side = None if part is None else max(8, 2 * round(part * shown.shape[1] / 2))
-        prepared, bad = prepare_images(shown, sizes, False, ensemble.preparation, side=side)
+        window = None if part is None else max(8, 2 * round(part * shown.shape[1] / 2))
+        prepared, bad = prepare_images(shown, sizes, False, ensemble.preparation, side=window)
         if bad:
             quarantined.append((row, next(iter(bad.values()))))
             continue

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from cryoray import errors
-from cryoray.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -45,15 +45,18 @@ def missing(page: Path) -> list[str]:
     return [
         path
         for path in named
-        if (top := path.partition("/")[0]) in (*_TOPS, *inside)
+        if path.partition("/")[0] in (*_TOPS, *inside)
         and not ((ROOT / path).exists() or (ROOT / "cryoray" / path).exists())
     ]
 
 
 @pytest.mark.parametrize(
     "page",
-    [ROOT / "CONTRIBUTING.md", *sorted((DOCS / "development").glob("*.md"))]
-    + sorted((DOCS / "decisions").glob("*.md")),
+    [
+        ROOT / "CONTRIBUTING.md",
+        *sorted((DOCS / "development").glob("*.md")),
+        *sorted((DOCS / "decisions").glob("*.md")),
+    ],
     ids=lambda page: page.stem,
 )
 def test_files_that_a_page_names_are_there(page: Path) -> None:

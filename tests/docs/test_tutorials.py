@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def program(page: Path) -> tuple[str, list[Block]]:
     script = "\n".join(block.text for block in found if block.language != "text")
     shown = [
         block
-        for before, block in zip(found, found[1:], strict=False)
+        for before, block in pairwise(found)
         if block.language == "text" and before.language != "text"
     ]
     return script, shown

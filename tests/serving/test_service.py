@@ -332,6 +332,9 @@ def test_threads_of_one_process_say_the_same_to_the_last_bit(
         batch=BATCH,
     )
     stack = project.parent / "Extract/job001/mic_2.mrcs"
-    with local.start(Settings(registry=registry_root, serve=serving)) as here, here.client() as threads:
+    with (
+        local.start(Settings(registry=registry_root, serve=serving)) as here,
+        here.client() as threads,
+    ):
         for source in (project, stack):
             assert threads.judge(source).table.equals(client.judge(source).table)
