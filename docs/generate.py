@@ -300,8 +300,8 @@ def http() -> str:
 
 
 def _openapi() -> dict[str, Any]:
-    from cryoray.serving.counts import Counts
     from cryoray.serving.application import create
+    from cryoray.serving.counts import Counts
     from cryoray.settings import ServeSettings
 
     nothing = cast(Any, SimpleNamespace(beside=None))
