@@ -389,6 +389,15 @@ class Verdicts:
         """How many rows have each verdict."""
         return {name: count for name, count in self.counts().items() if name != "quarantined"}
 
+    def review_kept(self) -> int:
+        """How many of those under review a forced decision keeps, by score and class score."""
+        review = self.verdict == "review"
+        for name, line in (("score", "threshold"), ("class_score", "class_threshold")):
+            if name in self.judged.column_names and line in self.about:
+                said = self.column(name)
+                review &= np.isnan(said) | (said >= np.float32(self.about[line]))
+        return int(review.sum())
+
     def row_counts(self) -> RowCounts:
         """Rows in and out."""
         lost = self.counts()["quarantined"]

@@ -11,7 +11,8 @@ import typer
 from cryoray import terminal
 from cryoray.cli import common
 
-_BOOKS = ("rows_in", "rows_out", "quarantined")
+_ROWS = ("rows_in", "rows_out", "quarantined")
+_MORE = (*_ROWS, "review_kept")
 
 
 def classify(
@@ -94,7 +95,8 @@ def classify(
     each: list[Mapping[str, Any]] = [
         happened.data for happened in show.events if happened.name == "classify.done"
     ]
-    total = {name: sum(one[name] for one in each) for name in (*VERDICTS, *_BOOKS)}
+    total = {name: sum(one.get(name, 0) for one in each) for name in (*VERDICTS, *_MORE)}
+    drawn = {f"{one['policy']}, {one['threshold']:.4g}" for one in each if "policy" in one}
     known = [one for one in each if one.get("prevalence") is not None]
     judged = sum(one["rows_out"] for one in known)
     good = sum(one["prevalence"] * one["rows_out"] for one in known)
@@ -103,8 +105,10 @@ def classify(
         {
             "sources": len(each),
             **{verdict: total[verdict] for verdict in VERDICTS},
+            **({"of review, kept by the threshold": total["review_kept"]} if drawn else {}),
+            **({"policy and threshold": "; ".join(sorted(drawn))} if drawn else {}),
             **({"good images, estimated": f"{good / judged:.1%}"} if judged else {}),
             "folder": made,
         },
-        RowCounts(*(total[name] for name in _BOOKS)),
+        RowCounts(*(total[name] for name in _ROWS)),
     )

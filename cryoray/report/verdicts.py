@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from cryoray import report
+from cryoray.boosting.operating_point import at_line
 from cryoray.boosting.prevalence import Prevalence
 from cryoray.formats.source import Source
 from cryoray.imaging.pictures import LOW_PASS
@@ -55,8 +56,9 @@ def write_page(
     manifest, table, counts = ensemble.manifest, verdicts.judged, verdicts.counts()
     sections = [
         report.summary_section(
-            f"{len(source):,} images were judged by an ensemble of three networks; a score at or above"
-            f" {manifest.threshold:.3f} keeps.",
+            f"{counts['keep']:,} of {len(source):,} images are kept, {counts['review']:,} wait for review. An"
+            f" ensemble of three networks judged them; a score at or above {manifest.threshold:.3f} keeps"
+            f" (policy {ensemble.policy}).",
             {
                 "source": source.path,
                 "ensemble": f"{ensemble.digest[:12]}, made for {manifest.kind}",
@@ -68,6 +70,8 @@ def write_page(
                 ),
                 "seconds": f"{seconds:.1f}",
                 **({"good images, estimated": _estimated(share)} if share else {}),
+                **_at_this_line(ensemble),
+                **_forced(verdicts),
             },
             {_TITLES[name].lower(): f"{counts[name]:,}" for name in VERDICTS},
         )
@@ -85,6 +89,24 @@ def write_page(
     return report.render(folder / REPORT, f"Verdicts about {source.name}", sections)
 
 
+def _at_this_line(ensemble: Ensemble) -> dict[str, str]:
+    """What the ensemble's projects lost and let through at this threshold, where it knows."""
+    known = ensemble.manifest.expectation
+    if not known:
+        return {}
+    lost, through = at_line(known, ensemble.threshold)
+    return {
+        "expected at this line": f"{report.percent(lost)} of good images lost, {report.percent(through)}"
+        " of junk kept (means over held-out projects)"
+    }
+
+
+def _forced(verdicts: Verdicts) -> dict[str, str]:
+    """What becomes of the images under review where nobody looks."""
+    count, kept = verdicts.counts()["review"], verdicts.review_kept()
+    return {"of review, kept by the threshold": f"{kept:,} of {count:,}"} if count else {}
+
+
 def _estimated(share: Prevalence) -> str:
     low, estimate, high = (
         report.percent(part, 0) for part in (share.low, share.estimate, share.high)
@@ -94,7 +116,9 @@ def _estimated(share: Prevalence) -> str:
 
 def _vouched(point: Mapping[str, object]) -> report.Section:
     """What the ensemble promises of its errors."""
-    rows = [(name.replace("_", " "), str(value)) for name, value in point.items()]
+    rows = [
+        (name.replace("_", " "), str(value)) for name, value in point.items() if name != "threshold"
+    ]
     return report.table_section(
         "Operating point",
         ("", "value"),

@@ -155,7 +155,10 @@ def classify(
                 judge.profile.save(partial / name / PROFILE)
             counts = verdicts.verdict_counts()
             share = _share_of_keeps(verdicts, ensemble)
-            _write_metrics(partial / name / METRICS, {**asdict(row_counts[name]), **counts}, share)
+            counts["review_kept"] = verdicts.review_kept()
+            _write_metrics(
+                partial / name / METRICS, {**asdict(row_counts[name]), **counts}, share, judge
+            )
             seconds = time.monotonic() - began
             write_page(
                 partial / name,
@@ -174,6 +177,8 @@ def classify(
                     {
                         "out": str(out / name),
                         "ensemble": ensemble.digest,
+                        "policy": judge.policy,
+                        "threshold": judge.threshold,
                         "row_counts": str(row_counts[name]),
                         **asdict(row_counts[name]),
                         **counts,
@@ -199,8 +204,11 @@ def _share_of_keeps(verdicts: Verdicts, ensemble: Ensemble) -> Prevalence | None
     return prevalence.estimate(verdicts.score, ensemble.manifest.prevalence)
 
 
-def _write_metrics(file: Path, counts: Mapping[str, int], share: Prevalence | None) -> None:
-    said = {**counts, "prevalence": share.as_json() if share else None}
+def _write_metrics(
+    file: Path, counts: Mapping[str, int], share: Prevalence | None, judge: Ensemble
+) -> None:
+    line = {"policy": judge.policy, "threshold": judge.threshold, "review_band": judge.review}
+    said = {**counts, **line, "prevalence": share.as_json() if share else None}
     with replacing(file) as temporary:
         temporary.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
 

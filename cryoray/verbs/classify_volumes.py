@@ -15,7 +15,7 @@ from cryoray.boosting.prevalence import log_odds
 from cryoray.boosting.voting import score as vote_score
 from cryoray.boosting.voting import verdicts
 from cryoray.boosting.within_job import beside_the_best, review_band
-from cryoray.errors import FormatError, InternalError
+from cryoray.errors import FormatError, InternalError, SettingsError
 from cryoray.formats.class_volumes import VolumeClasses, open_volumes
 from cryoray.formats.files import replacing, replacing_folder
 from cryoray.formats.relion import image_table
@@ -251,9 +251,16 @@ def classify_volumes(
         InputError: nothing can be read, or ``out`` holds something else.
         EnsembleError: there is no such ensemble, or it judges something else than 2D classes.
         QuarantineError: no class could be read; the list is written.
+        SettingsError: a policy is given.
     """
     began = time.monotonic()
     out, chosen = Path(out).absolute(), settings.classify
+    if chosen.policy is not None:
+        raise SettingsError(
+            f"no policy ({chosen.policy}) draws the line among 3D classes: they are held against the best of "
+            "their job",
+            remedy="leave out --policy",
+        )
     path = resolve(chosen.ensemble, settings.registry, "class3d")
     ensemble = Ensemble.load(path, review=chosen.review)
     classes = open_volumes(Path(source))

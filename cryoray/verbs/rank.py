@@ -101,7 +101,10 @@ def with_classes(verdicts: Verdicts, particles: Source, classes: ClassVerdicts) 
     reason = verdicts.reason.copy()
     reason[by_class] = [f"its class {n} is discarded" for n in number[by_class].tolist()]
     made = verdicts.with_column("verdict", verdict).with_column("reason", reason)
-    return made.with_column("class_score", class_score)
+    about = dict(made.about)
+    if "threshold" in classes.verdicts.about:
+        about["class_threshold"] = classes.verdicts.about["threshold"]
+    return made.with_column("class_score", class_score).with_about(about)
 
 
 def write_classes(out: Path, classes: ClassVerdicts, *, with_score: bool) -> None:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cryoray.boosting import within_job
+from cryoray.errors import SettingsError
 from cryoray.formats.class_volumes import open_volumes
 from cryoray.formats.star import parse
 from cryoray.formats.volume import write_volume
@@ -136,3 +137,9 @@ def test_the_best_class_of_a_job_is_kept_however_low_its_pictures_score(
     assert said.verdicts.column("looks").max() < 0.05
     assert said.verdicts.verdict.tolist() == ["keep", "review", "review"]
     assert said.verdicts.score.argmax() == GOOD
+
+
+def test_no_policy_draws_the_line_among_3d_classes(class_ensemble: Path, tmp_path: Path) -> None:
+    chosen = ClassifySettings(ensemble=str(class_ensemble), kind="class3d", policy="share=0.5")
+    with pytest.raises(SettingsError, match=r"no policy \(share=0.5\) draws the line"):
+        classify(tmp_path, tmp_path / "out", Settings(classify=chosen))
