@@ -240,15 +240,16 @@ class Clicks:
 
     def _checked(self, rows: Sequence[int]) -> list[int]:
         try:
-            wanted = np.unique(np.array(rows, np.int64))
+            given = np.array(rows, np.int64)
         except (ValueError, TypeError, OverflowError) as error:
             raise InputError("give rows as a list of numbers") from error
-        if wanted.ndim != 1 or not len(wanted) or wanted[0] < 0 or wanted[-1] >= self._rows:
+        if given.ndim != 1 or not len(given) or given.min() < 0 or given.max() >= self._rows:
             raise InputError(f"give rows of 0 to {self._rows - 1:,}")
-        return [int(row) for row in wanted]
+        return [int(row) for row in np.unique(given)]
 
     def _do(self, tab: str, what: What, data: Mapping[str, Any]) -> None:
         with self._lock:
+            self._seen[tab] = time.monotonic()
             self._write({"tab": tab, "what": what, **data})
 
     def _write(self, entry: Mapping[str, Any]) -> None:

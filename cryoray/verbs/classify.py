@@ -46,6 +46,8 @@ from cryoray.verbs.rank import (
     write_selection,
 )
 
+#: What `select` keeps beside verdicts.
+SELECTION = "selection.jsonl"
 TABLE, QUARANTINE, CLASSES = "verdicts.parquet", "quarantine.parquet", "classes"
 METRICS = "metrics.json"
 
@@ -282,6 +284,13 @@ def _names(sources: Sequence[Source]) -> list[str]:
 
 
 def _holds_verdicts(folder: Path) -> bool:
+    for made in (folder / SELECTION, *folder.glob(f"*/{SELECTION}")):
+        if made.is_file():
+            raise InputError(
+                "is a selection that a person made on these verdicts, and it would be lost",
+                file=made,
+                remedy="give --out another name, or remove it",
+            )
     return (folder / TABLE).is_file() or all(
         (inside / TABLE).is_file() for inside in folder.iterdir()
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 import uvicorn
 
 from cryoray.boosting import adaptation, prevalence
@@ -46,7 +47,8 @@ class Opened:
     url: str
 
     def serve(self) -> None:
-        """Answer until the process is interrupted."""
+        """Answer until the process is interrupted; pictures are small, and drawn in one thread each."""
+        torch.set_num_threads(1)
         config = uvicorn.Config(
             self.page.app(), log_level="warning", access_log=False, timeout_graceful_shutdown=1
         )
