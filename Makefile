@@ -9,7 +9,7 @@ OUT    ?= demo
 REAL   ?= ../shared/data
 
 .DEFAULT_GOAL := help
-.PHONY: audit help install test test-fast test-slow test-system test-faults coverage bench check docs demo ensembles dist release clean
+.PHONY: audit help hashes install install-hashed test test-fast test-slow test-system test-faults coverage bench check docs demo ensembles dist release clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -29,6 +29,23 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev,docs]'
 	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m compileall -q $(VENV)/lib cryoray flows >/dev/null || true
 	@touch $@
+
+# Whatever is downloaded is compared with its hash. Not the default: torch for CPUs comes from where whoever runs
+# this has it, and for another Python its hash has to be written down first.
+install-hashed: ## as install, where each file has to have the hash that is written down; CUDA=1 for torch with CUDA
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --require-hashes --requirement constraints-hashes.txt \
+	  --requirement constraints-hashes-$(if $(CUDA),cuda,cpu).txt
+	$(BIN)/python -m pip install --no-deps --no-build-isolation --editable .
+	@touch $(STAMP)
+
+UV := build/hashes/bin/uv pip compile --quiet --no-header --no-annotate --generate-hashes
+hashes: install ## write the hashes of what constraints.txt pins into constraints-hashes.txt
+	@test -x build/hashes/bin/uv || { $(BIN)/python -m venv build/hashes && build/hashes/bin/pip install --quiet uv; }
+	$(UV) --no-deps --python-version 3.11 constraints.txt --output-file build/hashes/all.txt
+	grep '^torch==' constraints.txt | $(UV) --python-version 3.12 --python-platform x86_64-manylinux_2_28 --constraint constraints.txt - --output-file build/hashes/cuda.txt
+	$(BIN)/python -m pip download --quiet --no-deps --dest build/hashes/torch "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m tests.packaging.hashes build/hashes
 
 # Tests, too, are compiled once: pytest rewrites each of their files whenever it finds no bytecode of it.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from cryoray import errors
+from tests.packaging import hashes
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -97,6 +98,24 @@ def test_every_dependency_is_pinned() -> None:
     assert [line for line in pins if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9a-z.]+", line)] == []
     pinned = {_canonical(line.split("==")[0]) for line in pins}
     assert declared(*EXTRAS) - pinned == set()
+
+
+def test_every_pin_has_its_hashes_and_torch_those_of_both_its_kinds() -> None:
+    pins = (ROOT / "constraints.txt").read_text().splitlines()[1:]
+    both, cpu, cuda = (hashes.read(file) for file in (hashes.ALL, hashes.CPU, hashes.CUDA))
+    versions = {
+        _canonical(name): version.removesuffix("+cpu")
+        for name, (version, _) in (both | cpu).items()
+    }
+    assert versions == {
+        _canonical(name): version for name, _, version in (line.partition("==") for line in pins)
+    }
+    assert {"torch", "triton", "nvidia-cublas"} <= cuda.keys()
+    assert cuda["torch"][0] == versions["torch"]
+    assert set(cpu["torch"][1]).isdisjoint(cuda["torch"][1])
+    for name, (_, of) in (both | cpu | cuda).items():
+        assert of, name
+        assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", one) for one in of), name
 
 
 EXTRAS = PROJECT["project"]["optional-dependencies"]
