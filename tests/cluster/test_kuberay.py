@@ -178,3 +178,25 @@ def test_the_service_is_that_of_the_serve_folder(tmp_path: Path) -> None:
     assert theirs.pop("http_options")["host"] == "127.0.0.1"
     theirs.pop("proxy_location")
     assert ours == theirs
+
+
+def test_no_image_is_whatever_is_newest_and_one_line_names_all_by_digest() -> None:
+    texts = {file.name: file.read_text() for file in (*FILES, CLUSTER / "Containerfile")}
+    named = [
+        name
+        for text in texts.values()
+        for name in re.findall(r"^\s*(?:- )?image: (\S+)|^ARG BASE=(\S+)", text, re.M)
+        for name in name
+        if name
+    ]
+    assert len(named) > 5
+    for name in named:
+        tag = name.rpartition("/")[2].partition(":")[2]
+        assert "@sha256:" in name or re.fullmatch(r"\d+(\.\d+)+(-[a-z]+)?", tag), name
+    ours = {name for name in named if name.partition(":")[0] == "cryoray"}
+    assert len(ours) == 1
+    # What the README has people run changes every one of them.
+    (line,) = re.findall(
+        r'^sed -i "s\|image: (\S+)\|image: ', (CLUSTER / "README.md").read_text(), re.M
+    )
+    assert {line} == ours

@@ -1,4 +1,4 @@
-"""What listens where while the service runs, as the kernel has it: SECURITY.md says the same."""
+"""What listens where while cryoray runs, as the kernel has it: SECURITY.md says the same."""
 
 from __future__ import annotations
 
@@ -84,18 +84,19 @@ def is_rays(command: str) -> bool:
 
 
 @contextmanager
-def running(arguments: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+def running(arguments: list[str], folder: Path, **more: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Python with some arguments, in a process of its own that has a Ray and a Prefect of its own."""
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
+        "PREFECT_HOME": str(folder / "prefect"),
+        **more,
         "CRYORAY_TOKEN": TOKEN,
         "RAY_AUTH_TOKEN_PATH": str(folder / "auth_token"),
         "CRYORAY_RUNTIME__CPUS": "4",
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }
     environment.pop("RAY_ADDRESS", None)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cryoray.cli.main", *arguments], env=environment
-    )
+    process = subprocess.Popen([sys.executable, *arguments], env=environment)
     try:
         yield process
     finally:
@@ -113,7 +114,8 @@ def test_the_service_listens_at_home_and_ends_in_order(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     arguments = ["serve", "--ensemble", str(tiny_ensemble), "--root", str(project.parent)]
-    with running([*arguments, "--port", str(port)], tmp_path) as process:
+    command = ["-m", "cryoray.cli.main", *arguments, "--port", str(port)]
+    with running(command, tmp_path) as process:
         with Client(f"http://127.0.0.1:{port}", TOKEN) as client:
             end = time.monotonic() + 200
             while not client.healthy():
@@ -134,3 +136,35 @@ def test_the_service_listens_at_home_and_ends_in_order(
         for one in slow:
             one.close()
     assert process.returncode == 0
+
+
+_FLOW = """
+import sys
+from pathlib import Path
+from flows.classify import classify
+source, out, ensemble = sys.argv[1:]
+classify(Path(source), Path(out), {}, ensemble)
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("as_flow", [False, True], ids=["command", "flow"])
+def test_classify_on_ray_and_a_flow_with_its_server_listen_at_home(
+    tiny_ensemble: Path, project: Path, tmp_path: Path, as_flow: bool
+) -> None:
+    out = str(tmp_path / "out")
+    command = ["-m", "cryoray.cli.main", "classify", str(project), "--out", out]
+    command += ["--ensemble", str(tiny_ensemble)]
+    if as_flow:
+        command = ["-c", _FLOW, str(project), out, str(tiny_ensemble)]
+    seen: set[str] = set()
+    with running(command, tmp_path, CRYORAY_CLASSIFY__LOCAL_MAX_MIB="0") as process:
+        driver = below(process.pid)[process.pid]
+        while process.poll() is None:
+            seen.update(open_to_all(process.pid))
+            time.sleep(0.1)
+    assert process.returncode == 0
+    # The command itself is a driver of Ray's, and listens as every worker does.
+    assert any("raylet" in one for one in seen), "it ran without Ray"
+    assert [one for one in seen if not is_rays(one) and one != driver] == []

@@ -17,6 +17,7 @@ from cryoray.session.watcher import Watcher, places
 from cryoray.settings import ServeSettings, Settings, WatchSettings
 from cryoray.verbs.watch import service_of
 from tests import examples, without_ray
+from tests.serving.test_ports import open_to_all
 from tests.session.service import TOKEN, Service, running
 
 pytestmark = pytest.mark.long
@@ -120,7 +121,7 @@ def test_two_sessions_have_two_ports_unless_one_was_chosen(root: Path, tiny_ense
             pass
 
 
-def test_ctrl_c_ends_it_in_order(
+def test_it_listens_at_home_alone_and_ctrl_c_ends_it_in_order(
     root: Path, tiny_ensemble: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CRYORAY_TOKEN", TOKEN)
@@ -137,6 +138,7 @@ def test_ctrl_c_ends_it_in_order(
         for line in process.stdout:
             lines.append(line.decode())
             if "micrograph.judged" in lines[-1]:
+                assert open_to_all(process.pid) == []
                 process.send_signal(signal.SIGINT)
                 break
         lines += process.stdout.read().decode().splitlines()
