@@ -1,8 +1,8 @@
 """How soon after a stack has settled its verdicts are on disk, how much a session can take, what faults cost.
 
 The whole chain runs as people run it: ``cryoray serve`` and ``cryoray watch --service`` in processes of
-their own, with an ensemble of untrained networks of the default shape, which take as long as trained ones.
-A microscope that writes 256 px stacks of 280 images in float16 stands before it. The seconds of each part
+their own, and then ``cryoray watch`` that judges by itself (parts ``arriving-alone`` and so on), with an
+ensemble of untrained networks of the default shape, which take as long as trained ones. A microscope that writes 256 px stacks of 280 images in float16 stands before it. The seconds of each part
 are ``CRYORAY_BENCH_SECONDS`` (40 by default; an hour of microscope wants 1,200, the soak 3,600), the images a
 second ``CRYORAY_BENCH_RATE``, the seconds between faults ``CRYORAY_BENCH_FAULT_EVERY``;
 ``python -m benchmarks.speed.session soak`` runs that part alone.
@@ -55,19 +55,31 @@ VICTIMS = (None, b"judge", b"preparer", b"ingress", b"serving.parsers", b"superv
 TOKEN = "of-the-benchmark"
 #: For the service to start, which on a busy machine takes its time.
 _START_SECONDS = 1200.0
+#: Of a watcher that judges by itself.
+_PORT_ALONE = 8392
 _RECORDS = "mic_*.mrcs/record.json"
 _MARK = f"cryoray-benchmark-{os.getpid()}"
 
 
 def measure() -> dict[str, Any]:
     parts = {"arriving": _arriving, "backlog": _backlog, "soak": _soak}
-    wanted = sys.argv[1:] if __name__ == "__main__" else []
+    wanted = (sys.argv[1:] if __name__ == "__main__" else []) or [
+        *parts,
+        *map("{}-alone".format, parts),
+    ]
+    rows = []
     with tempfile.TemporaryDirectory(prefix="cryoray-session-") as name:
         work = Path(name)
         ensemble = _ensemble(work / "ensemble")
         masters = [_images(work / f"master-{seed}.mrcs", seed) for seed in range(4)]
-        with _service(work, ensemble) as url:
-            rows = [parts[name](work / name, masters, url) for name in wanted or parts]
+        if on_ray := [one for one in wanted if one in parts]:
+            with _service(work, ensemble) as url:
+                service = ("--service", url)
+                rows += [parts[one](work / one, masters, service) for one in on_ray]
+        for one in wanted:
+            if one not in parts:
+                own = ("--ensemble", str(ensemble))
+                rows.append(parts[one.removesuffix("-alone")](work / one, masters, own))
     return result(
         "From files settled to verdicts on disk: how soon, how fast, and through faults?",
         rows,
@@ -93,11 +105,11 @@ def measure() -> dict[str, Any]:
     )
 
 
-def _arriving(root: Path, masters: list[Path], url: str) -> Row:
+def _arriving(root: Path, masters: list[Path], judged_by: tuple[str, str]) -> Row:
     """Stacks appear at the rate of a fast microscope."""
     root.mkdir()
     stacks = max(4, int(SECONDS * RATE / IMAGES))
-    with _watcher(root, url) as watcher:
+    with _watcher(root, judged_by) as watcher:
         time.sleep(3.0)  # it has started
         begun = time.monotonic()
         for number in range(stacks):
@@ -106,35 +118,43 @@ def _arriving(root: Path, masters: list[Path], url: str) -> Row:
         _until(root, stacks, 120.0)
         memory = _memory(watcher.pid)
     delays = _delays(root)
-    return _row("arriving", root, RATE, delays, memory, 0)
+    return _row(root.name, root, RATE, delays, memory, 0)
 
 
-def _backlog(root: Path, masters: list[Path], url: str) -> Row:
+def _backlog(root: Path, masters: list[Path], judged_by: tuple[str, str]) -> Row:
     """A session that is there already: as fast as it goes."""
     root.mkdir()
     stacks = max(6, int(SECONDS * HOUR * FASTER / 3600 / IMAGES))
     for number in range(stacks):
         _write(root, number, masters[number % len(masters)])
     time.sleep(SETTLE)
-    with _watcher(root, url) as watcher:
+    with _watcher(root, judged_by) as watcher:
         done = _until(root, stacks, 8 * SECONDS + 60)
         memory = _memory(watcher.pid)
     times = sorted(record.stat().st_mtime for record in root.rglob(_RECORDS))
     rate = (done - 1) * IMAGES / max(1e-9, times[-1] - times[0])
-    return _row("backlog", root, rate, [], memory, 0)
+    return _row(root.name, root, rate, [], memory, 0)
 
 
-def _soak(root: Path, masters: list[Path], url: str) -> Row:
+def _soak(root: Path, masters: list[Path], judged_by: tuple[str, str]) -> Row:
     """Half the rate, hostile files, slow clients, and a fault every so often."""
+    alone = judged_by[0] != "--service"
+    url = f"http://127.0.0.1:{_PORT_ALONE}" if alone else judged_by[1]
+    victims = [one for one in VICTIMS if not alone or one in (None, b"serving.parsers")]
     root.mkdir()
     (root / "hostile").mkdir()
     chance = random.Random(0)
     stacks = hostile = 0
     faults: Counter[str] = Counter()
     memory, service, loads = [], [], []
+    process = _start(root, judged_by)
+    until = time.monotonic() + _START_SECONDS
+    while not _healthy(url):
+        if process.poll() is not None or time.monotonic() > until:
+            raise RuntimeError("it does not start")
+        time.sleep(0.5)
     begun = time.monotonic()
     due, hostile_due = begun + FAULT_EVERY, begun
-    process = _start(root, url)
     with _slow_clients(url), _health(url) as health:
         while time.monotonic() < begun + SECONDS:
             _write(root, stacks, masters[stacks % len(masters)])
@@ -147,19 +167,19 @@ def _soak(root: Path, masters: list[Path], url: str) -> Row:
                 _write_hostile(root / "hostile", hostile)
                 hostile, hostile_due = hostile + 1, time.monotonic() + HOSTILE_EVERY
             if time.monotonic() >= due:
-                victim = chance.choice(VICTIMS)
+                victim = chance.choice(victims)
                 if victim is None:
                     process.kill()
                     process.wait()
                     time.sleep(1.0)
-                    process = _start(root, url)
+                    process = _start(root, judged_by)
                 else:
                     _kill(victim)
                 faults[(victim or b"watcher").decode()] += 1
                 due = time.monotonic() + FAULT_EVERY
                 print(
                     f"{time.monotonic() - begun:.0f} s: {stacks} stacks, {hostile} hostile files, killed"
-                    f" {dict(faults)}; health {len(health)} times, worst {max(health)[0]:.2f} s, late"
+                    f" {dict(faults)}; health {len(health)} times, worst {max(health, default=(0.0, 0))[0]:.2f} s, late"
                     f" {sum(one > 2 for one, _ in health)}, not ok {sum(o != 200 for _, o in health)};"
                     f" MiB {memory[-1]:.0f} {service[-1]:.0f}; load {loads[-1]:.1f}",
                     file=sys.stderr,
@@ -169,8 +189,8 @@ def _soak(root: Path, masters: list[Path], url: str) -> Row:
         _until_rejected(root, hostile, 300.0)
     _stop(process)
     _check(root, stacks)
-    row = _row("soak", root, RATE / 2, _delays(root), max(memory), sum(faults.values()))
-    seconds = [one for one, _ in health]
+    row = _row(root.name, root, RATE / 2, _delays(root), max(memory), sum(faults.values()))
+    seconds = [one for one, status in health if status]
     # The median of each third: a replica that was killed is missing for a while.
     return row | {
         "hostile files": hostile,
@@ -180,7 +200,8 @@ def _soak(root: Path, masters: list[Path], url: str) -> Row:
         "health, asked": len(health),
         "health, worst s": max(seconds),
         "health, later than 2 s": sum(one > 2 for one in seconds),
-        "health, not ok": sum(status != 200 for _, status in health),
+        "health, not ok": sum(status not in (0, 200) for _, status in health),
+        "health, nobody there": sum(status == 0 for _, status in health),
         "load, median": float(np.median(loads)),
         "load, most": max(loads),
     }
@@ -424,7 +445,7 @@ def _service(work: Path, ensemble: Path) -> Iterator[str]:
         )
         try:
             until = time.monotonic() + _START_SECONDS
-            while not _healthy(port):
+            while not _healthy(f"http://127.0.0.1:{port}"):
                 if process.poll() is not None or time.monotonic() > until:
                     raise RuntimeError((work / "service.log").read_text()[-2000:])
                 time.sleep(0.5)
@@ -433,25 +454,26 @@ def _service(work: Path, ensemble: Path) -> Iterator[str]:
             _stop(process)
 
 
-def _healthy(port: int) -> bool:
+def _healthy(url: str) -> bool:
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=10).status_code == 200
+        return httpx.get(f"{url}/healthz", timeout=10).status_code == 200
     except httpx.HTTPError:
         return False
 
 
 @contextmanager
-def _watcher(root: Path, url: str) -> Iterator[subprocess.Popen[bytes]]:
-    process = _start(root, url)
+def _watcher(root: Path, judged_by: tuple[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    process = _start(root, judged_by)
     try:
         yield process
     finally:
         _stop(process)
 
 
-def _start(root: Path, url: str) -> subprocess.Popen[bytes]:
+def _start(root: Path, judged_by: tuple[str, str]) -> subprocess.Popen[bytes]:
     quick = {"CRYORAY_WATCH__SETTLE": f"{SETTLE}", "CRYORAY_WATCH__POLL": f"{POLL}"}
-    words = ["watch", str(root), "--session", "bench", "--service", url]
+    quick["CRYORAY_SERVE__PORT"] = f"{_PORT_ALONE}"
+    words = ["watch", str(root), "--session", "bench", *judged_by]
     return subprocess.Popen(
         [sys.executable, "-m", "cryoray.cli.main", *words],
         env=_environment(**quick),
