@@ -84,7 +84,8 @@ docs: install ## build the site, strictly and without network, into build/site
 
 coverage: install ## which lines and branches the tests reach, without those that need Ray; fails below the floor
 	$(BIN)/python -m coverage erase
-	$(PYTEST) -n auto -m "not ray and $(HERE)" --cov-placeholder
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m coverage run -m pytest -n auto -m "not ray and $(HERE)"
+	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
 audit: install ## look for known holes in the pinned dependencies (where an index of advisories can be reached)
@@ -98,10 +99,18 @@ ensembles: install ## make the ensembles that ship, into build/ensembles; KIND="
 	$(BIN)/python -m cryoray.recipes $(KIND) --real $(REAL) --out build/ensembles
 
 # setuptools packs whatever an earlier build left behind.
-dist: install ## build a wheel that holds the ensembles that ship, into dist/
-	rm -rf build/lib build/bdist.*
+dist: install ## build a wheel that holds the ensembles that ship, and the sdist, into dist/
+	rm -rf build/lib build/bdist.* dist
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('dist')" >/dev/null
+
+EXTRA ?= report notebook session train serve flows postgres all
+release: dist ## check what others install: contents, twine, each extra in a bare environment (minutes, and disk); EXTRA="report" for some
+	@test -x build/twine/bin/twine || { $(BIN)/python -m venv build/twine && build/twine/bin/pip install --quiet twine; }
+	$(BIN)/python -m release.check dist --twine build/twine/bin/twine --extra '' $(foreach one,$(EXTRA),--extra $(one))
+	$(BIN)/python -m release.recipe dist/cryoray-*.tar.gz > dist/recipe.yaml
+	$(PYTEST) tests/cluster/test_files.py
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) demo build dist benchmarks/results *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) demo build dist benchmarks/results .coverage* *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find cryoray flows tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -35,6 +35,7 @@ EVENTS: Mapping[str, str] = {
     "classify.planned": "What a source holds, before it is judged.",
     "companion.unused": "A STAR file beside a stack does not describe it, and why.",
     "companion.used": "The STAR file that describes a bare stack.",
+    "context.learned": "The networks have learned to judge within a project; what its profile buys them.",
     "dashboard.started": "Ray's dashboard of a local Ray: its address and the file with its token.",
     "drift.alarm": "Micrographs differ from the session's past, or from the ensemble's training: which"
     " quantity, and by how much.",

@@ -12,8 +12,9 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from cryoray.records import VERDICTS
-from flows import engine
-from flows.reporter import Reporter, key, link_report, run_of
+
+from . import engine
+from .reporter import Reporter, key, link_report, run_of
 
 
 @flow(name="classify", flow_run_name="classify {source}")

@@ -22,7 +22,8 @@ from cryoray.report.verdicts import strips
 from cryoray.session.judging import place
 from cryoray.settings import PreparationSettings, load
 from cryoray.simulation import read_truth
-from flows.microscope import exposures
+
+from .microscope import exposures
 
 
 @task(cache_policy=NO_CACHE, task_run_name="report on {out}")

@@ -119,8 +119,10 @@ def _follow(
         client.delete_job(name)
         status = None
     if status is None:
+        # A cluster has the flows where the clone is, or as the wheel installs them.
+        module = __name__ if __name__ == "flows.engine" else "cryoray_flows.engine"
         client.submit_job(
-            entrypoint=f"python -m flows.engine {shlex.quote(request)}", submission_id=name
+            entrypoint=f"python -m {module} {shlex.quote(request)}", submission_id=name
         )
     heard = 0
     while True:

@@ -11,8 +11,9 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from cryoray.settings import load
-from flows import engine
-from flows.reporter import Reporter, key, link_report, run_of
+
+from . import engine
+from .reporter import Reporter, key, link_report, run_of
 
 
 @flow(name="evaluate", flow_run_name="evaluate {ensemble}")

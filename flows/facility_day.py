@@ -38,9 +38,10 @@ from cryoray.records import Event
 from cryoray.session.watcher import Watcher, places
 from cryoray.settings import FitSettings, load
 from cryoray.verbs.watch import service_of
-from flows.classify import classify
-from flows.command import command
-from flows.day_report import (
+
+from .classify import classify
+from .command import command
+from .day_report import (
     judged,
     manifest_of,
     threshold_of,
@@ -48,12 +49,12 @@ from flows.day_report import (
     verdicts_of,
     write_report,
 )
-from flows.evaluate import evaluate, numbers
-from flows.ingest import ingest
-from flows.microscope import exposures, record
-from flows.reporter import Reporter, key, link_report, run_of
-from flows.session import Clock
-from flows.train import train
+from .evaluate import evaluate, numbers
+from .ingest import ingest
+from .microscope import exposures, record
+from .reporter import Reporter, key, link_report, run_of
+from .session import Clock
+from .train import train
 
 #: Of the new collection.
 SESSION = "day"

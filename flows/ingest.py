@@ -12,8 +12,9 @@ from prefect.cache_policies import NO_CACHE
 
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.preparation.reader import by_reason
-from flows import engine
-from flows.reporter import Reporter, key, run_of
+
+from . import engine
+from .reporter import Reporter, key, run_of
 
 
 @flow(name="ingest", flow_run_name="ingest into {out}")

@@ -23,10 +23,11 @@ from cryoray.session.ledger import Ledger
 from cryoray.settings import Settings, load
 from cryoray.verbs.challenge import challenge as compare
 from cryoray.verbs.challenge import challenge_page
-from flows.ingest import ingest
-from flows.promote import promote
-from flows.reporter import Reporter, key
-from flows.train import train
+
+from .ingest import ingest
+from .promote import promote
+from .reporter import Reporter, key
+from .train import train
 
 
 @flow(name="nightly", flow_run_name="nightly {name}")

@@ -12,7 +12,8 @@ from prefect.cache_policies import NO_CACHE
 from cryoray.models import registry
 from cryoray.records import Event
 from cryoray.settings import load
-from flows.reporter import Reporter, key
+
+from .reporter import Reporter, key
 
 
 @flow(name="promote", flow_run_name="promote {ensemble} as {name}")

@@ -17,7 +17,8 @@ from cryoray.session.schema import FATES
 from cryoray.session.watcher import Watcher, places
 from cryoray.settings import load
 from cryoray.verbs.watch import service_of
-from flows.reporter import Reporter, key
+
+from .reporter import Reporter, key
 
 
 @flow(name="collections", flow_run_name="collections in {root}")

@@ -1,7 +1,9 @@
 """Particles to a refined map and its report, in RELION's own project and pipeline, as a flow.
 
-python -m flows.single_particle PARTICLES.star [--settings FILE.toml] [--arms with|without|both]
-                                [--micrographs FILE.star]
+python -m cryoray_flows.single_particle PARTICLES.star [--settings FILE.toml] [--arms with|without|both]
+                                        [--micrographs FILE.star]
+
+In a clone it is ``flows.single_particle``, too.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ from cryoray.integrations.relion import Job
 from cryoray.settings import Settings, load
 from cryoray.verbs.single_particle import Workflow
 from cryoray.verbs.single_particle import arms as found
-from flows.command import command
-from flows.reporter import key
+
+from .command import command
+from .reporter import key
 
 Arms = Literal["with", "without", "both"]
 

@@ -10,8 +10,8 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.sync import concurrency
 
-from flows import engine
-from flows.reporter import Reporter, key, run_of
+from . import engine
+from .reporter import Reporter, key, run_of
 
 #: A global concurrency limit of Prefect: ``prefect gcl create cryoray-training --limit 1``.
 ONE_TRAINING = "cryoray-training"

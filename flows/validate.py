@@ -15,7 +15,8 @@ from cryoray.settings import load
 from cryoray.verbs.validate_fsc import validate_fsc
 from cryoray.verbs.validate_reconstruct import validate_reconstruct
 from cryoray.verbs.validate_similarity import validate_similarity
-from flows.reporter import Reporter, key, link_report, run_of
+
+from .reporter import Reporter, key, link_report, run_of
 
 
 @flow(name="validate-fsc", flow_run_name="FSC of {half1}")

@@ -19,7 +19,9 @@ from tests.packaging import hashes
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 MODULES = sorted(
-    path for top in ("cryoray", "docs", "flows", "tests") for path in (ROOT / top).rglob("*.py")
+    path
+    for top in ("cryoray", "docs", "flows", "release", "tests")
+    for path in (ROOT / top).rglob("*.py")
 )
 
 
@@ -141,6 +143,7 @@ MAY_USE = {
     "cryoray/select": ("select",),
     "cryoray/session": ("session",),
     "cryoray/web": ("session",),
+    "docs": ("all", "dev"),
     "flows": ("flows",),
     "benchmarks": ("all", "dev"),
     "tests": ("all", "dev"),
@@ -178,8 +181,9 @@ def imported(folder: str) -> set[str]:
     files = top.glob("*.py") if folder == "cryoray" else top.rglob("*.py")
     nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text()))]
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) if node.module]
-    own = {"cryoray", "flows", "tests", "benchmarks"}
+    absolute = (one for one in nodes if isinstance(one, ast.ImportFrom) and not one.level)
+    names += [node.module for node in absolute if node.module]
+    own = {"cryoray", "docs", "flows", "release", "tests", "benchmarks"}
     return {name.partition(".")[0] for name in names} - own - sys.stdlib_module_names
 
 

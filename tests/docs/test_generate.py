@@ -52,6 +52,7 @@ def test_every_command_and_option_is_listed() -> None:
     assert "| `--class-ensemble NAME\\|DIR` |" in text
 
 
+@pytest.mark.long
 def test_the_programs_for_relion_and_cryosparc_say_what_they_take() -> None:
     text = generate.programs()
     assert "--min_score" in text
@@ -69,6 +70,7 @@ def test_the_columns_of_verdicts_are_those_that_are_written() -> None:
     assert listed == VERDICTS_SCHEMA.names
 
 
+@pytest.mark.long
 def test_every_address_of_the_service_says_whether_it_wants_a_token() -> None:
     text = generate.http()
     for path in (ENSEMBLES, HEALTH, JUDGE, METRICS, SHADOW):

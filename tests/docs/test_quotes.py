@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import DOCS
+from docs.pages import DOCS
 
 ROOT = DOCS.parent
 PAGES = sorted(page for page in DOCS.rglob("*.md"))

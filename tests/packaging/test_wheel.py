@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,9 +40,10 @@ def run(arguments: Sequence[str | Path], cwd: Path, **environment: str) -> str:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built as `make dist` does, from a copy: a build leaves files behind."""
     folder = tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
-    shutil.copytree(ROOT / "cryoray", folder / "cryoray", ignore=shutil.ignore_patterns("__pyc*"))
+    for name in ("cryoray", "flows"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pyc*"))
     build = ("wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", "dist", ".")
     run([sys.executable, "-m", "pip", *build], folder)
     (made,) = (folder / "dist").glob("cryoray-*.whl")
@@ -50,13 +52,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.long
 def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
-    there = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("cryoray/")}
+    names = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
     here = {
         path.relative_to(ROOT).as_posix()
-        for path in (ROOT / "cryoray").rglob("*")
+        for top in ("cryoray", "flows")
+        for path in (ROOT / top).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert there == here
+    assert {re.sub("^cryoray_flows/", "flows/", name) for name in names} == here
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +89,15 @@ def test_an_installed_wheel_judges_where_there_is_no_clone(
     table = pq.read_table(tmp_path / "Select/cryoray/verdicts.parquet")
     assert len(table) == sum(count > 0 for count in COUNTS)
     assert (tmp_path / "Select/particles.star").is_file()
+
+
+@pytest.mark.long
+def test_flows_run_from_the_wheel_by_a_name_that_clashes_with_nobody_s(
+    bare: Path, tmp_path: Path
+) -> None:
+    shown = run([bare / "python", "-m", "cryoray_flows.single_particle", "--help"], tmp_path)
+    assert "PARTICLES.star" in shown or "particles" in shown
+    code = "import cryoray_flows.nightly as flow; print(flow.nightly.name, flow.__file__)"
+    name, _, where = run([bare / "python", "-c", code], tmp_path).strip().partition(" ")
+    assert name == "nightly"
+    assert Path(where).is_relative_to(bare.parent)

@@ -1,0 +1,1 @@
+"""What is checked and made when a version is released."""
