@@ -94,7 +94,7 @@ def pool(folder: Path) -> tuple[Path, np.ndarray, np.ndarray]:
         ensemble = Ensemble.load(judge)
         judged = judge_source(open_source(project / "particles.star"), ensemble)
         kept = np.zeros(len(kind), bool)
-        kept[judged.rows] = judged.score >= np.float32(ensemble.threshold)
+        kept[judged.rows] = judged.score >= np.float32(judged.about["threshold"])
         told.write_text(json.dumps(kept.tolist()))
     return project, kind, np.array(json.loads(told.read_text()))
 

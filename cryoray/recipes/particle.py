@@ -23,7 +23,7 @@ import torch
 from cryoray.formats.files import replacing_folder
 from cryoray.formats.mrc import StackWriter, read_frames, read_header
 from cryoray.metrics.accuracy import auroc
-from cryoray.models.ensemble import MANIFEST, Ensemble, training_record
+from cryoray.models.ensemble import MANIFEST, Context, Ensemble, Manifest, training_record
 from cryoray.models.reasons import section
 from cryoray.settings import (
     AugmentSettings,
@@ -72,6 +72,12 @@ _COARSE = 8.0
 _PROVENANCE = (
     "2,729 beta-galactosidase particles of EMPIAR-10017: boxes by joelmeyerson/autopick-bc (MIT), cut "
     "from the micrographs of jianlin-cheng/CryoSegNet (MIT), denoised, of 8 bits; a person's labels"
+)
+
+_NEGATIVES = (
+    "boxes without protein, cut from micrographs of ice and carbon: of sessions of "
+    "cianfrocco-lab/Automatic-cryoEM-preprocessing (MIT), categories by a person, and of "
+    "rsanchezgarc/micrograph_cleaner_em (Apache-2.0)"
 )
 
 #: Image only: what pickers and CTF programs write does not mean the same in two projects. Half of the images
@@ -203,14 +209,21 @@ class HeldOut(NamedTuple):
     Attributes:
         project: object [n].
         keep: bool [n], as labelled.
-        score: float32 [n], of the vote.
+        score: float32 [n], of the vote, each project judged by its own profile.
+        alone: float32 [n], of the vote without profiles.
         kind: object [n], what a simulated image shows, else ''.
     """
 
     project: np.ndarray
     keep: np.ndarray
     score: np.ndarray
+    alone: np.ndarray
     kind: np.ndarray
+
+    @property
+    def simulated(self) -> np.ndarray:
+        """Which images are simulated, bool [n]."""
+        return np.array([name.startswith("project-") for name in self.project], bool)
 
 
 def held_out(trained: Path, collections: Path) -> HeldOut:
@@ -222,8 +235,10 @@ def held_out(trained: Path, collections: Path) -> HeldOut:
         true = {row["image"]: row["kind"] for row in read_truth(project)}
         here = np.flatnonzero(project_of == project.name)
         kind[here] = [true[i] for i in image[here]]
-    keep, score = (table[name].to_numpy() for name in ("keep", "score"))
-    return HeldOut(project_of, keep, score, kind)
+    keep, alone = (table[name].to_numpy() for name in ("keep", "score"))
+    within = "score_in_project"
+    score = table[within].to_numpy() if within in table.column_names else alone
+    return HeldOut(project_of, keep, score, alone, kind)
 
 
 def _ship(ensemble: Ensemble, said: HeldOut, out: Path) -> Path:
@@ -241,40 +256,61 @@ def _ship(ensemble: Ensemble, said: HeldOut, out: Path) -> Path:
 
 def _card(ensemble: Ensemble, said: HeldOut) -> str:
     manifest = ensemble.manifest
-    real = said.project == REAL_GROUP
-    made = ~real
-    point = manifest.operating_point
+    line = manifest.context or manifest
+    made, real = said.simulated, said.project == REAL_GROUP
+    negative = ~made & ~real
+    point = line.operating_point
+    bound = float(str(point["bound"]))
+    projects = np.unique(said.project[made])
+    threshold = np.float32(line.threshold)
     lost = [
-        float(np.mean(said.score[here & said.keep] < ensemble.threshold))
-        for project in np.unique(said.project[made])
-        if (here := said.project == project).any()
+        float(np.mean(said.score[here] < threshold))
+        for project in projects
+        if (here := (said.project == project) & said.keep).any()
     ]
-    within = float(np.mean(np.array(lost) <= float(str(point["bound"]))))
+    within = float(np.mean(np.array(lost) <= bound))
+    found = said.score < threshold
     lines = [
         "# The particle ensemble that ships with cryoray",
         "",
         f"**Its numbers rest on {'one real protein' if real.any() else 'no real protein'}** and on "
-        f"{len(np.unique(said.project[made]))} simulated ones, each measured by networks that had not "
-        "seen it (cross-fitting by project).",
+        f"{len(projects)} simulated ones, each measured by networks that had not seen it "
+        "(cross-fitting by project), at the line of the policy "
+        f"`{point.get('policy', 'each')}`, with nothing left to a person.",
         "Whatever is said of proteins in general here is a hope until it has been measured on yours: label "
         "a few hundred of your own images and run `cryoray evaluate`; `cryoray train` on your own "
         "selections is better still.",
         "",
-        "| held out | images | keep | accuracy | good lost | junk let through | AUROC |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-    ]
-    if real.any():
-        lines.append(_line("EMPIAR-10017, real, denoised, 15 micrographs", said, real, ensemble))
-    lines += [
-        _line("simulated projects, together", said, made, ensemble),
+        "A project is judged by its **profile**, which `cryoray classify` makes of the project's own images, "
+        "without labels; without one, or where it is unlike any in training, by each image alone.",
         "",
-        f"Good images lost per simulated project: median {np.median(lost):.1%}, worst {max(lost):.1%}; at "
-        f"most {float(str(point['bound'])):.0%} in {within:.0%} of them.",
+        "| held out | labels | images | keep | judged | accuracy | good lost | junk let through | AUROC |",
+        "|---|---|--:|--:|---|--:|--:|--:|--:|",
+    ]
+    rows: list[tuple[str, str, np.ndarray]] = []
+    if real.any():
+        rows.append(("EMPIAR-10017, real, denoised, 15 micrographs", "a person's", real))
+    rows.append((f"{len(projects)} simulated projects, together", "true", made))
+    for name, prefix in (("micassess", "micassess-"), ("ucsf1142", "ucsf1142")):
+        here = negative & np.array([p.startswith(prefix) for p in said.project], bool)
+        if here.any():
+            groups = len(np.unique(said.project[here]))
+            rows.append((f"{name}, real, no protein, {groups} groups", "a person's", here))
+    for name, labels, here in rows:
+        lines.append(_line(name, labels, "by profile", said.keep[here], said.score[here], line))
+        if manifest.context is not None:
+            alone = _line("", "", "alone", said.keep[here], said.alone[here], manifest)
+            lines.append(alone)
+    lines += [
+        "",
+        f"Good images lost per simulated project: mean {np.mean(lost):.1%}, median {np.median(lost):.1%}, "
+        f"worst {max(lost):.1%}; at most {bound:.0%} in {within:.0%} of them.",
         "",
         "Junk found, by what it is (simulated): "
         + ", ".join(
-            f"{kind.replace('_', ' ')} {np.mean(said.score[said.kind == kind] < ensemble.threshold):.0%}"
+            f"{kind.replace('_', ' ')} {np.mean(found[said.kind == kind]):.0%}"
             for kind in KINDS
+            if (said.kind == kind).any()
         )
         + ".",
         "",
@@ -291,22 +327,38 @@ def _card(ensemble: Ensemble, said: HeldOut) -> str:
         f"- {PROJECTS} simulated projects of {IMAGES} images, of random proteins that never were; junk of "
         f"seven kinds, {_JUNK[0]:.0%} to {_JUNK[1]:.0%}; 1 % of the labels wrong. `cryoray simulate`, "
         f"seed {SEED}; licence: cryoray's own.",
+        f"- {PICKED} projects of {PICKED_IMAGES} images that were picked from whole simulated micrographs, "
+        f"in these versions: {', '.join(f'{name} {share:.0%}' for name, share in _VERSIONS.items())}.",
         *([f"- {_PROVENANCE}."] if real.any() else []),
+        *([f"- {_NEGATIVES}."] if negative.any() else []),
         "",
-        f"{EPOCHS} epochs, {manifest.operating_point['method']} at a bound of "
-        f"{float(str(point['bound'])):.0%}: threshold {ensemble.threshold:.4f}. Made by "
-        "`make ensembles`.",
+        f"{EPOCHS} epochs, {point['method']} at a bound of {bound:.0%}: threshold {line.threshold:.4f} "
+        f"by profile, {manifest.threshold:.4f} alone. Made by `make ensembles`.",
         "",
     ]
     return "\n".join(lines)
 
 
-def _line(name: str, said: HeldOut, here: np.ndarray, ensemble: Ensemble) -> str:
-    """A row of the card's table: rates at the ensemble's own threshold."""
-    keep, score = said.keep[here], said.score[here]
-    judged = score >= np.float32(ensemble.threshold)
-    return (
-        f"| {name} | {len(keep):,} | {keep.mean():.0%} | {np.mean(judged == keep):.3f} "
-        f"| {np.mean(~judged[keep]):.1%} | {np.mean(judged[~keep]):.1%} "
-        f"| {auroc(keep.astype(int), score):.3f} |"
-    )
+def _line(
+    name: str,
+    labels: str,
+    judged: str,
+    keep: np.ndarray,
+    score: np.ndarray,
+    line: Context | Manifest,
+) -> str:
+    """A row of the card's table: rates at a threshold; what there is no image for is left out."""
+    kept = score >= np.float32(line.threshold)
+    both = keep.any() and not keep.all()
+    cells = [
+        name,
+        labels,
+        f"{len(keep):,}" if name else "",
+        f"{keep.mean():.0%}" if name else "",
+        judged,
+        f"{np.mean(kept == keep):.3f}",
+        f"{np.mean(~kept[keep]):.1%}" if keep.any() else "",
+        f"{np.mean(kept[~keep]):.1%}",
+        f"{auroc(keep.astype(int), score):.3f}" if both else "",
+    ]
+    return "| " + " | ".join(cells) + " |"

@@ -14,7 +14,7 @@ from cryoray.models.ensemble import Ensemble
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.records import Event, OnEvent, ignore
 from cryoray.settings import Settings
-from cryoray.verbs.evaluate import check_same_preparation, unseen
+from cryoray.verbs.evaluate import check_same_preparation, unseen, within_projects
 
 
 def challenge(
@@ -50,12 +50,14 @@ def challenge(
         keep.append(examples.labels[rows] == 1)
         groups.append(examples.groups("project")[rows])
         for ensemble, scores_of_one in zip(both, scores, strict=True):
-            scores_of_one.append(
-                judge_examples(examples, rows, ensemble, ignore, everyone=True).score
-            )
+            # Above or below the line: a project may have one of its own.
+            margin = np.empty(len(rows), np.float32)
+            for some, judge in within_projects(ensemble, examples, rows):
+                judged = judge_examples(examples, rows[some], judge, ignore, everyone=True)
+                margin[some] = judged.score - np.float32(judge.threshold)
+            scores_of_one.append(margin)
     ours, theirs = (
-        Scores(np.concatenate([np.empty(0, np.float32), *scores_of_one]), ensemble.threshold)
-        for ensemble, scores_of_one in zip(both, scores, strict=True)
+        Scores(np.concatenate([np.empty(0, np.float32), *margins]), 0.0) for margins in scores
     )
     chosen = settings.nightly
     outcome = compare(

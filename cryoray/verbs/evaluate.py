@@ -184,7 +184,7 @@ def predictions_of(
         runtime.connect(settings.runtime)
     judge_examples = local.judge_examples if here else pool.judge_examples
     parts, threshold = [], np.full(len(rows), judge.threshold, np.float32)
-    for some, within in _within_projects(judge, examples, rows):
+    for some, within in within_projects(judge, examples, rows):
         parts.append(judge_examples(examples, rows[some], within, on_progress, everyone=True))
         threshold[some] = within.threshold
     judged = Verdicts.together(parts)
@@ -207,10 +207,10 @@ def predictions_of(
     )
 
 
-def _within_projects(
+def within_projects(
     judge: Ensemble, examples: PreparedSet, rows: np.ndarray
 ) -> Iterator[tuple[np.ndarray, Ensemble]]:
-    """Places in ``rows`` and who judges those: one judge of all, or one within each project."""
+    """Places in ``rows`` (int64 [n], of a set) and who judges those: one judge of all, or one per project."""
     if not judge.has_context:
         yield np.arange(len(rows)), judge
         return

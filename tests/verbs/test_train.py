@@ -11,6 +11,7 @@ import pytest
 from cryoray.engine import training
 from cryoray.errors import InputError
 from cryoray.models.ensemble import Ensemble, training_record
+from cryoray.models.predict import profile_set
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.records import MEMBERS, Event, Progress
 from cryoray.settings import RuntimeSettings, Settings, load
@@ -127,3 +128,27 @@ def test_an_ensemble_is_never_overwritten_and_one_that_is_there_is_not_made_agai
     (tmp_path / "there").mkdir()
     with pytest.raises(InputError, match="exists already"):
         train(sets, tmp_path / "there", settings(ray_cluster))
+
+
+def test_heads_for_a_context_are_cross_fitted_and_kept_with_the_ensemble(
+    ray_cluster: RuntimeSettings, sets: list[Path], tmp_path: Path
+) -> None:
+    events: list[Event] = []
+    chosen = settings(ray_cluster, context=True, context_steps=3)
+    out = train(sets, tmp_path / "ensemble", chosen, on_event=events.append)
+    ensemble = Ensemble.load(out)
+    context = ensemble.manifest.context
+    assert context is not None
+    assert context.profiles == 3 + 2  # every second project in another version, too
+    assert {*context.operating_points} == {"expected", "each"}
+    said = pq.read_table(out / "held-out.parquet")
+    within = said["score_in_project"].to_numpy()
+    assert np.isfinite(within).all()
+    assert np.abs(within - said["score"].to_numpy()).max() > 0
+    assert [e.name for e in events][-2:] == ["context.learned", "train.done"]
+    assert events[-1].data["digest"] == ensemble.digest
+    assert "## Within a project" in (out / "card.md").read_text()
+    one = PreparedSet.open(sets[0])
+    profile = profile_set(one, np.arange(one.n), ensemble)
+    inside = ensemble.within(profile)
+    assert inside.threshold == context.threshold
