@@ -128,8 +128,15 @@ def try_extra(wheel: Path, extra: str, shared: bool) -> None:
         programs = folder / "venv/bin"
         wanted = f"{wheel}[{extra}]" if extra else str(wheel)
         if shared:
-            install = ("-m", "pip", "--python", str(programs / "python"), "install", "--quiet")
-            run([sys.executable, *install, "--no-deps", "--no-index", wheel], folder)
+            shared_install = (
+                "-m",
+                "pip",
+                "--python",
+                str(programs / "python"),
+                "install",
+                "--quiet",
+            )
+            run([sys.executable, *shared_install, "--no-deps", "--no-index", wheel], folder)
             (site,) = (folder / "venv/lib").glob("python*/site-packages")
             paths = [path for path in sys.path if path.endswith("site-packages")]
             (site / "dependencies.pth").write_text("\n".join(paths) + "\n")

@@ -2,7 +2,8 @@
 
 The whole chain runs as people run it: ``cryoray serve`` and ``cryoray watch --service`` in processes of
 their own, and then ``cryoray watch`` that judges by itself (parts ``arriving-alone`` and so on), with an
-ensemble of untrained networks of the default shape, which take as long as trained ones. A microscope that writes 256 px stacks of 280 images in float16 stands before it. The seconds of each part
+ensemble of untrained networks of the default shape, which take as long as trained ones. A microscope that
+writes 256 px stacks of 280 images in float16 stands before it. The seconds of each part
 are ``CRYORAY_BENCH_SECONDS`` (40 by default; an hour of microscope wants 1,200, the soak 3,600), the images a
 second ``CRYORAY_BENCH_RATE``, the seconds between faults ``CRYORAY_BENCH_FAULT_EVERY``;
 ``python -m benchmarks.speed.session soak`` runs that part alone.
@@ -179,7 +180,8 @@ def _soak(root: Path, masters: list[Path], judged_by: tuple[str, str]) -> Row:
                 due = time.monotonic() + FAULT_EVERY
                 print(
                     f"{time.monotonic() - begun:.0f} s: {stacks} stacks, {hostile} hostile files, killed"
-                    f" {dict(faults)}; health {len(health)} times, worst {max(health, default=(0.0, 0))[0]:.2f} s, late"
+                    f" {dict(faults)}; health {len(health)} times, worst"
+                    f" {max(health, default=(0.0, 0))[0]:.2f} s, late"
                     f" {sum(one > 2 for one, _ in health)}, not ok {sum(o != 200 for _, o in health)};"
                     f" MiB {memory[-1]:.0f} {service[-1]:.0f}; load {loads[-1]:.1f}",
                     file=sys.stderr,

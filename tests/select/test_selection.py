@@ -56,7 +56,7 @@ def test_a_source_that_moved_is_given_and_another_one_refused(
     particles: Path, tmp_path: Path
 ) -> None:
     shutil.move(tmp_path / "project", tmp_path / "elsewhere")
-    with pytest.raises(InputError, match="is no longer there.*--source"):
+    with pytest.raises(InputError, match=r"is no longer there.*--source"):
         open_table(particles)
     moved = tmp_path / "elsewhere/particles.star"
     assert len(open_table(particles, moved)) == 40
@@ -67,7 +67,7 @@ def test_a_source_that_moved_is_given_and_another_one_refused(
 
 
 def test_a_folder_that_is_none_or_holds_several_says_so(tmp_path: Path, particles: Path) -> None:
-    with pytest.raises(InputError, match="holds no verdicts.parquet"):
+    with pytest.raises(InputError, match=r"holds no verdicts\.parquet"):
         open_table(tmp_path / "project")
     with pytest.raises(InputError, match=r"the verdicts of 1 sources \(verdicts\)"):
         open_table(tmp_path)
