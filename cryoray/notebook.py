@@ -11,9 +11,7 @@ import numpy as np
 
 from cryoray.engine import local
 from cryoray.errors import InputError, missing
-from cryoray.formats import companion
 from cryoray.formats.class_selection import is_model
-from cryoray.formats.rows import Source
 from cryoray.formats.source import open_source
 from cryoray.formats.verdicts import write_verdicts
 from cryoray.imaging.pictures import greys
@@ -22,7 +20,7 @@ from cryoray.maps.halves import mask_for, read_halves
 from cryoray.models import ensemble as models
 from cryoray.models.profile import NO_PROFILE, Profile
 from cryoray.models.registry import resolve
-from cryoray.preparation.described import with_metadata
+from cryoray.preparation.described import Described, describe
 from cryoray.preparation.look import look_at
 from cryoray.preparation.plan import plan
 from cryoray.records import VERDICTS, Kind, OnProgress, ignore
@@ -45,7 +43,8 @@ class Particles:
         rows: int64 [n], 0-based, their rows in it.
     """
 
-    def __init__(self, source: Source, rows: np.ndarray | None = None) -> None:
+    def __init__(self, described: Described, rows: np.ndarray | None = None) -> None:
+        self._described, source = described, described.source
         self.source = source
         self.rows = np.arange(len(source)) if rows is None else np.asarray(rows, np.int64)
 
@@ -54,7 +53,7 @@ class Particles:
 
     def __getitem__(self, some: slice | np.ndarray | Sequence[int] | Sequence[bool]) -> Particles:
         chosen = some if isinstance(some, slice) else np.asarray(some)
-        return Particles(self.source, self.rows[chosen])
+        return Particles(self._described, self.rows[chosen])
 
     def __repr__(self) -> str:
         what = "particles" if self.kind == "particle" else "2D classes"
@@ -119,7 +118,7 @@ class Verdicts(Table):
         """The particles with this verdict: keep, discard or review."""
         if verdict not in VERDICTS:
             raise InputError(f"{verdict} is no verdict", remedy=f"give {' or '.join(VERDICTS)}")
-        return Particles(self.particles.source, self.rows[self.verdict == verdict])
+        return Particles(self.particles._described, self.rows[self.verdict == verdict])
 
     kept = property(lambda self: self.having("keep"), doc="The particles that are kept.")
     discarded = property(lambda self: self.having("discard"), doc="Those that are discarded.")
@@ -246,12 +245,13 @@ class Ensemble:
         """
         given = particles if isinstance(particles, Particles) else open(particles, self.kind)
         self._loaded.check_kind(given.kind, given.source.path)
-        planned = plan(given.source, self._loaded.preparation, _RANGE_MIB, rows=given.rows)
-        judge = self._loaded
+        judge, source = self._loaded, given.source
+        dark = given._described.is_dark(judge.preparation)
+        planned = plan(source, judge.preparation, _RANGE_MIB, rows=given.rows, invert=dark)
         if judge.has_context and profile is not None and str(profile) != NO_PROFILE:
             judge = judge.within(Profile.load(Path(profile)))
         elif judge.has_context and profile is None:
-            whole = plan(given.source, judge.preparation, _RANGE_MIB)
+            whole = plan(source, judge.preparation, _RANGE_MIB, invert=dark)
             (made,) = local.profiles([whole], judge)
             judge = judge.within(made)
         (judged,) = local.judge([planned], judge, _RANGE_MIB, on_progress)
@@ -267,13 +267,7 @@ def open(path: str | Path, kind: Kind = "particle") -> Particles:  # noqa: A001
         InputError: nothing is there, or more than one source is.
         FormatError: it cannot be read, or has no images of this kind.
     """
-    source = open_source(Path(path), kind)
-    if source.format == "stack" and len(source.stacks) == 1:
-        described, found = companion.described(source)
-        if described is source and found.companion is not None:
-            described = with_metadata(source, found.companion)
-        source = described
-    return Particles(source)
+    return Particles(describe(open_source(Path(path), kind)))
 
 
 def load_ensemble(

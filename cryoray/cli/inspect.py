@@ -93,6 +93,7 @@ def _inspect_sources(
     from cryoray.formats.relion import complaint
     from cryoray.formats.selection import find_selection, read_selection
     from cryoray.formats.source import find_sources, open_source
+    from cryoray.preparation.described import describe
     from cryoray.preparation.features import source_features
     from cryoray.preparation.look import look_at
     from cryoray.preparation.plan import plan
@@ -101,12 +102,18 @@ def _inspect_sources(
 
     chosen = common.settings(ctx, ingest={"kind": kind}).ingest
     for found in find_sources(path, chosen.kind):
-        source = open_source(found, chosen.kind)
+        described = describe(open_source(found, chosen.kind), by_frame=True)
+        source = described.source
         selection = find_selection(found)
         labels = (
             np.full(len(source), -1) if selection is None else read_selection(selection, source)
         )
-        planned = plan(source, chosen.preparation, chosen.range_mib)
+        planned = plan(
+            source,
+            chosen.preparation,
+            chosen.range_mib,
+            invert=described.is_dark(chosen.preparation),
+        )
         # Of all rows, whether or not their stacks are there: the source has them.
         values = source_features(
             source,
@@ -133,6 +140,7 @@ def _inspect_sources(
                 "project": source.name,
                 "kind": source.kind,
                 "images": len(source),
+                **({"described by": described.used.star.path} if described.used else {}),
                 **(_counts(labels) if selection else {}),
                 "selection": selection or "none beside it",
                 "stacks": len(source.stacks),

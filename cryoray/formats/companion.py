@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 
 from cryoray.errors import FormatError, InputError
-from cryoray.formats import mrc
 from cryoray.formats.rows import Source
 from cryoray.formats.source import open_source
 from cryoray.records import Kind
@@ -104,22 +103,6 @@ def find(stack: Path, kind: Kind = "particle", open_star: Open | None = None) ->
         if file in own:
             unused.append((file, f"names other stacks ({_first_stack(star)})"))
     return Found(None, tuple(unused))
-
-
-def described(stack: Source) -> tuple[Source, Found]:
-    """A bare stack as its own STAR file describes it, where that names each of its images once.
-
-    Args:
-        stack: the source of one stack.
-
-    Returns:
-        the STAR file's source, or the stack itself; what was found.
-    """
-    found = find(stack.stacks[0], stack.kind)
-    one = found.companion
-    if one is not None and one.alone and one.complete(mrc.read_header(stack.stacks[0]).count):
-        return one.star, found
-    return stack, found
 
 
 def rows_of(star: Source, stack: Path) -> np.ndarray:

@@ -9,11 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from cryoray.errors import InputError
-from cryoray.formats import companion
-from cryoray.formats.companion import Companion
 from cryoray.formats.opening import Scope, current
 from cryoray.formats.source import Source, open_source
-from cryoray.preparation.described import with_metadata
+from cryoray.preparation.described import describe
 from cryoray.preparation.plan import grouped, plan, protein_is_dark
 from cryoray.records import Kind, RowRange
 from cryoray.session.cache import Cache
@@ -104,11 +102,11 @@ class Catalogue:
         path = scope.confine(source)
         if not path.is_file():
             raise AbsentError("there is no such file", file=source)
-        opened = described_by = self._open(path, kind)
-        if opened.format == "stack":
-            found = self._beside(path, kind)
-            if found is not None:
-                opened, described_by = with_metadata(opened, found), found.star
+        opened, whole, _ = describe(
+            self._open(path, kind),
+            lambda file: self._open(scope.confine(file), kind),
+            by_frame=True,
+        )
         first, end = rows or (0, len(opened))
         if end > len(opened):
             raise InputError(
@@ -124,11 +122,11 @@ class Catalogue:
         for index in np.unique(opened.stack[wanted]).tolist():
             if index >= 0:
                 scope.confine(opened.stacks[index])
-        # Decided over the whole source, as `classify` does, so that it is the same for every request.
+        # Decided over the whole, as `classify` does, so that it is the same for every request.
         dark = self._dark.get(
-            (scope, _identity(described_by.path), kind, preparation),
-            lambda: protein_is_dark(described_by, preparation),
-            keep=all(stack.exists() for stack in described_by.stacks),
+            (scope, _identity(whole.path), kind, preparation),
+            lambda: protein_is_dark(whole, preparation),
+            keep=all(stack.exists() for stack in whole.stacks),
         )
         planned = plan(opened, preparation, _RANGE_MIB, rows=wanted, invert=dark)
         return Chosen(
@@ -152,12 +150,6 @@ class Catalogue:
 
         # What one scope may see of a source is no answer to what another may.
         return self._sources.get((scope, _identity(path), kind), read)
-
-    def _beside(self, stack: Path, kind: Kind) -> Companion | None:
-        """The STAR file in the scope that describes a stack, None without one."""
-        scope = current()
-        found = companion.find(stack, kind, lambda file: self._open(scope.confine(file), kind))
-        return found.companion
 
 
 def _identity(path: Path) -> Hashable:

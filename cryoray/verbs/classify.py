@@ -12,7 +12,6 @@ from cryoray.boosting import prevalence
 from cryoray.boosting.prevalence import Prevalence
 from cryoray.engine import local
 from cryoray.errors import InputError
-from cryoray.formats import companion
 from cryoray.formats.class_selection import is_model
 from cryoray.formats.conversion import check_convertible
 from cryoray.formats.files import replacing, replacing_folder
@@ -23,7 +22,7 @@ from cryoray.models.ensemble import Ensemble
 from cryoray.models.line import settled
 from cryoray.models.profile import NO_PROFILE, PROFILE, Profile
 from cryoray.models.registry import resolve
-from cryoray.preparation.described import with_metadata
+from cryoray.preparation.described import Described, describe
 from cryoray.preparation.plan import Plan, plan
 from cryoray.records import (
     KINDS,
@@ -100,7 +99,8 @@ def classify(
         )
     with replacing_folder(out, "folder of verdicts", _holds_verdicts) as partial:
         sources = sources or _opened(source, kind, ensemble)
-        sources = [_described(each, on_event) for each in sources]
+        described = [_described(each, on_event) for each in sources]
+        sources = [each.source for each in described]
         classes = None
         if of_classes is not None:
             found = [judge_classes_of(each, of_classes) for each in sources]
@@ -114,7 +114,15 @@ def classify(
         for given in sources if chosen.also_star else ():
             if given.format == "cs":
                 check_convertible(given)
-        plans = [plan(each, ensemble.preparation, chosen.range_mib) for each in sources]
+        plans = [
+            plan(
+                each.source,
+                ensemble.preparation,
+                chosen.range_mib,
+                invert=each.is_dark(ensemble.preparation),
+            )
+            for each in described
+        ]
         for each in plans:
             on_event(
                 Event(
@@ -215,18 +223,14 @@ def _write_metrics(
         temporary.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
 
 
-def _described(source: Source, on_event: OnEvent) -> Source:
+def _described(source: Source, on_event: OnEvent) -> Described:
     """A stack as the STAR file beside it describes it, so that either of the two gives the same verdicts."""
-    if source.format != "stack" or len(source.stacks) > 1:
-        return source
-    described, found = companion.described(source)
-    for file, why in found.unused:
+    described = describe(source)
+    for file, why in described.found.unused:
         on_event(Event("companion.unused", {"file": str(file), "because": why}))
-    if found.companion is not None:
-        star = str(found.companion.star.path)
+    if described.used is not None:
+        star = str(described.used.star.path)
         on_event(Event("companion.used", {"stack": str(source.path), "file": star}))
-        if described is source:
-            return with_metadata(source, found.companion)
     return described
 
 

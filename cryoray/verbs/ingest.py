@@ -17,6 +17,7 @@ from cryoray.engine.meter import Meter
 from cryoray.errors import InputError, SettingsError
 from cryoray.formats.selection import find_selection, read_reasons, read_selection
 from cryoray.formats.source import Source, find_sources, open_source
+from cryoray.preparation.described import describe
 from cryoray.preparation.plan import plan
 from cryoray.preparation.prepare import prepare_range
 from cryoray.preparation.prepared import PreparedSet
@@ -134,14 +135,18 @@ def plan_sources(
     for i, path in enumerate(paths):
         if path in paths[:i]:
             raise InputError("is given twice", file=path, remedy="name it once")
-    opened = [open_source(path, settings.kind) for path in paths]
+    described = [describe(open_source(path, settings.kind), by_frame=True) for path in paths]
+    opened = [each.source for each in described]
     parts = []
-    for source, project in zip(opened, _projects(opened, settings), strict=True):
+    for each, project in zip(described, _projects(opened, settings), strict=True):
+        source = each.source
         rows = None if base is None else _new_rows(source, base)
         known = 0 if rows is None else len(source) - len(rows)
         event = {"source": str(source.path), "project": project, "rows": len(source) - known}
         if known:
             event["already there"] = known
+        if each.used is not None:
+            event["described by"] = str(each.used.star.path)
         if rows is not None and not len(rows):
             on_event(Event("ingest.planned", event))
             continue
@@ -150,7 +155,13 @@ def plan_sources(
         if selection is not None:
             labels = read_selection(selection, source)
             reasons = read_reasons(selection, source)
-        planned = plan(source, settings.preparation, settings.range_mib, rows=rows)
+        planned = plan(
+            source,
+            settings.preparation,
+            settings.range_mib,
+            rows=rows,
+            invert=each.is_dark(settings.preparation),
+        )
         parts.append(Part(planned, project, labels, selection, reasons))
         on_event(
             Event(

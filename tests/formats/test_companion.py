@@ -9,7 +9,6 @@ import pytest
 from cryoray.errors import InputError
 from cryoray.formats import companion
 from cryoray.formats.rows import Source
-from cryoray.formats.source import open_source
 from tests.examples import particles, write_stack, write_star
 
 ROW = "mic.mrc 1 9000 9000 4"
@@ -82,11 +81,3 @@ def test_who_opens_the_files_may_refuse_one(stack: Path) -> None:
     found = companion.find(stack, open_star=refuse)
     assert found.companion is None
     assert "lies outside" in found.unused[0][1]
-
-
-def test_a_stack_is_opened_as_the_file_that_describes_all_of_it(stack: Path) -> None:
-    bare = open_source(stack)
-    star = write_star(stack.with_name("mic.star"), rows("1@mic.mrcs", "2@mic.mrcs"))
-    assert companion.described(bare)[0] is bare  # one image is left out
-    write_star(star, rows("3@mic.mrcs", "1@mic.mrcs", "2@mic.mrcs"))
-    assert companion.described(bare)[0].path == star
