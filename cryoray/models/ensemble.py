@@ -291,6 +291,20 @@ class Ensemble:
         inside = inside._as(self.manifest.model_copy(update=lines), self.path).drawn(self.policy)
         return inside.decided() if self.review == (self.threshold, self.threshold) else inside
 
+    def relined(self, lines: Manifest, inside: Ensemble) -> Manifest:
+        """This ensemble's manifest with the lines of another one.
+
+        Args:
+            lines: whose calibration, threshold, review and operating points are taken.
+            inside: this judge in the project that they are of (`within`): of its profile, or of none.
+        """
+        if inside.profile is None or not inside.familiar or self.manifest.context is None:
+            return lines
+        taken = {name: getattr(lines, name) for name in _LINES}
+        others = {name: getattr(self.manifest, name) for name in _LINES}
+        context = self.manifest.context.model_copy(update=taken)
+        return lines.model_copy(update={**others, "context": context})
+
     def embed(self, images: np.ndarray, features: np.ndarray) -> Embeddings:
         """What the members see in prepared images, and their own logits; see `judge`."""
         x, f = torch.tensor(images, dtype=torch.float32), torch.tensor(features)

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cryoray.boosting.adaptation import Change, fit_change
-from cryoray.boosting.information import information_gain
+from cryoray.boosting.adaptation import Change, fit_change, to_label
 from cryoray.boosting.voting import score
 from cryoray.errors import InputError
 from cryoray.records import Verdicts
@@ -156,12 +155,10 @@ class Selection:
         return made
 
     def ask(self, tab: str) -> np.ndarray:
-        """Put the images before the person whose labels would tell most, int64 [<= 20], the best first."""
+        """Put the images before the person whose labels tell most of the line, int64 [<= 20]."""
         state = self.clicks.state
-        worth = information_gain(self.members(state))
-        worth[(state.turned != OPEN) | self.table.held] = -np.inf
-        best = np.argsort(-worth, kind="stable")[:TWENTY]
-        best = best[np.isfinite(worth[best])]
+        answered = (state.turned != OPEN) | self.table.held
+        best = to_label(self.scores(state), self.line(state), TWENTY, answered)
         if not len(best):
             raise InputError("every image has your label already")
         self.clicks.ask(tab, best.tolist())

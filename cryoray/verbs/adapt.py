@@ -19,6 +19,7 @@ from cryoray.engine import local
 from cryoray.errors import InputError, SelectionError
 from cryoray.metrics import accuracy
 from cryoray.models.ensemble import Calibration, Ensemble, Manifest, training_record
+from cryoray.models.predict import profile_set
 from cryoray.preparation.labelling import labels_from
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.records import Event, OnEvent, OnProgress, Progress, ignore
@@ -46,9 +47,11 @@ def adapt(
 ) -> dict[str, Any]:
     """Recalibrate an ensemble for the project that a set is of, and draw its threshold anew.
 
-    Without labels, and with few, all members are changed alike, so the promise about good images lost is
-    kept: see `boosting.adaptation`. From a hundred labelled keeps on each member has a sigmoid of its own
-    and the threshold a bound that rests on this project's labels alone. Networks stay as they are.
+    Without labels all members are changed alike, so the promise about good images lost is kept; with ten and
+    more the line moves to where this project's labels and scores say that it is most accurate, at few good
+    images lost: see `boosting.adaptation`. From a hundred labelled keeps on each member has a sigmoid of its
+    own and the threshold a bound that rests on this project's labels alone. Networks stay as they are. An
+    ensemble that judges within projects is set right for this one's profile.
 
     Args:
         ensemble: its folder.
@@ -76,18 +79,22 @@ def adapt(
     check_same_preparation(judge, examples)
     clicked = np.full(examples.n, -1, np.int8) if labels is None else labels_from(examples, labels)
     rows = _some(examples, clicked, settings.adapt.images)
-    said = _logits(judge, examples, rows, on_progress)
+    inside = judge.to()
+    if judge.has_context:
+        inside = judge.within(profile_set(examples, np.arange(examples.n), judge))
+    said = _logits(inside, examples, rows, on_progress)
     given, own = clicked[rows], examples.labels[rows]
     known = given >= 0
     keep = given[known] == 1
 
-    before = judge.manifest
+    before = inside.manifest
     plain = _score(before, said)
     share = prevalence.estimate(plain, before.prevalence)
+    places = np.flatnonzero(known)
     few = int(keep.sum()) < adaptation.ENOUGH_KEEPS
     if few:
         change = adaptation.fit_change(plain[known], keep, share.shift)
-        after = adapted(before, change, plain[known][keep], share.estimate, settings)
+        after = adapted(before, change, plain, places, keep, share.estimate, settings)
     else:
         change = None
         groups = {level: examples.groups(level)[rows][known] for level in ("project", "micrograph")}
@@ -117,7 +124,7 @@ def adapt(
         tables["labels given, each left out in turn"] = _compare(
             keep,
             (plain[known], before.threshold),
-            _left_out(before, said[known], keep, share, settings, few=few),
+            _left_out(before, said, places, keep, share, settings, few=few),
         )
     other = (own >= 0) & ~known
     if other.any():
@@ -136,7 +143,7 @@ def adapt(
         "operating_point": point,
         "threshold": after.threshold,
     }
-    made = _write(judge, after, out, record)
+    made = _write(judge, judge.relined(after, inside), after, out, record)
     on_event(Event("adapt.done", {"ensemble": str(out), "digest": made.digest, **record["labels"]}))
     return record
 
@@ -181,29 +188,58 @@ def _score(manifest: Manifest, said: np.ndarray) -> np.ndarray:
 
 
 def adapted(
-    manifest: Manifest, change: Change, keeps: np.ndarray, share: float, settings: Settings
+    manifest: Manifest,
+    change: Change,
+    plain: np.ndarray,
+    known: np.ndarray,
+    keep: np.ndarray,
+    share: float,
+    settings: Settings,
 ) -> Manifest:
-    """An ensemble whose members are all changed alike, its threshold within the changed limit.
+    """An ensemble whose members are all changed alike, with a line for one project.
+
+    With few labels or none the threshold stays within the changed limit; with more it is the project's own.
 
     Args:
         manifest: before.
         change: of log-odds.
-        keeps: scores of labelled keeps before, [k].
+        plain: float32 [n], scores of the project's images before.
+        known: int64 [k], those of them that are labelled.
+        keep: bool [k], their labels.
         share: of keeps in this project.
         settings: ``train.operating_point`` is used.
     """
     chosen = settings.train.operating_point
-    point = manifest.operating_point
+    # What each project of training lost is no longer so.
+    point = dict(manifest.operating_point)
     bound = _number(point, "bound", chosen.bound)
     old = _number(point, "limit", manifest.threshold)
-    limit = adaptation.not_contradicted(keeps, old, bound, chosen.confidence)
-    new = float(np.float32(change(limit)))
-    # Of a calibrated score the most accurate threshold is a half.
-    threshold = new if chosen.prefer == "junk" else float(np.float32(min(new, 0.5)))
-    low, high = (float(change(end)) for end in manifest.review)
     method = str(point.get("method", "")) + "; all members recalibrated alike for one project"
-    if limit < old:
-        method += f", and lowered, since {len(keeps)} labelled keeps contradicted the bound"
+    if len(known) < adaptation.ENOUGH_TO_MOVE:
+        keeps = plain[known][keep]
+        limit = adaptation.not_contradicted(keeps, old, bound, chosen.confidence)
+        if limit < old:
+            method += f", and lowered, since {len(keeps)} labelled keeps contradicted the bound"
+        new = float(np.float32(change(limit)))
+        # Of a calibrated score the most accurate threshold is a half.
+        threshold = new if chosen.prefer == "junk" else float(np.float32(min(new, 0.5)))
+    else:
+        moved = adaptation.line(
+            plain, change, known, keep, manifest.threshold, bound, chosen.confidence
+        )
+        new, threshold = (
+            float(np.float32(change(line))) for line in (max(old, moved.threshold), moved.threshold)
+        )
+        point |= {
+            "expected_here": {"lost": round(moved.lost, 4), "before": round(moved.lost_before, 4)}
+        }
+        if moved.threshold > old:
+            point["level"] = "labels"
+        method += (
+            f", whose line {len(known)} labels drew: {moved.lost:.1%} of its good images are expected to be "
+            f"lost, {moved.lost_before:.1%} before"
+        )
+    low, high = (float(change(end)) for end in _around(manifest, plain, threshold, change))
     return manifest.model_copy(
         update={
             "calibration": tuple(
@@ -217,7 +253,27 @@ def adapted(
             "review": (min(low, threshold), max(high, threshold)),
             "prevalence": float(np.clip(share, 1e-3, 1 - 1e-3)),
             "operating_point": {**point, "threshold": threshold, "limit": new, "method": method},
+            # One project, one line.
+            "operating_points": {},
+            "expectation": (),
         }
+    )
+
+
+def _around(
+    manifest: Manifest, plain: np.ndarray, threshold: float, change: Change
+) -> tuple[float, float]:
+    """The review band before the change; about the new line in ranks, where that is outside of it."""
+    low, high = manifest.review
+    line = float(change.before(threshold))
+    if low <= line <= high or low == high:
+        return low, high
+    ordered = np.sort(plain)
+    cut = int(np.searchsorted(ordered, np.float32(line)))
+    half = int(operating_point.REVIEW_AT_MOST * len(ordered) / 2)
+    return (
+        float(ordered[max(0, cut - half)]) if cut - half < len(ordered) else line,
+        float(ordered[cut + half]) if cut + half < len(ordered) else line,
     )
 
 
@@ -250,28 +306,43 @@ def _anew(
             "review": operating_point.review_band(deployed, keep, point.threshold),
             "prevalence": float(keep.mean()),
             "operating_point": point.as_json(),
+            "operating_points": {},
+            "expectation": (),
         }
     )
 
 
 def _left_out(
     manifest: Manifest,
-    said: np.ndarray,
+    every: np.ndarray,
+    known: np.ndarray,
     keep: np.ndarray,
     share: prevalence.Prevalence,
     settings: Settings,
     *,
     few: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and thresholds, [n] each, by adaptations that did not know the label in question."""
+    """Scores and thresholds, [k] each, by adaptations that did not know the label in question.
+
+    Args:
+        manifest: before.
+        every: float32 [n, 3], what members say of all images.
+        known: int64 [k], labelled ones.
+        keep: bool [k], their labels.
+        share: of keeps in the project.
+        settings: as of `adapt`.
+        few: whether the labels are few.
+    """
+    plain, said = _score(manifest, every), every[known]
     scores, thresholds = np.empty(len(keep), np.float32), np.empty(len(keep), np.float32)
     fold = np.random.default_rng(0).permutation(len(keep)) % min(_FOLDS, len(keep))
     for out in np.unique(fold):
         others, here = fold != out, fold == out
         if few:
-            plain = _score(manifest, said[others])
-            change = adaptation.fit_change(plain, keep[others], share.shift)
-            after = adapted(manifest, change, plain[keep[others]], share.estimate, settings)
+            change = adaptation.fit_change(plain[known[others]], keep[others], share.shift)
+            after = adapted(
+                manifest, change, plain, known[others], keep[others], share.estimate, settings
+            )
         else:
             image = np.arange(others.sum()).astype(str)
             after = _anew(
@@ -311,13 +382,23 @@ def _number(point: Mapping[str, object], name: str, default: float) -> float:
     return float(value) if isinstance(value, int | float) else default
 
 
-def _write(judge: Ensemble, after: Manifest, out: Path, record: Mapping[str, Any]) -> Ensemble:
-    """The folder of the adapted ensemble, which appears when it is complete."""
+def _write(
+    judge: Ensemble, manifest: Manifest, after: Manifest, out: Path, record: Mapping[str, Any]
+) -> Ensemble:
+    """The folder of the adapted ensemble, which appears when it is complete.
+
+    Args:
+        judge: that it was adapted from.
+        manifest: of the adapted one.
+        after: its lines in this project.
+        out: folder.
+        record: `adaptation.json`.
+    """
     assert judge.path is not None
     partial = out.with_name(f"{out.name}.partial")
     rmtree(partial, ignore_errors=True)
     adapted = copy(judge.to("cpu"))
-    adapted.manifest = after
+    adapted.manifest = manifest
     card = (judge.path / "card.md").read_text("utf-8") if (judge.path / "card.md").is_file() else ""
     counts = record["labels"]
     lead = (

@@ -159,7 +159,7 @@ def _judge(ensemble: Ensemble, settings: Settings) -> Judge:
     def adapt(plain: np.ndarray, known: np.ndarray, labels: np.ndarray) -> tuple[Change, float]:
         share = prevalence.estimate(plain, manifest.prevalence)
         change = adaptation.fit_change(plain[known], labels, share.shift)
-        keeps = plain[known][labels]
-        return change, adapted(manifest, change, keeps, share.estimate, settings).threshold
+        after = adapted(manifest, change, plain, known, labels, share.estimate, settings)
+        return change, after.threshold
 
     return Judge(f"{manifest.kind} {ensemble.digest[:12]}", manifest.operating_point, adapt)

@@ -68,3 +68,69 @@ def test_a_limit_falls_only_where_labels_contradict_it() -> None:
 
 def test_log_odds_survive_certainty() -> None:
     assert np.isfinite(log_odds(np.array([0.0, 1.0]))).all()
+
+
+def test_twenty_labels_raise_a_line_that_lets_junk_through_and_lose_few() -> None:
+    """A project in which everything scores lower than in training, at a line that was drawn for training."""
+    better, lost = [], []
+    for seed in range(20):
+        score, keep = drawn(600, Change(1.0, 1.5), seed)
+        known = adaptation.to_label(score, 0.02)
+        change = adaptation.fit_change(score[known], keep[known], 0.0)
+        moved = adaptation.line(score, change, known, keep[known], 0.02, 0.03)
+        before = np.mean((score >= 0.02) == keep)
+        better.append(np.mean((score >= moved.threshold) == keep) - before)
+        lost.append(np.mean(score[keep] < moved.threshold))
+        assert moved.lost <= 2 * 0.03
+    assert np.mean(better) > 0.03
+    assert np.mean(lost) <= 0.03
+
+
+def test_a_line_is_not_raised_where_good_images_lie_below_it() -> None:
+    """What scores say is junk, a person says is good: the line comes down, if anything."""
+    rng = np.random.default_rng(1)
+    score = np.concatenate([rng.uniform(0.02, 0.3, 300), rng.uniform(0.8, 0.99, 300)])
+    known = adaptation.to_label(score, 0.1)
+    good = np.ones(len(known), bool)
+    change = adaptation.fit_change(score[known], good, 0.0)
+    moved = adaptation.line(score, change, known, good, 0.1, 0.03)
+    assert moved.threshold <= 0.1
+    assert moved.lost <= moved.lost_before
+    # The second statistic alone: labels contradict a change that does not explain them.
+    wrong = adaptation.line(score, Change(), known, good, 0.1, 0.03)
+    explained = adaptation.line(score, Change(), known, ~good, 0.1, 0.03)
+    assert wrong.threshold == pytest.approx(0.1) or wrong.threshold < 0.1
+    assert explained.threshold >= wrong.threshold
+
+
+def test_a_line_moves_three_in_log_odds_at_most() -> None:
+    score = expit(np.linspace(-6, 6, 500))
+    moved = adaptation.line(score, Change(1.0, -6.0), np.arange(20), np.zeros(20, bool), 0.01, 0.03)
+    assert log_odds(moved.threshold) - log_odds(0.01) <= 3 + 1e-6
+
+
+def test_images_asked_about_lie_around_the_line_mostly_above_and_are_not_alike() -> None:
+    rng = np.random.default_rng(2)
+    score = rng.random(10_000).astype(np.float32)
+    asked = adaptation.to_label(score, 0.4)
+    assert len(asked) == len(set(asked.tolist())) == 20
+    assert 0.36 < score[asked].min() < 0.4 < score[asked].max() < 0.51
+    assert (score[asked] >= 0.4).sum() > 12
+    assert np.diff(np.sort(score[asked])).min() > 0.003
+    known = np.zeros(10_000, bool)
+    known[asked] = True
+    assert not set(adaptation.to_label(score, 0.4, known=known)) & set(asked)
+    np.testing.assert_array_equal(asked, adaptation.to_label(score, 0.4))
+
+
+@pytest.mark.parametrize("line", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("n", [0, 1, 7, 20, 33])
+def test_as_many_are_asked_about_as_there_are(n: int, line: float) -> None:
+    score = np.random.default_rng(n).random(n)
+    assert len(set(adaptation.to_label(score, line).tolist())) == min(n, 20)
+
+
+def test_a_change_undone_is_where_it_began() -> None:
+    p = np.array([0.01, 0.3, 0.9])
+    change = Change(1.7, -0.9)
+    np.testing.assert_allclose(change.before(change(p)), p)

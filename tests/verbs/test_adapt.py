@@ -92,7 +92,7 @@ def test_clicks_are_found_in_the_set_through_its_source(
         labels_from(project, tmp_path / "other.csv")
 
 
-def test_twenty_clicks_mend_a_calibration_and_keep_the_votes_within_the_promise(
+def test_nine_clicks_mend_a_calibration_and_keep_the_votes_within_the_promise(
     past: PreparedSet, project: PreparedSet, tmp_path: Path
 ) -> None:
     before = ensemble(past, tmp_path / "before", wrong_by=2.5)
@@ -102,14 +102,14 @@ def test_twenty_clicks_mend_a_calibration_and_keep_the_votes_within_the_promise(
         project.path,
         tmp_path / "after",
         Settings(),
-        labels=clicks(project, tmp_path / "c.csv", 20),
+        labels=clicks(project, tmp_path / "c.csv", 9),
     )
     after = Ensemble.load(tmp_path / "after")
     sides = record["tables"]["the set's own labels of other images"]
-    assert sides["before"]["images"] == project.n - 20
+    assert sides["before"]["images"] == project.n - 9
     assert sides["after"]["log_loss"] < sides["before"]["log_loss"]
     assert sides["after"]["ece"] < sides["before"]["ece"]
-    assert sum(record["labels"].values()) == 20
+    assert sum(record["labels"].values()) == 9
 
     images, nothing = project.images(np.arange(project.n)), np.empty((project.n, 0), np.float32)
     at_limit = float(np.float32(after.manifest.operating_point["limit"]))
@@ -123,6 +123,33 @@ def test_twenty_clicks_mend_a_calibration_and_keep_the_votes_within_the_promise(
         after.manifest.calibration_groups
     ) > len(before.manifest.calibration_groups)
     assert (tmp_path / "after" / "card.md").read_text().startswith("# Adapted to one project")
+
+
+def test_twenty_clicks_draw_a_line_of_the_projects_own_and_say_what_it_costs(
+    past: PreparedSet, project: PreparedSet, tmp_path: Path
+) -> None:
+    before = ensemble(past, tmp_path / "before", wrong_by=2.5)
+    low = before.with_line(float(np.float32(0.3)), (0.3, 0.3))  # lets most junk through
+    low.save(tmp_path / "low", "")
+    record = adapt(
+        tmp_path / "low",
+        project.path,
+        tmp_path / "after",
+        Settings(),
+        labels=clicks(project, tmp_path / "c.csv", 20),
+    )
+    sides = record["tables"]["the set's own labels of other images"]
+    assert sides["after"]["accuracy"] > sides["before"]["accuracy"] + 0.03
+    assert sides["after"]["false_negative_rate"] <= 0.06
+    point = Ensemble.load(tmp_path / "after").manifest.operating_point
+    assert point["expected_here"]["lost"] == pytest.approx(0.02, abs=0.04)
+    assert "whose line 20 labels drew" in str(point["method"])
+    images, nothing = project.images(np.arange(project.n)), np.empty((project.n, 0), np.float32)
+    old = low.judge(images, nothing, everyone=True).score
+    new = Ensemble.load(tmp_path / "after").judge(images, nothing, everyone=True)
+    kept = new.score >= np.float32(record["threshold"])
+    assert kept.sum() < (old >= np.float32(0.3)).sum()  # verdicts did change
+    assert old[kept].min() >= old[~kept].max() - 1e-6  # and no image was put before a better one
 
 
 def test_without_labels_the_share_of_keeps_is_found_and_networks_stay(
