@@ -3,8 +3,8 @@
 The whole chain runs as people run it: ``cryoray serve`` and ``cryoray watch --service`` in processes of
 their own, and then ``cryoray watch`` that judges by itself (parts ``arriving-alone`` and so on), with an
 ensemble of untrained networks of the default shape, which take as long as trained ones. A microscope that
-writes 256 px stacks of 280 images in float16 stands before it. The seconds of each part
-are ``CRYORAY_BENCH_SECONDS`` (40 by default; an hour of microscope wants 1,200, the soak 3,600), the images a
+writes 256 px stacks of 280 images in float16 stands before it. The seconds of each part are
+``CRYORAY_BENCH_SECONDS`` (40 by default; an hour of microscope wants 1,200, the soak 3,600), the images a
 second ``CRYORAY_BENCH_RATE``, the seconds between faults ``CRYORAY_BENCH_FAULT_EVERY``;
 ``python -m benchmarks.speed.session soak`` runs that part alone.
 """
@@ -25,7 +25,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -181,8 +182,8 @@ def _soak(root: Path, masters: list[Path], judged_by: tuple[str, str]) -> Row:
                 print(
                     f"{time.monotonic() - begun:.0f} s: {stacks} stacks, {hostile} hostile files, killed"
                     f" {dict(faults)}; health {len(health)} times, worst"
-                    f" {max(health, default=(0.0, 0))[0]:.2f} s, late"
-                    f" {sum(one > 2 for one, _ in health)}, not ok {sum(o != 200 for _, o in health)};"
+                    f" {max(health, default=(0.0, 0))[0]:.2f} s, late {sum(one > 2 for one, _ in health)},"
+                    f" not ok {sum(o != 200 for _, o in health)};"
                     f" MiB {memory[-1]:.0f} {service[-1]:.0f}; load {loads[-1]:.1f}",
                     file=sys.stderr,
                     flush=True,
@@ -291,14 +292,18 @@ def _health(url: str) -> Iterator[list[tuple[float, int]]]:
     """While the block lasts, ask for the service's health; seconds and status of each answer."""
     found: list[tuple[float, int]] = []
     done = threading.Event()
+    address = url.removeprefix("http://")
 
     def look() -> None:
         while not done.wait(HEALTH_EVERY):
-            begun = time.monotonic()
-            try:
-                status = httpx.get(f"{url}/healthz", timeout=60, trust_env=False).status_code
-            except httpx.HTTPError:
-                status = 0
+            # Not by httpx, which takes longer to make a client than the service to answer.
+            begun, status = time.monotonic(), 0
+            with (
+                suppress(OSError, HTTPException),
+                closing(HTTPConnection(address, timeout=60)) as http,
+            ):
+                http.request("GET", "/healthz")
+                status = http.getresponse().status
             found.append((time.monotonic() - begun, status))
             if found[-1][0] > 2 or status != 200:
                 load = os.getloadavg()[0]

@@ -27,8 +27,9 @@ from cryoray.session.ledger import Ledger
 SMALL_BYTES = 64 << 10
 #: Seconds for a small body, and between two pieces of a stack.
 BODY_SECONDS = 10.0
-#: Requests of pages at once; and small bodies that are waited for at once, of whoever.
-_PAGES, _BODIES = 16, 1024
+#: Requests of pages at once; and small bodies that are waited for at once, of whoever. Each holds a
+#: descriptor, of which a process often has 1,024.
+_PAGES, _BODIES = 16, 256
 #: These have to answer when nothing else does.
 _ALWAYS = (HEALTH, METRICS)
 
@@ -93,7 +94,10 @@ class Doors:
 
     def __init__(self, app: ASGIApp, counts: Counts) -> None:
         self._app, self._counts = app, counts
-        self._bodies = self._pages = 0
+        self._pages = 0
+        self._bodies: dict[
+            asyncio.Timeout, None
+        ] = {}  # in the order in which they began to be waited for
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -124,10 +128,9 @@ class Doors:
             # Taken piece by piece, by a route that has looked at the token before.
             return await self._app(scope, _with_deadline(receive), send)
         try:
-            with self._taken("_bodies", _BODIES):
-                body = await _whole(receive, headers.get(b"content-length", b""))
+            body = await self._body(receive, headers.get(b"content-length", b""))
             if not scope["path"].startswith("/v1") or scope["path"].startswith("/v1/sessions"):
-                with self._taken("_pages", _PAGES):
+                with self._page():
                     return await self._app(scope, _given(body, receive), send)
             return await self._app(scope, _given(body, receive), send)
         except FullError as error:
@@ -140,15 +143,37 @@ class Doors:
             return None
         return await problem(scope, receive, send)
 
+    async def _body(self, receive: Receive, length: bytes) -> bytes:
+        """A small body; where too many are waited for, the one that began first is given up.
+
+        Raises:
+            TooMuchError: it is larger.
+            SlowError: it does not come in time, or others need its place.
+            _GoneError: it will not come.
+        """
+        limit = asyncio.timeout(BODY_SECONDS)
+        if len(self._bodies) >= _BODIES:
+            first = next(iter(self._bodies))
+            del self._bodies[first]
+            first.reschedule(asyncio.get_running_loop().time())
+        try:
+            async with limit:
+                self._bodies[limit] = None
+                return await _whole(receive, length)
+        except TimeoutError:
+            raise SlowError(f"The body did not come within {BODY_SECONDS:g} seconds.") from None
+        finally:
+            self._bodies.pop(limit, None)
+
     @contextmanager
-    def _taken(self, what: str, most: int) -> Iterator[None]:
-        if getattr(self, what) >= most:
+    def _page(self) -> Iterator[None]:
+        if self._pages >= _PAGES:
             raise FullError("The service is full; ask again later.")
-        setattr(self, what, getattr(self, what) + 1)
+        self._pages += 1
         try:
             yield
         finally:
-            setattr(self, what, getattr(self, what) - 1)
+            self._pages -= 1
 
 
 class _GoneError(Exception):
@@ -165,26 +190,21 @@ async def _whole(receive: Receive, length: bytes) -> bytes:
 
     Raises:
         TooMuchError: it is larger.
-        SlowError: it does not come in time.
         _GoneError: it will not come.
     """
     too_much = TooMuchError(f"the body is larger than {SMALL_BYTES:,} bytes")
     if length.isdigit() and int(length) > SMALL_BYTES:
         raise too_much
     body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise _GoneError
-                body += message.get("body", b"")
-                if len(body) > SMALL_BYTES:
-                    raise too_much
-                if not message.get("more_body"):
-                    return bytes(body)
-    except TimeoutError:
-        raise SlowError(f"The body did not come within {BODY_SECONDS:g} seconds.") from None
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _GoneError
+        body += message.get("body", b"")
+        if len(body) > SMALL_BYTES:
+            raise too_much
+        if not message.get("more_body"):
+            return bytes(body)
 
 
 def _given(body: bytes, receive: Receive) -> Receive:

@@ -60,6 +60,7 @@ class Dispatcher:
         self._queued: Tally[str] = Tally()
         self._slots = _Slots(4)
         self._healthy_at = -float("inf")
+        self._asking: asyncio.Task[bool] | None = None
 
     async def judge(
         self, served: Served, ranges: Sequence[RowRange], scope: Scope
@@ -140,8 +141,14 @@ class Dispatcher:
     async def ready(self) -> bool:
         """Whether the preparers and all ensembles' judges answer, with the ensemble that is active.
 
-        Those that are too busy to answer at once, and did so moments ago, are taken to be there.
+        Those that are too busy to answer at once, and did so moments ago, are taken to be there. Whoever asks
+        while they are being asked gets the same answer: anybody may ask, and replicas have other work.
         """
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask())
+        return await asyncio.shield(self._asking)
+
+    async def _ask(self) -> bool:
         asked = [
             self.preparer.ready.remote(),
             *(

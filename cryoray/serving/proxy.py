@@ -1,7 +1,8 @@
-"""What Ray Serve's HTTP proxy does beyond Ray: it closes a connection on which a request's head does not end.
+"""What an HTTP server does beyond uvicorn: it closes connections on which a request's head does not end.
 
-The proxy is uvicorn, which waits for the rest of a request's head for ever. Ray calls `callback` in the
-proxy's process where the variable ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` names it.
+uvicorn waits for the rest of a request's head for ever, and keeps as many connections as there are; each
+takes a descriptor, which the service needs for files. Ray Serve's proxy is uvicorn, and Ray calls
+`callback` in the proxy's process where ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` names it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from uvicorn.protocols.http import auto
 VARIABLE, CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "cryoray.serving.proxy.callback"
 #: Seconds from a connection's, or a request's, first byte to the end of its head.
 HEAD_SECONDS = 20.0
+#: Connections without a request that is being answered; of more, the one that waits longest is closed.
+WAITING = 256
 
 
 def callback() -> list[Middleware]:
@@ -24,13 +27,15 @@ def callback() -> list[Middleware]:
     return []
 
 
-def with_deadline(protocol: Any, seconds: float = HEAD_SECONDS) -> Any:
+def with_deadline(protocol: Any, seconds: float = HEAD_SECONDS, most: int = WAITING) -> Any:
     """A protocol of uvicorn that closes a connection whose head does not come in time.
 
     Args:
         protocol: uvicorn's, of either sort.
         seconds: for the head.
+        most: connections without a request; whoever has sent a whole head is never closed for another.
     """
+    waiting: dict[Any, None] = {}  # in the order in which they began to
 
     class Deadline(protocol):
         _timer: asyncio.TimerHandle | None = None
@@ -38,16 +43,26 @@ def with_deadline(protocol: Any, seconds: float = HEAD_SECONDS) -> Any:
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self._arm()
+            self._wait()
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
             if self.cycle is not None and not self.cycle.response_complete:
                 self._disarm()  # its head is there
+                waiting.pop(self, None)
             elif self._timer is None:
                 self._arm()
 
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if not self.transport.is_closing() and (
+                self.cycle is None or self.cycle.response_complete
+            ):
+                self._wait()
+
         def connection_lost(self, exc: Exception | None) -> None:
             self._disarm()
+            waiting.pop(self, None)
             super().connection_lost(exc)
 
         def _arm(self) -> None:
@@ -58,8 +73,15 @@ def with_deadline(protocol: Any, seconds: float = HEAD_SECONDS) -> Any:
                 self._timer.cancel()
                 self._timer = None
 
+        def _wait(self) -> None:
+            waiting[self] = None
+            if len(waiting) > most:
+                longest = next(iter(waiting))
+                del waiting[longest]
+                longest._close()
+
         def _close(self) -> None:
-            self._timer = None
+            self._disarm()
             if not self.transport.is_closing():
                 self.transport.close()
 

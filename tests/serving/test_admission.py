@@ -316,3 +316,50 @@ def test_rays_proxy_would_call_what_closes_such_connections(
     assert issubclass(auto.AutoHTTPProtocol, before)
     assert auto.AutoHTTPProtocol is not before
     assert uvicorn.Config("x:y", log_config=None).http == "auto"  # what Ray leaves it at
+
+
+def test_connections_that_ask_nothing_make_room_for_one_that_does() -> None:
+    async def app(scope: object, receive: object, send: object) -> None:
+        await send({"type": "http.response.start", "status": 204, "headers": []})  # type: ignore[operator]
+        await send({"type": "http.response.body", "body": b""})  # type: ignore[operator]
+
+    for protocol in (H11Protocol, HttpToolsProtocol):
+        config = uvicorn.Config(
+            app,
+            port=0,
+            log_level="critical",
+            lifespan="off",
+            http=proxy.with_deadline(protocol, seconds=60, most=8),
+        )
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        while not server.started:
+            time.sleep(0.005)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+                assert client.get("/").status_code == 204  # and its connection stays
+                with half_sent(client, 20, "GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ") as slow:
+                    for one in slow[:12]:
+                        one.settimeout(20)
+                        assert one.recv(100) == b""
+                    with httpx.Client(base_url=client.base_url, timeout=20) as fresh:
+                        assert fresh.get("/").status_code == 204
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def test_of_many_bodies_that_do_not_come_the_first_makes_room(
+    app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "_BODIES", 4)
+    monkeypatch.setattr(admission, "BODY_SECONDS", 60.0)
+    head = f"POST {JUDGE} HTTP/1.1\r\nHost: x\r\nContent-Length: 60\r\n\r\n"
+    with over_http(app) as client, half_sent(client, 6, head) as slow:
+        for one in slow[:2]:
+            one.settimeout(20)
+            assert b" 408 " in one.recv(100)
+        answer = client.post(JUDGE, json={"source": "nowhere.star"}, headers=ALLOWED)
+        assert answer.status_code == 404

@@ -21,11 +21,11 @@ def add_entry(made: APIRouter, site: Site) -> None:
 
     @made.post("/login", include_in_schema=False)
     async def enter_by_token(request: Request) -> Response:
-        site.access.check_calm()
         fields = await form(request)
         scope = await threaded(lambda: site.access.scope(fields.get("token", "").strip()))
         who = printable(" ".join(fields.get("who", "").split()))[:80]
-        if scope is None:
+        if scope is None:  # who has a token comes in, however many guess
+            site.access.check_calm()
             await site.access.refuse()
         if scope is None or not who:
             problem = "Give your name." if scope else "No session has this token."
