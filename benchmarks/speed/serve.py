@@ -1,7 +1,9 @@
 """How much of what two cores can judge the service delivers, and how soon: at 1, 8 and 32 clients at once.
 
 The limit is read, preparation and forward pass of the same members in one process per core, with nothing
-between them. ``python -m benchmarks.speed.serve``
+between them. Clients take their answers as watchers do. Beside the rate there is the processor time of all
+processes, clients included: rates suffer from whatever else the machine does, and that hardly: with ``CRYORAY_BENCH_SECONDS`` (12 by default) long enough, not at all.
+``python -m benchmarks.speed.serve``; ``alone`` for the service in one process and no other.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import ray
 import torch
@@ -35,8 +36,9 @@ from cryoray.models.networks import logits
 from cryoray.models.predict import judge_ranges
 from cryoray.preparation.plan import grouped, plan
 from cryoray.preparation.prepare import prepare_range
-from cryoray.protocol.messages import JUDGE
+from cryoray.protocol.client import Client
 from cryoray.records import MEMBERS, Verdicts
+from cryoray.serving import local
 from cryoray.serving.app import Arguments, build, start
 from cryoray.serving.ensembles import find_ensembles
 from cryoray.serving.ingress import Ingress
@@ -49,7 +51,7 @@ from tests.examples import particles, save_ensemble, write_stack, write_star
 
 BOX, PER_STACK, STACKS = 256, 128, 12
 CLIENTS = (1, 8, 32)
-SECONDS = 12.0
+SECONDS = float(os.environ.get("CRYORAY_BENCH_SECONDS", "12"))
 #: As among trained members: about one image in ten goes to d3.
 DISAGREE = 0.95
 
@@ -100,16 +102,17 @@ def _limit(star: Path, path: Path, barrier: Any, answers: Any) -> None:
     answers_of: list[float] = []
     judge(ranges[0])
     barrier.wait()
-    begun, images = time.perf_counter(), 0
+    begun, used, images = time.perf_counter(), time.process_time(), 0
     for part in itertools.cycle(ranges):
         images += judge(part)
         if time.perf_counter() - begun >= SECONDS:
             break
-    answers.put((images / (time.perf_counter() - begun), float(np.mean(answers_of))))
+    seconds, used = time.perf_counter() - begun, time.process_time() - used
+    answers.put((images / seconds, used / images, float(np.mean(answers_of))))
 
 
-def limit(star: Path, path: Path) -> tuple[float, float]:
-    """Images a second of one process per core, and the fraction that d3 was asked about."""
+def limit(star: Path, path: Path) -> tuple[float, float, float]:
+    """Images a second of one process per core, processor time of one, and how many d3 was asked about."""
     context = multiprocessing.get_context("spawn")
     cores = len(os.sched_getaffinity(0))
     barrier, answers = context.Barrier(cores), context.Queue()
@@ -121,7 +124,26 @@ def limit(star: Path, path: Path) -> tuple[float, float]:
     rates = [answers.get(timeout=300) for _ in processes]
     for process in processes:
         process.join()
-    return sum(rate for rate, _ in rates), float(np.mean([asked for _, asked in rates]))
+    each, used, asked = zip(*rates, strict=True)
+    return sum(each), float(np.mean(used)), float(np.mean(asked))
+
+
+def processor_time() -> float:
+    """Seconds that this process and all below it have used, those that have ended included."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    parents, used = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            parents[int(entry.name)] = int(fields[1])
+            used[int(entry.name)] = sum(map(int, fields[11:15])) / ticks
+    mine = {os.getpid()}
+    while more := {one for one, parent in parents.items() if parent in mine} - mine:
+        mine |= more
+    return sum(used[one] for one in mine)
 
 
 def load(url: str, token: str, star: Path, clients: int) -> Row:
@@ -131,28 +153,28 @@ def load(url: str, token: str, star: Path, clients: int) -> Row:
     turns = itertools.count()
 
     def client(_: int) -> None:
-        with httpx.Client(base_url=url, timeout=300) as http:
+        with Client(url, token) as service:
             while not stop.is_set():
                 first = next(turns) % STACKS * PER_STACK
-                body = {"source": str(star), "rows": [first, first + PER_STACK]}
                 begun = time.perf_counter()
-                answer = http.post(JUDGE, json=body, headers={"Authorization": f"Bearer {token}"})
+                answer = service.judge(star, (first, first + PER_STACK))
                 latencies.append(time.perf_counter() - begun)
-                answer.raise_for_status()
-                assert answer.content.count(b'"row"') == PER_STACK
+                assert len(answer) == PER_STACK
 
     with ThreadPoolExecutor(clients) as pool:
         working = pool.map(client, range(clients))
         time.sleep(3.0)  # until all are under way
         latencies.clear()
-        begun = time.perf_counter()
+        begun, used = time.perf_counter(), processor_time()
         time.sleep(SECONDS)
         done, seconds = list(latencies), time.perf_counter() - begun
+        used = processor_time() - used
         stop.set()
         list(working)
     p50, p99 = np.percentile(done, [50, 99])
     return {
         "images/s": len(done) * PER_STACK / seconds,
+        "ms of processor": 1e3 * used / (len(done) * PER_STACK),
         "p50 s": float(p50),
         "p99 s": float(p99),
     }
@@ -250,9 +272,9 @@ def build_apart(args: Arguments) -> ray_serve.Application:
 
 
 def service(
-    star: Path, path: Path, clients: Sequence[int], build: Callable[[Arguments], Any]
+    star: Path, path: Path, clients: Sequence[int], build: Callable[[Arguments], Any] | None
 ) -> list[Row]:
-    """A row for each number of clients; one service for all of them."""
+    """A row for each number of clients; one service for all of them; without ``build`` in this process."""
     settings = Settings(
         registry=star.parent / "registry",
         runtime=RuntimeSettings(dashboard=False, gpus=0),
@@ -261,7 +283,7 @@ def service(
         ),
     )
     rows = []
-    with start(settings, build) as running:
+    with local.start(settings) if build is None else start(settings, build) as running:
         for one in clients:
             rows.append({"clients": one, **load(running.url, running.token, star, one)})
             print(rows[-1], file=sys.stderr, flush=True)
@@ -276,24 +298,33 @@ def measure() -> dict[str, Any]:
         star = collection(folder)
         path = ensemble_for(star, folder / "ensemble")
         limits = [limit(star, path)]
-        together = service(star, path, CLIENTS, build)
-        apart = service(star, path, CLIENTS[-1:], build_apart)
-        runtime.disconnect()
+        here = service(star, path, CLIENTS, None)
+        together, apart = [], []
+        if sys.argv[1:] != ["alone"]:
+            together = service(star, path, CLIENTS, build)
+            apart = service(star, path, CLIENTS[-1:], build_apart)
+            runtime.disconnect()
         # Before and after, and the better one: somebody else's load must not make the service shine.
         limits.append(limit(star, path))
-        best, asked = max(limits)
+        best, used, asked = max(limits)
     finally:
         shutil.rmtree(folder)
     nothing = {"clients": None, "p50 s": None, "p99 s": None}
     rows: list[Row] = [
-        {"what": "limit: one process per core", "images/s": best, **nothing},
+        {
+            "what": "limit: one process per core",
+            "images/s": best,
+            "ms of processor": 1e3 * used,
+            **nothing,
+        },
+        *({"what": "in one process", **row} for row in here),
         *({"what": "service, members together", **row} for row in together),
         *({"what": "service, one deployment per member", **row} for row in apart),
     ]
     return result(
         f"Judging {PER_STACK} images of {BOX} px a request (one micrograph), prepared to 64 px",
         rows,
-        ratios=("images/s",),
+        ratios=("images/s", "ms of processor"),
         notes=[
             f"d3 was asked about {100 * asked:.0f} % of the images.",
             f"The limit before and after: {limits[0][0]:.0f} and {limits[1][0]:.0f} images a second; "
