@@ -410,8 +410,9 @@ async function similar() {
 }
 function nextForReview() {
   const review = names.verdict.indexOf("review");
-  if ($("show").value !== "review" || listed) { listed = null; listedAs = ""; $("show").value = "review"; current = 0; again(); }
-  const from = [...shown.keys()], after = from.slice(current + 1).concat(from.slice(0, current + 1));
+  let first = current + 1;
+  if ($("show").value !== "review" || listed) { listed = null; listedAs = ""; $("show").value = "review"; current = first = 0; again(); }
+  const from = [...shown.keys()], after = from.slice(first).concat(from.slice(0, first));
   const k = after.find(one => column.verdict[shown[one]] === review && turned[shown[one]] < 0);
   if (k === undefined) say(shown.length ? "Nothing under review is left to be decided." : "Nothing is under review.");
   else focus(k);
