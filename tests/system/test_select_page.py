@@ -61,7 +61,9 @@ class Visit:
 
     def __init__(self, browser: Browser, url: str, link: str, **how: Any) -> None:
         self.url = url
-        self.context = browser.new_context(**{"viewport": {"width": 1440, "height": 900}, **how})
+        self.context = browser.new_context(
+            **{"color_scheme": "dark", "viewport": {"width": 1440, "height": 900}, **how}
+        )
         self.complaints: list[str] = []
         self.page = self.tab(link)
 
