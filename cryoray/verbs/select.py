@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,9 +97,11 @@ def select(
         ) from error
     try:
         selection = Selection(table, clicks, None if found is None else _judge(found, settings))
-        page = Page(
-            selection, Gallery(table, preparation), target, low_pass=settings.select.low_pass
-        )
+        gallery = Gallery(table, preparation)
+        # Found out while the browser starts: columns now, the contrast of the images beside it.
+        table.packed(table.verdicts.score)
+        threading.Thread(target=lambda: gallery.dark, daemon=True).start()
+        page = Page(selection, gallery, target, low_pass=settings.select.low_pass)
         with _listening(settings.select.port) as listening:
             url = f"http://{_HOST}:{listening.getsockname()[1]}/?token={page.token}"
             on_event(
