@@ -141,8 +141,8 @@ def try_extra(wheel: Path, extra: str, shared: bool) -> None:
             paths = [path for path in sys.path if path.endswith("site-packages")]
             (site / "dependencies.pth").write_text("\n".join(paths) + "\n")
         else:
-            install = ("-m", "pip", "install", "--quiet", "--constraint")
-            run([programs / "python", *install, ROOT / "constraints.txt", wanted], folder)
+            pinned = ("--constraint", ROOT / "constraints.txt", wanted)
+            run([programs / "python", "-m", "pip", "install", "--quiet", *pinned], folder)
         path = f"{programs}{os.pathsep}{os.environ['PATH']}"
         for number, trial in enumerate(trials(extra, programs)):
             (folder / f"trial{number}").mkdir()

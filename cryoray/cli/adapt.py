@@ -19,17 +19,20 @@ def adapt(
     prepared: Annotated[
         Path, typer.Argument(metavar="SET", help="A prepared set of the new project.")
     ],
-    out: Annotated[Path, typer.Option(metavar="ENSEMBLE", help="Folder of the adapted one.")],
+    out: Annotated[Path, typer.Option(metavar="ENSEMBLE", help="Folder of the adapted ensemble.")],
     labels: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="A selection that labels some of its images: twenty clicks do. None: the share of"
-            " keeps alone is estimated.",
+            help="A selection that labels some of its images, twenty or more; without it only the"
+            " share of good images is estimated.",
         ),
     ] = None,
 ) -> None:
-    """Recalibrate an ensemble for one project, and draw its threshold anew."""
+    """Recalibrate an ensemble for one project, from a few labels or none.
+
+    Example: cryoray adapt particle sets/new --labels labels.csv --out ensembles/new
+    """
     settings = common.settings(ctx)
     from rich.table import Table
 

@@ -14,13 +14,16 @@ from cryoray.cli import common
 _ROWS = ("rows_in", "rows_out", "quarantined")
 _MORE = (*_ROWS, "review_kept")
 
+_JUDGE, _LINE, _FILES = "Which ensemble judges", "How the line is drawn", "What is written"
+
 
 def classify(
     ctx: typer.Context,
     source: Annotated[
         Path,
         typer.Argument(
-            help="A STAR file, a .cs table, a stack, a job folder or a folder of those."
+            metavar="SOURCE",
+            help="A STAR file, a .cs table, a stack, a job folder or a folder of those.",
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the verdicts.")],
@@ -28,20 +31,23 @@ def classify(
         str | None,
         typer.Option(
             metavar="NAME|DIR",
-            help="Folder, or name in the registry; else the one of this kind that is promoted or ships.",
+            help="Folder, or name in the registry; by default the one promoted or shipped for this kind.",
+            rich_help_panel=_JUDGE,
         ),
     ] = None,
     class_ensemble: Annotated[
         str | None,
         typer.Option(
             metavar="NAME|DIR",
-            help="Judges the 2D classes of a job, too: a particle is kept only if its class is kept.",
+            help="Also judge the job's 2D classes: a particle is kept only if its class is kept.",
+            rich_help_panel=_JUDGE,
         ),
     ] = None,
     kind: Annotated[
         Literal["particle", "class2d", "class3d"] | None,
         typer.Option(
-            help="What a row is; else the ensemble's kind. class3d: maps of a Class3D job."
+            help="What a row is; by default the ensemble's kind. class3d: maps of a Class3D job.",
+            rich_help_panel=_JUDGE,
         ),
     ] = None,
     policy: Annotated[
@@ -50,6 +56,7 @@ def classify(
             metavar="expected|each|threshold=X|share=X",
             help="How the line is drawn. expected: a new project is expected to lose at most 3 % of its good "
             "images; each: 95 of 100 projects lose no more; or a score, or a share of the images to keep.",
+            rich_help_panel=_LINE,
         ),
     ] = None,
     profile: Annotated[
@@ -63,17 +70,30 @@ def classify(
     review: Annotated[
         bool | None,
         typer.Option(
-            "--review/--no-review", help="Leave nothing under review: the threshold decides."
+            "--review/--no-review",
+            help="Send doubtful images to review, or let the threshold decide.",
+            rich_help_panel=_LINE,
         ),
     ] = None,
     score_column: Annotated[
-        bool | None, typer.Option("--score-column", help="Add rlnCryorayScore to STAR files.")
+        bool | None,
+        typer.Option(
+            "--score-column", help="Add rlnCryorayScore to STAR files.", rich_help_panel=_FILES
+        ),
     ] = None,
     also_star: Annotated[
-        bool | None, typer.Option("--also-star", help="Of a .cs source, STAR files for RELION too.")
+        bool | None,
+        typer.Option(
+            "--also-star",
+            help="Also write STAR files for RELION, of a .cs source.",
+            rich_help_panel=_FILES,
+        ),
     ] = None,
 ) -> None:
-    """Judge every image of a source: keep, discard or review."""
+    """Judge every image of a source: keep, discard or review.
+
+    Example: cryoray classify Extract/job020 --out verdicts
+    """
     settings = common.settings(
         ctx,
         classify={

@@ -22,7 +22,8 @@ def cross_validate(
     ctx: typer.Context,
     sets: Annotated[list[Path], typer.Argument(metavar="SET…", help="Prepared sets with labels.")],
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder of the numbers, the report, the ensembles.")
+        Path,
+        typer.Option(metavar="DIR", help="Folder for the numbers, the report and the ensembles."),
     ],
     folds: Annotated[
         int | None, typer.Option(metavar="K", help="Folds of groups; one training for each.")
@@ -32,10 +33,13 @@ def cross_validate(
     ] = None,
     ablate: Annotated[
         bool | None,
-        typer.Option("--ablate", help="Train each fold without metadata, and without images, too."),
+        typer.Option("--ablate", help="Also train each fold without metadata, and without images."),
     ] = None,
 ) -> None:
-    """Train anew without each fold of groups and judge the fold, so that each image is judged once."""
+    """Measure a training: train without each fold of groups, and judge the fold.
+
+    Example: cryoray cross-validate sets/past --folds 5 --out folds
+    """
     settings = common.settings(
         ctx, cross_validate={"folds": folds, "repeats": repeats, "ablate": ablate}
     )

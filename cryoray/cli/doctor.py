@@ -16,10 +16,13 @@ _COLOURS = {"good": "green", "warning": "yellow", "bad": "red"}
 def doctor(
     ctx: typer.Context,
     cluster: Annotated[
-        bool, typer.Option("--cluster", help="Look at every node of the Ray cluster, too.")
+        bool, typer.Option("--cluster", help="Also look at every node of the Ray cluster.")
     ] = False,
 ) -> None:
-    """Check packages, cores, memory, GPU, disks and tokens; exit 2 where something is missing."""
+    """Check packages, cores, memory, GPU, disks and tokens; ends with 2 where something is missing.
+
+    Example: cryoray doctor
+    """
     settings = common.settings(ctx)
     from cryoray.diagnostics.machine import examine
 

@@ -18,18 +18,23 @@ def evaluate(
         str, typer.Argument(metavar="ENSEMBLE", help="Folder, or name in the registry.")
     ],
     prepared: Annotated[Path, typer.Argument(metavar="SET", help="A prepared set with labels.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the numbers and the report.")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for the numbers and the report.")
+    ],
     cross_validate: Annotated[int | None, typer.Option(metavar="K", hidden=True)] = None,
     repeats: Annotated[int | None, typer.Option(metavar="R", hidden=True)] = None,
     ablate: Annotated[
         bool | None,
         typer.Option(
             "--ablate",
-            help="What image and metadata are worth: each hidden, each column shuffled.",
+            help="Also measure what images and each column of metadata are worth.",
         ),
     ] = None,
 ) -> None:
-    """Judge the groups that the ensemble has not seen, and report how often it was right."""
+    """Measure an ensemble on the groups of a set that it has not seen.
+
+    Example: cryoray evaluate ensembles/ours sets/past --out evaluation
+    """
     settings = common.settings(
         ctx, evaluate={"cross_validate": cross_validate, "repeats": repeats, "ablate": ablate}
     )

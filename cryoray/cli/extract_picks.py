@@ -13,19 +13,25 @@ from cryoray import terminal
 def extract_picks(
     ctx: typer.Context,
     picks: Annotated[
-        Path, typer.Argument(help="STAR file of what experts picked: micrographs and coordinates.")
+        Path,
+        typer.Argument(metavar="PICKS", help="STAR file of picks: micrographs and coordinates."),
     ],
     micrographs: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the micrographs.")],
-    diameter: Annotated[float, typer.Option(metavar="Å", help="Of the particle.", min=1.0)],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of images and labels.")],
+    diameter: Annotated[
+        float, typer.Option(metavar="Å", help="Diameter of the particle.", min=1.0)
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for images and labels.")],
     box: Annotated[
         int | None,
-        typer.Option(metavar="PX", help="Side of the images; else 1.8 diameters.", min=8),
+        typer.Option(metavar="PX", help="Box of the images; by default 1.8 diameters.", min=8),
     ] = None,
-    negatives: Annotated[float, typer.Option(help="Of them for each pick.", min=0.0)] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the places of negatives.")] = 0,
+    negatives: Annotated[float, typer.Option(help="Negatives for each pick.", min=0.0)] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of the negatives' positions.")] = 0,
 ) -> None:
-    """Cut out particles at picks, and negatives at random away from them, marked as mined."""
+    """Extract labelled images from micrographs: particles at picks, negatives away from them.
+
+    Example: cryoray extract-picks picks.star --micrographs Micrographs --diameter 180 --out picked
+    """
     from cryoray.preparation import mining
 
     with terminal.Show() as show:

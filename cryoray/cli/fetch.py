@@ -16,19 +16,28 @@ if TYPE_CHECKING:
 
 def fetch(
     ctx: typer.Context,
-    entry: Annotated[str, typer.Argument(help="An entry of EMPIAR, such as EMPIAR-10812.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of its files.")],
+    entry: Annotated[
+        str, typer.Argument(metavar="ENTRY", help="An entry of EMPIAR, such as EMPIAR-10812.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to download into.")],
     pattern: Annotated[
         list[str] | None,
-        typer.Option(help="Which files; else *.star, *.mrcs, *.cs and *.csv. May be repeated."),
+        typer.Option(
+            help="Files to download; by default *.star, *.mrcs, *.cs and *.csv. Repeatable."
+        ),
     ] = None,
     mirror: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Holds the entry already: its files are linked."),
+        typer.Option(
+            metavar="DIR", help="Folder that holds the entry already: its files are linked."
+        ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before downloading.")] = False,
 ) -> None:
-    """Download an EMPIAR entry's particles and STAR files; interrupted, it goes on when run again."""
+    """Download the particles and STAR files of an EMPIAR entry; an interrupted download goes on.
+
+    Example: cryoray fetch EMPIAR-10812 --out empiar
+    """
     from cryoray.integrations import empiar as verb
 
     def confirm(files: Sequence[Remote]) -> bool:

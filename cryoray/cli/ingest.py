@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from cryoray.preparation.prepared import PreparedSet
     from cryoray.settings import Settings
 
+_LABELS, _IMAGES = "Labels and groups", "How images are prepared"
+
 
 def ingest(
     ctx: typer.Context,
@@ -29,38 +31,59 @@ def ingest(
     out: Annotated[Path, typer.Option(metavar="SET", help="Folder of the prepared set.")],
     selection: Annotated[
         Path | None,
-        typer.Option(help="Labels: a file or Select job; else the selection beside the source."),
+        typer.Option(
+            help="Labels: a file or Select job; by default the selection beside the source.",
+            rich_help_panel=_LABELS,
+        ),
     ] = None,
     kind: Annotated[
-        Literal["particle", "class2d"] | None, typer.Option(help="What a row is.")
+        Literal["particle", "class2d"] | None,
+        typer.Option(help="What a row is.", rich_help_panel=_LABELS),
     ] = None,
     group: Annotated[
-        str | None, typer.Option(help="Name of the project; else the source's folder.")
+        str | None,
+        typer.Option(
+            help="Name of the project; by default the source's folder.", rich_help_panel=_LABELS
+        ),
     ] = None,
-    box: Annotated[int | None, typer.Option(help="Side of the prepared images, px.")] = None,
-    diameter: Annotated[float | None, typer.Option(help="Particle diameter, Å.")] = None,
+    box: Annotated[
+        int | None, typer.Option(help="Box of the prepared images, px.", rich_help_panel=_IMAGES)
+    ] = None,
+    diameter: Annotated[
+        float | None, typer.Option(help="Particle diameter, Å.", rich_help_panel=_IMAGES)
+    ] = None,
     contrast: Annotated[
-        Literal["auto", "bright", "dark"] | None, typer.Option(help="Protein in the source.")
+        Literal["auto", "bright", "dark"] | None,
+        typer.Option(
+            help="Whether protein is bright or dark in the source.", rich_help_panel=_IMAGES
+        ),
     ] = None,
     features: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME…|none", help="Metadata used; repeated or comma separated."),
+        typer.Option(
+            metavar="NAME…|none",
+            help="Metadata to prepare; repeatable or comma separated.",
+            rich_help_panel=_IMAGES,
+        ),
     ] = None,
     dtype: Annotated[
         Literal["float16", "float32"] | None,
-        typer.Option(help="Pixels on disk; float32 for RELION 3."),
+        typer.Option(help="Pixels on disk; float32 for RELION 3.", rich_help_panel=_IMAGES),
     ] = None,
     add: Annotated[
         bool,
-        typer.Option("--add", help="Keep the set, and add what of the sources it does not have."),
+        typer.Option("--add", help="Keep the set, and add images that it does not have."),
     ] = False,
     gpu: Annotated[bool, typer.Option("--gpu", help="Prepare on GPUs.")] = False,
     plan: Annotated[
         bool,
-        typer.Option("--plan", help="Show what would be read, and how long it would take."),
+        typer.Option("--plan", help="Only show what would be read, and how long it would take."),
     ] = False,
 ) -> None:
-    """Prepare images and metadata of past projects, with their selections, for training."""
+    """Prepare images, metadata and selections of past projects for training.
+
+    Example: cryoray ingest Extract/job012 --selection Select/job015 --diameter 180 --out sets/past
+    """
     preparation = {
         "box": box,
         "diameter": diameter,

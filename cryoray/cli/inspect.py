@@ -35,15 +35,19 @@ def inspect(
     sheet: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.png", help="Write a contact sheet: kept, discarded, unlabelled."
+            metavar="FILE.png",
+            help="Write a contact sheet of kept, discarded and unlabelled images.",
         ),
     ] = None,
-    images: Annotated[int, typer.Option(min=1, help="Images of each on the sheet.")] = 96,
+    images: Annotated[int, typer.Option(min=1, help="Images of each label on the sheet.")] = 96,
     kind: Annotated[
         Literal["particle", "class2d"] | None, typer.Option(help="What a row of a source is.")
     ] = None,
 ) -> None:
-    """Show counts, sizes, labels and what metadata tell of kept and discarded images."""
+    """Show what a source or a prepared set holds: counts, box, pixel size, labels, metadata.
+
+    Example: cryoray inspect Extract/job012 --sheet sheet.png
+    """
     if (path / "set.json").is_file():
         _inspect_set(path, sheet, images)
     else:

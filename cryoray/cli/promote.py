@@ -21,11 +21,16 @@ def promote(
     ] = None,
     rollback: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Name whose former ensemble is made active again."),
+        typer.Option(metavar="NAME", help="Name that goes back to the ensemble before."),
     ] = None,
-    reason: Annotated[str, typer.Option(help="Why, for the history.")] = "",
+    reason: Annotated[str, typer.Option(help="Reason, for the history.")] = "",
 ) -> None:
-    """Swap an ensemble in under a name, or back; running services follow within seconds."""
+    """Make an ensemble the active one under a name, or go back to the one before.
+
+    Running services follow within seconds.
+
+    Example: cryoray promote ensembles/ours --as particle
+    """
     from cryoray.errors import SettingsError
 
     if (ensemble is None) != (name is None) or (ensemble is None) == (rollback is None):

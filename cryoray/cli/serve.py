@@ -21,25 +21,29 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="NAME|DIR",
-            help="Folder, or name in the registry; repeatable. Else those promoted as particle and"
+            help="Folder, or name in the registry; repeatable. By default those promoted as particle and"
             " class2d, or those that ship.",
         ),
     ] = None,
     shadow: Annotated[
         str | None,
-        typer.Option(metavar="NAME|DIR", help="One that judges beside them, for comparison."),
+        typer.Option(metavar="NAME|DIR", help="An ensemble that judges unseen, for comparison."),
     ] = None,
     root: Annotated[
         list[Path] | None,
-        typer.Option(metavar="DIR", help="Sources must lie under this; repeatable."),
+        typer.Option(metavar="DIR", help="Folder under which sources must lie; repeatable."),
     ] = None,
     ledger: Annotated[
-        str | None, typer.Option(metavar="FILE|URL", help="Show the sessions of this ledger at /.")
+        str | None,
+        typer.Option(metavar="FILE|URL", help="Show the sessions of this ledger on the page at /."),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
 ) -> None:
-    """Serve ensembles over HTTP until interrupted."""
+    """Serve ensembles over HTTP until interrupted.
+
+    Example: cryoray serve --root /data --ledger /data/cryoray/ledger.sqlite
+    """
     settings = common.settings(
         ctx,
         serve={

@@ -13,17 +13,22 @@ from cryoray.cli import common
 
 def simulate(
     ctx: typer.Context,
-    out: Annotated[Path, typer.Argument(help="Folder to write the collections into.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder to write the collections into.")
+    ],
     projects: Annotated[
-        int | None, typer.Option(help="Collections, each of another protein.")
+        int | None, typer.Option(help="Number of collections, each of another protein.")
     ] = None,
-    images: Annotated[int | None, typer.Option(help="Images in each.")] = None,
+    images: Annotated[int | None, typer.Option(help="Images in each collection.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same images.")] = None,
     micrographs: Annotated[
         bool | None, typer.Option("--micrographs", help="Simulate whole micrographs and pick them.")
     ] = None,
 ) -> None:
-    """Simulate past projects: particles, the junk a microscope makes, and a person's selection."""
+    """Simulate collections of particles and junk, with a person's selection and the truth.
+
+    Example: cryoray simulate past --projects 3 --images 1000
+    """
     chosen = {"projects": projects, "images": images, "seed": seed, "micrographs": micrographs}
     settings = common.settings(ctx, simulate=chosen)
     from cryoray import simulation

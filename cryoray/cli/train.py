@@ -10,6 +10,8 @@ import typer
 from cryoray import terminal
 from cryoray.cli import common
 
+_RUN = "How it runs"
+
 
 def train(
     ctx: typer.Context,
@@ -17,21 +19,39 @@ def train(
     out: Annotated[Path, typer.Option(metavar="ENSEMBLE", help="Folder of the ensemble.")],
     hold_out: Annotated[
         str | None,
-        typer.Option(metavar="GROUP,…|FRACTION", help="Groups that training must not see."),
+        typer.Option(
+            metavar="GROUP,…|FRACTION",
+            help="Groups, or a fraction of them, that training must not see.",
+        ),
     ] = None,
     split_by: Annotated[
-        Literal["project", "micrograph"] | None, typer.Option(help="What a group is.")
+        Literal["project", "micrograph"] | None,
+        typer.Option(help="What a group is: never on both sides of a split."),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs of each member.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Training workers.")] = None,
-    gpu: Annotated[bool | None, typer.Option("--gpu", help="Train on GPUs.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs of each network.", rich_help_panel=_RUN)
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Training workers.", rich_help_panel=_RUN)
+    ] = None,
+    gpu: Annotated[
+        bool | None, typer.Option("--gpu", help="Train on GPUs.", rich_help_panel=_RUN)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of everything random.", rich_help_panel=_RUN)
+    ] = None,
     features: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME…|none", help="Metadata used; repeated or comma separated."),
+        typer.Option(
+            metavar="NAME…|none",
+            help="Metadata that the networks see; repeatable or comma separated.",
+        ),
     ] = None,
 ) -> None:
-    """Train d1, d2 and d3 by boosting by filtering, calibrate them, and choose the threshold."""
+    """Train an ensemble on prepared sets: three networks, their calibration and the threshold.
+
+    Example: cryoray train sets/past --hold-out 0.2 --out ensembles/ours
+    """
     settings = common.settings(
         ctx,
         train={

@@ -15,13 +15,16 @@ def tune(
     ctx: typer.Context,
     sets: Annotated[list[Path], typer.Argument(metavar="SET…", help="Prepared sets with labels.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the table and the report.")],
-    samples: Annotated[int | None, typer.Option(help="Trials.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Number of trials.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of a trial, at most.")] = None,
     workers: Annotated[int | None, typer.Option(help="Trials side by side.")] = None,
     gpu: Annotated[bool | None, typer.Option("--gpu", help="A GPU for each trial.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
 ) -> None:
-    """Search depth, width, activation, learning rate and augmentation, and say what each buys."""
+    """Search depth, width, activation, learning rate and augmentation, and show what each buys.
+
+    Example: cryoray tune sets/past --samples 24 --out tuned
+    """
     settings = common.settings(
         ctx,
         tune={"samples": samples},

@@ -1,4 +1,4 @@
-"""Prove what choices did: to half-maps, to the map, to 2D images."""
+"""Measure what a selection did to half-maps, to the map and to class averages."""
 
 from __future__ import annotations
 
@@ -21,19 +21,24 @@ def fsc(
     half2: Annotated[Path, typer.Argument(metavar="HALF2", help="The other half-map.")],
     out: Out,
     mask: Annotated[
-        str | None, typer.Option(metavar="MASK|auto", help="Soft mask, or make one.")
+        str | None, typer.Option(metavar="MASK|auto", help="Soft mask, or auto to make one.")
     ] = None,
     published: Annotated[
         Path | None,
         typer.Option(
-            metavar="CURVE", help="postprocess.star, EMDB's _fsc.xml or a table, to compare with."
+            metavar="CURVE",
+            help="Published curve: postprocess.star, EMDB's _fsc.xml or a table, to compare with.",
         ),
     ] = None,
     pixel_size: Annotated[
-        float | None, typer.Option(metavar="Å", help="Of the maps, over their header's.")
+        float | None,
+        typer.Option(metavar="Å", help="Pixel size of the maps, in place of their header's."),
     ] = None,
 ) -> None:
-    """FSC of two half-maps: unmasked, masked, corrected, by direction."""
+    """FSC of two half-maps: unmasked, masked, corrected and by direction.
+
+    Example: cryoray validate fsc half1.mrc half2.mrc --mask auto --out fsc
+    """
     settings = common.settings(ctx, proof={"pixel_size": pixel_size})
     from cryoray.verbs.validate_fsc import validate_fsc
 
@@ -63,7 +68,7 @@ def reconstruct(
     ],
     out: Out,
     mask: Annotated[
-        str, typer.Option(metavar="MASK|auto|none", help="Soft mask, one made here, or none.")
+        str, typer.Option(metavar="MASK|auto|none", help="Soft mask, auto to make one, or none.")
     ] = "auto",
     symmetry: Annotated[
         str | None, typer.Option(metavar="GROUP", help="Cn, Dn, T, O or I, as RELION has it.")
@@ -72,7 +77,10 @@ def reconstruct(
         Path | None, typer.Option(metavar="MAP", help="True map of simulated particles.")
     ] = None,
 ) -> None:
-    """Maps of the kept, of all, of the discarded and of random subsets, and their FSC."""
+    """Reconstruct maps of the kept, of all, of the discarded and of random subsets, and their FSC.
+
+    Example: cryoray validate reconstruct Refine3D/job030 verdicts --out maps
+    """
     settings = common.settings(ctx, proof={"symmetry": symmetry})
     from cryoray.verbs.validate_reconstruct import validate_reconstruct
 
@@ -116,14 +124,17 @@ def similarity(
     map_: Annotated[
         Path | None,
         typer.Option(
-            "--map", metavar="MAP", help="Compare its projections with the averages, too."
+            "--map", metavar="MAP", help="Also compare projections of this map with the averages."
         ),
     ] = None,
     diameter: Annotated[
-        float | None, typer.Option(metavar="Å", help="Of the mask round the particle.")
+        float | None, typer.Option(metavar="Å", help="Diameter of the mask round the particle.")
     ] = None,
 ) -> None:
-    """Class averages of what we kept beside those of what a person kept."""
+    """Compare class averages of what cryoray kept with those of what a person kept.
+
+    Example: cryoray validate similarity Class2D/job010 verdicts --selection Select/job015 --out similarity
+    """
     settings = common.settings(ctx, proof={"diameter": diameter})
     from cryoray.verbs.validate_similarity import validate_similarity
 

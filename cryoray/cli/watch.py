@@ -21,35 +21,46 @@ if TYPE_CHECKING:
 
 _DIGEST = re.compile(r"[0-9a-f]{24,}")
 
+_JUDGE = "Which service judges"
+
 
 def watch(
     ctx: typer.Context,
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="The folder that the microscope's data come into.")
+        Path, typer.Argument(metavar="DIR", help="Folder that the microscope's data come into.")
     ],
-    session: Annotated[str, typer.Option(metavar="NAME", help="The session; it goes on if known.")],
+    session: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Name of the session; a session of this name goes on."),
+    ],
     service: Annotated[
         str | None,
         typer.Option(
             metavar="URL|start",
-            help="A running service, or start one on Ray; else this process judges.",
+            help="Service that judges, or start one on Ray; by default this process judges.",
+            rich_help_panel=_JUDGE,
         ),
     ] = None,
     ensemble: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME|DIR", help="Where no service runs yet; repeatable, by kind."),
+        typer.Option(
+            metavar="NAME|DIR",
+            help="Where no service runs yet; repeatable, by kind.",
+            rich_help_panel=_JUDGE,
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of sessions; else DIR/cryoray.")
+        Path | None, typer.Option(metavar="DIR", help="Folder of sessions; by default DIR/cryoray.")
     ] = None,
     root: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="DIR", help="A folder beside it that its links and STAR files may lead to."
+            metavar="DIR", help="Another folder that links and STAR files may lead to; repeatable."
         ),
     ] = None,
     ledger: Annotated[
-        str | None, typer.Option(metavar="FILE|URL", help="SQLite file or postgresql:// URL.")
+        str | None,
+        typer.Option(metavar="FILE|URL", help="SQLite file or postgresql:// URL of the ledger."),
     ] = None,
     settle: Annotated[
         float | None, typer.Option(help="Seconds without a change before a file is taken.")
@@ -57,9 +68,12 @@ def watch(
     trainable: Annotated[
         bool | None, typer.Option("--trainable", help="Let overrides become training labels.")
     ] = None,
-    once: Annotated[bool, typer.Option("--once", help="Judge what is there, and end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Judge what is there, then end.")] = False,
 ) -> None:
-    """Judge stacks as they settle, until interrupted; each once, whatever restarts in between."""
+    """Judge the stacks of a session as they are written, each exactly once, until interrupted.
+
+    Example: cryoray watch /data/session7 --session session7
+    """
     settings = common.settings(
         ctx,
         watch={
