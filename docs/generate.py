@@ -33,6 +33,8 @@ EVENTS: Mapping[str, str] = {
     "classes.judged": "The 2D classes of a job in a session were judged.",
     "classify.done": "A source was judged: rows, verdicts, estimated share of good images.",
     "classify.planned": "What a source holds, before it is judged.",
+    "classify.profiled": "The source's profile is made: on how many images it rests, and whether it is like those"
+    " of the training.",
     "companion.unused": "A STAR file beside a stack does not describe it, and why.",
     "companion.used": "The STAR file that describes a bare stack.",
     "context.learned": "The networks have learned to judge within a project; what its profile buys them.",
@@ -66,6 +68,7 @@ EVENTS: Mapping[str, str] = {
     "relion.missing": "`relion_refine` is not installed, so no classes of RELION are made.",
     "round.done": "d1, d2 or d3 is trained: images in an epoch, error on images it was not trained on,"
     " labels that look wrong.",
+    "select.opened": "The page on which a person makes a selection is open: its address and what it shows.",
     "service.away": "The service does not answer; the watcher waits.",
     "service.back": "The service answers again.",
     "service.started": "The service listens: its address and its ensembles.",

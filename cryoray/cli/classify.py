@@ -63,8 +63,9 @@ def classify(
         str | None,
         typer.Option(
             metavar="FILE|none",
-            help="The project's profile.json, beside earlier verdicts; none: judge without; else one is made "
-            "of the source's own images.",
+            help="The project's profile.json, beside earlier verdicts; none: judge without; by default one "
+            "is made of the source's own images.",
+            rich_help_panel=_JUDGE,
         ),
     ] = None,
     review: Annotated[

@@ -18,22 +18,25 @@ def select(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder that *save* writes; else VERDICTS/selected."),
+        typer.Option(metavar="DIR", help="Folder that *save* writes; by default VERDICTS/selected."),
     ] = None,
     source: Annotated[
         Path | None,
-        typer.Option(help="The source, where it has moved or the verdicts do not name it."),
+        typer.Option(help="Source, where it has moved or the verdicts do not name it."),
     ] = None,
     ensemble: Annotated[
         str | None,
-        typer.Option(metavar="NAME|DIR", help="The one that judged, where it is not found."),
+        typer.Option(metavar="NAME|DIR", help="Ensemble that judged, where it is not found."),
     ] = None,
-    port: Annotated[int | None, typer.Option(help="Port on this machine; else a free one.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port on this machine; by default a free one.")] = None,
     browser: Annotated[
         bool | None, typer.Option("--browser/--no-browser", help="Open the page in the browser.")
     ] = None,
 ) -> None:
-    """Make a selection by eye: pictures, a line to drag, clicks; saved for RELION and cryoSPARC."""
+    """Make a selection by eye, on a page with pictures and a line to drag; saved for RELION and cryoSPARC.
+
+    Example: cryoray select verdicts
+    """
     settings = common.settings(ctx, select={"port": port, "browser": browser})
     import webbrowser
     from contextlib import suppress
