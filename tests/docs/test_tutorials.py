@@ -14,6 +14,10 @@ import pytest
 
 from docs.pages import TUTORIALS, tutorial
 
+#: For one tutorial on a busy machine; on a quiet one each takes half a minute, the map a few minutes.
+_SECONDS = 1500
+pytestmark = pytest.mark.timeout(_SECONDS + 60)
+
 _DECORATION = re.compile(r"[│┃\s]+")
 _NUMBER = re.compile(r"\d[\d,.]*")
 
@@ -40,7 +44,7 @@ def run(name: str, folder: Path) -> str:
         start_new_session=True,
     ) as process:
         try:
-            printed, complaints = process.communicate(timeout=280)
+            printed, complaints = process.communicate(timeout=_SECONDS)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise
