@@ -33,8 +33,8 @@ EVENTS: Mapping[str, str] = {
     "classes.judged": "The 2D classes of a job in a session were judged.",
     "classify.done": "A source was judged: rows, verdicts, estimated share of good images.",
     "classify.planned": "What a source holds, before it is judged.",
-    "classify.profiled": "The source's profile is made: on how many images it rests, and whether it is like those"
-    " of the training.",
+    "classify.profiled": "The source's profile is made: on how many images it rests, and whether it is"
+    " like those of the training.",
     "companion.unused": "A STAR file beside a stack does not describe it, and why.",
     "companion.used": "The STAR file that describes a bare stack.",
     "context.learned": "The networks have learned to judge within a project; what its profile buys them.",
