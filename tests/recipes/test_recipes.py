@@ -39,6 +39,7 @@ class Table:
         self.projects = np.repeat(
             np.array(["simulated-001", "simulated-002", "TcdA1"], object), 200
         )
+        self.particles = rng.random(600)
 
     def groups(self, _: str) -> np.ndarray:
         return self.projects
@@ -69,6 +70,11 @@ def test_the_threshold_for_a_held_out_protein_is_none_of_its_own_doing() -> None
     assert before["threshold"] == after["threshold"]
     assert before["n"] == after["n"] == 200
     assert before["auroc"] > 0.9 > 0.1 > after["auroc"]
+    lost = (table.labels[400:] == 1) & (np.median(good[400:], axis=1) < before["threshold"])
+    kept = table.particles[400:]
+    assert before["particles_lost"] == pytest.approx(
+        kept[lost].sum() / kept[table.labels[400:] == 1].sum()
+    )
 
 
 def test_a_protein_that_is_held_out_is_not_learned_from_and_relions_classes_count_more(
@@ -104,12 +110,13 @@ def test_the_card_says_first_on_how_many_real_proteins_each_number_rests() -> No
         "auroc": 0.9,
         "accuracy": 0.8,
         "false_negative_rate": 0.02,
+        "particles_lost": 0.01,
         "threshold": 0.4,
     }
     rows, lost = {"TcdA1": row, "simulated proteins": row}, np.array([0.0, 0.02, 0.05])
     text = ensemble_class2d.card(rows, lost, ensemble_class2d.settings_of())
     assert "**Real proteins: 1**" in text.split("\n\n")[1]
-    assert "| TcdA1 | 150 | 67 | 0.900 | 0.800 | 2.0% |" in text
+    assert "| TcdA1 | 150 | 67 | 0.900 | 0.800 | 2.0% | 1.0% |" in text
     assert "no real protein" in text
     assert "2 of the 3 simulated proteins lost at most 3%" in text
 
