@@ -18,7 +18,8 @@ from cryoray.boosting.voting import score
 from cryoray.engine import local
 from cryoray.errors import InputError, SelectionError
 from cryoray.metrics import accuracy
-from cryoray.models.ensemble import Calibration, Ensemble, Manifest, training_record
+from cryoray.models.ensemble import LINES, Calibration, Ensemble, Manifest, training_record
+from cryoray.models.predict import profile_set
 from cryoray.preparation.labelling import labels_from
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.records import Event, OnEvent, OnProgress, Progress, ignore
@@ -74,6 +75,9 @@ def adapt(
         raise InputError("exists already", file=out, remedy="give --out another name, or remove it")
     judge, examples = Ensemble.load(ensemble), PreparedSet.open(prepared)
     check_same_preparation(judge, examples)
+    whole = judge.manifest
+    if judge.has_context:
+        judge = judge.within(profile_set(examples, np.arange(examples.n), judge.to()))
     clicked = np.full(examples.n, -1, np.int8) if labels is None else labels_from(examples, labels)
     rows = _some(examples, clicked, settings.adapt.images)
     said = _logits(judge, examples, rows, on_progress)
@@ -136,7 +140,7 @@ def adapt(
         "operating_point": point,
         "threshold": after.threshold,
     }
-    made = _write(judge, after, out, record)
+    made = _write(judge, after, placed(whole, after, judge), out, record)
     on_event(Event("adapt.done", {"ensemble": str(out), "digest": made.digest, **record["labels"]}))
     return record
 
@@ -311,13 +315,31 @@ def _number(point: Mapping[str, object], name: str, default: float) -> float:
     return float(value) if isinstance(value, int | float) else default
 
 
-def _write(judge: Ensemble, after: Manifest, out: Path, record: Mapping[str, Any]) -> Ensemble:
+def placed(whole: Manifest, after: Manifest, judge: Ensemble) -> Manifest:
+    """What is saved: of a judge within a project, its context has what was adapted, and the rest stays.
+
+    Args:
+        whole: of the ensemble before.
+        after: adapted.
+        judge: that was adapted, within the project where it can.
+    """
+    context = whole.context
+    if context is None or not judge.inside:
+        return after
+    lines = {name: getattr(after, name) for name in LINES}
+    outside = {name: getattr(whole, name) for name in LINES}
+    return after.model_copy(update={**outside, "context": context.model_copy(update=lines)})
+
+
+def _write(
+    judge: Ensemble, after: Manifest, saved: Manifest, out: Path, record: Mapping[str, Any]
+) -> Ensemble:
     """The folder of the adapted ensemble, which appears when it is complete."""
     assert judge.path is not None
     partial = out.with_name(f"{out.name}.partial")
     rmtree(partial, ignore_errors=True)
     adapted = copy(judge.to("cpu"))
-    adapted.manifest = after
+    adapted.manifest = saved
     card = (judge.path / "card.md").read_text("utf-8") if (judge.path / "card.md").is_file() else ""
     counts = record["labels"]
     lead = (
