@@ -65,24 +65,25 @@ def unseen() -> tuple[list[Row], list[str]]:
     if folder is None:
         return [], ["unseen: no particle ensemble ships with this checkout"]
     ensemble = Ensemble.load(folder)
-    scores, kinds, groups = [], [], []
+    scores, kinds, groups, lines = [], [], [], []
     with tempfile.TemporaryDirectory() as temporary:
         for number in range(STRUCTURES):
             chosen = Settings(simulate=_unseen(number))
             (project,) = simulate(Path(temporary) / str(number), chosen)
-            score, kind = judged(project, ensemble)
+            score, kind, threshold = judged(project, ensemble)
             scores.append(score)
             kinds.append(kind)
             groups.append(np.full(len(score), number))
+            lines.append(np.full(len(score), threshold, np.float32))
     kind = np.concatenate(kinds)
     row = numbers(
         "simulated raw noise, unseen structures",
         kind == PARTICLE,
         np.concatenate(scores),
-        ensemble.threshold,
+        np.concatenate(lines),
         np.concatenate(groups),
     )
-    found = np.concatenate(scores) < np.float32(ensemble.threshold)
+    found = np.concatenate(scores) < np.concatenate(lines)
     recall = ", ".join(f"{name} {found[kind == name].mean():.0%}" for name in KINDS)
     return [row], [f"unseen: junk found by kind: {recall}"]
 
@@ -134,9 +135,9 @@ def adapted() -> tuple[list[Row], list[str]]:
                     out = here / f"adapted-{count}"
                     adapt(folder, prepared, out, settings, labels=labels)
                     ensemble = Ensemble.load(out)
-                score, _ = judged(project, ensemble)
+                score, _, threshold = judged(project, ensemble)
                 scores.setdefault(count, []).append(score[rest])
-                limits = np.full(len(rest), ensemble.threshold, np.float32)
+                limits = np.full(len(rest), threshold, np.float32)
                 thresholds.setdefault(count, []).append(limits)
             keep.append(true[rest])
             group.append(np.full(len(rest), number))
@@ -161,13 +162,16 @@ def _write_labels(out: Path, project: Path, rows: np.ndarray) -> None:
     out.write_text("\n".join(lines) + "\n")
 
 
-def judged(project: Path, ensemble: Ensemble) -> tuple[np.ndarray, np.ndarray]:
-    """Scores, float32 [n], and what is true, object [n], of a simulated project's images, in order."""
+def judged(project: Path, ensemble: Ensemble) -> tuple[np.ndarray, np.ndarray, float]:
+    """Scores, float32 [n], and what is true, object [n], of a project's images, in order; the threshold.
+
+    The project is judged by its own profile, where the ensemble can.
+    """
     said = judge_source(open_source(project / "particles.star", "particle"), ensemble)
     if said.quarantined:
         raise RuntimeError(f"simulated images were quarantined: {said.quarantined[0]}")
     kind = np.array([row["kind"] for row in read_truth(project)], object)
-    return said.score, kind
+    return said.score, kind, float(said.about["threshold"])
 
 
 def empiar() -> tuple[list[Row], list[str]]:

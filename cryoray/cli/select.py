@@ -18,7 +18,9 @@ def select(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder that *save* writes; by default VERDICTS/selected."),
+        typer.Option(
+            metavar="DIR", help="Folder that *save* writes; by default VERDICTS/selected."
+        ),
     ] = None,
     source: Annotated[
         Path | None,
@@ -28,7 +30,9 @@ def select(
         str | None,
         typer.Option(metavar="NAME|DIR", help="Ensemble that judged, where it is not found."),
     ] = None,
-    port: Annotated[int | None, typer.Option(help="Port on this machine; by default a free one.")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port on this machine; by default a free one.")
+    ] = None,
     browser: Annotated[
         bool | None, typer.Option("--browser/--no-browser", help="Open the page in the browser.")
     ] = None,

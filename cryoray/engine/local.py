@@ -68,7 +68,7 @@ def in_threads(do: Callable[[Thing], Result], things: Iterable[Thing]) -> Iterat
         torch.set_num_threads(before)
 
 
-def profiles(plans: Sequence[Plan], ensemble: Ensemble) -> list[Profile]:
+def profiles(plans: Sequence[Plan], ensemble: Ensemble) -> list[Profile | None]:
     """The profile of each plan's source; see `models.predict.profile_plan`.
 
     Args:
@@ -78,11 +78,11 @@ def profiles(plans: Sequence[Plan], ensemble: Ensemble) -> list[Profile]:
     ensemble = ensemble.to()
     made = []
     for each in plans:
-        ranges = [[part] for part in profiled_rows(each)]
+        ranges = [[part] for part in profiled_rows(each.ranges)]
         found: list[tuple[np.ndarray, Embeddings]] = []
         for seen in in_threads(partial(look, ensemble=ensemble), ranges):
             found += seen
-        made.append(profile_of(found, ensemble))
+        made.append(profile_of(found, ensemble.digest))
     return made
 
 

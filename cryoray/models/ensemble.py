@@ -104,7 +104,7 @@ class Context(BaseModel):
 
 
 #: What a context has of its own instead of what stands beside it in the manifest.
-_LINES = (
+LINES = (
     "calibration",
     "threshold",
     "review",
@@ -262,6 +262,11 @@ class Ensemble:
         """Whether it can judge within a project."""
         return self.heads is not None
 
+    @property
+    def inside(self) -> bool:
+        """Whether it judges within a project, by a profile that is familiar."""
+        return self._members is not self.networks
+
     def within(self, profile: Profile | None) -> Ensemble:
         """The same judge within a project: scores, threshold and review band are those of the context.
 
@@ -287,7 +292,7 @@ class Ensemble:
         )
         if not inside.familiar or self.manifest.context is None:
             return inside
-        lines = {name: getattr(self.manifest.context, name) for name in _LINES}
+        lines = {name: getattr(self.manifest.context, name) for name in LINES}
         inside = inside._as(self.manifest.model_copy(update=lines), self.path).drawn(self.policy)
         return inside.decided() if self.review == (self.threshold, self.threshold) else inside
 
@@ -300,8 +305,8 @@ class Ensemble:
         """
         if inside.profile is None or not inside.familiar or self.manifest.context is None:
             return lines
-        taken = {name: getattr(lines, name) for name in _LINES}
-        others = {name: getattr(self.manifest, name) for name in _LINES}
+        taken = {name: getattr(lines, name) for name in LINES}
+        others = {name: getattr(self.manifest, name) for name in LINES}
         context = self.manifest.context.model_copy(update=taken)
         return lines.model_copy(update={**others, "context": context})
 

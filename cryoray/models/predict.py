@@ -14,6 +14,7 @@ import torch
 from cryoray.formats.rows import Source
 from cryoray.models.ensemble import Embeddings, Ensemble
 from cryoray.models.profile import Profile, sampled
+from cryoray.models.profile import profile_of as profile_of_members
 from cryoray.preparation.plan import Plan, plan
 from cryoray.preparation.prepare import prepare_range
 from cryoray.preparation.prepared import PreparedSet
@@ -39,11 +40,11 @@ def judge_source(source: Source, ensemble: Ensemble, rows: np.ndarray | None = N
     return judge_plan(planned, ensemble.to())
 
 
-def profiled_rows(planned: Plan) -> list[RowRange]:
-    """What is read of a plan for its source's profile (`models.profile.sampled`), in ranges of the plan."""
-    rows = [part.rows for part in planned.ranges]
+def profiled_rows(ranges: Sequence[RowRange]) -> list[RowRange]:
+    """What is read of a source's ranges for its profile (`models.profile.sampled`)."""
+    rows = [part.rows for part in ranges]
     wanted = sampled(np.sort(np.concatenate(rows))) if rows else np.empty(0, np.int64)
-    found = [(part, np.isin(part.rows, wanted)) for part in planned.ranges]
+    found = [(part, np.isin(part.rows, wanted)) for part in ranges]
     return [part[np.flatnonzero(mine)] for part, mine in found if mine.any()]
 
 
@@ -56,22 +57,22 @@ def look(ranges: Iterable[RowRange], ensemble: Ensemble) -> list[tuple[np.ndarra
     return seen
 
 
-def profile_of(seen: Iterable[tuple[np.ndarray, Embeddings]], ensemble: Ensemble) -> Profile:
-    """The profile of a source of which these rows were looked at, in any order."""
+def profile_of(seen: Iterable[tuple[np.ndarray, Embeddings]], ensemble: str) -> Profile | None:
+    """The profile of a source of which these rows were looked at, in any order; None of no row.
+
+    Args:
+        seen: rows, int64 [n], and what the members see in them.
+        ensemble: its digest.
+    """
     found = list(seen)
-    if not found:
-        return ensemble.profiled(ensemble.embed(*_nothing(ensemble)))
+    if not any(len(rows) for rows, _ in found):
+        return None
     order = torch.from_numpy(np.argsort(np.concatenate([rows for rows, _ in found])))
     d1, d2, d3 = (
         tuple(torch.cat([of[member][part] for _, of in found])[order] for part in (0, 1))
         for member in range(3)
     )
-    return ensemble.profiled(((d1[0], d1[1]), (d2[0], d2[1]), (d3[0], d3[1])))
-
-
-def _nothing(ensemble: Ensemble) -> tuple[np.ndarray, np.ndarray]:
-    box = ensemble.preparation.box
-    return np.empty((0, box, box), np.float32), np.empty((0, len(ensemble.features)), np.float32)
+    return profile_of_members(ensemble, ((d1[0], d1[1]), (d2[0], d2[1]), (d3[0], d3[1])))
 
 
 def profile_set(examples: PreparedSet, rows: np.ndarray, ensemble: Ensemble) -> Profile:
@@ -81,14 +82,14 @@ def profile_set(examples: PreparedSet, rows: np.ndarray, ensemble: Ensemble) -> 
     return ensemble.profiled(ensemble.embed(examples.images(some), features))
 
 
-def profile_plan(planned: Plan, ensemble: Ensemble) -> Profile:
-    """The profile of a plan's source, here and now.
+def profile_plan(planned: Plan, ensemble: Ensemble) -> Profile | None:
+    """The profile of a plan's source, here and now; None where nothing of it can be read.
 
     Args:
         planned: of all of a source, with ``ensemble.preparation``.
         ensemble: on the device on which it is to look.
     """
-    return profile_of(look(profiled_rows(planned), ensemble), ensemble)
+    return profile_of(look(profiled_rows(planned.ranges), ensemble), ensemble.digest)
 
 
 def judge_plan(planned: Plan, ensemble: Ensemble) -> Verdicts:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 from pydantic import ValidationError
@@ -19,12 +19,14 @@ from cryoray.protocol.messages import (
     HEALTH,
     JUDGE,
     METRICS,
+    PROFILES,
     SHADOW,
     STACK_TYPE,
     Ensembles,
     JudgeRequest,
     Message,
     Problem,
+    ProfileRequest,
     ShadowReport,
 )
 from cryoray.protocol.network import by_proxy
@@ -92,6 +94,7 @@ class Client:
         rows: tuple[int, int] | None = None,
         *,
         ensemble: str | None = None,
+        profile: Mapping[str, Any] | None = None,
     ) -> Verdicts:
         """Judge rows of a STAR file or stack that the service sees under the same path.
 
@@ -99,6 +102,7 @@ class Client:
             source: path; a relative one is meant from here.
             rows: (first, end), 0-based, end excluded; None for all.
             ensemble: name of one of the service's; None for its first.
+            profile: of the project (see `profile`); None: judge without one.
 
         Returns:
             verdicts by row of the source, with the column `image`.
@@ -109,10 +113,35 @@ class Client:
             CryorayError: the service failed, or stayed full for longer than ``patience``.
         """
         some = None if rows is None else (int(rows[0]), int(rows[1]))
-        request = JudgeRequest(source=str(Path(source).absolute()), rows=some, ensemble=ensemble)
+        request = JudgeRequest(
+            source=str(Path(source).absolute()),
+            rows=some,
+            ensemble=ensemble,
+            profile=None if profile is None else dict(profile),
+        )
         body = request.model_dump_json()
         headers = {"Content-Type": JSON_TYPE, "Accept": _ANSWERS}
         return self._verdicts(lambda: self._http.post(JUDGE, content=body, headers=headers))
+
+    def profile(self, source: str | Path, *, ensemble: str | None = None) -> dict[str, Any]:
+        """The profile of the project whose images are a source's, as `profile.json` has it.
+
+        Args:
+            source: path of all of the project; a relative one is meant from here.
+            ensemble: name of one of the service's; None for its first.
+
+        Raises:
+            RefusedError: the service refused, as where the ensemble cannot judge by a profile.
+            UnreachableError: nothing answers.
+            CryorayError: the service failed, or stayed full for longer than ``patience``.
+        """
+        asked = ProfileRequest(source=str(Path(source).absolute()), ensemble=ensemble)
+        body, headers = asked.model_dump_json(), {"Content-Type": JSON_TYPE}
+        response = self._successful(
+            lambda: self._http.post(PROFILES, content=body, headers=headers)
+        )
+        made: dict[str, Any] = response.json()
+        return made
 
     def judge_upload(self, stack: Path | bytes, *, ensemble: str | None = None) -> Verdicts:
         """Send a whole `.mrcs` file, or its bytes, and have all its images judged.

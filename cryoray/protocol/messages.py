@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from cryoray.records import Kind, Verdict
 
 JUDGE, HEALTH, METRICS = "/v1/judge", "/healthz", "/metrics"
-ENSEMBLES, SHADOW = "/v1/ensembles", "/v1/shadow"
+ENSEMBLES, SHADOW, PROFILES = "/v1/ensembles", "/v1/shadow", "/v1/profiles"
 
 #: The body of an upload: a whole `.mrcs` file.
 STACK_TYPE = "application/octet-stream"
@@ -37,12 +37,24 @@ class JudgeRequest(Message):
         None, description="[first, end], 0-based, end excluded; null: all"
     )
     ensemble: str | None = Field(None, description="name of one of the service's; null: its first")
+    profile: dict[str, Any] | None = Field(
+        None, description="of the project, as POST /v1/profiles gives it; null: judge without one"
+    )
 
     @model_validator(mode="after")
     def _some_rows(self) -> JudgeRequest:
         if self.rows is not None and not 0 <= self.rows[0] < self.rows[1]:
             raise ValueError(f"rows {list(self.rows)} are none: 0 <= first < end")
         return self
+
+
+class ProfileRequest(Message):
+    """The project whose profile is wanted; the answer is a `profile.json`."""
+
+    source: Annotated[str, StringConstraints(min_length=1, max_length=4096)] = Field(
+        description="path of a .star, .cs or .mrcs under one of the service's roots, all of the project"
+    )
+    ensemble: str | None = Field(None, description="name of one of the service's; null: its first")
 
 
 class JudgedRow(Message):

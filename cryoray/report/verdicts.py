@@ -62,6 +62,7 @@ def write_page(
             {
                 "source": source.path,
                 "ensemble": f"{ensemble.digest[:12]}, made for {manifest.kind}",
+                **_profile(ensemble),
             },
             {
                 "rows": row_counts,
@@ -87,6 +88,16 @@ def write_page(
         report.provenance_section(report.command(), [chosen], {"ensemble": ensemble.digest})
     )
     return report.render(folder / REPORT, f"Verdicts about {source.name}", sections)
+
+
+def _profile(ensemble: Ensemble) -> dict[str, str]:
+    """By which profile the project was judged, or why by none; nothing where the ensemble knows none."""
+    if ensemble.profile is None:
+        return {"profile": "none: each image by itself"} if ensemble.has_context else {}
+    name, images = ensemble.profile.digest[:12], ensemble.profile.images
+    if ensemble.inside:
+        return {"profile": f"{name}, of {images:,} images of this project"}
+    return {"profile": f"{name}, unlike any project of training: each image was judged by itself"}
 
 
 def _at_this_line(ensemble: Ensemble) -> dict[str, str]:

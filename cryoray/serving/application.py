@@ -2,13 +2,14 @@
 # No `from __future__ import annotations` here: FastAPI reads the annotations of functions made below.
 
 import asyncio
+import json
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response, Security
@@ -20,7 +21,8 @@ from starlette.exceptions import HTTPException
 
 from cryoray.errors import FULL, CryorayError, InputError, InternalError
 from cryoray.formats.opening import OutsideError, Scope
-from cryoray.models.predict import finished
+from cryoray.models.predict import finished, profile_of, profiled_rows
+from cryoray.models.profile import Profile
 from cryoray.protocol import answers
 from cryoray.protocol.answers import ARROW_TYPE, JSON_TYPE
 from cryoray.protocol.messages import (
@@ -28,12 +30,14 @@ from cryoray.protocol.messages import (
     HEALTH,
     JUDGE,
     METRICS,
+    PROFILES,
     SHADOW,
     STACK_TYPE,
     Ensembles,
     JudgeAnswer,
     JudgeRequest,
     Problem,
+    ProfileRequest,
     ServedEnsemble,
     ShadowReport,
 )
@@ -59,6 +63,8 @@ from cryoray.serving.uploads import sweep, uploaded
 from cryoray.session.ledger import Ledger
 from cryoray.session.page import router as session_pages
 from cryoray.settings import ServeSettings
+
+Asked = TypeVar("Asked", JudgeRequest, ProfileRequest)
 
 _log = logging.getLogger("ray.serve.cryoray")
 
@@ -226,11 +232,26 @@ def _judgements(judge: "Judge", anyone: Bearer) -> APIRouter:
         """Judge rows of a source under the roots, or all images of the `.mrcs` file in the body."""
         return await judge(request, ensemble)
 
+    @made.post(
+        PROFILES,
+        responses=_REFUSALS | {status: {"model": Problem} for status in (400, 403, 404, 422)},
+        dependencies=[Security(anyone)],
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": ProfileRequest.model_json_schema()}},
+            }
+        },
+    )
+    async def profiled(request: Request) -> Response:
+        """What a project looks like, for `profile` of judge requests; its digest is in it."""
+        return await judge.profile(request)
+
     return made
 
 
 #: How each path of the protocol is asked.
-_METHODS = {ENSEMBLES: "GET", SHADOW: "GET", JUDGE: "POST"}
+_METHODS = {ENSEMBLES: "GET", SHADOW: "GET", JUDGE: "POST", PROFILES: "POST"}
 
 
 def _nothing_else(operator: Bearer) -> APIRouter:
@@ -282,13 +303,21 @@ class Judge:
 
     async def __call__(self, request: Request, ensemble: str | None) -> Response:
         """The answer to a request that was let in."""
+        return await self._in_time(self._heard(request, ensemble))
+
+    async def profile(self, request: Request) -> Response:
+        """The profile of a source, to a request that was let in."""
+        return await self._in_time(self._profiled(request))
+
+    async def _in_time(self, answer: Coroutine[Any, Any, Response]) -> Response:
         if self._counts.waiting >= self._settings.max_queued:
+            answer.close()
             raise FullError("The service is full; ask again later.")
         seconds = self._settings.timeout
         with self._counts.in_flight():
             try:
                 async with asyncio.timeout(seconds) as limit:
-                    return await self._heard(request, ensemble)
+                    return await answer
             except TimeoutError:
                 if not limit.expired():
                     raise
@@ -296,14 +325,41 @@ class Judge:
                     504, f"This took longer than {seconds:g} seconds; ask for fewer rows."
                 )
 
+    async def _profiled(self, request: Request) -> Response:
+        asked = _asked(ProfileRequest, await request.body())
+        scope = await asyncio.to_thread(self._scope_of, request.state.session)
+        served = self._named(asked.ensemble)
+        if not served.context:
+            raise InputError(
+                f"the ensemble {served.name!r} cannot judge within a project, so it makes no profiles",
+                remedy="judge without a profile",
+            )
+        together = self._settings.batch
+        chosen = await self.parsers.choose(
+            Question(asked.source, None, served.kind, served.preparation, together, scope)
+        )
+        looked = await self._judging.look(served, profiled_rows(chosen.ranges), scope)
+        made = await asyncio.to_thread(profile_of, looked, served.digest)
+        if made is None:
+            raise InputError("none of its images can be read", file=asked.source)
+        return Response(made.model_dump_json(), media_type=JSON_TYPE)
+
     async def _heard(self, request: Request, ensemble: str | None) -> Response:
         accept = request.headers.get("Accept", "")
         kind_of_body = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if kind_of_body == JSON_TYPE:
-            asked = _asked(await request.body())
+            asked = _asked(JudgeRequest, await request.body())
             scope = await asyncio.to_thread(self._scope_of, request.state.session)
             which = asked.ensemble or ensemble
-            return await self._answer(self.parsers, scope, asked.source, asked.rows, which, accept)
+            return await self._answer(
+                self.parsers,
+                scope,
+                asked.source,
+                asked.rows,
+                which,
+                accept,
+                profile=_profile(asked.profile),
+            )
         if kind_of_body == STACK_TYPE:
             async with AsyncExitStack() as keep:
                 most = self._settings.max_upload_mib << 20
@@ -312,6 +368,20 @@ class Judge:
                 opened = InThisProcess(self._settings.max_rows)
                 return await self._answer(opened, scope, stack.name, None, ensemble, accept, keep)
         return refusal(415, f"Send {JSON_TYPE}, or a stack as {STACK_TYPE}.")
+
+    def _named(self, ensemble: str | None) -> Served:
+        """The ensemble of a name; None for the first.
+
+        Raises:
+            InputError: there is none of this name.
+        """
+        names = [name for name, _ in self._lineup.items() if name != self._comparison.name]
+        name = ensemble or names[0]
+        if name not in names:
+            raise InputError(
+                f"there is no ensemble {name!r} here", remedy=f"take one of {', '.join(names)}"
+            )
+        return self._lineup[name]
 
     def _scope_of(self, session: str | None) -> Scope:
         """What a token may have judged: everything, or what lies in its session's folders."""
@@ -335,13 +405,10 @@ class Judge:
         ensemble: str | None,
         accept: str,
         keep: AsyncExitStack | None = None,
+        profile: Profile | None = None,
     ) -> Response:
-        names = [name for name, _ in self._lineup.items() if name != self._comparison.name]
-        name = ensemble or names[0]
-        if name not in names:
-            raise InputError(
-                f"there is no ensemble {name!r} here", remedy=f"take one of {', '.join(names)}"
-            )
+        served = self._named(ensemble)
+        name = served.name
 
         async def plan(whose: Served) -> Chosen:
             together = self._settings.batch
@@ -349,12 +416,18 @@ class Judge:
                 Question(source, rows, whose.kind, whose.preparation, together, scope)
             )
 
-        counts, served = self._counts, self._lineup[name]
+        counts = self._counts
         while True:
+            if profile is not None and profile.ensemble != served.digest:
+                raise InputError(
+                    f"the profile {profile.digest[:12]} is of another ensemble than {served.digest[:12]}, "
+                    f"which is active as {name!r}",
+                    remedy=f"ask for one at {PROFILES}",
+                )
             with counts.stages.labels("plan").time():
                 chosen = await plan(served)
             try:
-                judged = await self._judging.judge(served, chosen.ranges, scope)
+                judged = await self._judging.judge(served, chosen.ranges, scope, profile)
                 break
             except JudgesFailedError as error:
                 other = await self._lineup.failed(served, error)
@@ -391,11 +464,22 @@ def _handle_errors(app: FastAPI) -> None:
         return refusal(500, f"This is our fault, not yours: {type(error).__name__}: {error}.")
 
 
-def _asked(body: bytes) -> JudgeRequest:
+def _asked(kind: type[Asked], body: bytes) -> Asked:
     try:
-        return JudgeRequest.model_validate_json(body)
+        return kind.model_validate_json(body)
     except ValidationError as error:
         raise InputError(_first(error.errors())) from error
+
+
+def _profile(given: dict[str, Any] | None) -> Profile | None:
+    if given is None:
+        return None
+    try:
+        return Profile.parse(json.dumps(given))
+    except ValidationError as error:
+        raise InputError(f"profile: {_first(error.errors())}") from error
+    except ValueError as error:
+        raise InputError(f"profile: {error}") from error
 
 
 def _first(errors: Sequence[Any]) -> str:
@@ -407,6 +491,8 @@ def _first(errors: Sequence[Any]) -> str:
 def _answer(served: Served, chosen: Chosen, judged: Sequence[JudgedRange]) -> Verdicts:
     """All that was asked about, after a check that every row is in it once."""
     about = {"ensemble": served.digest, "threshold": repr(served.threshold)}
+    for part in judged[:1]:  # which know the profile and the policy, too
+        about |= part.verdicts.about
     answer = finished(chosen.quarantined, (part.verdicts for part in judged), about)
     rows = answer.table["row"].to_numpy()
     if not len(np.unique(rows)) == len(rows) == chosen.rows:

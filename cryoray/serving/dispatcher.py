@@ -6,7 +6,8 @@ import asyncio
 import time
 import uuid
 from collections import Counter as Tally
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayError
 from ray.serve.exceptions import RayServeException
@@ -14,9 +15,10 @@ from ray.serve.handle import DeploymentHandle
 
 from cryoray.errors import CryorayError
 from cryoray.formats.opening import Scope
+from cryoray.models.profile import Profile
 from cryoray.records import RowRange
 from cryoray.serving.counts import Counts
-from cryoray.serving.judging import JudgedRange, JudgesFailedError
+from cryoray.serving.judging import JudgedRange, JudgesFailedError, Looked
 from cryoray.serving.lineup import Followed, Served, sentence
 from cryoray.serving.shadow import Comparison
 from cryoray.serving.supervisor import Report, Standing
@@ -62,8 +64,28 @@ class Dispatcher:
         self._healthy_at = -float("inf")
         self._asking: asyncio.Task[bool] | None = None
 
+    async def look(self, served: Served, ranges: Sequence[RowRange], scope: Scope) -> list[Looked]:
+        """Have an ensemble's members look at ranges, for a profile.
+
+        Raises:
+            JudgesFailedError: looking failed, or replica after replica was lost.
+        """
+        look = self.judges[served.name].look.remote
+        return list(
+            await asyncio.gather(
+                *(
+                    self._one(served, part, scope, lambda given: look(given, served))
+                    for part in ranges
+                )
+            )
+        )
+
     async def judge(
-        self, served: Served, ranges: Sequence[RowRange], scope: Scope
+        self,
+        served: Served,
+        ranges: Sequence[RowRange],
+        scope: Scope,
+        profile: Profile | None = None,
     ) -> list[JudgedRange]:
         """Have ranges prepared and judged; a range whose replica was lost goes to another.
 
@@ -79,7 +101,12 @@ class Dispatcher:
             nonlocal images
             async with mine, self._slots:
                 begun = time.perf_counter()
-                judged = await self._one(served, part, scope)
+                judged: JudgedRange = await self._one(
+                    served,
+                    part,
+                    scope,
+                    lambda given: self.judges[served.name].remote(given, served, profile),
+                )
                 self.counts.measured(judged, time.perf_counter() - begun)
             self._wait(served.name, -len(part.rows))
             images -= len(part.rows)
@@ -93,13 +120,16 @@ class Dispatcher:
                 task.cancel()
             self._wait(served.name, -images)
 
-    async def _one(self, served: Served, part: RowRange, scope: Scope) -> JudgedRange:
+    async def _one(
+        self, served: Served, part: RowRange, scope: Scope, ask: Callable[[Any], Any]
+    ) -> Any:
+        """What a judge answers who is asked about a range that was prepared."""
         # An ensemble that takes its judges down must not do so for long.
         again = _AGAIN_SECONDS[: 1 if self.lineup.before(served) else None]
         for pause in (*again, None):
             # The response is handed on unread: its pixels go from preparer to judge directly.
             prepared = self.preparer.remote(part, served.preparation, scope)
-            judged = self.judges[served.name].remote(prepared, served)
+            judged = ask(prepared)
             try:
                 return await judged
             except asyncio.CancelledError:

@@ -9,15 +9,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from cryoray.errors import CryorayError, EnsembleError
 from cryoray.formats.opening import Scope
-from cryoray.models.ensemble import Ensemble
+from cryoray.models.ensemble import Embeddings, Ensemble
 from cryoray.models.predict import judge_prepared
+from cryoray.models.profile import Profile
 from cryoray.records import PreparedRows, RowRange, Verdicts
 from cryoray.serving.lineup import Served
 
 #: The active ensemble, the one before it, and one that is promoted next.
 _HELD = 3
+#: Projects within which a process judges at the same time.
+_PROJECTS = 32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +54,15 @@ def judge_together(ensemble: Ensemble, parts: Sequence[PreparedRows]) -> list[Ju
     ]
 
 
+#: Rows that were looked at, int64 [n], and what the members see in them.
+Looked = tuple[np.ndarray, Embeddings]
+
+
+def look_at(ensemble: Ensemble, part: PreparedRows) -> Looked:
+    """What the members see in prepared images."""
+    return part.rows, ensemble.embed(part.images, part.features)
+
+
 class Held:
     """The ensembles that a process has loaded, the latest few.
 
@@ -57,6 +71,7 @@ class Held:
 
     def __init__(self) -> None:
         self._by_digest: OrderedDict[str, Ensemble] = OrderedDict()
+        self._within: OrderedDict[tuple[str, str], Ensemble] = OrderedDict()
         self._loading = asyncio.Lock()
 
     def load(self, served: Served) -> Ensemble:
@@ -77,12 +92,24 @@ class Held:
             self._by_digest.popitem(last=False)
         return ensemble
 
-    async def get(self, served: Served) -> Ensemble:
-        """The ensemble, loaded where it was not yet.
+    async def get(self, served: Served, profile: Profile | None = None) -> Ensemble:
+        """The ensemble, loaded where it was not yet; within a project where its profile is given.
 
         Raises:
-            EnsembleError: it is damaged, or another one by now.
+            EnsembleError: it is damaged, or another one by now; or the profile is of another one.
         """
+        ensemble = await self._get(served)
+        if profile is None:
+            return ensemble
+        key = (served.digest, profile.digest)
+        if key not in self._within:
+            self._within[key] = ensemble.within(profile).to()
+        self._within.move_to_end(key)
+        while len(self._within) > _PROJECTS:
+            self._within.popitem(last=False)
+        return self._within[key]
+
+    async def _get(self, served: Served) -> Ensemble:
         if served.digest not in self._by_digest:
             async with self._loading:
                 if served.digest not in self._by_digest:
@@ -99,9 +126,20 @@ class Judging(Protocol):
     """Whatever prepares and judges for the HTTP application."""
 
     async def judge(
-        self, served: Served, ranges: Sequence[RowRange], scope: Scope
+        self,
+        served: Served,
+        ranges: Sequence[RowRange],
+        scope: Scope,
+        profile: Profile | None = None,
     ) -> list[JudgedRange]:
-        """Judge ranges with an ensemble; files are opened in a scope alone.
+        """Judge ranges with an ensemble, in a project; files are opened in a scope alone.
+
+        Raises:
+            JudgesFailedError: that cannot be done.
+        """
+
+    async def look(self, served: Served, ranges: Sequence[RowRange], scope: Scope) -> list[Looked]:
+        """What an ensemble's members see in ranges, for a profile.
 
         Raises:
             JudgesFailedError: that cannot be done.

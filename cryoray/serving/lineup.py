@@ -47,6 +47,7 @@ class Served:
     preparation: PreparationSettings
     threshold: float
     training: Training
+    context: bool = False  # whether it judges within projects by their profiles
 
     @classmethod
     def of(cls, name: str, ensemble: Ensemble, path: Path) -> Served:
@@ -58,6 +59,7 @@ class Served:
             kind=ensemble.kind,
             preparation=ensemble.preparation,
             threshold=ensemble.threshold,
+            context=ensemble.has_context,
             training=Training(
                 prevalence=ensemble.manifest.prevalence,
                 features={

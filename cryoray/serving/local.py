@@ -10,12 +10,13 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import uvicorn
@@ -25,17 +26,27 @@ from cryoray.engine.local import cores
 from cryoray.errors import CryorayError, SettingsError
 from cryoray.formats.opening import Scope
 from cryoray.models.ensemble import Ensemble
+from cryoray.models.profile import Profile
 from cryoray.protocol.client import Client
 from cryoray.protocol.token import check_strength, find_token
 from cryoray.records import RowRange
 from cryoray.serving.application import create
 from cryoray.serving.counts import Counts
 from cryoray.serving.ensembles import find_ensembles
-from cryoray.serving.judging import Held, JudgedRange, JudgesFailedError, judge_together
+from cryoray.serving.judging import (
+    Held,
+    JudgedRange,
+    JudgesFailedError,
+    Looked,
+    judge_together,
+    look_at,
+)
 from cryoray.serving.lineup import Lineup, Served, attempt, sentence
 from cryoray.serving.preparer import prepared
 from cryoray.serving.proxy import with_deadline
 from cryoray.settings import ServeSettings, Settings
+
+Made = TypeVar("Made")
 
 _START_SECONDS = 60.0
 #: For requests that are being answered at the end.
@@ -53,17 +64,39 @@ class Threads:
         )
 
     async def judge(
-        self, served: Served, ranges: Sequence[RowRange], scope: Scope
+        self,
+        served: Served,
+        ranges: Sequence[RowRange],
+        scope: Scope,
+        profile: Profile | None = None,
     ) -> list[JudgedRange]:
-        """Judge ranges with an ensemble; files are opened in a scope alone.
+        """Judge ranges with an ensemble, in a project; files are opened in a scope alone.
 
         Raises:
             JudgesFailedError: that cannot be done.
         """
+        return await self._each(_judge, served, ranges, scope, profile)
+
+    async def look(self, served: Served, ranges: Sequence[RowRange], scope: Scope) -> list[Looked]:
+        """What an ensemble's members see in ranges.
+
+        Raises:
+            JudgesFailedError: that cannot be done.
+        """
+        return await self._each(_look, served, ranges, scope, None)
+
+    async def _each(
+        self,
+        do_one: Callable[[Ensemble, Scope, RowRange], Made],
+        served: Served,
+        ranges: Sequence[RowRange],
+        scope: Scope,
+        profile: Profile | None,
+    ) -> list[Made]:
         loop = asyncio.get_running_loop()
         try:
-            ensemble = await self._held.get(served)
-            do = partial(_judge, ensemble, scope)
+            ensemble = await self._held.get(served, profile)
+            do = partial(do_one, ensemble, scope)
             return list(
                 await asyncio.gather(*(loop.run_in_executor(self._pool, do, one) for one in ranges))
             )
@@ -102,6 +135,10 @@ def _judge(ensemble: Ensemble, scope: Scope, rows: RowRange) -> JudgedRange:
     given = prepared(rows, ensemble.preparation, scope)
     (judged,) = judge_together(ensemble, [given.rows])
     return replace(judged, prepare_seconds=given.seconds)
+
+
+def _look(ensemble: Ensemble, scope: Scope, rows: RowRange) -> Looked:
+    return look_at(ensemble, prepared(rows, ensemble.preparation, scope).rows)
 
 
 @dataclass(frozen=True, slots=True)

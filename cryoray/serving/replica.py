@@ -13,8 +13,9 @@ from ray import serve
 from cryoray.errors import CryorayError
 from cryoray.formats.opening import Scope
 from cryoray.models.ensemble import Ensemble
+from cryoray.models.profile import Profile
 from cryoray.records import PreparedRows, RowRange
-from cryoray.serving.judging import Held, JudgedRange, judge_together
+from cryoray.serving.judging import Held, JudgedRange, Looked, judge_together, look_at
 from cryoray.serving.lineup import Served
 from cryoray.serving.preparer import Prepared, prepared
 from cryoray.serving.scaling import Queue
@@ -39,9 +40,11 @@ class Judge(Queue):
         self._together.set_max_batch_size(batch)
         self._together.set_batch_wait_timeout_s(wait)
 
-    async def __call__(self, given: Prepared, served: Served) -> JudgedRange:
-        """Judge a range, together with what other requests bring meanwhile."""
-        ensemble = await self._held.get(served)
+    async def __call__(
+        self, given: Prepared, served: Served, profile: Profile | None = None
+    ) -> JudgedRange:
+        """Judge a range, together with what other requests of the project bring meanwhile."""
+        ensemble = await self._held.get(served, profile)
         judged: JudgedRange | Exception
         if len(given.rows.rows) > self._batch:
             # While a service is deployed anew with smaller batches, older ingresses cut larger ranges.
@@ -63,6 +66,10 @@ class Judge(Queue):
         # In a thread, so that the replica keeps answering, and the next batch gathers meanwhile.
         return await asyncio.to_thread(_by_ensemble, parts)
 
+    async def look(self, given: Prepared, served: Served) -> Looked:
+        """What the members see in a range, for a profile."""
+        return await asyncio.to_thread(look_at, await self._held.get(served), given.rows)
+
     async def attend(self, served: Served, queued: int) -> str:
         """Have an ensemble ready, and hear how many images wait; the digest.
 
@@ -80,7 +87,7 @@ class Judge(Queue):
 def _by_ensemble(
     parts: Sequence[tuple[Ensemble, PreparedRows]],
 ) -> list[JudgedRange | Exception]:
-    """Judge ranges, those of one ensemble together: while one is swapped in there are two.
+    """Judge ranges, those of one ensemble and project together: while one is swapped in there are two.
 
     If one fails, so do its own ranges alone.
     """

@@ -316,7 +316,8 @@ def _within(
     else:
         judges = [ensemble.within(made) for made in local.profiles(plans, ensemble)]
     for each, judge in zip(plans, judges, strict=True):
-        assert judge.profile is not None
+        if judge.profile is None:  # nothing of the source can be read
+            continue
         seen = {"source": str(each.source.path), "profile": judge.profile.digest}
         on_event(
             Event(

@@ -39,10 +39,11 @@ from cryoray.models.ensemble import (
     Context,
     DrawnLine,
     Ensemble,
+    save_weights,
     training_record,
 )
 from cryoray.models.fit_heads import Looked, fit_head
-from cryoray.models.networks import Network, embedded
+from cryoray.models.networks import DEFAULT_MEMBERS, Network, embedded
 from cryoray.models.profile import sampled
 from cryoray.models.rounds import Levels
 from cryoray.preparation.examples import Level, SetExamples, gather
@@ -91,48 +92,12 @@ def train_context(
         on_progress: told after each fit.
         on_event: ``context.learned``, with the AUROC over groups not seen, with and without context.
     """
-    judge = Ensemble.load(ensemble)
     examples, level = gather(sets, settings)
     keep = examples.labels == 1
-    fold_of = folds_of_groups(examples.groups(level), settings.folds, settings.seed)
-    work = _Work(examples, _by_group(examples.groups("project")), fold_of, settings)
     levels: Levels = {name: examples.groups(name) for name in get_args(Level)}
-    suspects = np.zeros(len(keep), bool)
-    p: list[np.ndarray] = []
-    heads: list[Head] = []
-    calibration: list[Calibration] = []
-    of_projects: list[Moments] = []
-    for number, name in enumerate(MEMBERS):
-        if number == 0:
-            sampler = filtering.everything(len(keep))
-        elif number == 1:
-            suspects = filtering.suspected_labels(p[0], keep)
-            line = _choose(p[0], keep, levels, settings).threshold
-            sampler = filtering.right_and_wrong(p[0], keep, line, suspects)
-        else:
-            line = _choose((p[0] + p[1]) / 2, keep, levels, settings).threshold
-            sampler = filtering.disagreements(p[0], p[1], keep, line, suspects)
-        of_folds = [
-            _network(judge, number, rounds / name / f"{name}-fold{fold}.safetensors")
-            for fold in range(int(fold_of.max()) + 1)
-        ]
-        networks = [judge.networks[number], *of_folds]
-        logit = np.empty(len(keep), np.float32)
-        fits = in_threads(
-            partial(work.fit, number, networks, _weights(sampler, len(keep))), range(len(networks))
-        )
-        for done, fit in enumerate(fits, 1):
-            if fit.held_out is None:
-                heads.append(fit.head)
-                of_projects.append(fit.projects)
-            else:
-                logit[fit.rows] = fit.held_out
-            total = 3 * len(networks)
-            on_progress(Progress("context", number * len(networks) + done, total, "heads", name))
-        platt = fit_platt(logit, keep)
-        calibration.append(Calibration(slope=platt.slope, offset=platt.offset))
-        p.append(platt(logit))
-
+    heads, calibration, of_projects, p = fit_heads(
+        examples, level, rounds, settings, on_progress=on_progress
+    )
     chosen = settings.operating_point
     probabilities = np.stack(p, 1)
     lines = operating_point.lines(
@@ -161,7 +126,7 @@ def train_context(
     table = pq.read_table(ensemble / HELD_OUT)
     truth = keep.astype(int)
     numbers: dict[str, object] = {
-        "projects": len(work.projects),
+        "projects": len(np.unique(levels["project"].astype(str))),
         "auroc": auroc(truth, deployed),
         "auroc_without": auroc(truth, table["score"].to_numpy()),
     }
@@ -171,8 +136,77 @@ def train_context(
         text = json.dumps({**training_record(ensemble), "context": numbers}, indent=1)
         temporary.write_text(text, encoding="utf-8")
     card = (ensemble / "card.md").read_text(encoding="utf-8").rstrip("\n")
+    judge = Ensemble.load(ensemble)
     judge.with_context(context, kept).save(ensemble, card + "\n" + _section(context, numbers))
     on_event(Event("context.learned", numbers))
+
+
+class FittedHeads(NamedTuple):
+    """What `fit_heads` gives, one each for d1, d2 and d3.
+
+    Attributes:
+        heads: of the members.
+        calibration: of their logits within projects.
+        projects: what each member sees of the projects of training, in all versions.
+        probabilities: float32 [N] each, held-out calibrated probabilities of keep within projects.
+    """
+
+    heads: list[Head]
+    calibration: list[Calibration]
+    projects: list[Moments]
+    probabilities: list[np.ndarray]
+
+
+def fit_heads(
+    examples: SetExamples,
+    level: Level,
+    rounds: Path,
+    settings: TrainSettings,
+    *,
+    on_progress: OnProgress = ignore,
+) -> FittedHeads:
+    """The heads of all members by boosting; what is fitted is kept in ``rounds`` and not fitted again.
+
+    Args:
+        examples: that the members were trained on.
+        level: of their groups.
+        rounds: as `train_context`.
+        settings: as trained with.
+        on_progress: told after each fit.
+    """
+    keep = examples.labels == 1
+    fold_of = folds_of_groups(examples.groups(level), settings.folds, settings.seed)
+    work = _Work(examples, _by_group(examples.groups("project")), fold_of, settings, rounds)
+    levels: Levels = {name: examples.groups(name) for name in get_args(Level)}
+    suspects = np.zeros(len(keep), bool)
+    made = FittedHeads([], [], [], [])
+    p = made.probabilities
+    for number, name in enumerate(MEMBERS):
+        if number == 0:
+            sampler = filtering.everything(len(keep))
+        elif number == 1:
+            suspects = filtering.suspected_labels(p[0], keep)
+            line = _choose(p[0], keep, levels, settings).threshold
+            sampler = filtering.right_and_wrong(p[0], keep, line, suspects)
+        else:
+            line = _choose((p[0] + p[1]) / 2, keep, levels, settings).threshold
+            sampler = filtering.disagreements(p[0], p[1], keep, line, suspects)
+        logit = np.empty(len(keep), np.float32)
+        parts = ["final", *(f"fold{fold}" for fold in range(int(fold_of.max()) + 1))]
+        weight = _weights(sampler, len(keep))
+        fits = in_threads(partial(work.fit, number, weight), enumerate(parts))
+        for done, fit in enumerate(fits, 1):
+            if len(fit.rows):
+                logit[fit.rows] = fit.held_out
+            else:
+                made.heads.append(fit.head)
+                made.projects.append(fit.projects)
+            total = 3 * len(parts)
+            on_progress(Progress("context", number * len(parts) + done, total, "heads", name))
+        platt = fit_platt(logit, keep)
+        made.calibration.append(Calibration(slope=platt.slope, offset=platt.offset))
+        p.append(platt(logit))
+    return made
 
 
 class _Fitted(NamedTuple):
@@ -180,15 +214,29 @@ class _Fitted(NamedTuple):
 
     Attributes:
         head: of a fold, or of the member itself.
-        rows: int64 [n], of the fold.
-        held_out: float32 [n], logits of those, each project by its own profile; None for the member's own.
+        rows: int64 [n], of the fold; none of the member itself.
+        held_out: float32 [n], logits of those, each project by its own profile.
         projects: what the network sees of each project.
     """
 
     head: Head
     rows: np.ndarray
-    held_out: np.ndarray | None
+    held_out: np.ndarray
     projects: Moments
+
+    def save(self, file: Path) -> None:
+        tensors = {f"head.{name}": value for name, value in self.head.state_dict().items()}
+        tensors |= {f"projects.{name}": value for name, value in self.projects._asdict().items()}
+        rows, held_out = torch.from_numpy(self.rows), torch.from_numpy(self.held_out)
+        save_weights(file, {**tensors, "rows": rows, "held_out": held_out})
+
+    @classmethod
+    def load(cls, file: Path, seen: int) -> _Fitted:
+        tensors = load_file(file)
+        head = Head(seen, _HEAD).eval()
+        head.load_state_dict({name: tensors[f"head.{name}"] for name in head.state_dict()})
+        projects = Moments(*(tensors[f"projects.{name}"] for name in Moments._fields))
+        return cls(head, tensors["rows"].numpy(), tensors["held_out"].numpy(), projects)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -199,21 +247,26 @@ class _Work:
     projects: Sequence[np.ndarray]
     fold_of: np.ndarray
     settings: TrainSettings
+    rounds: Path
 
-    def fit(
-        self, member: int, networks: Sequence[Network], weight: np.ndarray, which: int
-    ) -> _Fitted:
-        """The head of ``networks[which]``: 0 is the member, fitted to all; then come the folds."""
-        network, fold = networks[which], which - 1
-        inside = self.fold_of != fold
-        looked = self._look(network, inside, weight)
-        seed = self.settings.seed * 1000 + _SEED + 10 * member + which
+    def fit(self, member: int, weight: np.ndarray, part: tuple[int, str]) -> _Fitted:
+        """The head of a member (part 0, ``final``) or of its network of a fold."""
+        number, name = part
+        folder = self.rounds / MEMBERS[member]
+        network = Network(DEFAULT_MEMBERS[member], self.examples.features.shape[1])
+        network.load_state_dict(load_file(folder / f"{MEMBERS[member]}-{name}.safetensors"))
+        kept = folder / f"{MEMBERS[member]}-{name}-head.safetensors"
+        if kept.is_file():
+            return _Fitted.load(kept, network.channels)
+        inside = self.fold_of != number - 1
+        looked = self._look(network.eval(), inside, weight)
+        seed = self.settings.seed * 1000 + _SEED + 10 * member + number
         head = fit_head(looked, _HEAD, seed, self.settings.context_steps)
         each = [moments(looked.seen[rows], looked.logit[rows]) for rows in looked.projects]
         rows, said = self._held_out(network, head, ~inside)
-        return _Fitted(
-            head, rows, said if which else None, Moments(*map(torch.cat, zip(*each, strict=True)))
-        )
+        fitted = _Fitted(head, rows, said, Moments(*map(torch.cat, zip(*each, strict=True))))
+        fitted.save(kept)
+        return fitted
 
     def _look(self, network: Network, inside: np.ndarray, weight: np.ndarray) -> Looked:
         """Images of each project inside, as they are, and of some projects in another version."""
@@ -286,12 +339,6 @@ def _weights(sampler: Sampler, n: int) -> np.ndarray:
     for stratum in sampler.strata:
         weight[stratum.rows] += stratum.count / len(stratum.rows)
     return weight
-
-
-def _network(judge: Ensemble, member: int, file: Path) -> Network:
-    network = Network(judge.manifest.members[member], len(judge.features))
-    network.load_state_dict(load_file(file))
-    return network.eval()
 
 
 def _of_one_project(n: int, number: int, settings: TrainSettings, box: int) -> AugmentParameters:

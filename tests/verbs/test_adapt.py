@@ -12,10 +12,12 @@ from cryoray.boosting.calibration import fit_platt
 from cryoray.errors import InputError, SelectionError
 from cryoray.models.ensemble import Calibration, Ensemble, Manifest
 from cryoray.models.networks import NetworkConfig, build, logits
+from cryoray.models.predict import profile_set
 from cryoray.preparation.labelling import labels_from
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.settings import Settings
 from cryoray.verbs.adapt import adapt
+from tests.examples import with_heads
 from tests.sets import BOX, write_labelled_set
 
 CONFIG = NetworkConfig(width=8, blocks=(1,), head=8, dropout=0)
@@ -186,3 +188,21 @@ def test_hundreds_of_labels_give_the_project_a_bound_of_its_own(
     assert record["operating_point"]["level"] == "image"
     assert record["operating_point"]["labels_here"]["lost"] <= 0.03 * record["labels"]["keep"]
     assert list(record["tables"]) == ["labels given, each left out in turn"]
+
+
+def test_within_a_project_its_context_is_adapted_and_the_rest_stays(
+    past: PreparedSet, project: PreparedSet, tmp_path: Path
+) -> None:
+    plain = ensemble(past, tmp_path / "before", wrong_by=2.5)
+    before = with_heads(tmp_path / "before")
+    adapt(tmp_path / "before", project.path, tmp_path / "after", Settings())
+    after = Ensemble.load(tmp_path / "after")
+    assert after.manifest.calibration == plain.manifest.calibration
+    assert after.threshold == plain.threshold
+    old, new = before.manifest.context, after.manifest.context
+    assert old is not None
+    assert new is not None
+    assert new.calibration != old.calibration
+    judges = [e.within(profile_set(project, np.arange(project.n), e)) for e in (before, after)]
+    assert judges[1].threshold == new.threshold
+    assert judges[1].inside
