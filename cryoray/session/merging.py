@@ -33,8 +33,10 @@ import pyarrow.parquet as pq
 
 from cryoray.errors import CryorayError, InternalError
 from cryoray.formats import mrc
+from cryoray.formats.companion import SHARED
 from cryoray.formats.files import replacing
 from cryoray.formats.relion import IMAGE_COLUMNS, VERSION, image_table, quoted
+from cryoray.formats.source import open_source
 from cryoray.formats.star import Block, parse
 from cryoray.formats.verdicts import SIDES, optics_comment, unknown_optics
 
@@ -321,6 +323,7 @@ class _Groups:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._known: dict[Path, list[dict[str, str]]] = {}
+        self._stacks: dict[Path, frozenset[str]] = {}
 
     def find(self, part: Part, number: str) -> dict[str, str] | None:
         """The group that a stack's rows name, None where it is described nowhere."""
@@ -333,9 +336,11 @@ class _Groups:
                     zeros = [name for name in _NOT_IN_HEADERS if part.bare and row.get(name) == "0"]
                     return {name: value for name, value in row.items() if name not in zeros}
         for folder in part.path.parents:
-            for row in self._groups(folder / "particles.star"):
-                if row.get(_GROUP) == number:
-                    return row
+            # Numbers mean nothing in a file that is about other stacks.
+            if self._names(folder / SHARED, part.path):
+                for row in self._groups(folder / SHARED):
+                    if row.get(_GROUP) == number:
+                        return row
             if folder == self.root:
                 break
         for path in self._micrographs(part):
@@ -359,6 +364,16 @@ class _Groups:
                         yield from sorted((folder / Path(*Path(name).parts[:2])).glob("*.star"))
                         return
                 return
+
+    def _names(self, star: Path, stack: Path) -> bool:
+        """Whether a STAR file has rows of a stack."""
+        if star not in self._stacks:
+            try:
+                named = open_source(star).stacks if star.is_file() else ()
+            except CryorayError:
+                named = ()
+            self._stacks[star] = frozenset(path.name for path in named)
+        return stack.name in self._stacks[star]
 
     def _groups(self, star: Path) -> list[dict[str, str]]:
         if star not in self._known:

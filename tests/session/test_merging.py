@@ -197,6 +197,18 @@ def test_no_optics_are_made_up_for_a_group_that_nothing_describes(tmp_path: Path
     assert tables["particles"]["rlnDefocusU"].tolist() == [9000, 9000]
 
 
+def test_a_table_about_other_stacks_gives_no_optics(tmp_path: Path) -> None:
+    """Before, a group was taken from any particles.star above the stack that had its number."""
+    optics, columns = ("7 foreign 9.9 120 0.01",), ("rlnImageName", "rlnOpticsGroup")
+    star(tmp_path / "particles.star", columns, ["1@other.mrcs 7"], optics)
+    stack = part(tmp_path, "a", values=("7", "9000"), optics=())
+    result = Merger(tmp_path, tmp_path).merge([stack])
+    assert "rlnVoltage" in result.unknown["kept.star"]
+    star(tmp_path / "particles.star", columns, ["1@other.mrcs 7", "1@a.mrcs 7"], optics)
+    (row,) = merged(tmp_path, stack)["optics"].to_dict("records")
+    assert row["rlnVoltage"] == 120
+
+
 def test_a_number_that_one_group_lacks_is_no_zero(tmp_path: Path) -> None:
     first, second = part(tmp_path, "a"), part(tmp_path, "b", optics=("1 first 0.85 300",))
     for side in ("kept", "discarded", "review"):
