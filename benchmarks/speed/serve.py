@@ -3,7 +3,7 @@
 The limit is read, preparation and forward pass of the same members in one process per core, with nothing
 between them. Clients take their answers as watchers do. Beside the rate there is the processor time of all
 processes, clients included: rates suffer from whatever else the machine does, and that hardly, where
-``CRYORAY_BENCH_SECONDS`` (12 by default) are enough.
+``CRYORAY_BENCH_SECONDS`` (12 by default) are enough of them.
 ``python -m benchmarks.speed.serve``; ``alone`` for the service in one process and no other.
 """
 

@@ -48,11 +48,17 @@ class Scope:
     def inside(self, *folders: Path) -> Scope:
         """What of this scope lies in one of some folders.
 
+        Args:
+            folders: by their real paths. One that has become a link since was laid by whoever may write
+                beside it, to have others' files read.
+
         Raises:
-            OutsideError: one of the folders itself does not.
+            OutsideError: one of the folders itself does not, or is reached by a link.
         """
-        real = (Path(os.path.realpath(self.confine(folder))) for folder in folders)
-        return replace(self, within=tuple(real))
+        for folder in folders:
+            if self._real(folder, folder) != folder:
+                raise _outside(folder)
+        return replace(self, within=folders)
 
     def confine(self, path: str | Path) -> Path:
         """The absolute path, once all ``..`` and links were followed to see that it is allowed.

@@ -393,7 +393,8 @@ class Judge:
         folders = [Path(found.root)]
         for folder in map(Path, found.roots or ()):
             with suppress(OutsideError):  # it was allowed to the session, and not to this service
-                folders.append(self._scope.confine(folder))
+                self._scope.inside(folder)
+                folders.append(folder)
         return self._scope.inside(*folders)
 
     async def _answer(

@@ -141,7 +141,7 @@ class Watcher:
             session,
             root=self.places.root,
             folder=self.places.folder,
-            roots=settings.roots,
+            roots=[one.resolve() for one in settings.roots],
             trainable=settings.trainable,
             audit_size=settings.audit,
         )

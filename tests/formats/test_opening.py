@@ -112,6 +112,18 @@ def test_a_sessions_folder_may_be_swapped_itself(places: tuple[Path, Path]) -> N
         text_of(root / "inner/b.txt", scope)
 
 
+def test_a_folder_that_was_swapped_for_a_link_is_no_longer_a_sessions(
+    places: tuple[Path, Path],
+) -> None:
+    root, _ = places
+    (root / "other").mkdir()
+    (root / "other/b.txt").write_text("another's")
+    (root / "inner").rename(root / "kept")
+    (root / "inner").symlink_to(root / "other")
+    with pytest.raises(OutsideError):
+        Scope((root,)).inside(root / "inner")
+
+
 def test_a_pipe_is_refused_without_waiting_for_its_writer(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(FormatError, match="pipe"):

@@ -133,6 +133,10 @@ def test_a_folder_that_was_allowed_may_be_led_to(tiny_ensemble: Path, tmp_path: 
         examples.write_stack(tmp_path / "other/c.mrcs", examples.particles(6, seed=2))
         with service.client(word) as owner:
             assert len(owner.judge(raw / "b.mrcs")) == 6
+            raw.rename(tmp_path / "kept")
+            raw.symlink_to(tmp_path / "other")
+            with pytest.raises(RefusedError, match="none of the folders"):
+                owner.judge(raw / "c.mrcs")
             with pytest.raises(RefusedError, match="none of the folders"):
                 owner.judge(tmp_path / "other/c.mrcs")
         watcher.close()
