@@ -269,8 +269,9 @@ def _lost(response: httpx.Response) -> bool:
 
 def _failure(response: httpx.Response) -> CryorayError:
     sentence = _sentence(response)
-    # What was asked cannot be had; it failing at the other end, or being full, is nobody's input.
-    if response.is_client_error and response.status_code != httpx.codes.TOO_MANY_REQUESTS:
+    # What was asked cannot be had; it failing at the other end, being full or late, is nobody's input.
+    passing = (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.REQUEST_TIMEOUT)
+    if response.is_client_error and response.status_code not in passing:
         refused = RefusedError(sentence.removesuffix("."))
         refused.status = response.status_code
         return refused

@@ -55,7 +55,7 @@ from cryoray.serving.admission import (
 from cryoray.serving.counts import Counts
 from cryoray.serving.judging import JudgedRange, JudgesFailedError, Judging
 from cryoray.serving.lineup import Active, Served
-from cryoray.serving.parsers import InThisProcess, Parsers, Question
+from cryoray.serving.parsers import BusyError, InThisProcess, Parsers, Question
 from cryoray.serving.sessions import OpenSessions
 from cryoray.serving.shadow import Comparison
 from cryoray.serving.sources import AbsentError, Chosen, TooMuchError
@@ -78,6 +78,7 @@ _STATUS: Mapping[type[CryorayError], int] = {
     SlowError: 408,
     TooMuchError: 413,
     FullError: 429,
+    BusyError: 503,
     JudgesFailedError: 503,
 }
 _HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}}

@@ -182,24 +182,24 @@ def start(settings: Settings) -> Iterator[Here]:
             "token": token,
         }
     )
-    with _listening(given) as listener:
-        threads = Threads()
-        lineup = Lineup(
-            ensembles,
-            settings.registry,
-            probation=serve.probation,
-            attempt=_attempt,
-            hold=threads.hold,
+    threads = Threads()
+    lineup = Lineup(
+        ensembles,
+        settings.registry,
+        probation=serve.probation,
+        attempt=_attempt,
+        hold=threads.hold,
+    )
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create(given, lineup, threads, Counts(given.batch)),
+            http=with_deadline(AutoHTTPProtocol),
+            log_config=None,
+            log_level="critical",
+            timeout_graceful_shutdown=_DRAIN_SECONDS,
         )
-        server = uvicorn.Server(
-            uvicorn.Config(
-                create(given, lineup, threads, Counts(given.batch)),
-                http=with_deadline(AutoHTTPProtocol),
-                log_config=None,
-                log_level="critical",
-                timeout_graceful_shutdown=_DRAIN_SECONDS,
-            )
-        )
+    )
+    with _listening(given) as listener:  # last: whoever connects before waits for an answer
         thread = threading.Thread(target=server.run, args=([listener],), name="service")
         thread.start()
         try:

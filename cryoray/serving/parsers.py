@@ -24,18 +24,22 @@ from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
-from cryoray.errors import CryorayError, InternalError
+from cryoray.errors import CryorayError, InternalError, printable
 from cryoray.formats.opening import Scope
 from cryoray.records import Kind
 from cryoray.serving.sources import Catalogue, Chosen, TooMuchError
 from cryoray.settings import PreparationSettings
 
+#: Processor time of a file that is hard to read, as a share of the time that it took: with less, whoever
+#: reads it waited for the machine or the disk, and the same file may be read at once another time.
+_HARD_SHARE = 0.5
 #: Of one process, beyond what Python and its libraries take: a table of ten million rows takes 2 GB.
 _MEMORY_MIB = 4096
 _PARENT_DIES = 1  # PR_SET_PDEATHSIG of prctl(2)
-_LENGTH, _ORDER = struct.Struct("<Q"), struct.Struct("<QQ")
+_LENGTH, _ORDER, _NUMBER = struct.Struct("<Q"), struct.Struct("<QQ"), struct.Struct("<Q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +54,26 @@ class Question:
     scope: Scope
 
 
+class BusyError(CryorayError):
+    """A source could not be opened now, which is not its fault."""
+
+
 class _Worker:
     """A process that answers one question at a time, and what it opened and so holds ready."""
 
-    def __init__(self, process: int, connection: int) -> None:
+    def __init__(self, number: int, process: int, connection: int) -> None:
         # Descriptors: of the process, and of the connection to it.
-        self._process, self._connection = process, connection
+        self._number, self._process, self._connection = number, process, connection
         self.knows: set[Hashable] = set()
+
+    def processor_time(self) -> float:
+        """Seconds that it has used; 0 where it has ended."""
+        try:
+            stat = Path(f"/proc/{self._number}/stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return 0.0
+        fields = stat.rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def ask(self, question: Question) -> tuple[bool, Any]:
         """Whether it went well, and the answer or the error.
@@ -117,31 +134,21 @@ class Parsers:
 
         Raises:
             TooMuchError: reading the source takes more time or memory than there is for it.
+            BusyError: it took too long because the machine or the disk has other work.
             InputError: as there.
         """
         async with self._free:
             worker = await self._worker(question.source)
             try:
-                async with asyncio.timeout(self._seconds):
-                    asked = asyncio.get_running_loop().run_in_executor(
-                        self._threads, worker.ask, question
-                    )
-                    good, answer = await asyncio.shield(asked)
-            except TimeoutError:
-                worker.end()
-                asked.add_done_callback(lambda done: done.exception())
-                raise TooMuchError(
-                    f"takes longer than {self._seconds:g} seconds to open",
-                    file=question.source,
-                    remedy="give a smaller file",
-                ) from None
+                good, answer = await self._ask(worker, question)
             except OSError:
-                worker.end()
-                raise _too_large(question.source, self._memory) from None
-            except BaseException:  # whoever asked has gone
-                worker.end()
-                asked.add_done_callback(lambda done: done.exception())
-                raise
+                # It was killed: alone, by whoever is short of memory, or with the one that forked it. Only
+                # what ends a new one, too, is the file's fault.
+                worker = await self._worker(question.source, new=True)
+                try:
+                    good, answer = await self._ask(worker, question)
+                except OSError:
+                    raise _too_large(question.source, self._memory) from None
             if self._closed:
                 worker.end()
             else:
@@ -154,15 +161,47 @@ class Parsers:
             raise _too_large(question.source, self._memory)
         raise answer
 
+    async def _ask(self, worker: _Worker, question: Question) -> tuple[bool, Any]:
+        """What a process answers; whatever goes wrong ends it.
+
+        Raises:
+            OSError: it ended by itself.
+            TooMuchError: it had all the time that there is for a file.
+            BusyError: it did not, and still took too long.
+        """
+        before = worker.processor_time()
+        asked = asyncio.get_running_loop().run_in_executor(self._threads, worker.ask, question)
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await asyncio.shield(asked)
+        except TimeoutError:
+            hard = worker.processor_time() - before >= _HARD_SHARE * self._seconds
+            worker.end()
+            asked.add_done_callback(lambda done: done.exception())
+            if not hard:
+                raise BusyError(
+                    f"{printable(question.source)}: could not be opened in {self._seconds:g} seconds, in"
+                    " which the machine or the disk had other work; ask again later."
+                ) from None
+            raise TooMuchError(
+                f"takes longer than {self._seconds:g} seconds to open",
+                file=question.source,
+                remedy="give a smaller file",
+            ) from None
+        except BaseException:  # whoever asked has gone, or it ended
+            worker.end()
+            asked.add_done_callback(lambda done: done.cancelled() or done.exception())
+            raise
+
     def close(self) -> None:
         """End the processes that have nothing to do, and the others as soon as they have answered."""
         self._closed = True
         while self._idle:
             self._idle.pop().end()
 
-    async def _worker(self, source: str) -> _Worker:
+    async def _worker(self, source: str, *, new: bool = False) -> _Worker:
         """One that has nothing to do: the one that opened this source before, if there is such."""
-        if self._idle:
+        if self._idle and not new:
             knowing = [one for one in self._idle if source in one.knows]
             chosen = (knowing or self._idle)[-1]
             self._idle.remove(chosen)
@@ -210,6 +249,16 @@ def _origin() -> socket.socket:
     return ours
 
 
+def _lose() -> None:
+    global _started
+    if _started is not None:
+        atexit.unregister(_finish)
+        _started[1].close()
+        _started[0].kill()
+        _started[0].wait()
+    _started = None
+
+
 def _finish(process: subprocess.Popen[bytes], connection: socket.socket) -> None:
     connection.close()  # which ends it, and it those that were forked from it
     process.wait()
@@ -217,14 +266,21 @@ def _finish(process: subprocess.Popen[bytes], connection: socket.socket) -> None
 
 def _fork(max_rows: int, memory_mib: int) -> _Worker:
     with _starting:
-        origin = _origin()
-        ours, theirs = socket.socketpair()
-        with theirs:
-            socket.send_fds(origin, [_ORDER.pack(max_rows, memory_mib)], [theirs.fileno()])
-        answer, descriptors, _, _ = socket.recv_fds(origin, 1, 1)
-        if not answer:
-            raise InternalError("the process that opens sources could not start")
-    return _Worker(descriptors[0], ours.detach())
+        for _ in range(2):
+            origin = _origin()
+            ours, theirs = socket.socketpair()
+            try:
+                with theirs:
+                    socket.send_fds(origin, [_ORDER.pack(max_rows, memory_mib)], [theirs.fileno()])
+                answer, descriptors, _, _ = socket.recv_fds(origin, _NUMBER.size, 1)
+            except OSError:
+                answer = b""
+            if answer:
+                (number,) = _NUMBER.unpack(answer)
+                return _Worker(number, descriptors[0], ours.detach())
+            ours.close()
+            _lose()  # it was killed, perhaps for memory: another takes its place
+    raise InternalError("the process that opens sources could not start")
 
 
 def _too_large(source: str, memory_mib: int) -> TooMuchError:
@@ -281,7 +337,7 @@ def main(control: int) -> None:
             os._exit(0)
         os.close(descriptors[0])
         pidfd = os.pidfd_open(process)
-        socket.send_fds(orders, [b"!"], [pidfd])
+        socket.send_fds(orders, [_NUMBER.pack(process)], [pidfd])
         os.close(pidfd)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 
 from cryoray.errors import InputError
 from cryoray.formats.opening import OutsideError, Scope
-from cryoray.serving.parsers import Parsers, Question
+from cryoray.serving import parsers
+from cryoray.serving.parsers import BusyError, Parsers, Question
 from cryoray.serving.sources import TooMuchError
 from cryoray.settings import PreparationSettings
 from tests.examples import particles, write_project, write_stack
@@ -29,11 +31,11 @@ def question(root: Path, source: str, rows: tuple[int, int] | None = (0, 3)) -> 
 def asking(work: Callable[[Parsers], Awaitable[None]], **limits: float) -> None:
     async def run() -> None:
         given = {"processes": 1, "seconds": 60.0, "memory_mib": 1024, **limits}
-        parsers = Parsers(100, **given)  # type: ignore[arg-type]
+        made = Parsers(100, **given)  # type: ignore[arg-type]
         try:
-            await work(parsers)
+            await work(made)
         finally:
-            parsers.close()
+            made.close()
 
     asyncio.run(run())
 
@@ -112,7 +114,36 @@ def test_what_takes_too_much_memory_ends_the_work_and_not_the_service(tmp_path: 
     asking(work, memory_mib=64)
 
 
-def test_what_takes_too_long_is_given_up_and_ended(tmp_path: Path) -> None:
+def test_a_process_that_was_killed_is_not_the_fault_of_a_file(tmp_path: Path) -> None:
+    """By the kernel, which was short of memory, or with the process that forked it."""
+    write_project(tmp_path, (10,))
+
+    async def work(given: Parsers) -> None:
+        await given.choose(question(tmp_path, "particles.star"))
+        given._idle[0].end()
+        assert (await given.choose(question(tmp_path, "particles.star"))).rows == 3
+
+    asking(work)
+
+
+def test_a_busy_machine_is_not_the_fault_of_a_file_either(tmp_path: Path) -> None:
+    write_project(tmp_path, (10,))
+
+    async def work(given: Parsers) -> None:
+        await given.choose(question(tmp_path, "particles.star"))
+        # As good as a disk that does not answer: no processor time, and no end.
+        os.kill(given._idle[0]._number, signal.SIGSTOP)
+        with pytest.raises(BusyError, match="ask again later"):
+            await given.choose(question(tmp_path, "particles.star"))
+
+    asking(work, seconds=1.0)
+
+
+def test_what_takes_too_long_is_given_up_and_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So that it counts as hard to read however little of the processor this machine has for it.
+    monkeypatch.setattr(parsers, "_HARD_SHARE", 0.0)
     rows = "\n".join(f"{n + 1}@a.mrcs" for n in range(1_500_000))
     (tmp_path / "long.star").write_text(f"data_particles\n\nloop_\n_rlnImageName\n{rows}\n")
     write_project(tmp_path / "small", (10,))
@@ -164,6 +195,24 @@ def test_a_process_that_answers_while_its_parsers_are_closed_ends_too(tmp_path: 
         assert not parsers._idle
 
     asking(work)
+
+
+def test_where_the_process_that_forks_was_killed_another_takes_its_place(tmp_path: Path) -> None:
+    write_project(tmp_path, (10,))
+    parsers.prepare()
+    assert parsers._started is not None
+    origin, _ = parsers._started
+    os.kill(origin.pid, signal.SIGSTOP)  # so that it is asked, and ends without an answer
+
+    async def work(given: Parsers) -> None:
+        asked = asyncio.create_task(given.choose(question(tmp_path, "particles.star")))
+        await asyncio.sleep(0.2)
+        os.kill(origin.pid, signal.SIGKILL)
+        assert (await asked).rows == 3
+
+    asking(work)
+    assert parsers._started is not None
+    assert parsers._started[0].pid != origin.pid
 
 
 def workers() -> set[int]:
