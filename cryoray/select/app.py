@@ -8,6 +8,7 @@ and sends what the person does. Nothing that it sends is answered before it is o
 
 import html
 import secrets
+import socket
 from hmac import compare_digest
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 import anyio
 import anyio.to_thread
 import numpy as np
+import uvicorn
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 
@@ -88,6 +90,13 @@ class Page:
         self._add_actions(routes)
         app.include_router(routes)
         return app
+
+    def serve(self, listening: socket.socket) -> None:
+        """Answer at a socket until the process is interrupted."""
+        config = uvicorn.Config(
+            self.app(), log_level="warning", access_log=False, timeout_graceful_shutdown=1
+        )
+        uvicorn.Server(config).run(sockets=[listening])
 
     def _enter(self, request: Request) -> None:
         """Refuse whoever does not come from this machine, by the link.

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import uvicorn
 
 from cryoray.boosting import adaptation, prevalence
 from cryoray.boosting.adaptation import Change
@@ -50,10 +49,7 @@ class Opened:
     def serve(self) -> None:
         """Answer until the process is interrupted; pictures are small, and drawn in one thread each."""
         torch.set_num_threads(1)
-        config = uvicorn.Config(
-            self.page.app(), log_level="warning", access_log=False, timeout_graceful_shutdown=1
-        )
-        uvicorn.Server(config).run(sockets=[self.listening])
+        self.page.serve(self.listening)
 
 
 @contextmanager
