@@ -9,7 +9,7 @@ import pytest
 
 from cryoray.cli.main import app
 from cryoray.preparation.features import FEATURES
-from cryoray.protocol.messages import ENSEMBLES, HEALTH, JUDGE, METRICS, SHADOW
+from cryoray.protocol.messages import ENSEMBLES, HEALTH, JUDGE, METRICS, PROFILES, SHADOW
 from cryoray.records import VERDICTS_SCHEMA
 from docs import generate
 
@@ -73,7 +73,7 @@ def test_the_columns_of_verdicts_are_those_that_are_written() -> None:
 @pytest.mark.long
 def test_every_address_of_the_service_says_whether_it_wants_a_token() -> None:
     text = generate.http()
-    for path in (ENSEMBLES, HEALTH, JUDGE, METRICS, SHADOW):
+    for path in (ENSEMBLES, HEALTH, JUDGE, METRICS, PROFILES, SHADOW):
         (section,) = re.findall(rf"^## `\w+ {path}`\n(.*?)(?=^## )", text, re.MULTILINE | re.DOTALL)
         public = path in (HEALTH, METRICS)
         assert ("*no token*" in section) == public, path
