@@ -70,7 +70,8 @@ HUMAN = {"beta-galactosidase": "Bgal_", "TcdA1": "TcdA1_"}
 SIMULATED, RELION = "simulated proteins", "RELION's classes of simulated particles"
 #: How often each class that a person judged counts beside a simulated one: a twentieth of all, together.
 HUMAN_WEIGHT = 12
-_EPOCHS = 2
+#: Of some 700 steps; with half as many, on 29 simulated proteins alone, both real ones were ranked as well.
+_EPOCHS = 1
 
 
 def features() -> tuple[str, ...]:
