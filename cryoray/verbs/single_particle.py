@@ -39,6 +39,7 @@ from cryoray.integrations.extraction import (
 from cryoray.integrations.relion import Job, Relion, options_of
 from cryoray.maps.fsc import automatic_mask
 from cryoray.models.ensemble import Ensemble
+from cryoray.models.profile import PROFILE, Profile
 from cryoray.models.registry import resolve
 from cryoray.settings import Settings
 
@@ -247,6 +248,8 @@ class Workflow:
     def _doubtful(self, folder: str, ensemble: str | None, kind: str) -> int:
         """Images of a job of ours whose score is in the review band of their kind."""
         judge = Ensemble.load(resolve(ensemble, self.settings.registry, kind))
+        if (profile := self.project / folder / PROFILE).is_file():
+            judge = judge.within(Profile.load(profile))
         band = review_band(judge.threshold) if kind == "class3d" else judge.review
         low, high = (np.float32(end) for end in band)
         table = pq.read_table(self.project / folder / _VERDICTS, columns=["score"])

@@ -15,7 +15,9 @@ from cryoray.models.rounds import Boosted
 from cryoray.preparation.features import feature_names
 from cryoray.recipes import build as ensembles
 from cryoray.recipes import class2d as ensemble_class2d
+from cryoray.recipes import particle as ensemble_particle
 from cryoray.simulation.classes import simulate_classes
+from tests.examples import save_ensemble, with_heads
 
 
 def test_the_target_finds_the_kinds_it_can_make() -> None:
@@ -137,3 +139,33 @@ def test_a_build_stops_and_goes_on_and_writes_an_ensemble_that_judges(
     again = ensemble_class2d.build(tmp_path / "class2d", tmp_path / "work", None)
     assert (again / "d1.safetensors").read_bytes() == weights
     assert Ensemble.load(again).digest == ensemble.digest
+
+
+def test_the_particle_card_has_a_row_by_profile_and_one_of_images_alone(tmp_path: Path) -> None:
+    save_ensemble(tmp_path / "e")
+    ensemble = with_heads(tmp_path / "e")
+    context = ensemble.manifest.context
+    assert context is not None
+    point = {"bound": 0.03, "method": "conformal risk control over projects", "policy": "expected"}
+    manifest = ensemble.manifest.model_copy(
+        update={"context": context.model_copy(update={"operating_point": point})}
+    )
+    ensemble.manifest = manifest
+    sort = np.repeat(["project-01", "EMPIAR-10017", "micassess-18a", "micassess-18b"], 10)
+    keep = np.isin(sort, ["project-01", "EMPIAR-10017"]) & (np.arange(40) % 2 == 0)
+    said = ensemble_particle.HeldOut(
+        project=sort.astype(object),
+        keep=keep,
+        score=np.where(keep, 0.9, 0.2).astype(np.float32),
+        alone=np.full(40, 0.9, np.float32),
+        kind=np.where(sort == "project-01", np.where(keep, "particle", "ice"), "").astype(object),
+    )
+    card = ensemble_particle._card(ensemble, said)
+    rows = [line.split(" | ") for line in card.splitlines() if line.startswith("| ")]
+    kinds = [(row[0].strip("| "), row[4]) for row in rows[1:]]
+    assert kinds[0] == ("EMPIAR-10017, real, denoised, 15 micrographs", "by profile")
+    assert kinds[4] == ("micassess, real, no protein, 2 groups", "by profile")
+    assert [kind for _, kind in kinds] == ["by profile", "alone"] * 3
+    assert [row[5] for row in rows[1:]] == ["1.000", "0.500", "1.000", "0.500", "1.000", "0.000"]
+    assert [row[7] for row in rows[1:]] == ["0.0%", "100.0%"] * 3
+    assert "ice 100%" in card
