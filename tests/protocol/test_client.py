@@ -108,7 +108,9 @@ def test_patience_ends(service: Service) -> None:
     assert full.value.exit_code == 1
 
 
-@pytest.mark.parametrize(("status", "exit_code"), [(403, 2), (408, 1), (422, 2), (500, 1), (503, 1)])
+@pytest.mark.parametrize(
+    ("status", "exit_code"), [(403, 2), (408, 1), (422, 2), (500, 1), (503, 1)]
+)
 def test_a_refusal_is_the_askers_and_a_failure_is_not(
     service: Service, status: int, exit_code: int
 ) -> None:
