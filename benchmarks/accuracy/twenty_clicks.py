@@ -110,7 +110,7 @@ def measure(
 ) -> dict[str, Any]:
     """One row per project, and the means of those that start below `GOOD`."""
     judge = Ensemble.load(ensemble or SHIPPED / "particle")
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         for number, settings in enumerate(projects(count, images)):
             examples, keep = prepared(settings, work or Path(temporary))

@@ -143,7 +143,7 @@ def trained(
             said = network(seen, nothing)
         mean = loss(said.float(), keep[rows], 0.02).mean()
         optimizer.zero_grad(set_to_none=True)
-        mean.backward()
+        torch.autograd.backward(mean)
         optimizer.step()
         last = mean.detach()
 
