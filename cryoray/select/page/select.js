@@ -62,6 +62,7 @@ async function apply(delta) {
   change = delta.change;
   if (adapted) await load();
   if (adapted || delta.rows.length) sums();
+  if (adapted) histogram();
   if (adapted || delta.rows.length || line !== before) refresh(adapted || line !== before);
 }
 
@@ -126,6 +127,7 @@ function summary() {
   $("line").value = line;
   $("line").setAttribute("aria-valuetext", `${line.toFixed(3)}: ${count(e.kept)} kept, ${percent(e.loss)} of the good lost`);
   if (document.activeElement !== $("exact")) $("exact").value = Number(line.toFixed(4));
+  if (document.activeElement !== $("lose")) $("lose").value = (100 * e.loss).toFixed(1);
   if (document.activeElement !== $("share")) $("share").value = n ? (100 * e.kept / n).toFixed(1) : 0;
   $("low-side").setAttribute("width", 1000 * line);
   $("high-side").setAttribute("x", 1000 * line);
@@ -183,7 +185,7 @@ function refresh(resort) {
   summary();
   const want = $("show").value;
   // A picture that was turned stays where it is, so that nothing moves under a hand; a new line sorts anew.
-  if (resort && !listed && (want === "keep" || want === "discard" || $("sort").value !== "row")) { histogram(); again(); }
+  if (resort && !listed && (want === "keep" || want === "discard" || $("sort").value !== "row")) again();
   else draw();
   bar();
   enlarge();
@@ -287,7 +289,7 @@ function dress(cell) {
   head.replaceChildren(sign, score);
   if (mine || review) { const by = document.createElement("u"); by.textContent = mine ? "you" : "review"; head.append(by); }
   const facts_ = words(i), micrograph = names.micrograph[column.micrograph[i]] || "", why = keep ? "" : reasonOf(i);
-  const lines = [facts_.slice(0, 2).join(" · "), facts_[2], why, micrograph].filter(Boolean);
+  const lines = [facts_.slice(0, 2).join(" · ").replace("CTF ", ""), facts_[2], why, micrograph].filter(Boolean);
   middle.textContent = lines[0] || "";
   foot.textContent = lines[1] || "";
   cell.title = [...facts_, micrograph].filter(Boolean).join(", ");
@@ -396,7 +398,7 @@ async function adapt() {
   const show = { line: x => x.toFixed(3), kept: count, right: String, loss: percent };
   for (const [name, title] of Object.entries(names_)) table.append(row([cell("th", title), cell("td", show[name](told.before[name])), cell("td", show[name](told.after[name]))]));
   $("adapted").replaceChildren(table);
-  say(`Scores adapted: ${counted(told.moved, "picture")} changed sides. Back to all shows them sorted anew; Undo takes it back.`);
+  say(`Scores adapted: ${counted(told.moved, "picture")} changed sides. The line went with the scores, so that what the ensemble promises of good ones lost still holds; “lose at most” draws it by the new scores. Undo takes it back.`);
   $("back").focus();
 }
 async function similar() {
@@ -457,6 +459,12 @@ function wire() {
   $("share").addEventListener("change", () => {
     const k = Math.round(n * Math.max(0, Math.min(100, Number($("share").value))) / 100);
     draws(k ? column.score[column.order[k - 1]] : 1.01, `share=${$("share").value}`);
+  });
+  $("lose").addEventListener("change", () => {  // the highest line at which no more is expected to be lost
+    const most = Math.max(0, Math.min(100, Number($("lose").value))) / 100, m = open.length, good = fixed.weight + sumGood[m];
+    let k = 0;
+    while (k < m && sumGood[k + 1] <= most * good) k++;
+    draws(k < m ? open[k] : 1.01, `loss=${$("lose").value}`);
   });
   for (const preset of facts.presets) {
     const button = document.createElement("button");
@@ -545,6 +553,8 @@ async function begin() {
   const delta = await (await ask(`/since?tab=${tab}&rev=-1`)).json();
   change = delta.change;  // the columns have it already
   line = facts.line;
+  if (innerWidth < 500) tile = Math.floor(($("grid").clientWidth - 2 * PAD + GAP) / 3) - GAP - 2 * EDGE;
+  $("size").value = tile;
   $("low").value = facts.low_pass;
   $("cut").value = facts.cut;
   values();
