@@ -146,7 +146,7 @@ def _soak(root: Path, masters: list[Path], judged_by: tuple[str, str]) -> Row:
     root.mkdir()
     (root / "hostile").mkdir()
     chance = random.Random(0)
-    stacks = hostile = 0
+    stacks = hostile = rejected = 0
     faults: Counter[str] = Counter()
     memory, service, loads = [], [], []
     process = _start(root, judged_by)
@@ -166,7 +166,7 @@ def _soak(root: Path, masters: list[Path], judged_by: tuple[str, str]) -> Row:
             service.append(_memory_of_service())
             loads.append(os.getloadavg()[0])
             if time.monotonic() >= hostile_due:
-                _write_hostile(root / "hostile", hostile)
+                rejected += _write_hostile(root / "hostile", hostile)
                 hostile, hostile_due = hostile + 1, time.monotonic() + HOSTILE_EVERY
             if time.monotonic() >= due:
                 victim = chance.choice(victims)
@@ -189,7 +189,7 @@ def _soak(root: Path, masters: list[Path], judged_by: tuple[str, str]) -> Row:
                     flush=True,
                 )
         _until(root, stacks, 300.0)
-        _until_rejected(root, hostile, 300.0)
+        _until_rejected(root, rejected, 300.0)
     _stop(process)
     _check(root, stacks)
     row = _row(root.name, root, RATE / 2, _delays(root), max(memory), sum(faults.values()))
@@ -224,14 +224,17 @@ _HEADERS = (
 )
 
 
-def _write_hostile(folder: Path, number: int) -> None:
-    """A file that no session should stumble over, of one sort after the other."""
+def _write_hostile(folder: Path, number: int) -> bool:
+    """A file that no session should stumble over, of one sort after the other; whether it is rejected.
+
+    A STAR file that cannot be read names no particles, and is passed over as others are.
+    """
     sort = number % (len(_NAMES) + len(_HEADERS) + 1)
     if sort == len(_NAMES) + len(_HEADERS):
         labels = "\n".join(f"_rln{n}" for n in range(50_000))
         text = f"data_particles\n\nloop_\n_rlnImageName\n{labels}\n1@absent.mrcs {'1 ' * 50_000}\n"
         (folder / f"wide-{number}.star").write_text(text)
-        return
+        return False
     name = _NAMES[sort] if sort < len(_NAMES) else b"broken-%d.mrcs"
     path = folder / os.fsdecode(name % number)
     with StackWriter(path, 32, 32, "float32", 1.0) as stack:
@@ -241,6 +244,7 @@ def _write_hostile(folder: Path, number: int) -> None:
         with path.open("r+b") as file:
             file.write(struct.pack("<4i", *header))
             file.truncate(1024 + size)  # what is not there is a hole, which takes no room
+    return True
 
 
 @contextmanager

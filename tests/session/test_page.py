@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import re
@@ -32,7 +33,7 @@ from cryoray.formats.source import open_source
 from cryoray.records import VERDICTS_SCHEMA
 from cryoray.session.labels import image_place
 from cryoray.session.ledger import Ledger
-from cryoray.session.page import charts, router, views
+from cryoray.session.page import access, charts, router, views
 from cryoray.session.page.entry import own_path
 from cryoray.session.page.views import _tile
 from cryoray.session.watcher import Watcher
@@ -579,14 +580,28 @@ def test_leaving_ends_what_the_cookie_was_good_for(site: Site) -> None:
             assert thief.get("/v1/sessions").status_code == 401
 
 
-def test_who_guesses_waits_and_keeps_nobody_else_out(site: Site) -> None:
+def test_who_guesses_waits_and_keeps_nobody_else_out(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wrong = {"token": "wrong", "who": "Eve"}
+    gate, late = threading.Event(), access.Access.refuse
+
+    async def held(self: access.Access) -> None:
+        """As late as this test wants, and then as it would be."""
+        self._waiting += 1
+        while not gate.is_set():
+            await asyncio.sleep(0.005)
+        self._waiting -= 1
+        await late(self)
+
+    monkeypatch.setattr(access, "_DELAY", 0.01)
+    monkeypatch.setattr(access.Access, "refuse", held)
     with ThreadPoolExecutor(20) as pool, site.client() as client:
         guessing = [pool.submit(client.post, "/login", data=wrong) for _ in range(20)]
         while sum(one.done() for one in guessing) < 12:  # the others wait
             time.sleep(0.005)
         right = client.post("/login", data={"token": site.token, "who": "Ada"})
+        gate.set()
         assert right.status_code == 303
-        assert not all(one.done() for one in guessing)
         guesses = {one.result().status_code for one in guessing}
         assert guesses == {401, 429}
