@@ -185,9 +185,10 @@ def to_label(
     """The images whose labels tell most of where a project's line should be, int64 [<= count].
 
     They lie about the line in ranks, and mostly above it, since that is where it usually moves to; spread
-    evenly, so that a large project is not asked about twenty images alike. On 52 simulated projects they were
-    worth two points of accuracy more, at as many good images lost, than images drawn at random, and than
-    those about which members disagree most (`boosting.information`).
+    evenly, so that a large project is not asked about twenty images alike. On 49 simulated projects, on which
+    nothing was chosen, they brought one point of accuracy more, at as many good images lost, than images drawn
+    at random, and as much more than those about which members disagree (`boosting.information`), from a line
+    that lost 8 %; from one that lost 2.5 % no more than chance.
 
     Args:
         score: float [n], of the project's images.
