@@ -221,6 +221,7 @@ def measure(seconds: float | None = None, ensemble: Path | None = None) -> dict[
 
 
 def _row(name: str, per_second: float, cost: Work, best: Limit) -> Row:
+    print(f"{name}: {per_second:,.0f} images/s", flush=True)
     return {
         "": name,
         "images/s": per_second,

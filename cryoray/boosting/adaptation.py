@@ -186,9 +186,9 @@ def to_label(
 
     They lie about the line in ranks, and mostly above it, since that is where it usually moves to; spread
     evenly, so that a large project is not asked about twenty images alike. On 49 simulated projects, on which
-    nothing was chosen, they brought one point of accuracy more, at as many good images lost, than images drawn
-    at random, and as much more than those about which members disagree (`boosting.information`), from a line
-    that lost 8 %; from one that lost 2.5 % no more than chance.
+    nothing was chosen, they brought one point of accuracy more, at as many good images lost, than images
+    drawn at random or those about which members disagree (`boosting.information`), from a line that lost 8 %;
+    from one that lost 2.5 % no more than chance.
 
     Args:
         score: float [n], of the project's images.
