@@ -26,12 +26,14 @@ class Judge:
     Attributes:
         name: as a person reads it.
         point: `operating_point` of its manifest.
+        lines: the threshold of each policy that it knows.
         adapt: from scores as judged [n], the places [k] that were labelled and their labels [k], the
             change of all log-odds, and the line after it.
     """
 
     name: str
     point: Mapping[str, object]
+    lines: Mapping[str, float]
     adapt: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[Change, float]]
 
 
@@ -85,6 +87,13 @@ def expected(
     )
 
 
+#: What stands behind the line of each policy.
+_POLICIES = {
+    "expected": "a new project loses {bound:.0%} of its good images on average, at most",
+    "each": "at least 95 % of new projects lose at most {bound:.0%} of their good images",
+}
+
+
 class Selection:
     """What a person makes of a table.
 
@@ -136,20 +145,11 @@ class Selection:
                 "why": f"the policy {policy} of these verdicts" if policy else "the verdicts' own",
             }
         ]
-        point = self.judge.point if self.judge else {}
-        bound, limit = point.get("bound"), point.get("limit")
-        if isinstance(limit, int | float) and isinstance(bound, int | float):
-            why = (
-                f"at most {bound:.0%} of the good are lost, by {point.get('method', 'calibration')}"
-            )
-            made.append({"name": "each", "line": float(limit), "why": why})
-        policies = point.get("policies")
-        for name, given in policies.items() if isinstance(policies, Mapping) else ():
-            line = given.get("threshold") if isinstance(given, Mapping) else given
-            if isinstance(line, int | float) and name not in [one["name"] for one in made]:
-                made.append(
-                    {"name": name, "line": float(line), "why": f"the ensemble's policy {name}"}
-                )
+        if self.judge is not None:
+            bound = self.judge.point.get("bound")
+            for name, line in self.judge.lines.items():
+                why = _POLICIES[name].format(bound=bound)
+                made.append({"name": name, "line": line, "why": why})
         why = "an image is kept if it is likelier good than not: fewest errors if scores are calibrated"
         made.append({"name": "even odds", "line": 0.5, "why": why})
         return made

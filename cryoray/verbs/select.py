@@ -17,6 +17,7 @@ from cryoray.boosting import adaptation, prevalence
 from cryoray.boosting.adaptation import Change
 from cryoray.errors import EnsembleError, InputError, SettingsError
 from cryoray.models.ensemble import MANIFEST, Ensemble, Manifest
+from cryoray.models.profile import PROFILE, Profile
 from cryoray.models.registry import SHIPPED, resolve
 from cryoray.records import Event, OnEvent, ignore
 from cryoray.select import saving
@@ -81,7 +82,7 @@ def select(
     table = open_table(folder, None if source is None else Path(source).absolute())
     target = folder / SELECTED if out is None else Path(out).absolute()
     saving.check(target)
-    found = _ensemble_of(table, settings.registry, ensemble)
+    found = _within(table, _ensemble_of(table, settings.registry, ensemble))
     preparation = PreparationSettings() if found is None else found.preparation
     try:
         clicks = Clicks(folder, len(table), table.digest)
@@ -152,6 +153,14 @@ def _ensemble_of(table: Table, registry: Path, given: str | Path | None) -> Ense
     return None
 
 
+def _within(table: Table, ensemble: Ensemble | None) -> Ensemble | None:
+    """The ensemble within the project, where it judged by the profile beside the verdicts."""
+    file = table.folder / PROFILE
+    if ensemble is None or "profile" not in table.verdicts.about or not file.is_file():
+        return ensemble
+    return ensemble.within(Profile.load(file))
+
+
 def _judge(ensemble: Ensemble, settings: Settings) -> Judge:
     manifest: Manifest = ensemble.manifest
 
@@ -161,4 +170,7 @@ def _judge(ensemble: Ensemble, settings: Settings) -> Judge:
         after = adapted(manifest, change, plain, known, labels, share.estimate, settings)
         return change, after.threshold
 
-    return Judge(f"{manifest.kind} {ensemble.digest[:12]}", manifest.operating_point, adapt)
+    lines: dict[str, float] = {
+        name: line.threshold for name, line in manifest.operating_points.items()
+    }
+    return Judge(f"{manifest.kind} {ensemble.digest[:12]}", manifest.operating_point, lines, adapt)
