@@ -9,6 +9,7 @@ import pytest
 
 from cryoray.boosting.calibration import Platt
 from cryoray.boosting.operating_point import OperatingPoint
+from cryoray.models import registry
 from cryoray.models.ensemble import Ensemble
 from cryoray.models.networks import build
 from cryoray.models.rounds import Boosted
@@ -169,3 +170,23 @@ def test_the_particle_card_has_a_row_by_profile_and_one_of_images_alone(tmp_path
     assert [row[5] for row in rows[1:]] == ["1.000", "0.500", "1.000", "0.500", "1.000", "0.000"]
     assert [row[7] for row in rows[1:]] == ["0.0%", "100.0%"] * 3
     assert "ice 100%" in card
+
+
+def test_what_ships_loads_and_is_small_and_particles_are_judged_within_projects() -> None:
+    size = sum(file.stat().st_size for file in registry.SHIPPED.rglob("*") if file.is_file())
+    assert size < 15 << 20
+    ensemble = Ensemble.load(registry.SHIPPED / "particle")
+    context = ensemble.manifest.context
+    assert context is not None
+    assert (
+        {*context.operating_points} == {*ensemble.manifest.operating_points} == {"expected", "each"}
+    )
+    # Stripes look like no project of training, and noise like one without particles.
+    noise = np.random.default_rng(0).normal(size=(64, 64, 64)).astype(np.float32)
+    stripes = np.broadcast_to(6 * np.sign(np.sin(np.arange(64) / 2)), (64, 64, 64))
+    nothing = np.empty((64, 0), np.float32)
+    familiar = [
+        ensemble.within(ensemble.profiled(ensemble.embed(images, nothing))).inside
+        for images in (noise, stripes.astype(np.float32) + 0.1 * noise)
+    ]
+    assert familiar == [True, False]
