@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,8 @@ _OUTCOMES = (
     ("Good images that were kept", "keep", True, True),
 )
 _SHOWN = 24
+#: The accuracy that people hope for.
+_HOPED = 0.9
 
 
 def outcomes_section(
@@ -270,6 +273,41 @@ def threshold_of(table: pa.Table) -> float:
 def manifest_of(ensemble: Path) -> Manifest:
     """What the ensemble says of itself."""
     return Manifest.model_validate_json((ensemble / "ensemble.json").read_text())
+
+
+def passed_junk(source: Source, table: pa.Table) -> dict[str, int]:
+    """Junk images that a table of verdicts keeps, by what they show, most first; {} where nobody knows.
+
+    Args:
+        source: the collection.
+        table: verdicts, with ``row``.
+    """
+    keep, kind = truth(source)
+    rows = table["row"].to_numpy()
+    kept = table["score"].to_numpy() >= np.float32(threshold_of(table))
+    shown = kind[rows[kept & (keep[rows] == 0)]]
+    return dict(Counter(one.replace("_", " ") for one in shown.tolist() if one).most_common())
+
+
+def verdict_in_words(metrics: Mapping[str, Any], passed: Mapping[str, int]) -> str:
+    """Whether the ensemble that ships did what people hope for on the new collection, and what is missing.
+
+    Args:
+        metrics: of its forced decision.
+        passed: `passed_junk`.
+    """
+    lost, right = metrics["false_negative_rate"], metrics["accuracy"]
+    line = (
+        f"The ensemble that ships is right about {right:.0%} of a collection that it has never seen, and"
+        f" loses {lost:.1%} of its good images."
+    )
+    if right >= _HOPED or not passed:
+        return line
+    some = ", ".join(f"{kind} {count}" for kind, count in list(passed.items())[:3])
+    return (
+        f"{line} That is less than {_HOPED:.0%}, since junk that looks like particles passes rather than good"
+        f" images being lost: {some}."
+    )
 
 
 def _predictions(evaluation: Path) -> tuple[np.ndarray, np.ndarray]:

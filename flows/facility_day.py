@@ -44,8 +44,10 @@ from .command import command
 from .day_report import (
     judged,
     manifest_of,
+    passed_junk,
     threshold_of,
     truth,
+    verdict_in_words,
     verdicts_of,
     write_report,
 )
@@ -160,7 +162,8 @@ def facility_day(out: Path, source: Path | None = None, day: Day | None = None) 
     live = compare("live", new, judged(open_source(new), session), manifest_of(ensemble).threshold)
     steps.begin("the same, by the ensemble that ships")
     by_shipped = classify(new, out / "shipped", ensemble=str(shipped("particle")))
-    table = verdicts_of(open_source(new), by_shipped)
+    collection = open_source(new)
+    table = verdicts_of(collection, by_shipped)
     ships = compare("shipped", new, table, threshold_of(table))
     steps.begin("report")
     command = f"make demo OUT={out}" + (f" SOURCE={source}" if source else "")
@@ -172,6 +175,7 @@ def facility_day(out: Path, source: Path | None = None, day: Day | None = None) 
         "held_out": held_out,
         "live": live,
         "shipped": ships,
+        "why": verdict_in_words(ships, passed_junk(collection, table)),
         "images_per_second": speed,
         "ensemble": ensemble,
         "verdicts": session,
@@ -308,6 +312,7 @@ def main(
         day = RECORDED if source else Day()
         made = facility_day(emptied(out), source and source.absolute(), day)
         terminal.out.print(_summary(made))
+        terminal.out.print(made["why"])
         terminal.out.print(
             f"{(time.monotonic() - began) / 60:.1f} minutes; each network trained {day.epochs} epochs,"
             f" where the default is {FitSettings().epochs}. See everything in {made['report']}"

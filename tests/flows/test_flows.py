@@ -21,7 +21,7 @@ from cryoray.formats.verdicts import write_verdicts
 from cryoray.records import Progress, Verdicts
 from cryoray.session.judging import place
 from flows import classify, evaluate, facility_day, reporter
-from flows.day_report import decisions_section, judged, truth
+from flows.day_report import decisions_section, judged, truth, verdict_in_words
 from flows.microscope import record
 from tests.preparation.sources import particles, write_source
 
@@ -157,6 +157,16 @@ def test_kept_is_counted_by_the_forced_decision_and_review_beside_it() -> None:
         ("of these under review", "2", "1"),
         ("decided without a person", "1", "1"),
     )
+
+
+def test_the_demo_says_why_it_is_less_right_than_people_hope() -> None:
+    metrics = {"false_negative_rate": 0.004, "accuracy": 0.8325}
+    words = verdict_in_words(metrics, {"broken": 40, "blurred": 20, "ice": 5, "empty": 1})
+    assert "right about 83% of" in words
+    assert "loses 0.4% of" in words
+    assert words.endswith("broken 40, blurred 20, ice 5.")
+    better = verdict_in_words({**metrics, "accuracy": 0.93}, {"broken": 4})
+    assert better.endswith("good images.")
 
 
 def test_only_plain_numbers_are_tabulated() -> None:
