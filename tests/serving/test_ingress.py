@@ -24,13 +24,14 @@ from cryoray.errors import SettingsError
 from cryoray.formats.opening import Scope
 from cryoray.formats.source import open_source
 from cryoray.models.ensemble import Ensemble
+from cryoray.models.profile import Profile
 from cryoray.preparation.plan import plan
 from cryoray.preparation.prepare import prepare_range
 from cryoray.protocol.messages import JUDGE, STACK_TYPE, JudgeAnswer
 from cryoray.records import VERDICTS, RowRange
 from cryoray.serving.application import create
 from cryoray.serving.counts import Counts
-from cryoray.serving.judging import JudgedRange, JudgesFailedError, judge_together
+from cryoray.serving.judging import JudgedRange, JudgesFailedError, Looked, judge_together
 from cryoray.serving.lineup import Lineup, Served, attempt
 from cryoray.serving.shadow import Comparison
 from cryoray.settings import ServeSettings
@@ -58,8 +59,13 @@ class InProcess:
         self.breaks: set[str] = set()
 
     async def judge(
-        self, served: Served, ranges: Sequence[RowRange], scope: Scope
+        self,
+        served: Served,
+        ranges: Sequence[RowRange],
+        scope: Scope,
+        profile: Profile | None = None,
     ) -> list[JudgedRange]:
+        assert profile is None
         self.waiting.release()
         while not self.gate.is_set():
             await asyncio.sleep(0.005)
@@ -67,6 +73,9 @@ class InProcess:
             raise JudgesFailedError("The judges of tiny failed, ask again: they died.")
         judged = self.together(served, ranges)
         return judged[1:] if self.loses_rows else judged
+
+    async def look(self, served: Served, ranges: Sequence[RowRange], scope: Scope) -> list[Looked]:
+        raise AssertionError("nobody asks for a profile")
 
     async def beside(
         self, shadow: Served, ranges: Sequence[RowRange], scope: Scope

@@ -13,12 +13,13 @@ import uvicorn
 
 from cryoray.formats.opening import Scope
 from cryoray.models.ensemble import Ensemble
+from cryoray.models.profile import Profile
 from cryoray.preparation.prepare import prepare_range
 from cryoray.protocol.client import Client
 from cryoray.records import RowRange
 from cryoray.serving.application import create
 from cryoray.serving.counts import Counts
-from cryoray.serving.judging import JudgedRange, judge_together
+from cryoray.serving.judging import JudgedRange, Looked, judge_together
 from cryoray.serving.lineup import Lineup, Served
 from cryoray.settings import ServeSettings
 
@@ -34,8 +35,13 @@ class InProcess:
         self.calls = 0
 
     async def judge(
-        self, served: Served, ranges: Sequence[RowRange], scope: Scope
+        self,
+        served: Served,
+        ranges: Sequence[RowRange],
+        scope: Scope,
+        profile: Profile | None = None,
     ) -> list[JudgedRange]:
+        assert profile is None
         self.calls += 1
         if self.broken:
             raise RuntimeError("a replica died")
@@ -47,6 +53,9 @@ class InProcess:
                 for part in ranges
             ]
         )
+
+    async def look(self, served: Served, ranges: Sequence[RowRange], scope: Scope) -> list[Looked]:
+        raise AssertionError("nobody asks for a profile")
 
     async def beside(
         self, shadow: Served, ranges: Sequence[RowRange], scope: Scope
