@@ -295,7 +295,8 @@ def _card(ensemble: Ensemble, said: HeldOut) -> str:
         here = negative & np.array([p.startswith(prefix) for p in said.project], bool)
         if here.any():
             groups = len(np.unique(said.project[here]))
-            rows.append((f"{name}, real, no protein, {groups} groups", "a person's", here))
+            many = "1 group" if groups == 1 else f"{groups} groups"
+            rows.append((f"{name}, real, no protein, {many}", "a person's", here))
     for name, labels, here in rows:
         lines.append(_line(name, labels, "by profile", said.keep[here], said.score[here], line))
         if manifest.context is not None:
