@@ -55,18 +55,19 @@ def measure() -> dict[str, Any]:
     """A row for each kind of class; notes say what was ranked first."""
     if not there_is_relion():
         raise SystemExit("RELION is not on the PATH: apt-get install relion")
-    folder = shipped("class2d")
-    if folder is None:
-        raise RuntimeError("no ensemble of 2D classes ships with this checkout")
-    ensemble = Ensemble.load(folder, review=False)
+    ensembles = {kind: Ensemble.load(_shipped(kind), review=False) for kind in JUDGES}
     rows: list[Row] = []
-    notes = [f"each job is of another structure; threshold {ensemble.threshold:.3f}"]
+    notes = [
+        f"each job is of another structure; threshold of {kind} {one.threshold:.3f}"
+        for kind, one in ensembles.items()
+    ]
     with tempfile.TemporaryDirectory() as temporary:
         kept = Path(os.environ.get("CRYORAY_BENCH_FOLDER") or temporary)
         for kind, judge in JUDGES.items():
             jobs = min(JOBS[kind][0], int(os.environ.get("CRYORAY_BENCH_JOBS") or JOBS[kind][0]))
             seen = [
-                judge(kept / kind / f"{number:02d}", number, ensemble) for number in range(jobs)
+                judge(kept / kind / f"{number:02d}", number, ensembles[kind])
+                for number in range(jobs)
             ]
             rows.append(_row(kind, seen))
             firsts = np.array([(one.best[one.score.argmax()], one.most_good()) for one in seen])
@@ -81,6 +82,13 @@ def measure() -> dict[str, Any]:
         ratios=(),
         notes=notes,
     )
+
+
+def _shipped(kind: str) -> Path:
+    folder = shipped(kind)
+    if folder is None:
+        raise RuntimeError(f"no ensemble of kind {kind} ships with this checkout")
+    return folder
 
 
 class JobOutcome:

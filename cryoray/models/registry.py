@@ -64,16 +64,17 @@ def default(kind: str, registry: Path, root: Path = SHIPPED) -> Path | None:
     """The folder of the ensemble that judges images of a kind where none is named.
 
     It is the one that is active in the registry under the kind's name, else the one that ships in
-    ``root``; None where there is neither. 3D classes without either are for the judge of 2D classes.
+    ``root``; None where there is neither. For 3D classes one that is active for 2D classes comes before
+    what ships, and what ships for 2D classes last.
 
     Raises:
         EnsembleError: the registry's file holds no digest.
     """
-    if digest := active(registry, kind):
-        return registry / kind / digest
-    if (found := shipped(kind, root)) is None and kind in _STAND_IN:
-        return default(_STAND_IN[kind], registry, root)
-    return found
+    kinds = [kind, *([_STAND_IN[kind]] if kind in _STAND_IN else [])]
+    for one in kinds:
+        if digest := active(registry, one):
+            return registry / one / digest
+    return next((found for one in kinds if (found := shipped(one, root))), None)
 
 
 def resolve(
