@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,13 +20,6 @@ from cryoray.models.profile import Profile
 from cryoray.preparation.plan import Plan
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.records import OnProgress, Progress, Verdicts
-
-
-class Tasks(Protocol):
-    """A datasource that knows in how many tasks it reads."""
-
-    def __len__(self) -> int:
-        """Read tasks."""
 
 
 def map_in_actors(

@@ -143,25 +143,25 @@ def incomplete(path: Path, own: Path | None) -> str | None:
     return None
 
 
-def judge(unit: Unit, job: SessionContext, service: JudgeClient) -> Outcome:
+def judge(unit: Unit, context: SessionContext, service: JudgeClient) -> Outcome:
     """Have a unit judged, unless its verdicts are there already, and write them.
 
     Raises:
         InputError: the unit cannot be read, or the service refuses it.
         CryorayError: the service failed; trying again may help.
     """
-    folder = job.place(unit.path)
+    folder = context.place(unit.path)
     there = recorded(folder, unit.digest)
     if there is not None:
         return there
-    source, rows, by_frame = _rows_in_scope(unit, job)
-    verdicts = _ask(unit, len(by_frame) if by_frame is not None else len(source), job, service)
+    source, rows, by_frame = _rows_in_scope(unit, context)
+    verdicts = _ask(unit, len(by_frame) if by_frame is not None else len(source), context, service)
     if by_frame is not None:
         verdicts = Verdicts.together([verdicts.renumbered(by_frame)])
     (folder / RECORD).unlink(missing_ok=True)
     # What is merged are STAR files, also where a cryoSPARC table is the source.
     write_verdicts(folder, source, verdicts, also_star=True)
-    outcome = _outcome(unit, job, source, rows, verdicts)
+    outcome = _outcome(unit, context, source, rows, verdicts)
     _durable(folder)
     with replacing(folder / RECORD) as temporary:
         temporary.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
@@ -171,13 +171,15 @@ def judge(unit: Unit, job: SessionContext, service: JudgeClient) -> Outcome:
     return outcome
 
 
-def _rows_in_scope(unit: Unit, job: SessionContext) -> tuple[Source, np.ndarray, np.ndarray | None]:
+def _rows_in_scope(
+    unit: Unit, context: SessionContext
+) -> tuple[Source, np.ndarray, np.ndarray | None]:
     """What `_rows` gives, where all of it lies in the session's folders, whoever the service reads for.
 
     Raises:
         InputError: something lies elsewhere, or cannot be read.
     """
-    scope = Scope((job.root, *job.roots))
+    scope = Scope((context.root, *context.roots))
     try:
         with scope.reading():
             found = _rows(unit)
@@ -219,9 +221,9 @@ def _rows(unit: Unit) -> tuple[Source, np.ndarray, np.ndarray | None]:
     return source, np.arange(len(source)), None
 
 
-def _ask(unit: Unit, rows: int, job: SessionContext, service: JudgeClient) -> Verdicts:
+def _ask(unit: Unit, rows: int, context: SessionContext, service: JudgeClient) -> Verdicts:
     """The service's verdicts on ``rows`` rows of what it is asked about."""
-    ensemble = job.ensembles.get(unit.kind)
+    ensemble = context.ensembles.get(unit.kind)
     if rows <= _ROWS:
         parts = [service.judge(unit.asked, ensemble=ensemble)]
     else:
@@ -241,14 +243,14 @@ def _ask(unit: Unit, rows: int, job: SessionContext, service: JudgeClient) -> Ve
 
 def _outcome(
     unit: Unit,
-    job: SessionContext,
+    context: SessionContext,
     source: Source,
     rows: np.ndarray,
     verdicts: Verdicts,
 ) -> Outcome:
     verdict, score = verdicts.verdict, verdicts.score.astype(float)
     judged, quarantined = verdicts.rows, verdicts.quarantined
-    allowed = int(job.max_quarantined * len(rows))
+    allowed = int(context.max_quarantined * len(rows))
     rejected = len(quarantined) > allowed
     reason = (
         f"{len(quarantined):,} of {len(rows):,} rows could not be read ({allowed:,} allowed): "
@@ -273,15 +275,15 @@ def _outcome(
         return outcome
     return replace(
         outcome,
-        micrographs=tuple(_micrographs(unit, job, source, rows, judged, verdict, score)),
+        micrographs=tuple(_micrographs(unit, context, source, rows, judged, verdict, score)),
         candidates=_candidates(verdicts),
-        sample=_sample(unit, job, verdicts, np.searchsorted(np.sort(rows), judged)),
+        sample=_sample(unit, context, verdicts, np.searchsorted(np.sort(rows), judged)),
     )
 
 
 def _micrographs(
     unit: Unit,
-    job: SessionContext,
+    context: SessionContext,
     source: Source,
     rows: np.ndarray,
     judged: np.ndarray,
@@ -301,7 +303,7 @@ def _micrographs(
     for group in np.argsort(first).tolist():
         here = rows[which == group]
         of = np.isin(judged, here)
-        place = job.grid.place(str(names[first[group]]))
+        place = context.grid.place(str(names[first[group]]))
         here_verdict = verdict[of]
         made.append(
             Micrograph(
@@ -334,20 +336,20 @@ def _candidates(verdicts: Verdicts) -> tuple[tuple[int, float], ...]:
 
 
 def _sample(
-    unit: Unit, job: SessionContext, verdicts: Verdicts, position: np.ndarray
+    unit: Unit, context: SessionContext, verdicts: Verdicts, position: np.ndarray
 ) -> tuple[tuple[int, str, float], ...]:
     """The lowest draws: uniform numbers that depend on where an image is, and on nothing else.
 
     Args:
         unit: it lies in.
-        job: with the salt.
+        context: with the salt.
         verdicts: on its rows.
         position: int64 [n] of each among all rows of the unit, those included that were quarantined.
     """
-    key = hashlib.blake2b(f"{job.salt}\0{unit.path}".encode(), digest_size=16).digest()
+    key = hashlib.blake2b(f"{context.salt}\0{unit.path}".encode(), digest_size=16).digest()
     random = np.random.Generator(np.random.Philox(key=int.from_bytes(key)))
     draws = random.random(int(position.max(initial=-1)) + 1)[position]
-    lowest = np.argsort(draws, kind="stable")[: job.sample]
+    lowest = np.argsort(draws, kind="stable")[: context.sample]
     images = verdicts.column("image")[lowest].tolist()
     return tuple(
         (at, image, float(draws[at])) for at, image in zip(lowest.tolist(), images, strict=True)

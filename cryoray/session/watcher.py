@@ -332,7 +332,7 @@ class Watcher:
         self._act_as_session()
         if ensembles.baseline:
             self.ledger.set_baseline(self.session, ensembles.baseline)
-        self.job = SessionContext(
+        self.context = SessionContext(
             root=self.places.root,
             roots=self.settings.roots,
             folder=self.places.folder,
@@ -511,7 +511,7 @@ class Watcher:
             return refuse(InputError(reason, file=path, remedy="rename it"), unit.digest)
         try:
             incomplete(unit.path, unit.own)
-            outcome = judge(unit, self.job, self._judge_client)
+            outcome = judge(unit, self.context, self._judge_client)
         except RefusedError as error:
             if error.status in (401, 404):
                 raise
@@ -635,7 +635,7 @@ class Watcher:
             overrides.setdefault(row.stack, {})[row.row] = row.keep
         parts = [
             Part(
-                folder=self.job.place(Path(row.path)),
+                folder=self.context.place(Path(row.path)),
                 path=Path(row.path),
                 bare=row.path.endswith(".mrcs") and row.described_by is None,
                 overrides=overrides.get(row.id, {}),

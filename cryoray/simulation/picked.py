@@ -53,8 +53,6 @@ _COARSEST = 8.0
 _LARGEST = 0.85
 #: px: no micrograph is larger or smaller than this on either side; cut off so that nothing wraps round.
 _LARGEST_SIDE, _SMALLEST_SIDE, _MARGIN = 2000, 320, 32
-#: Detectors' pixels at the specimen, Å.
-_DETECTORS = (0.66, 0.83, 0.885, 1.06, 1.1, 1.35, 1.77)
 #: Exposures over which the stated signal-to-noise ratio is the mean, and views.
 _EXPOSURES, _VIEWS = 8, 24
 #: A threshold is set on this many micrographs, and lowered after so many without a pick; as many may be left

@@ -186,7 +186,7 @@ def test_what_is_said_live_is_what_classify_would_say(service: Service, root: Pa
     star = root / "Extract/job009/Movies/mic_1_extract.star"
     with service.client() as client:
         answer = client.judge(star)
-    table = pq.read_table(watcher.job.place(star.with_name("mic_1.mrcs")) / "verdicts.parquet")
+    table = pq.read_table(watcher.context.place(star.with_name("mic_1.mrcs")) / "verdicts.parquet")
     assert table["score"].to_numpy() == pytest.approx(answer.score.tolist())
     watcher.close()
 
@@ -243,7 +243,7 @@ def test_a_stack_that_cannot_be_read_is_set_aside_and_the_session_goes_on(
     assert {one["data"]["reason"] for one in lines(watcher, "stack.rejected")} == set(
         aside.values()
     )
-    listed = pq.read_table(watcher.job.place(root / "half.mrcs") / "quarantine.parquet")
+    listed = pq.read_table(watcher.context.place(root / "half.mrcs") / "quarantine.parquet")
     assert len(listed) == 5
     watcher.close()
 
@@ -313,7 +313,7 @@ def test_verdicts_that_are_not_whole_are_made_again(tiny_ensemble: Path, root: P
     with running([root], {"tiny": tiny_ensemble}) as service:
         watcher, _ = once(root, service)
         watcher.close()
-        folder = watcher.job.place(stack)
+        folder = watcher.context.place(stack)
         for file in (root / "cryoray").glob("ledger.sqlite*"):
             file.unlink()
         (folder / "verdicts.parquet").write_bytes(b"PAR1")
@@ -446,7 +446,7 @@ def test_an_override_moves_the_image_to_the_other_side_and_becomes_a_selection(
     with watching(root, service, audit=0) as session:
         session.judged(1)
         (row,) = session.ledger.stacks("s", "judged")
-        table = pq.read_table(session.watcher.job.place(stack) / "verdicts.parquet")
+        table = pq.read_table(session.watcher.context.place(stack) / "verdicts.parquet")
         image, before = table["image"][3].as_py(), table["verdict"][3].as_py()
         keep = before != "keep"
         side, other = ("kept", "discarded") if keep else ("discarded", "kept")

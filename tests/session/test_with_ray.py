@@ -68,7 +68,7 @@ def test_replicas_that_die_cost_a_session_nothing(
     images = Counter(
         image
         for row in rows
-        for image in pq.read_table(watcher.job.place(Path(row.path)) / "verdicts.parquet")[
+        for image in pq.read_table(watcher.context.place(Path(row.path)) / "verdicts.parquet")[
             "image"
         ].to_pylist()
     )
