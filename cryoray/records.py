@@ -394,8 +394,8 @@ class Verdicts:
         review = self.verdict == "review"
         for name, line in (("score", "threshold"), ("class_score", "class_threshold")):
             if name in self.judged.column_names and line in self.about:
-                said = self.column(name)
-                review &= np.isnan(said) | (said >= np.float32(self.about[line]))
+                score_of_line = self.column(name)
+                review &= np.isnan(score_of_line) | (score_of_line >= np.float32(self.about[line]))
         return int(review.sum())
 
     def row_counts(self) -> RowCounts:

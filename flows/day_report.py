@@ -231,11 +231,11 @@ def truth(source: Source) -> tuple[np.ndarray, np.ndarray]:
         int8 [n], 1 keep, 0 discard, -1 not said; and str objects [n], the kind of image, '' where not said.
     """
     lines = read_truth(source.path.parent)
-    said = {(line["stack"], int(line["index"])): line for line in lines}
+    line_of = {(line["stack"], int(line["index"])): line for line in lines}
     keep, kind = np.full(len(source), -1, np.int8), np.full(len(source), "", object)
     for row, image in enumerate(source.images):
         index, _, stack = image.partition("@")
-        if line := said.get((stack, int(index))):
+        if line := line_of.get((stack, int(index))):
             keep[row], kind[row] = int(line["keep"]), line.get("kind", "")
     return keep, kind
 

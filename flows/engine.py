@@ -149,11 +149,11 @@ def hear(text: str, on_progress: OnProgress, on_event: OnEvent) -> None:
     for line in text.splitlines():
         if not line.startswith(_SAYS):
             continue
-        said = json.loads(line.removeprefix(_SAYS))
-        if "event" in said:
-            on_event(Event(said["event"], said["data"]))
+        reported = json.loads(line.removeprefix(_SAYS))
+        if "event" in reported:
+            on_event(Event(reported["event"], reported["data"]))
         else:
-            on_progress(Progress(**said))
+            on_progress(Progress(**reported))
 
 
 class Speaker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +14,11 @@ from cryoray.records import REASONS
 from cryoray.settings import RuntimeSettings
 from tests import examples
 
-# How long an example takes says more about the machine than about the code.
-hypothesis.settings.register_profile("cryoray", deadline=None)
+# How long an example takes says more about the machine than about the code. The same examples each time,
+# so that a test that fails says something of the change; `make test-slow` looks for new ones.
+hypothesis.settings.register_profile(
+    "cryoray", deadline=None, derandomize="CRYORAY_NEW_EXAMPLES" not in os.environ
+)
 hypothesis.settings.load_profile("cryoray")
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

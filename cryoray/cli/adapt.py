@@ -51,12 +51,12 @@ def adapt(
             on_progress=show.progress,
             on_event=show.event,
         )
-    for title, sides in record["tables"].items():
-        table = Table("", *sides, title=f"On {title}", title_justify="left")
-        for name in sides["before"]:
-            table.add_row(name, *(terminal.text(side[name]) for side in sides.values()))
+    for title, columns in record["tables"].items():
+        table = Table("", *columns, title=f"On {title}", title_justify="left")
+        for name in columns["before"]:
+            table.add_row(name, *(terminal.text(side[name]) for side in columns.values()))
         terminal.out.print(table)
-    said, n = record["labels"], PreparedSet.open(prepared).n
+    labelled, n = record["labels"], PreparedSet.open(prepared).n
     share = record["prevalence"]
     terminal.finish(
         "Adapted",
@@ -67,5 +67,5 @@ def adapt(
             "promise": record["operating_point"]["method"],
             "folder": out,
         },
-        terminal.balance(n, {**said, "without a label": n - sum(said.values())}),
+        terminal.balance(n, {**labelled, "without a label": n - sum(labelled.values())}),
     )

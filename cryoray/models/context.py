@@ -153,8 +153,8 @@ class Head(nn.Module):
         of_project = encoded[:, None].expand(-1, x.shape[1], -1)
         own = ((logit - self.logit[0]) / self.logit[1])[..., None]
         hidden = dropped(self.body(torch.cat([x, within, own, of_project], 2)))
-        said: Tensor = self.verdict(hidden)[..., 0]
-        return said
+        within_logit: Tensor = self.verdict(hidden)[..., 0]
+        return within_logit
 
 
 class InContext(nn.Module):

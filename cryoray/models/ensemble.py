@@ -390,8 +390,8 @@ class Ensemble:
         if self.reasons is not None and self.manifest.reasons is not None and discarded.any():
             where = torch.from_numpy(np.flatnonzero(discarded))
             nothing = torch.empty((len(where), 0))
-            said = logits(self.reasons, images[where], nothing).argmax(1).numpy()
-            reason[discarded] = np.array(self.manifest.reasons.labels, object)[said]
+            likeliest = logits(self.reasons, images[where], nothing).argmax(1).numpy()
+            reason[discarded] = np.array(self.manifest.reasons.labels, object)[likeliest]
         return reason
 
     def logits(self, images: np.ndarray, features: np.ndarray) -> np.ndarray:

@@ -195,8 +195,8 @@ class Fit:
         logit = score_rows(self.result(), self.examples, self.task.held_out)
         label = torch.from_numpy(self.examples.labels[self.task.held_out]).float()
         value = loss(torch.from_numpy(logit), label, 0.0).mean()
-        said = logit.argmax(1) if logit.ndim == 2 else logit >= 0
-        return float(value), float(np.mean(said == label.numpy()))
+        answered = logit.argmax(1) if logit.ndim == 2 else logit >= 0
+        return float(value), float(np.mean(answered == label.numpy()))
 
     def result(self) -> Network:
         """The network with averaged weights."""

@@ -66,10 +66,10 @@ def fit_head(looked: Looked, config: HeadConfig, seed: int, steps: int) -> Head:
         judged = np.stack([each[0] for each in shown])
         contexts = [moments(looked.seen[each[1]], looked.logit[each[1]]) for each in shown]
         project = Moments(*(torch.cat(parts) for parts in zip(*contexts, strict=True)))
-        said = head(looked.seen[judged], looked.logit[judged], project, dropout)
+        within_logit = head(looked.seen[judged], looked.logit[judged], project, dropout)
         label = torch.from_numpy(looked.keep[judged]).float()
         weight = torch.from_numpy(looked.weight[judged])
-        each = functional.binary_cross_entropy_with_logits(said, label, reduction="none")
+        each = functional.binary_cross_entropy_with_logits(within_logit, label, reduction="none")
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward((each * weight).sum() / weight.sum().clamp(min=1e-6))
         optimizer.step()

@@ -220,12 +220,12 @@ def logits(network: nn.Module, images: Tensor, features: Tensor) -> Tensor:
 @torch.inference_mode()
 def embedded(network: Network, images: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
     """What a member sees, [n, C], and its logits, [n], in batches as `logits` has them."""
-    seen, said = [torch.empty(0, network.channels)], [torch.empty(0)]
+    seen, own = [torch.empty(0, network.channels)], [torch.empty(0)]
     for some, known, n in _batches(network, images, features):
         found = network.see(some)
         seen.append(found[:n].float().cpu())
-        said.append(network.say(found, known)[:n].float().cpu())
-    return torch.cat(seen), torch.cat(said)
+        own.append(network.say(found, known)[:n].float().cpu())
+    return torch.cat(seen), torch.cat(own)
 
 
 def _batches(

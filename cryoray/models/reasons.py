@@ -75,7 +75,7 @@ def learn(
         read: reads prepared images of rows (int64 [n]), float32 [n, box, box].
         settings: ``fit``, ``folds`` and ``seed`` are used.
         device: to train on.
-        on_epoch: told after every epoch.
+        on_epoch: called after every epoch.
 
     Returns:
         None where fewer than two reasons have enough examples.
@@ -103,8 +103,8 @@ def learn(
     confusion = np.zeros((len(places), len(places)), np.int64)
     if len(rest):
         twin = fitted("reasons-fold0", rest, held_out)
-        said = score_rows(twin, given, held_out).argmax(1)
-        np.add.at(confusion, (label[held_out], said), 1)
+        named = score_rows(twin, given, held_out).argmax(1)
+        np.add.at(confusion, (label[held_out], named), 1)
     network = fitted("reasons-final", np.arange(len(label)), np.empty(0, np.int64))
     return Learned(tuple(REASONS[at] for at in places), network.cpu(), confusion)
 

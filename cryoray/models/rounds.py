@@ -105,7 +105,7 @@ def boost(
         weights: particles that each example stands for, float [N], by which policy ``expected`` counts what
             is lost; None: one each.
         store: where finished rounds are kept, so that a run that was killed does not redo them.
-        on_event: told what each round found.
+        on_event: called with what each round found.
     """
     keep = examples.labels == 1
     none = np.zeros(len(keep), bool)
@@ -262,7 +262,7 @@ class LocalFits:
         examples: what they learn from.
         settings: of each fit.
         device: to train on.
-        on_epoch: told after every epoch.
+        on_epoch: called after every epoch.
         store: where each network is kept once it is fitted, under its task's name, and looked for
             before it is; of these examples and settings alone. None: nowhere.
         kind: what fits a network; a benchmark compares another one.

@@ -109,8 +109,8 @@ def build(out: Path, work: Path, real: Path | None) -> Path:
             sets.append(_prepared([folder], work / f"set-{group}", show, group=group, bright=True))
         if not trained.exists():
             train(sets, trained, Settings(train=TRAINING), on_progress=show.progress)
-    said = held_out(trained, work / "simulated")
-    return _ship(Ensemble.load(trained), said, out)
+    unseen = held_out(trained, work / "simulated")
+    return _ship(Ensemble.load(trained), unseen, out)
 
 
 def simulated(out: Path) -> list[Path]:
@@ -241,7 +241,7 @@ def held_out(trained: Path, collections: Path) -> HeldOut:
     return HeldOut(project_of, keep, score, alone, kind)
 
 
-def _ship(ensemble: Ensemble, said: HeldOut, out: Path) -> Path:
+def _ship(ensemble: Ensemble, unseen: HeldOut, out: Path) -> Path:
     """Put manifest and weights into ``out``, with a card that says what they were measured to do."""
     assert ensemble.path is not None
     record: dict[str, Any] = dict(training_record(ensemble.path))
@@ -250,26 +250,26 @@ def _ship(ensemble: Ensemble, said: HeldOut, out: Path) -> Path:
     with replacing_folder(out, "ensemble", lambda folder: (folder / MANIFEST).is_file()) as folder:
         for file in (ensemble.path / MANIFEST, *ensemble.path.glob("*.safetensors")):
             shutil.copyfile(file, folder / file.name)
-        (folder / "card.md").write_text(_card(ensemble, said) + reasons, encoding="utf-8")
+        (folder / "card.md").write_text(_card(ensemble, unseen) + reasons, encoding="utf-8")
     return out
 
 
-def _card(ensemble: Ensemble, said: HeldOut) -> str:
+def _card(ensemble: Ensemble, unseen: HeldOut) -> str:
     manifest = ensemble.manifest
     line = manifest.context or manifest
-    made, real = said.simulated, said.project == REAL_GROUP
+    made, real = unseen.simulated, unseen.project == REAL_GROUP
     negative = ~made & ~real
     point = line.operating_point
     bound = float(str(point["bound"]))
-    projects = np.unique(said.project[made])
+    projects = np.unique(unseen.project[made])
     threshold = np.float32(line.threshold)
     lost = [
-        float(np.mean(said.score[here] < threshold))
+        float(np.mean(unseen.score[here] < threshold))
         for project in projects
-        if (here := (said.project == project) & said.keep).any()
+        if (here := (unseen.project == project) & unseen.keep).any()
     ]
     within = float(np.mean(np.array(lost) <= bound))
-    found = said.score < threshold
+    found = unseen.score < threshold
     lines = [
         "# The particle ensemble that ships with cryoray",
         "",
@@ -292,15 +292,15 @@ def _card(ensemble: Ensemble, said: HeldOut) -> str:
         rows.append(("EMPIAR-10017, real, denoised, 15 micrographs", "a person's", real))
     rows.append((f"{len(projects)} simulated projects, together", "true", made))
     for name, prefix in (("micassess", "micassess-"), ("ucsf1142", "ucsf1142")):
-        here = negative & np.array([p.startswith(prefix) for p in said.project], bool)
+        here = negative & np.array([p.startswith(prefix) for p in unseen.project], bool)
         if here.any():
-            groups = len(np.unique(said.project[here]))
+            groups = len(np.unique(unseen.project[here]))
             many = "1 group" if groups == 1 else f"{groups} groups"
             rows.append((f"{name}, real, no protein, {many}", "a person's", here))
     for name, labels, here in rows:
-        lines.append(_line(name, labels, "by profile", said.keep[here], said.score[here], line))
+        lines.append(_line(name, labels, "by profile", unseen.keep[here], unseen.score[here], line))
         if manifest.context is not None:
-            alone = _line("", "", "alone", said.keep[here], said.alone[here], manifest)
+            alone = _line("", "", "alone", unseen.keep[here], unseen.alone[here], manifest)
             lines.append(alone)
     lines += [
         "",
@@ -309,9 +309,9 @@ def _card(ensemble: Ensemble, said: HeldOut) -> str:
         "",
         "Junk found, by what it is (simulated): "
         + ", ".join(
-            f"{kind.replace('_', ' ')} {np.mean(found[said.kind == kind]):.0%}"
+            f"{kind.replace('_', ' ')} {np.mean(found[unseen.kind == kind]):.0%}"
             for kind in KINDS
-            if (said.kind == kind).any()
+            if (unseen.kind == kind).any()
         )
         + ".",
         "",

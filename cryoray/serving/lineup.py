@@ -114,8 +114,8 @@ def attempt(name: str, path: Path) -> Served:
     box, n = ensemble.preparation.box, 8
     noise = np.random.default_rng(0).normal(size=(n, box, box)).astype(np.float32)
     missing = np.full((n, len(ensemble.features)), np.nan, np.float32)
-    said = ensemble.judge(noise, missing, everyone=True)
-    for values in (said.score, said.d1, said.d2, said.d3):
+    judged = ensemble.judge(noise, missing, everyone=True)
+    for values in (judged.score, judged.d1, judged.d2, judged.d3):
         if not ((values >= 0) & (values <= 1)).all():
             raise EnsembleError("its scores are no probabilities", file=path, remedy="train again")
     return Served.of(name, ensemble, path)

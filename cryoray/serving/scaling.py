@@ -28,9 +28,9 @@ class ByQueuedImages:
 
     def __call__(self, ctx: AutoscalingContext) -> tuple[int, dict[str, Any]]:
         """The number wanted; Ray Serve applies bounds and delays of the configuration."""
-        said = (ctx.aggregated_metrics or {}).get(_METRIC, {})
+        reported = (ctx.aggregated_metrics or {}).get(_METRIC, {})
         # Every replica was told the same number, of the whole queue; a new one perhaps nothing yet.
-        queued = max(said.values(), default=0.0)
+        queued = max(reported.values(), default=0.0)
         return max(1, math.ceil(queued / self.images_per_replica)), {}
 
 

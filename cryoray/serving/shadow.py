@@ -108,9 +108,13 @@ class Comparison:
         try:
             async with held, self._turn:
                 chosen = await plan(shadow)
-                said = await self._judge(shadow, chosen.ranges, scope)
+                shadowed = await self._judge(shadow, chosen.ranges, scope)
             await asyncio.to_thread(
-                self._tally, active, shadow, answer, Verdicts.together(one.verdicts for one in said)
+                self._tally,
+                active,
+                shadow,
+                answer,
+                Verdicts.together(one.verdicts for one in shadowed),
             )
         except Exception as error:  # of the shadow, which nobody asked
             _log.warning("the shadow failed: %r", error)

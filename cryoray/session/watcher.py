@@ -110,7 +110,7 @@ class Watcher:
         session: its name.
         settings: how.
         client: of the service that judges; closed with the watcher.
-        on_event: told of everything that happens, once.
+        on_event: called with everything that happens, once.
 
     Raises:
         InputError: there is no such folder, or the session watches another.

@@ -60,7 +60,7 @@ def adapt(
         out: folder of the adapted ensemble; must not exist.
         settings: ``adapt`` and ``train.operating_point`` are used.
         labels: a selection that labels some of its images.
-        on_progress: told how many images were judged.
+        on_progress: called with how many images were judged.
         on_event: ``adapt.done``, with the record.
 
     Returns:
@@ -82,13 +82,13 @@ def adapt(
     inside = judge.to()
     if judge.has_context:
         inside = judge.within(profile_set(examples, np.arange(examples.n), judge))
-    said = _logits(inside, examples, rows, on_progress)
+    member_logits = _logits(inside, examples, rows, on_progress)
     given, own = clicked[rows], examples.labels[rows]
     known = given >= 0
     keep = given[known] == 1
 
     before = inside.manifest
-    plain = _score(before, said)
+    plain = _score(before, member_logits)
     share = prevalence.estimate(plain, before.prevalence)
     places = np.flatnonzero(known)
     few = int(keep.sum()) < adaptation.ENOUGH_KEEPS
@@ -98,9 +98,9 @@ def adapt(
     else:
         change = None
         groups = {level: examples.groups(level)[rows][known] for level in ("project", "micrograph")}
-        after = _anew(before, said[known], keep, groups, labels, settings)
+        after = _anew(before, member_logits[known], keep, groups, labels, settings)
     point = dict(after.operating_point)
-    lost = int((_score(after, said[known])[keep] < np.float32(after.threshold)).sum())
+    lost = int((_score(after, member_logits[known])[keep] < np.float32(after.threshold)).sum())
     point["labels_here"] = {
         "keep": int(keep.sum()),
         "discard": int((~keep).sum()),
@@ -124,14 +124,14 @@ def adapt(
         tables["labels given, each left out in turn"] = _compare(
             keep,
             (plain[known], before.threshold),
-            _left_out(before, said, places, keep, share, settings, few=few),
+            _left_out(before, member_logits, places, keep, share, settings, few=few),
         )
     other = (own >= 0) & ~known
     if other.any():
         tables["the set's own labels of other images"] = _compare(
             own[other] == 1,
             (plain[other], before.threshold),
-            (_score(after, said[other]), after.threshold),
+            (_score(after, member_logits[other]), after.threshold),
         )
     record: dict[str, Any] = {
         "of": judge.digest,
@@ -164,25 +164,25 @@ def _logits(
     """What the members say before calibration, float32 [n, 3]."""
     judge = judge.to()
     features = examples.feature_matrix(judge.features)[rows]
-    said, done = np.empty((len(rows), 3), np.float32), 0
+    member_logits, done = np.empty((len(rows), 3), np.float32), 0
 
     def do(here: slice) -> slice:
-        said[here] = judge.logits(examples.images(rows[here]), features[here])
+        member_logits[here] = judge.logits(examples.images(rows[here]), features[here])
         return here
 
     pieces = [slice(start, start + _BATCH) for start in range(0, len(rows), _BATCH)]
     for here in local.in_threads(do, pieces):
         done += len(rows[here])
         on_progress(Progress("judge", done, len(rows), "images"))
-    return said
+    return member_logits
 
 
-def _score(manifest: Manifest, said: np.ndarray) -> np.ndarray:
+def _score(manifest: Manifest, member_logits: np.ndarray) -> np.ndarray:
     """Median of three, float32 [n], of logits [n, 3]."""
     return score(
         *(
             Platt(c.slope, c.offset)(logit)
-            for c, logit in zip(manifest.calibration, said.T, strict=True)
+            for c, logit in zip(manifest.calibration, member_logits.T, strict=True)
         )
     )
 
@@ -279,7 +279,7 @@ def _around(
 
 def _anew(
     manifest: Manifest,
-    said: np.ndarray,
+    member_logits: np.ndarray,
     keep: np.ndarray,
     groups: Mapping[Any, np.ndarray],
     labels: Path | None,
@@ -292,9 +292,9 @@ def _anew(
             file=labels,
             remedy="label some images that should go, too",
         )
-    platt = [fit_platt(logit, keep) for logit in said.T]
+    platt = [fit_platt(logit, keep) for logit in member_logits.T]
     calibration = tuple(Calibration(slope=p.slope, offset=p.offset) for p in platt)
-    p = [member(logit) for member, logit in zip(platt, said.T, strict=True)]
+    p = [member(logit) for member, logit in zip(platt, member_logits.T, strict=True)]
     point = operating_point.choose(
         score(*p), keep, groups, **settings.train.operating_point.model_dump()
     )
@@ -333,7 +333,7 @@ def _left_out(
         settings: as of `adapt`.
         few: whether the labels are few.
     """
-    plain, said = _score(manifest, every), every[known]
+    plain, member_logits = _score(manifest, every), every[known]
     scores, thresholds = np.empty(len(keep), np.float32), np.empty(len(keep), np.float32)
     fold = np.random.default_rng(0).permutation(len(keep)) % min(_FOLDS, len(keep))
     for out in np.unique(fold):
@@ -347,13 +347,13 @@ def _left_out(
             image = np.arange(others.sum()).astype(str)
             after = _anew(
                 manifest,
-                said[others],
+                member_logits[others],
                 keep[others],
                 {"project": np.zeros_like(image), "micrograph": np.zeros_like(image)},
                 None,
                 settings,
             )
-        scores[here], thresholds[here] = _score(after, said[here]), after.threshold
+        scores[here], thresholds[here] = _score(after, member_logits[here]), after.threshold
     return scores, thresholds
 
 

@@ -218,9 +218,9 @@ def _write_metrics(
     file: Path, counts: Mapping[str, int], share: Prevalence | None, judge: Ensemble
 ) -> None:
     line = {"policy": judge.policy, "threshold": judge.threshold, "review_band": judge.review}
-    said = {**counts, **line, "prevalence": share.as_json() if share else None}
+    written = {**counts, **line, "prevalence": share.as_json() if share else None}
     with replacing(file) as temporary:
-        temporary.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
 
 
 def _described(source: Source, on_event: OnEvent) -> Described:

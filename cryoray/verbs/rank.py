@@ -211,16 +211,20 @@ def rank(
     files = class_selection.read_optimiser(optimiser)
     chosen = settings.rank.ensemble or settings.classify.ensemble
     ensemble = Ensemble.load(resolve(chosen, settings.registry, "class2d"))
-    said = judge_classes(open_source(files.model, "class2d"), ensemble)
+    judged_classes = judge_classes(open_source(files.model, "class2d"), ensemble)
     numbers = class_numbers(parse(files.data))
-    counts = particle_counts(np.empty(0, np.int64) if numbers is None else numbers, len(said.score))
-    distribution = said.source.metadata.get("rlnClassDistribution", np.zeros(len(said.score)))
-    ranked = (said.verdict != "") & ((counts > 0) | (distribution > 0))
-    score = np.where(ranked, said.score, 0).astype(np.float32)
+    counts = particle_counts(
+        np.empty(0, np.int64) if numbers is None else numbers, len(judged_classes.score)
+    )
+    distribution = judged_classes.source.metadata.get(
+        "rlnClassDistribution", np.zeros(len(judged_classes.score))
+    )
+    ranked = (judged_classes.verdict != "") & ((counts > 0) | (distribution > 0))
+    score = np.where(ranked, judged_classes.score, 0).astype(np.float32)
     keep = (
         choice(score, counts, ranked, ensemble.threshold) if choice else np.zeros(len(score), bool)
     )
-    row_counts = write_verdicts(out / "cryoray", said.source, said.verdicts)
+    row_counts = write_verdicts(out / "cryoray", judged_classes.source, judged_classes.verdicts)
     class_selection.write_ranking(out, root, files, score, names)
     if choice is None:
         class_selection.write_backup(out, keep)
@@ -228,7 +232,7 @@ def rank(
     else:
         written = write_class_selection(
             out,
-            said.source,
+            judged_classes.source,
             keep,
             score=score,
             data=files.data,

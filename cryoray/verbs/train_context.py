@@ -89,7 +89,7 @@ def train_context(
         ensemble: folder of the ensemble, which is written anew, with another digest.
         rounds: folder of the networks of all rounds and folds.
         settings: as trained with.
-        on_progress: told after each fit.
+        on_progress: called after each fit.
         on_event: ``context.learned``, with the AUROC over groups not seen, with and without context.
     """
     examples, level = gather(sets, settings)
@@ -172,7 +172,7 @@ def fit_heads(
         level: of their groups.
         rounds: as `train_context`.
         settings: as trained with.
-        on_progress: told after each fit.
+        on_progress: called after each fit.
     """
     keep = examples.labels == 1
     fold_of = folds_of_groups(examples.groups(level), settings.folds, settings.seed)
@@ -263,8 +263,10 @@ class _Work:
         seed = self.settings.seed * 1000 + _SEED + 10 * member + number
         head = fit_head(looked, _HEAD, seed, self.settings.context_steps)
         each = [moments(looked.seen[rows], looked.logit[rows]) for rows in looked.projects]
-        rows, said = self._held_out(network, head, ~inside)
-        fitted = _Fitted(head, rows, said, Moments(*map(torch.cat, zip(*each, strict=True))))
+        rows, held_out_logits = self._held_out(network, head, ~inside)
+        fitted = _Fitted(
+            head, rows, held_out_logits, Moments(*map(torch.cat, zip(*each, strict=True)))
+        )
         fitted.save(kept)
         return fitted
 
@@ -299,7 +301,7 @@ class _Work:
         self, network: Network, head: Head, outside: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Logits of all images outside, with the rows that these are."""
-        of, said = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+        of, held_out_logits = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
         for project in self.projects:
             rows = project[outside[project]]
             if not len(rows):
@@ -310,8 +312,8 @@ class _Work:
             with torch.inference_mode():
                 logit = head(seen[None], own[None], moments(seen[some], own[some]))[0]
             of.append(rows)
-            said.append(logit.numpy())
-        return np.concatenate(of), np.concatenate(said)
+            held_out_logits.append(logit.numpy())
+        return np.concatenate(of), np.concatenate(held_out_logits)
 
 
 def _choose(

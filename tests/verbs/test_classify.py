@@ -17,7 +17,7 @@ from cryoray.models.ensemble import Ensemble
 from cryoray.preparation.plan import plan
 from cryoray.preparation.prepare import prepare_range
 from cryoray.records import VERDICTS_SCHEMA, Event, Progress
-from cryoray.settings import ClassifySettings, RuntimeSettings, Settings
+from cryoray.settings import ClassifySettings, Settings
 from cryoray.verbs.classify import classify
 from tests.classes import COUNTS, write_class_job
 from tests.examples import particles, save_ensemble, write_project, write_stack, write_star
@@ -251,7 +251,7 @@ def test_a_cryosparc_job_is_judged_as_it_is_and_given_back_to_both_programs(
 
 
 def test_a_page_stands_beside_the_verdicts(
-    project: Path, settings: Settings, tmp_path: Path, ray_cluster: RuntimeSettings
+    project: Path, settings: Settings, tmp_path: Path
 ) -> None:
     out = classify(project, tmp_path / "out", settings)
     page = (out / "report.html").read_text()
