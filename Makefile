@@ -61,7 +61,7 @@ test-fast: install ## run the tests that take milliseconds: no Ray, no other pro
 	$(PYTEST) -n auto -m "not ray and not long and $(HERE)"
 
 test-slow: install ## run the tests that take minutes: ten thousand damaged files for each reader
-	CRYORAY_NEW_EXAMPLES=1 $(PYTEST) -m slow --timeout 1800
+	NEW_EXAMPLES=1 $(PYTEST) -m slow --timeout 1800
 
 test-system: install ## drive RELION, Chromium, PostgreSQL, Redis and promtool themselves; installs them with apt-get where missing
 	@sh tests/system/install.sh

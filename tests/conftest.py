@@ -17,7 +17,7 @@ from tests import examples
 # How long an example takes says more about the machine than about the code. The same examples each time,
 # so that a test that fails says something of the change; `make test-slow` looks for new ones.
 hypothesis.settings.register_profile(
-    "cryoray", deadline=None, derandomize="CRYORAY_NEW_EXAMPLES" not in os.environ
+    "cryoray", deadline=None, derandomize="NEW_EXAMPLES" not in os.environ
 )
 hypothesis.settings.load_profile("cryoray")
 
