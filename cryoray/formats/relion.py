@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from cryoray.errors import FormatError, printable
 from cryoray.formats import mrc
 from cryoray.formats.class_scores import FEATURES, SUBIMAGES, features_table
-from cryoray.formats.rows import Source, resolve, unique
+from cryoray.formats.rows import Source, exists, resolve, unique
 from cryoray.formats.star import MALFORMED, Block, Columns, StarFile, as_objects, parse
 from cryoray.formats.star import quoted as quoted
 from cryoray.records import Kind
@@ -111,7 +111,7 @@ def open_star(path: Path, kind: Kind) -> Source:
     bad = list(unusable)
     frame[bad], stack[bad] = -1, -1
     found = resolve(names, path.parent, project(path.parent))
-    if kind == "class2d" and not any(stack.exists() for stack in found):
+    if kind == "class2d" and not any(map(exists, found)):
         found = [_beside(path, stack) for stack in found]
     stacks, index = unique(found)
     stack = np.where(stack < 0, -1, index[stack]) if len(index) else stack
@@ -169,7 +169,7 @@ def _beside(model: Path, stack: Path) -> Path:
     run = model.name.removesuffix("_model.star")
     tried = (stack.name, f"{run}_classes.mrcs", f"{run}_class.mrcs")
     files = (model.with_name(name) for name in tried) if run != model.name else iter(())
-    return next((file for file in files if file.is_file()), stack)
+    return next((file for file in files if exists(file)), stack)
 
 
 def _numeric(table: Block, texts: Sequence[str]) -> list[str]:

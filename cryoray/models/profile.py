@@ -26,6 +26,8 @@ PROFILE = "profile.json"
 NO_PROFILE = "none"
 #: Images that a profile rests on: means and deviations of so many are as good as those of all.
 MOST = 512
+#: Images that a profile may say it rests on.
+_MANY = 10**9
 #: Bytes of a profile's file, at most.
 _LARGEST = 16 << 20
 
@@ -55,7 +57,7 @@ class Profile(BaseModel):
     format: Literal[1] = 1
     digest: str = ""
     ensemble: str
-    images: int = Field(ge=0)
+    images: int = Field(ge=0, le=_MANY)
     members: tuple[MemberProfile, MemberProfile, MemberProfile]
 
     def named(self) -> Profile:
@@ -65,6 +67,11 @@ class Profile(BaseModel):
     def _named(self) -> str:
         unnamed = self.model_copy(update={"digest": ""})
         return hashlib.sha256(unnamed.model_dump_json().encode()).hexdigest()
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many values of an image each member's means are of."""
+        return tuple(len(member.mean) for member in self.members)
 
     def moments(self) -> list[Moments]:
         """What each head is given, p = 1."""
@@ -120,10 +127,10 @@ class Profile(BaseModel):
         sizes = {(len(m.mean), len(m.deviation)) for m in profile.members}
         if any(mean != deviation for mean, deviation in sizes):
             raise ValueError("as many means as deviations are needed")
-        if not all(
-            np.isfinite([*m.mean, *m.deviation, *m.quantiles]).all() for m in profile.members
-        ):
-            raise ValueError("a number is not finite")
+        numbers = [x for m in profile.members for x in (*m.mean, *m.deviation, *m.quantiles)]
+        with np.errstate(over="ignore"):
+            if not np.isfinite(np.asarray(numbers).astype(np.float32)).all():
+                raise ValueError("a number is not finite, or too large for float32")
         return profile
 
 

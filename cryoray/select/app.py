@@ -9,6 +9,7 @@ and sends what the person does. Nothing that it sends is answered before it is o
 import html
 import secrets
 import socket
+import threading
 from hmac import compare_digest
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ class Page:
         self._name = f"cryoray-select-{secrets.token_hex(4)}"
         # A view asks for many, and a click must not wait behind them.
         self._drawing = anyio.CapacityLimiter(_AT_ONCE)
+        self._saving = threading.Lock()
         self._low_pass = low_pass if selection.table.kind == "particle" else 0.0
 
     def app(self) -> FastAPI:
@@ -210,8 +212,12 @@ class Page:
         @made.post("/save", include_in_schema=False)
         async def save(request: Request) -> Response:
             await self._sent(request)
-            done = await anyio.to_thread.run_sync(lambda: saving.save(self.selection, self.out))
-            return JSONResponse(done)
+            return JSONResponse(await anyio.to_thread.run_sync(self._save))
+
+    def _save(self) -> dict[str, Any]:
+        """One after the other, as two tabs may ask at once, or a key that is held down."""
+        with self._saving:
+            return saving.save(self.selection, self.out)
 
     def _do(self, fields: dict[str, Any]) -> dict[str, Any]:
         """Do what the page sent, and say what changed since the revision that it had seen."""

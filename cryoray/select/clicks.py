@@ -12,13 +12,14 @@ import errno
 import fcntl
 import json
 import os
+import stat
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 
@@ -26,6 +27,8 @@ from cryoray.errors import FormatError, InputError
 
 FILE = "selection.jsonl"
 _FORMAT = 1
+#: How a file of actions begins, of whatever format.
+_BEGIN = b'{"format":'
 #: Seconds after which a tab that asks for nothing counts as closed, and its actions are anybody's to undo.
 _CLOSED = 10.0
 #: Of a row that nobody turned.
@@ -91,6 +94,22 @@ class _Action:
     undone_at: int = field(default=0)
 
 
+def _opened(path: Path) -> IO[bytes]:
+    """The file of actions, made where it is missing; never another file that a link leads to."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise InputError(
+            "is a link, and may lead to a file of yours", file=path, remedy="remove it"
+        ) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputError("is no file", file=path, remedy="remove it")
+    return os.fdopen(descriptor, "a+b", buffering=0)
+
+
 class Clicks:
     """The actions on a table of verdicts.
 
@@ -110,7 +129,7 @@ class Clicks:
         self._actions: list[_Action] = []
         self._touched: list[np.ndarray] = [np.empty(0, np.int64)]  # rows that each revision changed
         self._seen: dict[str, float] = {}
-        self._file = self.path.open("a+b", buffering=0)
+        self._file = _opened(self.path)
         try:
             self._take(digest)
         except BaseException:
@@ -129,6 +148,8 @@ class Clicks:
         self._file.seek(0)
         text = self._file.read()
         whole = text[: text.rfind(b"\n") + 1]
+        if text and not text.startswith(_BEGIN[: len(text)]):
+            raise InputError("is no selection", file=self.path, remedy="move it away to begin anew")
         if len(whole) < len(text):  # written when the machine stopped, and never answered
             self._file.truncate(len(whole))
         head = {"format": _FORMAT, "verdicts": digest, "rows": self._rows}

@@ -426,6 +426,12 @@ class Judge:
                     f"which is active as {name!r}",
                     remedy=f"ask for one at {PROFILES}",
                 )
+            # Else judges would fail over it, which is taken for a fault of the ensemble.
+            if profile is not None and profile.sizes != served.seen:
+                raise InputError(
+                    f"the profile {profile.digest[:12]} is not of the members of {name!r}",
+                    remedy=f"ask for one at {PROFILES}",
+                )
             with counts.stages.labels("plan").time():
                 chosen = await plan(served)
             try:

@@ -48,6 +48,7 @@ class Served:
     threshold: float
     training: Training
     context: bool = False  # whether it judges within projects by their profiles
+    seen: tuple[int, ...] = ()  # values that each member sees of an image: what a profile is of
 
     @classmethod
     def of(cls, name: str, ensemble: Ensemble, path: Path) -> Served:
@@ -60,6 +61,7 @@ class Served:
             preparation=ensemble.preparation,
             threshold=ensemble.threshold,
             context=ensemble.has_context,
+            seen=tuple(network.channels for network in ensemble.networks),
             training=Training(
                 prevalence=ensemble.manifest.prevalence,
                 features={

@@ -10,6 +10,7 @@ import numpy as np
 
 from cryoray.errors import InputError
 from cryoray.formats.opening import Scope, current
+from cryoray.formats.rows import exists
 from cryoray.formats.source import Source, open_source
 from cryoray.preparation.described import describe
 from cryoray.preparation.plan import grouped, plan, protein_is_dark
@@ -126,7 +127,7 @@ class Catalogue:
         dark = self._dark.get(
             (scope, _identity(whole.path), kind, preparation),
             lambda: protein_is_dark(whole, preparation),
-            keep=all(stack.exists() for stack in whole.stacks),
+            keep=all(map(exists, whole.stacks)),
         )
         planned = plan(opened, preparation, _RANGE_MIB, rows=wanted, invert=dark)
         return Chosen(

@@ -7,6 +7,7 @@ the service is asked again, later and later, until the verdicts are in the ledge
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import json
 import os
@@ -135,6 +136,11 @@ class Watcher:
             self.places.folder.chmod(
                 0o700
             )  # who wants others to read it opens it, and we leave it so
+        elif self.places.folder.stat().st_uid != os.geteuid():
+            raise SettingsError(
+                f"the session's folder {self.places.folder} is somebody else's",
+                remedy="give another --session or --out, or watch as its owner",
+            )
         self.ledger = Ledger(self.places.ledger)
         self.ledger.check_host()
         token = self.ledger.open_session(
@@ -690,7 +696,7 @@ class Watcher:
         if not rows:
             return
         new = [row for row in rows if row.id not in self._written]
-        with naming(self._lines), self._lines.open("a", encoding="utf-8") as file:
+        with naming(self._lines), open(self._lines, "a", encoding="utf-8", opener=_own) as file:
             for row in new:
                 file.write(json.dumps(_message(row), ensure_ascii=False) + "\n")
             file.flush()
@@ -804,15 +810,27 @@ def _ids_in_tail(lines: Path) -> set[str]:
 
 def _mend(lines: Path) -> None:
     """Take a last line away that a full disk or the end of its writer cut short; it is written again."""
-    with suppress(FileNotFoundError), lines.open("r+b") as file:
+    with suppress(FileNotFoundError), open(lines, "r+b", opener=_own) as file:
         start = file.seek(max(0, lines.stat().st_size - _TAIL_BYTES))
         file.truncate(start + file.read().rfind(b"\n") + 1)
+
+
+def _own(path: str, flags: int) -> int:
+    """Opens a file of the session's folder: never what somebody laid a link to there."""
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise SettingsError(
+            f"{printable(path)} is a link, and may lead to a file of yours", remedy="remove it"
+        ) from error
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """While the block lasts, no other process watches this session."""
-    with (folder / ".lock").open("w") as file:
+    with naming(folder), open(folder / ".lock", "a", opener=_own) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -13,7 +13,7 @@ from cryoray.metrics.accuracy import auroc
 from cryoray.models.context import Head, HeadConfig, directions, moments, nearness
 from cryoray.models.ensemble import Ensemble
 from cryoray.models.fit_heads import Looked, fit_head
-from cryoray.models.profile import MOST, Profile, sampled
+from cryoray.models.profile import MOST, MemberProfile, Profile, sampled
 from tests.examples import BOX, FEATURES, particles, save_ensemble, with_heads
 
 
@@ -165,3 +165,15 @@ def test_a_head_learns_what_is_good_within_a_project_and_not_elsewhere() -> None
     without, with_context = (auroc(truth, each) for each in said)
     assert without < 0.75
     assert with_context > 0.95
+
+
+def test_numbers_that_no_network_could_take_are_no_profile(judge: Ensemble) -> None:
+    made = judge.profiled(judge.embed(*images(20)))
+    for change in ({"images": 10**400}, {"members": (_with(made, quantiles=(1e308,) * 5),) * 3}):
+        unnamed = made.model_copy(update=change)
+        with pytest.raises(ValueError, match=r"too large|less than"):
+            Profile.parse(unnamed.named().model_dump_json())
+
+
+def _with(profile: Profile, **values: tuple[float, ...]) -> MemberProfile:
+    return profile.members[0].model_copy(update=values)

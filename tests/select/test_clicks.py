@@ -181,3 +181,22 @@ def test_rows_that_are_not_there_are_refused(clicks: Clicks, rows: object) -> No
     with pytest.raises(InputError):
         clicks.draw("a", float("nan"))
     assert clicks.revision == 0
+
+
+@pytest.mark.parametrize(
+    "content", [b"one line without an end", b"one line\nanother without an end"]
+)
+def test_a_file_that_is_no_selection_stays_as_it_is(tmp_path: Path, content: bytes) -> None:
+    """Before, its last line was cut off first, and a file of one line was written over."""
+    precious = tmp_path / "precious.txt"
+    precious.write_bytes(content)
+    folder = tmp_path / "verdicts"
+    folder.mkdir()
+    (folder / FILE).symlink_to(precious)
+    with pytest.raises(InputError, match="is a link"):
+        Clicks(folder, N, "digest")
+    (folder / FILE).unlink()
+    precious.rename(folder / FILE)
+    with pytest.raises(InputError, match="is no selection"):
+        Clicks(folder, N, "digest")
+    assert (folder / FILE).read_bytes() == content

@@ -107,6 +107,14 @@ def test_python_and_the_service_judge_alike_by_the_same_profile(
         other = Profile.parse(json.dumps(made)).model_copy(update={"ensemble": "0" * 64}).named()
         with pytest.raises(RefusedError, match="of another ensemble"):
             client.judge(project, profile=other.model_dump(mode="json"))
+        # Judges would fail over it, and a promoted ensemble whose judges fail is rolled back.
+        one, *rest = Profile.parse(json.dumps(made)).members
+        small = one.model_copy(update={"mean": (0.0,), "deviation": (1.0,)})
+        made_up = {"members": (small, *rest)}
+        wrong = Profile.parse(json.dumps(made)).model_copy(update=made_up).named()
+        with pytest.raises(RefusedError, match="not of the members") as refused:
+            client.judge(project, profile=wrong.model_dump(mode="json"))
+        assert refused.value.status == 422
     assert every.verdict.tolist() == python.verdict.tolist()
     for name in ("score", *MEMBERS):
         values = table[name].to_pylist()

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from cryoray.errors import SettingsError
 from cryoray.formats.source import open_source
 from cryoray.records import Event
 from cryoray.session import ledger as ledgers
@@ -311,3 +312,30 @@ SLOW: dict[str, Any] = {
     "merge_every": 0.0,
     "patience": 0.3,
 }
+
+
+@pytest.mark.parametrize("name", [".lock", "events.jsonl"])
+def test_a_link_that_waits_in_a_session_s_folder_is_not_followed(
+    service: Service, root: Path, tmp_path: Path, name: str
+) -> None:
+    """Before, whoever may write the watched folder could have a file of the watcher's user emptied."""
+    stack(root, "good.mrcs")
+    precious = tmp_path / "precious.txt"
+    precious.write_text("mine")
+    folder = root / "cryoray/s"
+    folder.mkdir(parents=True)
+    (folder / name).symlink_to(precious)
+    with pytest.raises(SettingsError, match="is a link"):
+        once(root, service)
+    assert precious.read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_session_s_folder_that_is_somebody_else_s_is_refused(
+    service: Service, root: Path
+) -> None:
+    folder = root / "cryoray/s"
+    folder.mkdir(parents=True)
+    os.chown(folder, 65534, -1)
+    with pytest.raises(SettingsError, match="somebody else's"):
+        once(root, service)
