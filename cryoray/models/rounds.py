@@ -116,15 +116,9 @@ def boost(
     p: list[np.ndarray] = []
 
     for number, (name, config) in enumerate(zip(MEMBERS, members, strict=True)):
-        if number == 0:
-            sampler = filtering.everything(len(keep))
-        elif number == 1:
+        if number == 1:
             suspects = filtering.suspected_labels(p[0], keep)
-            threshold = _choose(p[0], keep, levels, settings).threshold
-            sampler = filtering.right_and_wrong(p[0], keep, threshold, suspects)
-        else:
-            threshold = _choose((p[0] + p[1]) / 2, keep, levels, settings).threshold
-            sampler = filtering.disagreements(p[0], p[1], keep, threshold, suspects)
+        sampler = filtered(p, keep, levels, settings, suspects)
         if times is not None:
             sampler = sampler.repeating(times)
         network, logit = _round(
@@ -166,6 +160,31 @@ def boost(
             score(p[0], p[1], p[2]), keep, levels["project"], weights
         ),
     )
+
+
+def filtered(
+    p: Sequence[np.ndarray],
+    keep: np.ndarray,
+    levels: Levels,
+    settings: TrainSettings,
+    suspects: np.ndarray,
+) -> Sampler:
+    """What the next member learns from: everything, what d1 gets right and wrong, disagreements.
+
+    Args:
+        p: float32 [n] each, held-out probabilities of the members before it.
+        keep: bool [n].
+        levels: as `boost` takes them.
+        settings: of the training.
+        suspects: bool [n], labels that are likely wrong.
+    """
+    if not p:
+        return filtering.everything(len(keep))
+    if len(p) == 1:
+        threshold = _choose(p[0], keep, levels, settings).threshold
+        return filtering.right_and_wrong(p[0], keep, threshold, suspects)
+    threshold = _choose((p[0] + p[1]) / 2, keep, levels, settings).threshold
+    return filtering.disagreements(p[0], p[1], keep, threshold, suspects)
 
 
 def _round(

@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from cryoray.boosting import filtering, operating_point
 from cryoray.boosting.calibration import fit_platt
 from cryoray.boosting.filtering import Sampler, folds_of_groups
-from cryoray.boosting.operating_point import OperatingPoint
 from cryoray.boosting.voting import score
 from cryoray.engine.local import in_threads
 from cryoray.formats.files import replacing
@@ -45,7 +44,7 @@ from cryoray.models.ensemble import (
 from cryoray.models.fit_heads import Looked, fit_head
 from cryoray.models.networks import DEFAULT_MEMBERS, Network, embedded
 from cryoray.models.profile import sampled
-from cryoray.models.rounds import Levels
+from cryoray.models.rounds import Levels, filtered
 from cryoray.preparation.examples import Level, SetExamples, gather
 from cryoray.records import MEMBERS, Event, OnEvent, OnProgress, Progress, ignore
 from cryoray.settings import TrainSettings
@@ -182,15 +181,9 @@ def fit_heads(
     made = FittedHeads([], [], [], [])
     p = made.probabilities
     for number, name in enumerate(MEMBERS):
-        if number == 0:
-            sampler = filtering.everything(len(keep))
-        elif number == 1:
+        if number == 1:
             suspects = filtering.suspected_labels(p[0], keep)
-            line = _choose(p[0], keep, levels, settings).threshold
-            sampler = filtering.right_and_wrong(p[0], keep, line, suspects)
-        else:
-            line = _choose((p[0] + p[1]) / 2, keep, levels, settings).threshold
-            sampler = filtering.disagreements(p[0], p[1], keep, line, suspects)
+        sampler = filtered(p, keep, levels, settings, suspects)
         logit = np.empty(len(keep), np.float32)
         parts = ["final", *(f"fold{fold}" for fold in range(int(fold_of.max()) + 1))]
         weight = _weights(sampler, len(keep))
@@ -314,12 +307,6 @@ class _Work:
             of.append(rows)
             held_out_logits.append(logit.numpy())
         return np.concatenate(of), np.concatenate(held_out_logits)
-
-
-def _choose(
-    scores: np.ndarray, keep: np.ndarray, levels: Levels, settings: TrainSettings
-) -> OperatingPoint:
-    return operating_point.choose(scores, keep, levels, **settings.operating_point.model_dump())
 
 
 def _by_group(groups: np.ndarray) -> list[np.ndarray]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from cryoray.formats.source import open_source
 from cryoray.settings import Settings
@@ -33,17 +33,6 @@ expect.set_options(timeout=60_000)
 AXE = Path(__file__).parent / "vendor/axe-core/axe.min.js"
 MANY, IN_A_STACK = 300_000, 3_000
 COUNTS = (7, 4, 0, 9, 2, 120, 33, 18, 5, 61, 12, 3)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.fail("chromium is not installed: run `make test-system`, which installs it")
-    with sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield made
-        made.close()
 
 
 @pytest.fixture
