@@ -152,7 +152,7 @@ class Verdicts(Table):
         folder.mkdir(parents=True, exist_ok=True)
         write_verdicts(folder, source, self)
         if is_model(source):
-            from cryoray.verbs.rank import ClassVerdicts, write_selection
+            from cryoray.models.class_verdicts import ClassVerdicts, write_selection
 
             write_selection(folder, ClassVerdicts.of(source, self), with_score=False)
         return folder

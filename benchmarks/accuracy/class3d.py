@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from benchmarks.common import main, result
+from cryoray.boosting.within_job import evidence
 from cryoray.maps import reconstruct
 from cryoray.preparation.volume_features import MEASURED
 from cryoray.preparation.volume_features import measure as look
 from cryoray.simulation.microscope import Projector, random_angles
 from cryoray.simulation.phantom import Structure, families, random_structure
-from cryoray.verbs.classify_volumes import evidence
 
 JOBS, PARTICLES, SIDE, PIXEL_SIZE, SNR = 30, 300, 48, 5.0, 0.1
 KINDS = ("good", "few sides", "misaligned", "over-fitted")

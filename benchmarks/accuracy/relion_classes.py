@@ -28,13 +28,13 @@ from cryoray.formats.source import open_source
 from cryoray.formats.volume import read_volume, write_volume
 from cryoray.maps import fsc
 from cryoray.metrics.accuracy import auroc
+from cryoray.models.class_verdicts import judge_classes
+from cryoray.models.class_volumes import judge_volumes
 from cryoray.models.ensemble import Ensemble
 from cryoray.models.registry import shipped
 from cryoray.recipes.relion_jobs import OPTIONS_2D, counted, refine, there_is_relion
 from cryoray.settings import Settings, SimulateSettings
 from cryoray.simulation import read_truth, simulate
-from cryoray.verbs.classify_volumes import judge_volumes
-from cryoray.verbs.rank import judge_classes
 
 #: Jobs and particles of each.
 JOBS = {"class2d": (8, 600), "class3d": (30, 300)}

@@ -128,7 +128,8 @@ def _work(arguments: Sequence[str]) -> None:
     named = given["ensemble"]
     settings = load(rank={"ensemble": named} if named else {})
 
-    from cryoray.verbs.rank import Choice, rank
+    from cryoray.boosting.class_choice import Choice
+    from cryoray.verbs.rank import rank
 
     out = given["o"] if given["o"].endswith("/") else given["o"] + "/"
     done: dict[str, object] = {}

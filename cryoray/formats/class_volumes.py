@@ -14,14 +14,23 @@ from pathlib import Path
 
 import numpy as np
 
-from cryoray.errors import FormatError, InputError, printable
+from cryoray.errors import FormatError, InputError, InternalError, printable
 from cryoray.formats import relion
 from cryoray.formats.class_selection import class_numbers, model_of, particle_counts, particles_of
-from cryoray.formats.files import without_apostrophe
+from cryoray.formats.files import replacing, without_apostrophe
 from cryoray.formats.rows import Source, resolve
 from cryoray.formats.star import StarFile, as_objects, parse
+from cryoray.formats.verdicts import write_side
+from cryoray.records import Verdicts
 
 TABLE = "classes.csv"
+#: The file of the particles of each verdict's classes: RELION's users look for particles.star.
+PARTICLES: Mapping[str, str] = {
+    "keep": "particles.star",
+    "discard": "particles_discarded.star",
+    "review": "particles_review.star",
+    "quarantined": "particles_quarantined.star",
+}
 #: RELION's columns by what they are here. Of `metadata_label.h`; 3.0 has translations in pixels.
 _COLUMNS: Mapping[str, str] = {
     "distribution": "rlnClassDistribution",
@@ -159,6 +168,34 @@ def _of_model(path: Path) -> VolumeClasses:
         diameter=_one(general, "optimiser_general", "rlnParticleDiameter") if general else None,
         pixel_size=_one(star, "model_general", "rlnPixelSize"),
     )
+
+
+def write_particles(out: Path, classes: VolumeClasses, verdicts: Verdicts) -> dict[str, int] | None:
+    """Write the particles by verdict of their class, those of quarantined classes as ``quarantined``.
+
+    Args:
+        out: folder, made where it is missing.
+        classes: all of the job.
+        verdicts: on the classes.
+
+    Returns:
+        how many there are of each; None where the job names no particles, and nothing is written.
+
+    Raises:
+        InternalError: the file of the particles changed since the job was opened.
+    """
+    if classes.data is None or classes.number is None:
+        return None
+    of_class = np.full(len(classes) + 1, "quarantined", object)
+    of_class[verdicts.rows + 1] = verdicts.verdict
+    fate = of_class[np.where(classes.number <= len(classes), classes.number, 0)]
+    star = parse(classes.data)
+    if len(relion.image_table(star, "particle")) != len(fate):
+        raise InternalError(f"{classes.data} changed while its classes were judged")
+    for verdict, name in PARTICLES.items():
+        with replacing(out / name) as temporary, temporary.open("wb") as file:
+            write_side(file, star, "particle", np.flatnonzero(fate == verdict))
+    return {verdict: int((fate == verdict).sum()) for verdict in PARTICLES}
 
 
 def _one(star: StarFile, table: str, column: str) -> float | None:

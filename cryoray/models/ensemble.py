@@ -211,10 +211,14 @@ class Ensemble:
         """The same judges, who leave nothing under review: their threshold decides."""
         return self.with_line(self.threshold, (self.threshold, self.threshold))
 
-    def with_line(self, threshold: float, review: tuple[float, float]) -> Ensemble:
-        """The same judges with another threshold and review band."""
-        manifest = self.manifest.model_copy(update={"threshold": threshold, "review": review})
-        return self._as(manifest, self.path)
+    def with_line(
+        self, threshold: float, review: tuple[float, float], policy: str | None = None
+    ) -> Ensemble:
+        """The same judges with another threshold and review band; by another policy where one is named."""
+        update: dict[str, object] = {"threshold": threshold, "review": review}
+        if policy is not None:
+            update["operating_point"] = {"policy": policy, "threshold": threshold}
+        return self._as(self.manifest.model_copy(update=update), self.path)
 
     @property
     def awaits_share(self) -> bool:

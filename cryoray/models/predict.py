@@ -134,8 +134,15 @@ def judge_ranges(ranges: Iterable[RowRange], ensemble: Ensemble) -> Iterator[Ver
         yield from judge_prepared(waiting, ensemble)
 
 
-def judge_prepared(parts: Sequence[PreparedRows], ensemble: Ensemble) -> list[Verdicts]:
-    """Judge the prepared images of some ranges in one go.
+def judge_prepared(
+    parts: Sequence[PreparedRows], ensemble: Ensemble, *, everyone: bool = False
+) -> list[Verdicts]:
+    """Judge the prepared images of some ranges, at least one, in one go.
+
+    Args:
+        parts: prepared with ``ensemble.preparation``.
+        ensemble: on the device on which it is to judge.
+        everyone: ask d3 about every image (see `Ensemble.judge`).
 
     Returns:
         for each part the verdicts on its rows, with those that could not be read.
@@ -143,6 +150,7 @@ def judge_prepared(parts: Sequence[PreparedRows], ensemble: Ensemble) -> list[Ve
     judged = ensemble.judge(
         np.concatenate([part.images for part in parts]),
         np.concatenate([part.features for part in parts]),
+        everyone=everyone,
     )
     made, start = [], 0
     for part in parts:

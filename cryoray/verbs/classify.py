@@ -1,54 +1,31 @@
-"""Classify: a source to verdicts, planned and written here, judged by threads of this process or by Ray."""
+"""Classify: a source to verdicts, judged by threads of this process or, where that is worth it, by Ray."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cryoray.boosting import prevalence
-from cryoray.boosting.prevalence import Prevalence
 from cryoray.engine import local
-from cryoray.errors import InputError
-from cryoray.formats.class_selection import is_model
+from cryoray.errors import SettingsError
+from cryoray.formats.class_volumes import open_volumes
 from cryoray.formats.conversion import check_convertible
-from cryoray.formats.files import replacing, replacing_folder
+from cryoray.formats.files import replacing_folder
+from cryoray.formats.names import QUARANTINE_TABLE
 from cryoray.formats.relion import complaint
-from cryoray.formats.source import Source, find_sources, open_source
-from cryoray.formats.verdicts import write_verdicts
+from cryoray.formats.source import Source
+from cryoray.models.class_verdicts import ClassVerdicts, judge_classes_of, with_classes
+from cryoray.models.class_volumes import judge_volumes
 from cryoray.models.ensemble import Ensemble
 from cryoray.models.line import settled
-from cryoray.models.profile import NO_PROFILE, PROFILE, Profile
+from cryoray.models.profile import NO_PROFILE, Profile
 from cryoray.models.registry import resolve
 from cryoray.preparation.described import Described, describe
 from cryoray.preparation.plan import Plan, plan
-from cryoray.records import (
-    KINDS,
-    Event,
-    Kind,
-    OnEvent,
-    OnProgress,
-    RowCounts,
-    Verdicts,
-    ignore,
-)
-from cryoray.report.verdicts import write_page
+from cryoray.records import Event, OnEvent, OnProgress, RowCounts, Verdicts, ignore
 from cryoray.settings import Settings
-from cryoray.verbs.classify_volumes import classify_volumes
-from cryoray.verbs.rank import (
-    ClassVerdicts,
-    judge_classes_of,
-    with_classes,
-    write_classes,
-    write_selection,
-)
-
-#: What `select` keeps beside verdicts.
-SELECTION = "selection.jsonl"
-TABLE, QUARANTINE, CLASSES = "verdicts.parquet", "quarantine.parquet", "classes"
-METRICS = "metrics.json"
+from cryoray.verbs.opening import folder_names, open_any_kind, open_sources
+from cryoray.verbs.verdict_files import Decided, holds_verdicts, write_decided
 
 
 def classify(
@@ -59,17 +36,18 @@ def classify(
     on_progress: OnProgress = ignore,
     on_event: OnEvent = ignore,
 ) -> Path:
-    """Judge every image of a source: keep, discard or review.
+    """Judge every image, or 3D class, of a source: keep, discard or review.
 
     Args:
         source: a STAR file, a stack, or a folder of those. Where it is several sources, each has its
-            own folder in ``out``. Of kind class3d, see `classify_volumes`.
+            own folder in ``out``. Of kind class3d, what `open_volumes` takes.
         out: folder of the verdicts (contracts: Verdicts), with the ``profile.json`` by which they were
             reached, where the ensemble can judge within a project. Older ones there are replaced when the
-            new ones are complete. Of the classes of a job there is also what RELION's Select job writes.
+            new ones are complete. Of the classes of a job there is also what RELION's Select job writes; of
+            3D classes, the particles of those kept in ``particles.star``, and of the others beside it.
         settings: ``runtime``, ``registry`` and ``classify`` are used. Where no ensemble is named, the
             default of the kind judges (`models.registry.default`).
-        on_progress: as images are judged.
+        on_progress: as images are judged, or 3D classes are looked at.
         on_event: ``classify.planned`` and ``classify.done`` for each source.
 
     Returns:
@@ -79,148 +57,98 @@ def classify(
         InputError: nothing can be read, or ``out`` holds something else.
         EnsembleError: there is no such ensemble, or it judges images of another kind.
         QuarantineError: too many rows could not be read; verdicts and their list are written.
-        SettingsError: no Ray.
+        SettingsError: no Ray; or a policy is given for 3D classes.
     """
-    if settings.classify.kind == "class3d":
-        return classify_volumes(source, out, settings, on_progress=on_progress, on_event=on_event)
     began = time.monotonic()
-    out, chosen = Path(out).absolute(), settings.classify
-    source, kind, sources = Path(source).absolute(), settings.classify.kind, None
+    source, out, chosen = Path(source).absolute(), Path(out).absolute(), settings.classify
+    decide = _volumes if chosen.kind == "class3d" else _images
+    row_counts: dict[str, RowCounts] = {}
+    with replacing_folder(out, "folder of verdicts", holds_verdicts) as partial:
+        for name, decided in decide(source, settings, on_progress, on_event):
+            seconds = time.monotonic() - began
+            row_counts[name], done = write_decided(partial / name, decided, chosen, seconds)
+            seconds = round(time.monotonic() - began, 1)
+            on_event(Event("classify.done", {"out": str(out / name), **done, "seconds": seconds}))
+    for name, counted in row_counts.items():
+        counted.check(
+            max_quarantined=chosen.max_quarantined, listed_in=out / name / QUARANTINE_TABLE
+        )
+    return out
+
+
+def _images(
+    path: Path, settings: Settings, on_progress: OnProgress, on_event: OnEvent
+) -> Iterator[tuple[str, Decided]]:
+    """The sources under a path, opened, planned, judged and decided, each with the name of its folder."""
+    chosen = settings.classify
+    kind = None if chosen.kind == "class3d" else chosen.kind
+    sources: Sequence[Source] = ()
     if chosen.ensemble is None and kind is None:
-        kind, sources = _of_any_kind(source)
-    path = resolve(chosen.ensemble, settings.registry, kind or "particle")
-    ensemble = Ensemble.load(path, review=chosen.review, policy=chosen.policy)
+        kind, sources = open_any_kind(path)
+    ensemble = Ensemble.load(
+        resolve(chosen.ensemble, settings.registry, kind or "particle"),
+        review=chosen.review,
+        policy=chosen.policy,
+    )
     of_classes = None
     if chosen.class_ensemble is not None:
-        ensemble.check_kind("particle", source)
-        judge_of_classes = resolve(chosen.class_ensemble, settings.registry)
+        ensemble.check_kind("particle", path)
         of_classes = Ensemble.load(
-            judge_of_classes, review=chosen.review, policy=_of_classes(chosen.policy)
+            resolve(chosen.class_ensemble, settings.registry),
+            review=chosen.review,
+            policy=_of_classes(chosen.policy),
         )
-    with replacing_folder(out, "folder of verdicts", _holds_verdicts) as partial:
-        sources = sources or _opened(source, kind, ensemble)
-        described = [_described(each, on_event) for each in sources]
-        sources = [each.source for each in described]
-        classes = None
-        if of_classes is not None:
-            found = [judge_classes_of(each, of_classes) for each in sources]
-            classes = [
-                ClassVerdicts.of(
-                    of_job.source,
-                    settled(of_job.verdicts, of_classes, chosen.review_at_most)[0],
-                )
-                for of_job in found
-            ]
-        for given in sources if chosen.also_star else ():
-            if given.format == "cs":
-                check_convertible(given)
-        plans = [
-            plan(
-                each.source,
-                ensemble.preparation,
-                chosen.range_mib,
-                invert=each.is_dark(ensemble.preparation),
-            )
-            for each in described
+    sources = sources or open_sources(path, kind, ensemble)
+    described = [_described(each, on_event) for each in sources]
+    classes: list[ClassVerdicts | None] = [None] * len(described)
+    if of_classes is not None:
+        classes = [
+            _classes_of(each.source, of_classes, chosen.review_at_most) for each in described
         ]
-        for each in plans:
-            on_event(
-                Event(
-                    "classify.planned",
-                    {
-                        "source": str(each.source.path),
-                        "rows": len(each.source),
-                        "ranges": len(each.ranges),
-                        "quarantined": len(each.quarantined),
-                        "contrast": "dark" if each.invert else "bright",
-                        **(
-                            {"RELION would say": words} if (words := complaint(each.source)) else {}
-                        ),
-                    },
-                )
-            )
-        row_counts: dict[str, RowCounts] = {}
-        judges = _within(plans, ensemble, chosen.profile, on_event)
-        judged = _judged(plans, judges, settings, on_progress)
-        for i, (name, each, verdicts) in enumerate(
-            zip(_names(sources), plans, judged, strict=True)
-        ):
-            columns = ["score"] if chosen.score_column else []
-            verdicts, judge = settled(verdicts, judges[i], chosen.review_at_most)
-            if classes:
-                verdicts = with_classes(verdicts, each.source, classes[i])
-                columns += ["class_score"] if chosen.score_column else []
-                write_classes(partial / name / CLASSES, classes[i], with_score=chosen.score_column)
-            row_counts[name] = write_verdicts(
-                partial / name,
-                each.source,
-                verdicts,
-                star_columns=columns,
-                also_star=chosen.also_star,
-            )
-            if is_model(each.source):
-                of_job = ClassVerdicts.of(each.source, verdicts)
-                write_selection(partial / name, of_job, with_score=chosen.score_column)
-            if judge.profile is not None:
-                judge.profile.save(partial / name / PROFILE)
-            counts = verdicts.verdict_counts()
-            share = _share_of_keeps(verdicts, ensemble)
-            counts["review_kept"] = verdicts.review_kept()
-            _write_metrics(
-                partial / name / METRICS, {**asdict(row_counts[name]), **counts}, share, judge
-            )
-            seconds = time.monotonic() - began
-            write_page(
-                partial / name,
-                each.source,
-                verdicts,
-                judge,
-                row_counts[name],
-                chosen,
-                seconds,
-                share,
-                each.invert,
-            )
-            on_event(
-                Event(
-                    "classify.done",
-                    {
-                        "out": str(out / name),
-                        "ensemble": ensemble.digest,
-                        "policy": judge.policy,
-                        "threshold": judge.threshold,
-                        "row_counts": str(row_counts[name]),
-                        **asdict(row_counts[name]),
-                        **counts,
-                        "prevalence": share.estimate if share else None,
-                        "seconds": round(seconds, 1),
-                    },
-                )
-            )
-    for name, counted in row_counts.items():
-        counted.check(max_quarantined=chosen.max_quarantined, listed_in=out / name / QUARANTINE)
-    return out
+    for each in described if chosen.also_star else ():
+        if each.source.format == "cs":
+            check_convertible(each.source)
+    plans = [_planned(each, ensemble, chosen.range_mib, on_event) for each in described]
+    judges = _within(plans, ensemble, chosen.profile, on_event)
+    judged = _judged(plans, judges, settings, on_progress)
+    names = folder_names([each.source for each in plans])
+    for name, planned, verdicts, judge, of_job in zip(
+        names, plans, judged, judges, classes, strict=True
+    ):
+        verdicts, judge = settled(verdicts, judge, chosen.review_at_most)
+        if of_job is not None:
+            verdicts = with_classes(verdicts, planned.source, of_job)
+        yield name, Decided(planned.source, verdicts, judge, planned.invert, of_job)
+
+
+def _volumes(
+    path: Path, settings: Settings, on_progress: OnProgress, on_event: OnEvent
+) -> Iterator[tuple[str, Decided]]:
+    """The 3D classes of a job, likewise; they are few, and judged in this process."""
+    chosen = settings.classify
+    if chosen.policy is not None:
+        raise SettingsError(
+            f"no policy ({chosen.policy}) draws the line among 3D classes: they are held against the best of "
+            "their job",
+            remedy="leave out --policy",
+        )
+    named = resolve(chosen.ensemble, settings.registry, "class3d")
+    ensemble = Ensemble.load(named, review=chosen.review)
+    volumes = judge_volumes(open_volumes(path), ensemble, on_progress)
+    source = volumes.classes.source
+    yield "", Decided(source, volumes.verdicts, volumes.ensemble, volumes=volumes)
+
+
+def _classes_of(particles: Source, ensemble: Ensemble, review_at_most: float) -> ClassVerdicts:
+    """What is decided of the 2D classes of the job that these particles are of."""
+    of_job = judge_classes_of(particles, ensemble)
+    verdicts, _ = settled(of_job.verdicts, ensemble, review_at_most)
+    return ClassVerdicts.of(of_job.source, verdicts)
 
 
 def _of_classes(policy: str | None) -> str | None:
     """The policy of the judge of classes beside particles: a line that a person gave is the particles'."""
     return None if policy is None or "=" in policy else policy
-
-
-def _share_of_keeps(verdicts: Verdicts, ensemble: Ensemble) -> Prevalence | None:
-    """The share of images worth keeping, whatever it was in training; None of no image."""
-    if not len(verdicts.score):
-        return None
-    return prevalence.estimate(verdicts.score, ensemble.manifest.prevalence)
-
-
-def _write_metrics(
-    file: Path, counts: Mapping[str, int], share: Prevalence | None, judge: Ensemble
-) -> None:
-    line = {"policy": judge.policy, "threshold": judge.threshold, "review_band": judge.review}
-    written = {**counts, **line, "prevalence": share.as_json() if share else None}
-    with replacing(file) as temporary:
-        temporary.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
 
 
 def _described(source: Source, on_event: OnEvent) -> Described:
@@ -234,70 +162,24 @@ def _described(source: Source, on_event: OnEvent) -> Described:
     return described
 
 
-def _opened(path: Path, kind: Kind | None, ensemble: Ensemble) -> list[Source]:
-    """The sources under a path, of the kind that the ensemble judges.
-
-    Raises:
-        InputError: there are none of any kind.
-        EnsembleError: there are some, of another kind.
-    """
-    ensemble.check_kind(kind or ensemble.kind, path)
-    try:
-        return [open_source(found, ensemble.kind) for found in find_sources(path, ensemble.kind)]
-    except InputError:
-        for other in KINDS:
-            if other != ensemble.kind and _is_of(path, other):
-                ensemble.check_kind(other, path)
-        raise
-
-
-def _of_any_kind(path: Path) -> tuple[Kind, list[Source]]:
-    """What is judged where neither ensemble nor kind is named: particles, where there are any.
-
-    Raises:
-        InputError: there are no sources of any kind; it says why there are none of particles.
-    """
-    complaints = []
-    for kind in KINDS:
-        try:
-            return kind, [open_source(found, kind) for found in find_sources(path, kind)]
-        except InputError as error:
-            complaints.append(error)
-    raise complaints[0]
-
-
-def _is_of(path: Path, kind: Kind) -> bool:
-    try:
-        return bool([open_source(found, kind) for found in find_sources(path, kind)])
-    except InputError:
-        return False
-
-
-def _names(sources: Sequence[Source]) -> list[str]:
-    """The folder of each source's verdicts in OUT: OUT itself where there is one source."""
-    if len(sources) == 1:
-        return [""]
-    names = [source.name for source in sources]
-    names = [
-        name if names.count(name) == 1 else f"{name}-{source.path.stem}"
-        for name, source in zip(names, sources, strict=True)
-    ]
-    return [
-        name if names.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(names, start=1)
-    ]
-
-
-def _holds_verdicts(folder: Path) -> bool:
-    for made in (folder / SELECTION, *folder.glob(f"*/{SELECTION}")):
-        if made.is_file():
-            raise InputError(
-                "is a selection that a person made on these verdicts, and it would be lost",
-                file=made,
-                remedy="give --out another name, or remove it",
-            )
-    return (folder / TABLE).is_file() or all(
-        (inside / TABLE).is_file() for inside in folder.iterdir()
+def _planned(described: Described, ensemble: Ensemble, range_mib: int, on_event: OnEvent) -> Plan:
+    dark = described.is_dark(ensemble.preparation)
+    planned = plan(described.source, ensemble.preparation, range_mib, invert=dark)
+    words = complaint(planned.source)
+    on_event(
+        Event(
+            "classify.planned",
+            {
+                "source": str(planned.source.path),
+                "rows": len(planned.source),
+                "ranges": len(planned.ranges),
+                "quarantined": len(planned.quarantined),
+                "contrast": "dark" if planned.invert else "bright",
+                **({"RELION would say": words} if words else {}),
+            },
+        )
     )
+    return planned
 
 
 def _within(

@@ -1,4 +1,4 @@
-"""Classes ranked and selected as relion_class_ranker does, and what they mean for their particles."""
+"""Classes ranked and selected in place of relion_class_ranker: the files that it would write."""
 
 from __future__ import annotations
 
@@ -10,63 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 import starfile
 
-from cryoray.errors import EnsembleError, FormatError, QuarantineError
+from cryoray.boosting.class_choice import Choice
+from cryoray.errors import EnsembleError, QuarantineError
 from cryoray.formats.source import open_source
 from cryoray.formats.star import parse
+from cryoray.models.class_verdicts import judge_classes
 from cryoray.models.ensemble import Ensemble
-from cryoray.records import VERDICTS, Event, Verdicts
+from cryoray.records import Event
 from cryoray.settings import ClassifySettings, RankSettings, Settings
-from cryoray.verbs.rank import (
-    Choice,
-    ClassVerdicts,
-    judge_classes,
-    judge_classes_of,
-    rank,
-    with_classes,
-)
+from cryoray.verbs.rank import rank
 from tests.classes import COUNTS, write_class_job
-from tests.examples import verdicts_of
-
-SCORE = np.array([0.9, 0.2, 0.0, 0.6, 0.4], np.float32)
-RANKED = np.array(COUNTS) > 0
-
-
-def chosen(**options: float | bool | None) -> list[int]:
-    """The classes, from 1, that the options select; at RELION's threshold where they name none."""
-    choice = Choice(**{"min_score": 0.5, **options})  # type: ignore[arg-type]
-    keep = choice(SCORE, np.array(COUNTS), RANKED, threshold=0.3)
-    return (np.flatnonzero(keep) + 1).tolist()
-
-
-@pytest.mark.parametrize(
-    ("options", "classes"),
-    [
-        ({}, [1, 4]),
-        ({"min_score": 0.0}, [1, 2, 4, 5]),  # never the empty one, whatever the threshold
-        ({"min_score": 0.6}, [1, 4]),  # a threshold is inclusive
-        (
-            {"min_score": float(f"{np.float32(0.6):.9g}")},
-            [1, 4],
-        ),  # also as read from rank_model.star
-        ({"min_score": None}, [1, 4, 5]),  # the ensemble's own
-        ({"min_score": None, "relative": True}, [1, 4]),  # RELION's default, of 0.9
-        ({"max_score": 0.6}, [4]),
-        ({"relative": True, "min_score": 0.5}, [1, 4]),  # of 0.9
-        ({"relative": True, "min_score": 0.7}, [1]),
-        ({"min_particles": 16}, [1, 4]),
-        ({"min_particles": 17}, [1, 4, 5]),
-        ({"min_particles": 19}, [1, 2, 4, 5]),
-        ({"min_score": 2.0, "min_classes": 3}, [1, 4, 5]),
-        ({"min_score": 2.0, "min_particles": 5, "min_classes": 2}, [1, 4]),  # both hold
-        ({"max_score": 0.6, "min_classes": 2}, [1, 4]),  # the best left, regardless of its score
-        ({"min_score": 2.0, "min_classes": 99}, [1, 2, 4, 5]),
-        ({"min_score": 2.0}, []),
-    ],
-)
-def test_classes_are_chosen_as_the_manual_says(
-    options: dict[str, float | bool | None], classes: list[int]
-) -> None:
-    assert chosen(**options) == classes
 
 
 @pytest.fixture
@@ -97,12 +50,12 @@ def test_a_ranked_job_has_all_files_and_an_empty_class_scores_nothing(
         "rank_model.star",
         "rank_optimiser.star",
     ]
-    said = judge_classes(open_source(job, "class2d"), Ensemble.load(class_ensemble))
-    assert [(row, why) for row, why in said.verdicts.quarantined] == [
+    judged = judge_classes(open_source(job, "class2d"), Ensemble.load(class_ensemble))
+    assert [(row, why) for row, why in judged.verdicts.quarantined] == [
         (2, "run_it025_classes.mrcs, image 3: all pixels are 0")
     ]
     written = parse(out / "rank_model.star")["model_classes"].numbers("rlnClassScore")
-    np.testing.assert_array_equal(written.astype(np.float32), np.nan_to_num(said.score))
+    np.testing.assert_array_equal(written.astype(np.float32), np.nan_to_num(judged.score))
     assert written[2] == 0
     selected = parse(out / "backup_selection.star")[""].column("rlnSelected").tolist()
     assert selected == ["1", "1", "0", "1", "1"]
@@ -110,7 +63,7 @@ def test_a_ranked_job_has_all_files_and_an_empty_class_scores_nothing(
     assert events[0].data["particles_selected"] == sum(COUNTS)
     assert events[0].data["empty"] == 1
     table = pq.read_table(out / "cryoray/verdicts.parquet")
-    np.testing.assert_array_equal(table["score"].to_numpy(), said.score[[0, 1, 3, 4]])
+    np.testing.assert_array_equal(table["score"].to_numpy(), judged.score[[0, 1, 3, 4]])
 
 
 def test_scores_alone_select_nothing(settings: Settings, tmp_path: Path) -> None:
@@ -131,57 +84,6 @@ def test_what_cannot_be_ranked_is_refused(
     (optimiser.parent / "run_it025_classes.mrcs").unlink()
     with pytest.raises(QuarantineError, match=r"out/cryoray/quarantine\.parquet: 5 of 5"):
         rank(optimiser, tmp_path / "out", settings, None)
-
-
-def verdicts(own: list[str]) -> Verdicts:
-    """Verdicts of particles in the order of their rows, the first row quarantined."""
-    return Verdicts.together([verdicts_of(["quarantined", *own])])
-
-
-def test_a_particle_is_kept_only_with_its_class_and_says_why_not(tmp_path: Path) -> None:
-    job = write_class_job(tmp_path)
-    particles, classes = open_source(job), open_source(job, "class2d")
-    of_class = np.array(["keep", "review", "", "discard", "keep"], object)
-    score = np.array([0.9, 0.5, np.nan, 0.1, 0.8], np.float32)
-    numbers = particles.metadata["rlnClassNumber"].astype(int)
-    own = [VERDICTS[i % 3] for i in range(1, len(numbers))]
-    said = ClassVerdicts(classes, Verdicts.none(), of_class, score)
-    found = with_classes(verdicts(own), particles, said)
-    table = found.judged
-
-    truth = {
-        ("keep", "keep"): "keep",
-        ("review", "keep"): "keep",
-        ("keep", "review"): "review",
-        ("review", "review"): "review",
-    }
-    expected = [
-        word if n == 0 else truth.get((word, of_class[n - 1]), "discard")
-        for word, n in zip(own, numbers[1:], strict=True)
-    ]
-    assert table["verdict"].to_pylist() == expected
-    assert set(zip(own, of_class[numbers[1:] - 1], strict=True)) >= {
-        (mine, its) for mine in VERDICTS for its in VERDICTS
-    }
-    for mine, n, verdict, reason, its in zip(
-        own,
-        numbers[1:],
-        expected,
-        table["reason"].to_pylist(),
-        table["class_score"].to_pylist(),
-        strict=True,
-    ):
-        assert its == (pytest.approx(score[n - 1]) if n else None)
-        by_class = verdict == "discard" and mine != "discard"
-        assert reason == (f"its class {n} is discarded" if by_class else None)
-    np.testing.assert_array_equal(found.score, verdicts(own).score)
-
-
-def test_particles_without_class_numbers_have_no_classes(
-    project: Path, class_ensemble: Path
-) -> None:
-    with pytest.raises(FormatError, match="has no column rlnClassNumber"):
-        judge_classes_of(open_source(project), Ensemble.load(class_ensemble))
 
 
 @pytest.mark.real

@@ -1,0 +1,143 @@
+"""What `classify` writes of a source that is decided: verdicts, what RELION takes, numbers and the page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cryoray.boosting import prevalence
+from cryoray.boosting.prevalence import Prevalence
+from cryoray.errors import InputError
+from cryoray.formats.class_selection import is_model
+from cryoray.formats.class_volumes import write_particles
+from cryoray.formats.files import replacing
+from cryoray.formats.names import METRICS, SELECTION, VERDICTS_TABLE
+from cryoray.formats.source import Source
+from cryoray.formats.verdicts import write_verdicts
+from cryoray.models.class_verdicts import ClassVerdicts, write_selection
+from cryoray.models.class_volumes import VolumeVerdicts
+from cryoray.models.ensemble import Ensemble
+from cryoray.models.profile import PROFILE
+from cryoray.records import RowCounts, Verdicts
+from cryoray.report import class_volumes, verdicts
+from cryoray.settings import ClassifySettings
+
+#: The folder of the verdicts on the 2D classes of particles.
+CLASSES = "classes"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decided:
+    """A source each row of which is decided or quarantined.
+
+    Attributes:
+        source: the rows.
+        verdicts: on all of them.
+        ensemble: that judged, with the line that was drawn.
+        invert: whether protein is dark in the source.
+        classes: the 2D classes of its particles, where they were judged as well.
+        volumes: what lies behind the verdicts, where the rows are 3D classes.
+    """
+
+    source: Source
+    verdicts: Verdicts
+    ensemble: Ensemble
+    invert: bool = False
+    classes: ClassVerdicts | None = None
+    volumes: VolumeVerdicts | None = None
+
+    @property
+    def share(self) -> Prevalence | None:
+        """The share of images worth keeping, whatever it was in training.
+
+        None of no image, and of 3D classes, whose scores are held against the best of their job.
+        """
+        if self.volumes is not None or not len(self.verdicts.score):
+            return None
+        return prevalence.estimate(self.verdicts.score, self.ensemble.manifest.prevalence)
+
+
+def write_decided(
+    folder: Path, decided: Decided, chosen: ClassifySettings, seconds: float
+) -> tuple[RowCounts, dict[str, object]]:
+    """Write the folder of verdicts on one source (contracts: Verdicts).
+
+    Args:
+        folder: made where it is missing.
+        decided: what is written.
+        chosen: ``score_column`` and ``also_star`` are used.
+        seconds: that judging took so far.
+
+    Returns:
+        the row counts, not yet checked, and what the event ``classify.done`` says of the source.
+    """
+    source, judged, judge = decided.source, decided.verdicts, decided.ensemble
+    columns = ["score"] if chosen.score_column else []
+    if decided.classes is not None:
+        write_verdicts(
+            folder / CLASSES, decided.classes.source, decided.classes.verdicts, star_columns=columns
+        )
+        write_selection(folder / CLASSES, decided.classes, with_score=chosen.score_column)
+        columns += ["class_score"] if chosen.score_column else []
+    row_counts = write_verdicts(
+        folder, source, judged, star_columns=columns, also_star=chosen.also_star
+    )
+    particles = None
+    if decided.volumes is not None:
+        particles = write_particles(folder, decided.volumes.classes, judged)
+    elif is_model(source):
+        of_job = ClassVerdicts.of(source, judged)
+        write_selection(folder, of_job, with_score=chosen.score_column)
+    if judge.profile is not None:
+        judge.profile.save(folder / PROFILE)
+    share = decided.share
+    counts = {
+        **asdict(row_counts),
+        **judged.verdict_counts(),
+        "review_kept": judged.review_kept(),
+    }
+    _write_metrics(folder / METRICS, counts, share, judge)
+    if decided.volumes is not None:
+        class_volumes.write_page(folder, decided.volumes, particles, chosen, seconds)
+    else:
+        verdicts.write_page(
+            folder, source, judged, judge, row_counts, chosen, seconds, share, decided.invert
+        )
+    return row_counts, {
+        "ensemble": judge.digest,
+        "policy": judge.policy,
+        "threshold": judge.threshold,
+        "row_counts": str(row_counts),
+        **counts,
+        "prevalence": share.estimate if share else None,
+        **({"particles": particles} if particles is not None else {}),
+    }
+
+
+def holds_verdicts(folder: Path) -> bool:
+    """Whether a folder is one of verdicts, which may be replaced.
+
+    Raises:
+        InputError: a person has made a selection on them.
+    """
+    for made in (folder / SELECTION, *folder.glob(f"*/{SELECTION}")):
+        if made.is_file():
+            raise InputError(
+                "is a selection that a person made on these verdicts, and it would be lost",
+                file=made,
+                remedy="give --out another name, or remove it",
+            )
+    return (folder / VERDICTS_TABLE).is_file() or all(
+        (inside / VERDICTS_TABLE).is_file() for inside in folder.iterdir()
+    )
+
+
+def _write_metrics(
+    file: Path, counts: Mapping[str, int], share: Prevalence | None, judge: Ensemble
+) -> None:
+    line = {"policy": judge.policy, "threshold": judge.threshold, "review_band": judge.review}
+    written = {**counts, **line, "prevalence": share.as_json() if share else None}
+    with replacing(file) as temporary:
+        temporary.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
