@@ -12,6 +12,7 @@ import numpy as np
 from cryoray.engine import local
 from cryoray.errors import InputError, missing
 from cryoray.formats.class_selection import is_model
+from cryoray.formats.names import CARD
 from cryoray.formats.source import open_source
 from cryoray.formats.verdicts import write_verdicts
 from cryoray.imaging.pictures import greys
@@ -222,7 +223,7 @@ class Ensemble:
     def card(self) -> str:
         """Markdown that says what it was made of and what it is worth."""
         assert self._loaded.path is not None
-        file = self._loaded.path / "card.md"
+        file = self._loaded.path / CARD
         return file.read_text("utf-8") if file.is_file() else ""
 
     def classify(
@@ -306,7 +307,7 @@ def fsc(
         FormatError: a map cannot be read.
         InputError: the maps do not belong together.
     """
-    chosen = load().proof
+    chosen = load().validation
     halves, size = read_halves(Path(half1), Path(half2), pixel_size)
     weights, _ = mask_for(None if mask is None else str(mask), halves, size, chosen)
     return half_map_fsc(*halves, size, weights, draws=chosen.random_phases, seed=chosen.seed)

@@ -22,6 +22,7 @@ from pydantic import (
 )
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -64,6 +65,25 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 LocalMax: Any = Field(16384, ge=0, description="raw MiB up to which no Ray is started; 0: always")
 
 
+def _by_new_names(given: Any, renamed: Mapping[str, str]) -> Any:
+    """Values by the names that they have now; what is given by a former one gives way to the new one."""
+    if not isinstance(given, Mapping) or renamed.keys().isdisjoint(given):
+        return given
+    known = {name: value for name, value in given.items() if name not in renamed}
+    for old, new in renamed.items():
+        if old not in given:
+            continue
+        before, after = given[old], known.setdefault(new, given[old])
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            known[new] = {**before, **after}
+        warnings.warn(
+            f"the setting {old} is now {new}; the old name goes with the next release",
+            FutureWarning,
+            stacklevel=2,
+        )
+    return known
+
+
 class Section(BaseModel):
     """A frozen group of settings that knows all its keys, and for one release their former names."""
 
@@ -75,18 +95,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _by_former_names(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping) or cls.renamed.keys().isdisjoint(given):
-            return given
-        known = {name: value for name, value in given.items() if name not in cls.renamed}
-        for old, new in cls.renamed.items():
-            if old in given:
-                known.setdefault(new, given[old])
-                warnings.warn(
-                    f"the setting {old} is now {new}; the old name goes with the next release",
-                    FutureWarning,
-                    stacklevel=2,
-                )
-        return known
+        return _by_new_names(given, cls.renamed)
 
 
 class RuntimeSettings(Section):
@@ -356,7 +365,7 @@ class ClassifySettings(Section):
     max_quarantined: Fraction = 0.01
 
 
-class ProofSettings(Section):
+class ValidationSettings(Section):
     """What the choices did to the map and to 2D images."""
 
     pixel_size: float | None = Field(None, gt=0, description="Å/px of maps; None: their header's")
@@ -510,6 +519,8 @@ class WatchSettings(Section):
         (), description="folders beside the watched one that its links and STAR files may lead to"
     )
     max_concurrent: int = Field(4, ge=1, description="stacks that are judged at the same time")
+    # Other than in bulk (1 %, at least `records.QUARANTINE_FLOOR` rows): a session counts by the stack, often
+    # of less than a hundred images, and one that was cut off or is still written must not pass.
     max_quarantined: Fraction = Field(0.1, description="of a stack; beyond it, it is rejected")
     merge_every: float = Field(
         300.0, ge=0, description="seconds between merged kept, discarded and review STAR files"
@@ -546,12 +557,23 @@ class NightlySettings(Section):
     seed: int = 0
 
 
-class Settings(BaseSettings):
+class _Variables(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="CRYORAY_", env_nested_delimiter="__")
+
+
+class _FormerSections(_Variables):
+    """Sections by their former names, as variables have them: ``CRYORAY_PROOF__SYMMETRY=D7``."""
+
+    proof: dict[str, Any] = {}
+
+
+class Settings(_Variables):
     """All sections, as a TOML file holds them."""
 
-    model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", env_prefix="CRYORAY_", env_nested_delimiter="__"
-    )
+    model_config = SettingsConfigDict(frozen=True, extra="forbid")
+
+    #: Former names of sections, and what each is now.
+    renamed: ClassVar[Mapping[str, str]] = {"proof": "validation"}
 
     registry: AbsolutePath = Field(
         Path("~/.local/share/cryoray/ensembles").expanduser(),
@@ -568,11 +590,16 @@ class Settings(BaseSettings):
     classify: ClassifySettings = ClassifySettings()
     rank: RankSettings = RankSettings()
     workflow: WorkflowSettings = WorkflowSettings()
-    proof: ProofSettings = ProofSettings()
+    validation: ValidationSettings = ValidationSettings()
     serve: ServeSettings = ServeSettings()
     watch: WatchSettings = WatchSettings()
     select: SelectSettings = SelectSettings()
     nightly: NightlySettings = NightlySettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_former_names(cls, given: Any) -> Any:
+        return _by_new_names(given, cls.renamed)
 
     @classmethod
     def settings_customise_sources(
@@ -586,7 +613,7 @@ class Settings(BaseSettings):
         """Caller, then variables, then the TOML file."""
         file = cls.model_config.get("toml_file")
         toml = (TomlConfigSettingsSource(settings_cls),) if file else ()
-        return (init_settings, env_settings, *toml)
+        return (init_settings, env_settings, EnvSettingsSource(_FormerSections), *toml)
 
 
 def load(file: Path | None = None, **overrides: Any) -> Settings:

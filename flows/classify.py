@@ -11,6 +11,7 @@ from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
+from cryoray.formats.names import QUARANTINE_TABLE, VERDICTS_TABLE
 from cryoray.records import VERDICTS
 
 from . import engine
@@ -67,9 +68,9 @@ def counts(verdicts: Path) -> list[dict[str, Any]]:
     """One row for each verdict and one for the quarantined, over all sources that were judged."""
     judged = Counter(
         verdict
-        for file in verdicts.rglob("verdicts.parquet")
+        for file in verdicts.rglob(VERDICTS_TABLE)
         for verdict in pq.read_table(file)["verdict"].to_pylist()
     )
-    quarantined = (pq.read_metadata(file).num_rows for file in verdicts.rglob("quarantine.parquet"))
+    quarantined = (pq.read_metadata(file).num_rows for file in verdicts.rglob(QUARANTINE_TABLE))
     counted = {verdict: judged[verdict] for verdict in VERDICTS} | {"quarantined": sum(quarantined)}
     return [{"verdict": verdict, "images": images} for verdict, images in counted.items()]

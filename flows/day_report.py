@@ -16,6 +16,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from cryoray import report
+from cryoray.formats.names import PREDICTIONS_TABLE, REPORT, TRAINING, VERDICTS_TABLE
 from cryoray.formats.source import Source, open_source
 from cryoray.models.ensemble import Manifest
 from cryoray.preparation.look import look_at
@@ -57,7 +58,7 @@ def write_report(
         command: that made all this.
     """
     source, manifest, settings = open_source(new), manifest_of(ensemble), load(**overrides)
-    training = json.loads((ensemble / "training.json").read_text())
+    training = json.loads((ensemble / TRAINING).read_text())
     labels, score = _predictions(out / "evaluation")
     keep, kind = truth(source)
     table = judged(source, session)
@@ -139,7 +140,7 @@ def write_report(
         report.bound_section(training["bound"]),
         report.provenance_section(command, [settings.train]),
     ]
-    return report.render(out / "report.html", "A facility's day", sections)
+    return report.render(out / REPORT, "A facility's day", sections)
 
 
 #: What decisions turned out to be: heading and tone of the strip, whether images are good, whether kept.
@@ -249,7 +250,7 @@ def judged(source: Source, session: Path) -> pa.Table:
     """
     live, tables = session.parents[1] / "live", []
     for stem, rows in exposures(source):
-        file = place(live, session, live / f"{stem}.mrcs") / "verdicts.parquet"
+        file = place(live, session, live / f"{stem}.mrcs") / VERDICTS_TABLE
         if file.is_file():  # else the whole stack was set aside
             table = pq.read_table(file)
             frames = [int(name.partition("@")[0]) - 1 for name in table["image"].to_pylist()]
@@ -259,7 +260,7 @@ def judged(source: Source, session: Path) -> pa.Table:
 
 def verdicts_of(source: Source, folder: Path) -> pa.Table:
     """The verdicts in a folder that ``classify`` wrote, with the row of each in its source."""
-    table = pq.read_table(folder / "verdicts.parquet")
+    table = pq.read_table(folder / VERDICTS_TABLE)
     row_of = {name: row for row, name in enumerate(source.images.tolist())}
     rows = [row_of[name] for name in table["image"].to_pylist()]
     return table.append_column("row", pa.array(rows)).sort_by("row")
@@ -312,7 +313,7 @@ def verdict_in_words(metrics: Mapping[str, Any], passed: Mapping[str, int]) -> s
 
 def _predictions(evaluation: Path) -> tuple[np.ndarray, np.ndarray]:
     """Label (bool) and score (float) of each image of the groups held out."""
-    table = pq.read_table(evaluation / "predictions.parquet", columns=["label", "score"])
+    table = pq.read_table(evaluation / PREDICTIONS_TABLE, columns=["label", "score"])
     return table["label"].to_numpy(), table["score"].to_numpy()
 
 

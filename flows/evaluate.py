@@ -10,6 +10,7 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
+from cryoray.formats.names import METRICS
 from cryoray.settings import load
 
 from . import engine
@@ -78,7 +79,7 @@ def _measured(
 ) -> dict[str, Any]:
     with Reporter("evaluation", run_of(out)) as reporter:
         engine.run(verb, asked, out, overrides, reporter.progress, reporter.event)
-    metrics: dict[str, Any] = json.loads((Path(out) / "metrics.json").read_text())
+    metrics: dict[str, Any] = json.loads((Path(out) / METRICS).read_text())
     return metrics
 
 

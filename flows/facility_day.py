@@ -29,6 +29,7 @@ from rich.table import Table
 from cryoray import simulation, terminal
 from cryoray.errors import InputError
 from cryoray.formats.files import write_csv
+from cryoray.formats.names import PREDICTIONS_TABLE, REPORT
 from cryoray.formats.selection import find_selection, read_selection
 from cryoray.formats.source import find_sources, open_source
 from cryoray.formats.subset import write_star
@@ -195,7 +196,7 @@ def simulate(out: Path, projects: int, images: int, seed: int) -> Path:
 @task(cache_policy=NO_CACHE, task_run_name="set aside what {evaluation} judged")
 def set_aside(source: Path, evaluation: Path, out: Path) -> Path:
     """Make a collection of the images that evaluation judged: the ensemble has not seen their groups."""
-    judged = set(pq.read_table(evaluation / "predictions.parquet")["image"].to_pylist())
+    judged = set(pq.read_table(evaluation / PREDICTIONS_TABLE)["image"].to_pylist())
     (found,) = find_sources(source)
     opened = open_source(found)
     rows = np.flatnonzero([image in judged for image in opened.images])
@@ -327,7 +328,7 @@ def emptied(out: Path) -> Path:
     """
     mine = {
         *("past", "new", "set", "ensemble", "evaluation", "live", "sessions", "shipped"),
-        *("report.html", "figures"),
+        *(REPORT, "figures"),
         "verdicts",  # of earlier releases
     }
     there = {path.name for path in out.iterdir()} if out.is_dir() else set()

@@ -13,6 +13,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from cryoray.errors import SettingsError
+from cryoray.formats.names import REPORT
 from cryoray.metrics.comparison import Comparison
 from cryoray.models import registry
 from cryoray.models.ensemble import Ensemble
@@ -190,7 +191,7 @@ def tell(name: str, outcome: Comparison, champion: Path, challenger: Path) -> Pa
         key=key(f"nightly-{name}"),
     )
     served = Ensemble.load(champion).digest[:12]
-    page = challenger.parent / f"{challenger.name}-against-{served}" / "report.html"
+    page = challenger.parent / f"{challenger.name}-against-{served}" / REPORT
     page.parent.mkdir(exist_ok=True)
     return challenge_page(page, outcome, champion, challenger)
 

@@ -16,6 +16,7 @@ from prefect.artifacts import (
 )
 from prefect.events import emit_event
 
+from cryoray.formats.names import REPORT
 from cryoray.records import Event, Progress
 from cryoray.terminal import Show
 
@@ -85,7 +86,7 @@ def summary(now: Progress) -> str:
 
 def link_report(kind: str, folder: Path) -> None:
     """Keep a link to the report of a run, where it wrote one: to its ``report.html``."""
-    page = folder.absolute() / "report.html"
+    page = folder.absolute() / REPORT
     if page.is_file():
         create_link_artifact(
             page.as_uri(),

@@ -10,6 +10,8 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.sync import concurrency
 
+from cryoray.formats.names import CARD
+
 from . import engine
 from .reporter import Reporter, key, run_of
 
@@ -44,7 +46,7 @@ def boost(sets: list[Path], out: Path, overrides: dict[str, Any]) -> Path:
 def keep_card(ensemble: Path) -> None:
     """Keep the ensemble's card as a markdown artifact."""
     create_markdown_artifact(
-        (ensemble / "card.md").read_text(),
+        (ensemble / CARD).read_text(),
         key=key(f"card-{run_of(ensemble)}"),
         description=str(ensemble),
     )

@@ -1,4 +1,4 @@
-"""Proof of what choices did, as a flow: to half-maps, to the map, to 2D class averages."""
+"""Validation of what choices did, as a flow: to half-maps, to the map, to 2D class averages."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def fsc(
         out: folder of the numbers and the report.
         overrides: settings over those of file and environment, nested as in the TOML file.
     """
-    return _proved(
+    return _validated(
         partial(validate_fsc, half1, half2, mask=mask, published=published), out, overrides
     )
 
@@ -62,7 +62,7 @@ def reconstruct(
         out: folder of the numbers and the report.
         overrides: settings over those of file and environment, nested as in the TOML file.
     """
-    return _proved(
+    return _validated(
         partial(validate_reconstruct, source, verdicts, mask=mask, truth=truth), out, overrides
     )
 
@@ -86,27 +86,27 @@ def similarity(
         out: folder of the numbers and the report.
         overrides: settings over those of file and environment, nested as in the TOML file.
     """
-    return _proved(
+    return _validated(
         partial(validate_similarity, source, verdicts, selection=selection, volume=volume),
         out,
         overrides,
     )
 
 
-def _proved(
+def _validated(
     verb: Callable[..., dict[str, Any]], out: Path, overrides: dict[str, Any] | None
 ) -> dict[str, Any]:
-    numbers = prove(verb, out, overrides or {})
+    numbers = validate(verb, out, overrides or {})
     tabulate(numbers, out)
     return numbers
 
 
-@task(cache_policy=NO_CACHE, task_run_name="prove {out}")
-def prove(
+@task(cache_policy=NO_CACHE, task_run_name="validate {out}")
+def validate(
     verb: Callable[..., dict[str, Any]], out: Path, overrides: dict[str, Any]
 ) -> dict[str, Any]:
     """Call one of the verbs of ``validate``."""
-    with Reporter("proof", run_of(out)) as reporter:
+    with Reporter("validate", run_of(out)) as reporter:
         return verb(
             out=out,
             settings=load(**overrides),
@@ -118,12 +118,12 @@ def prove(
 @task(cache_policy=NO_CACHE, task_run_name="tabulate {out}")
 def tabulate(numbers: dict[str, Any], out: Path) -> None:
     """Keep resolutions and similarities as a table artifact."""
-    create_table_artifact(rows(numbers), key=key(f"proof-{run_of(out)}"), description=str(out))
-    link_report("proof", out)
+    create_table_artifact(rows(numbers), key=key(f"validate-{run_of(out)}"), description=str(out))
+    link_report("validate", out)
 
 
 def rows(numbers: dict[str, Any]) -> list[dict[str, Any]]:
-    """The few numbers of a proof that a person looks for, one row each."""
+    """The few numbers of a validation that a person looks for, one row each."""
     sets = numbers.get("sets", {"": numbers} if "resolution" in numbers else {})
     found = [
         {"what": f"{name} at {threshold}, Å".strip(), "value": limit["interpolated"]}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from cryoray import terminal
 from cryoray.cli import relion
 from cryoray.errors import InputError, SettingsError
+from cryoray.formats.names import VERDICTS_TABLE
 
 if TYPE_CHECKING:
     from cryoray.settings import Settings
@@ -124,7 +125,7 @@ def _judged(job: Any, settings: Settings) -> tuple[int, dict[str, int]]:
     table = folder / "cryoray_particles.cs"
     particles.save(table)
     made = classify(table, folder / "cryoray", settings)
-    verdicts = pq.read_table(made / "verdicts.parquet", columns=["uid", "verdict"])
+    verdicts = pq.read_table(made / VERDICTS_TABLE, columns=["uid", "verdict"])
     uid, verdict = verdicts["uid"].to_numpy(), verdicts["verdict"].to_numpy(zero_copy_only=False)
     known = np.asarray(particles["uid"])
     counts: dict[str, int] = {}

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from cryoray import terminal
 from cryoray.cli import common
+from cryoray.formats.names import SET
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +49,7 @@ def inspect(
 
     Example: cryoray inspect Extract/job012 --sheet sheet.png
     """
-    if (path / "set.json").is_file():
+    if (path / SET).is_file():
         _inspect_set(path, sheet, images)
     else:
         _inspect_sources(ctx, path, kind, sheet, images)

@@ -114,8 +114,8 @@ _old("mine", "extract-picks", extract_picks.extract_picks)
 
 _validate = typer.Typer(no_args_is_help=True)
 app.add_typer(_validate, name="validate", help=validate.__doc__)
-for proof in (validate.fsc, validate.reconstruct, validate.similarity):
-    _validate.command()(_guarded(proof))
+for part in (validate.fsc, validate.reconstruct, validate.similarity):
+    _validate.command()(_guarded(part))
 
 
 def _stopped(out: object) -> str:

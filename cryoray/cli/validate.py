@@ -39,7 +39,7 @@ def fsc(
 
     Example: cryoray validate fsc half1.mrc half2.mrc --mask auto --out fsc
     """
-    settings = common.settings(ctx, proof={"pixel_size": pixel_size})
+    settings = common.settings(ctx, validation={"pixel_size": pixel_size})
     from cryoray.verbs.validate_fsc import validate_fsc
 
     with terminal.Show() as show:
@@ -81,7 +81,7 @@ def reconstruct(
 
     Example: cryoray validate reconstruct Refine3D/job030 verdicts --out maps
     """
-    settings = common.settings(ctx, proof={"symmetry": symmetry})
+    settings = common.settings(ctx, validation={"symmetry": symmetry})
     from cryoray.verbs.validate_reconstruct import validate_reconstruct
 
     with terminal.Show() as show:
@@ -135,7 +135,7 @@ def similarity(
 
     Example: cryoray validate similarity Class2D/job010 verdicts --selection Select/job015 --out similarity
     """
-    settings = common.settings(ctx, proof={"diameter": diameter})
+    settings = common.settings(ctx, validation={"diameter": diameter})
     from cryoray.verbs.validate_similarity import validate_similarity
 
     with terminal.Show() as show:

@@ -203,8 +203,8 @@ def open_cs(path: Path, kind: Kind) -> Source:
     n = len(joined.main)
     if not n:
         raise FormatError("has no rows", file=path)
-    meanings = [each for each in _MEANINGS if _is_number(joined, each.field)]
-    own = [name for name in joined.fields if _OWN.fullmatch(name) and _is_number(joined, name)]
+    meanings = [each for each in _MEANINGS if _is_numeric(joined, each.field)]
+    own = [name for name in joined.fields if _OWN.fullmatch(name) and _is_numeric(joined, name)]
     fields = joined.fields
     wanted = [name for name in _STRINGS if name in fields and fields[name].base.kind in "SO"]
     wanted += [name for name in _NUMBERS if name in fields and fields[name].base.kind in "fiu"]
@@ -368,7 +368,7 @@ def _check_kind(path: Path, joined: Joined, kind: Kind) -> None:
             if "passthrough" in path.name
             else "give a .cs file of particles or of class averages, beside what was passed through",
         )
-    if joined.fields["blob/path"].kind not in "SO" or not _is_number(joined, "blob/idx"):
+    if joined.fields["blob/path"].kind not in "SO" or not _is_numeric(joined, "blob/idx"):
         raise FormatError("has a field blob/path or blob/idx of another type", file=path)
     if joined.fields["blob/path"].shape:
         raise FormatError("has several blob/path in a row", file=path)
@@ -396,7 +396,7 @@ def _names_images(path: Path, kind: Kind) -> bool:
     return _kind_of(joined) is not None or (kind == "class2d") == classes
 
 
-def _is_number(joined: Joined, name: str) -> bool:
+def _is_numeric(joined: Joined, name: str) -> bool:
     return any(table.numeric(name) for table in joined.tables)
 
 
@@ -632,7 +632,7 @@ def _distribution(path: Path, position: np.ndarray) -> dict[str, np.ndarray]:
     for file in _particles_beside(path):
         try:
             joined = open_joined(file)
-            if _is_number(joined, "alignments2D/class"):
+            if _is_numeric(joined, "alignments2D/class"):
                 classes.append(joined.read(["alignments2D/class"])["alignments2D/class"])
         except FormatError:
             continue

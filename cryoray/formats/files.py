@@ -91,6 +91,15 @@ def without_apostrophe(text: str) -> str:
     return text[1:] if text[:1] == "'" and _FORMULA.match(text[1:]) else text
 
 
+def is_number(text: str) -> bool:
+    """Whether Python reads a text as a number; ``nan`` and ``inf`` are some."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def write_parquet(path: Path, table: pa.Table) -> None:
     """A table as Parquet, whole or not at all; pyarrow itself takes no path that is not UTF-8."""
     with replacing(path) as temporary, temporary.open("wb") as file:

@@ -14,6 +14,7 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import parse as parse_xml
 
 from cryoray.errors import FormatError
+from cryoray.formats.files import is_number
 from cryoray.formats.star import parse as parse_star
 
 READABLE = "RELION's postprocess.star, EMDB's _fsc.xml, or a table as cryoSPARC writes it"
@@ -132,7 +133,7 @@ def _from_text(path: Path, extent: float | None) -> tuple[np.ndarray, dict[str, 
     head = [name.strip().lower() for name in rows[0]]
     if head[:1] == ["curve"] and len(head) == 3:  # one curve under the other, named in each row
         return _stacked(path, rows[1:])
-    if all(map(_is_number, head)):
+    if all(map(is_number, head)):
         head, body = ["x", *(f"curve_{i}" for i in range(1, len(head)))], rows
     else:
         body = rows[1:]
@@ -183,14 +184,6 @@ def _numbers(path: Path, rows: Sequence[Sequence[str]], columns: int, first: int
         except ValueError:
             raise FormatError("is no row of numbers", file=path, row=i + first) from None
     return values
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _as_frequency(x: np.ndarray) -> np.ndarray:

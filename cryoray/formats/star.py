@@ -25,7 +25,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from cryoray.errors import FormatError
-from cryoray.formats.files import impostor
+from cryoray.formats.files import impostor, is_number
 from cryoray.formats.opening import open_file
 
 _PIECE = 2 << 20  # bytes worked on at a time
@@ -190,7 +190,7 @@ class Block:
         for name in names:
             at = self.columns.index(name)
             words = {fields[at] for fields in whole} - set(_MISSING)
-            if not words or any(_is_number(word) or _COMMA.fullmatch(word) for word in words):
+            if not words or any(is_number(word) or _COMMA.fullmatch(word) for word in words):
                 kept.append(name)
         return kept
 
@@ -816,11 +816,3 @@ def _float(text: str) -> float:
         return float(text)
     except ValueError:
         return float("nan")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -20,6 +20,7 @@ from cryoray.formats import mrc
 from cryoray.formats.conversion import write_star
 from cryoray.formats.cryosparc import Joined, group_text, open_joined
 from cryoray.formats.files import replacing, write_parquet
+from cryoray.formats.names import QUARANTINE_TABLE, VERDICTS_TABLE
 from cryoray.formats.relion import (
     IMAGE_COLUMNS,
     NECESSARY_OPTICS,
@@ -83,8 +84,8 @@ def write_verdicts(
     partitions = {name: rows[verdict == name] for name in SIDES} | {"quarantined": lost}
     about = {**verdicts.about, "source": printable(source.path), "kind": source.kind}
     made = _verdicts(source, table).replace_schema_metadata(about)
-    write_parquet(out / "verdicts.parquet", made)
-    write_parquet(out / "quarantine.parquet", quarantine_table(source, quarantined))
+    write_parquet(out / VERDICTS_TABLE, made)
+    write_parquet(out / QUARANTINE_TABLE, quarantine_table(source, quarantined))
     if source.format == "cs":
         _write_cs(out, source, partitions)
         for name, side in partitions.items() if also_star else ():

@@ -15,7 +15,7 @@ from cryoray.formats.volume import read_volume
 from cryoray.maps import fsc
 from cryoray.maps.numbers import directional_numbers, fsc_numbers
 from cryoray.maps.reconstruct import b_factor
-from cryoray.settings import ProofSettings
+from cryoray.settings import ValidationSettings
 
 #: Parts of a set, each as large as all before it together, for resolution against number of particles.
 LEVELS = 5
@@ -30,7 +30,7 @@ class HalfMaps:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Proof:
+class MeasuredSet:
     """What half-maps of a set of particles say about it."""
 
     particles: int
@@ -45,8 +45,8 @@ class Proof:
         pixel_size: float,
         mask: torch.Tensor | None,
         truth: torch.Tensor | None,
-        chosen: ProofSettings,
-    ) -> Proof:
+        chosen: ValidationSettings,
+    ) -> MeasuredSet:
         """Measure half-maps, inside a mask where there is one, and against the true map where it is known."""
         curves = fsc.half_map_fsc(
             *found.halves, pixel_size, mask, draws=chosen.random_phases, seed=chosen.seed
@@ -104,43 +104,43 @@ def true_map(truth: Path | None, source: Path, box: int) -> torch.Tensor | None:
     return torch.from_numpy(volume)
 
 
-def proof_numbers(
-    proofs: Mapping[str, Proof], reslog: Mapping[str, Sequence[Proof]]
+def validation_numbers(
+    measured: Mapping[str, MeasuredSet], reslog: Mapping[str, Sequence[MeasuredSet]]
 ) -> dict[str, Any]:
     """What ``metrics.json`` says: each set, resolution against number, the spread of random sets."""
     numbers: dict[str, Any] = {"sets": {}, "reslog": {}}
-    for name, proof in proofs.items():
+    for name, one in measured.items():
         numbers["sets"][name] = {
-            "particles": proof.particles,
-            **fsc_numbers(proof.curves),
-            "directional": directional_numbers(proof.views),
+            "particles": one.particles,
+            **fsc_numbers(one.curves),
+            "directional": directional_numbers(one.views),
         }
-        if proof.truth is not None:
-            numbers["sets"][name]["fsc_true"] = proof.truth.tolist()
-            numbers["sets"][name]["resolution_true_0.5"] = proof.true_resolution
+        if one.truth is not None:
+            numbers["sets"][name]["fsc_true"] = one.truth.tolist()
+            numbers["sets"][name]["resolution_true_0.5"] = one.true_resolution
     for name, series in reslog.items():
-        count = np.array([proof.particles for proof in series], float)
-        limit = np.array([proof.resolution or np.nan for proof in series])
+        count = np.array([one.particles for one in series], float)
+        limit = np.array([one.resolution or np.nan for one in series])
         numbers["reslog"][name] = {
             "particles": count.tolist(),
             "resolution": limit.tolist(),
             "b_factor": b_factor(count, limit),
         }
-    random = random_of(proofs)
+    random = random_of(measured)
     numbers["random_spread"] = {
-        "resolution": _range([proof.resolution for proof in random]),
-        "area_ratio": _range([proof.views.area_ratio for proof in random]),
-        "resolution_true_0.5": _range([proof.true_resolution for proof in random]),
+        "resolution": _range([one.resolution for one in random]),
+        "area_ratio": _range([one.views.area_ratio for one in random]),
+        "resolution_true_0.5": _range([one.true_resolution for one in random]),
     }
     least = numbers["random_spread"]["area_ratio"]
-    whole, kept = (proofs[name].views.area_ratio for name in ("all", "kept"))
+    whole, kept = (measured[name].views.area_ratio for name in ("all", "kept"))
     numbers["more_anisotropic"] = bool(kept < whole and (least is None or kept < least["min"]))
     return numbers
 
 
-def random_of(proofs: Mapping[str, Proof]) -> list[Proof]:
+def random_of(measured: Mapping[str, MeasuredSet]) -> list[MeasuredSet]:
     """Those of random subsets."""
-    return [proof for name, proof in proofs.items() if name.startswith("random ")]
+    return [one for name, one in measured.items() if name.startswith("random ")]
 
 
 def _range(values: Sequence[float | None]) -> dict[str, float] | None:

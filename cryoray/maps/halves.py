@@ -11,7 +11,7 @@ import torch
 from cryoray.errors import InputError
 from cryoray.formats.volume import read_volume, write_volume
 from cryoray.maps import fsc
-from cryoray.settings import ProofSettings
+from cryoray.settings import ValidationSettings
 
 #: Beyond this, pixel sizes are taken to differ, and not to be rounded differently.
 _SAME_PIXEL = 1e-3
@@ -47,7 +47,7 @@ def mask_for(
     mask: str | None,
     halves: tuple[torch.Tensor, torch.Tensor],
     pixel_size: float,
-    chosen: ProofSettings,
+    chosen: ValidationSettings,
     out: Path | None = None,
 ) -> tuple[torch.Tensor | None, dict[str, Any] | None]:
     """The mask of two half-maps, and what ``metrics.json`` says of it; None and None without one.

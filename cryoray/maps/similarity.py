@@ -19,7 +19,7 @@ from cryoray.imaging.pose import rotations
 from cryoray.maps import fsc
 from cryoray.maps.particles import Particles, read_images
 from cryoray.maps.reconstruct import Poses, contrast_transfer
-from cryoray.settings import ProofSettings
+from cryoray.settings import ValidationSettings
 
 #: Side of SSIM's sliding window, px; class averages are small.
 WINDOW = 7
@@ -319,7 +319,7 @@ class ChosenClass:
 
 
 def compare_choices(
-    one: ChosenClass, chosen: ProofSettings, volume: np.ndarray | None
+    one: ChosenClass, chosen: ValidationSettings, volume: np.ndarray | None
 ) -> tuple[ClassSimilarity | None, Similarity | None]:
     """Read the images of a class and compare the average of what we kept with that of the person's.
 

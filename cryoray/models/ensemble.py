@@ -25,6 +25,7 @@ from cryoray.boosting.operating_point import Policy
 from cryoray.boosting.voting import disagree, score, verdicts
 from cryoray.errors import EnsembleError, InternalError
 from cryoray.formats.files import replacing
+from cryoray.formats.names import CARD, TRAINING
 from cryoray.models.context import HeadConfig, Heads, InContext
 from cryoray.models.networks import Network, NetworkConfig, embedded, logits
 from cryoray.models.profile import Profile, profile_of
@@ -418,7 +419,7 @@ class Ensemble:
             save_weights(path / f"{name}.safetensors", network.state_dict())
         manifest = self.manifest.model_copy(update={"digest": _digest(path, self.manifest)})
         for name, text in (
-            ("card.md", card),
+            (CARD, card),
             (MANIFEST, manifest.model_dump_json(indent=2) + "\n"),
         ):
             with replacing(path / name) as temporary:
@@ -551,5 +552,5 @@ def save_weights(path: Path, state: Mapping[str, torch.Tensor]) -> None:
 
 def training_record(path: Path) -> Mapping[str, object]:
     """`training.json` of an ensemble, {} where it has none: curves over epochs, bound table, reasons."""
-    file = path / "training.json"
+    file = path / TRAINING
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from cryoray.errors import SelectionError, SettingsError
+from cryoray.formats.files import is_number
 from cryoray.preparation.joined import check_together
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.settings import TrainSettings
@@ -167,7 +168,7 @@ def held_out_groups(groups: np.ndarray, settings: TrainSettings) -> set[str]:
     # A project's name holds out all its micrographs.
     inside = {n for n in names if n in chosen or n.partition("/")[0] in chosen}
     unknown = sorted(chosen - inside - {n.partition("/")[0] for n in inside})
-    if len(unknown) == len(chosen) == 1 and _is_number(unknown[0]):
+    if len(unknown) == len(chosen) == 1 and is_number(unknown[0]):
         fraction = float(unknown[0])
         if not 0 < fraction < 1:
             raise SettingsError(
@@ -186,11 +187,3 @@ def held_out_groups(groups: np.ndarray, settings: TrainSettings) -> set[str]:
             remedy="hold out fewer groups or add sets",
         )
     return inside
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -24,6 +24,7 @@ from pydantic import ValidationError
 
 from cryoray.errors import FormatError, InputError, InternalError
 from cryoray.formats.mrc import read_frames, read_header
+from cryoray.formats.names import PARTICLES_TABLE, QUARANTINE_TABLE, SET
 from cryoray.imaging.pictures import low_passed
 from cryoray.preparation.features import chosen_features
 from cryoray.records import REASONS, Kind
@@ -31,7 +32,6 @@ from cryoray.settings import PreparationSettings
 
 FORMAT = 1
 #: Files of a set beside its stacks.
-SET, TABLE, QUARANTINE = "set.json", "particles.parquet", "quarantine.parquet"
 _REMEDY = "make one with `cryoray ingest`"
 
 
@@ -98,7 +98,7 @@ class PreparedSet:
         Raises:
             FormatError: it is missing, damaged or of another length than the images.
         """
-        file = self.path / TABLE
+        file = self.path / PARTICLES_TABLE
         table = _read_table(file)
         if len(table) != self.n:
             raise FormatError(
@@ -113,7 +113,7 @@ class PreparedSet:
         Raises:
             FormatError: it is missing or damaged.
         """
-        return _read_table(self.path / QUARANTINE)
+        return _read_table(self.path / QUARANTINE_TABLE)
 
     def check(self) -> None:
         """See whether all of the set is there, by its table and the headers of its stacks.
@@ -125,7 +125,7 @@ class PreparedSet:
         if rows != images:
             raise FormatError(
                 f"has {rows:,} rows, and its stacks {images:,} images",
-                file=self.path / TABLE,
+                file=self.path / PARTICLES_TABLE,
                 remedy="ingest again",
             )
 

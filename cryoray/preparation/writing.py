@@ -28,9 +28,10 @@ from cryoray.formats.files import (
     write_parquet,
 )
 from cryoray.formats.mrc import stack_header
+from cryoray.formats.names import PARTICLES_TABLE, QUARANTINE_TABLE, SET
 from cryoray.preparation.features import chosen_features
 from cryoray.preparation.plan import Plan
-from cryoray.preparation.prepared import FORMAT, QUARANTINE, SET, TABLE, PreparedSet
+from cryoray.preparation.prepared import FORMAT, PreparedSet
 from cryoray.preparation.reader import by_reason
 from cryoray.preparation.shards import ROW, Part, Shard, rows_file, shards_folder
 from cryoray.records import (
@@ -112,9 +113,11 @@ def write_set(
             files += len(stacks.files)
             described.append(_describe(part, rows, stacks))
             tables.append(_particles(part, rows, settings))
-        write_parquet(partial / QUARANTINE, quarantine)
+        write_parquet(partial / QUARANTINE_TABLE, quarantine)
         # A set that is added to may be older than the column of reasons.
-        write_parquet(partial / TABLE, pa.concat_tables(tables, promote_options="default"))
+        write_parquet(
+            partial / PARTICLES_TABLE, pa.concat_tables(tables, promote_options="default")
+        )
         with replacing(partial / SET) as temporary:
             temporary.write_text(json.dumps(_description(parts, described, settings), indent=1))
     shutil.rmtree(shards_folder(out), ignore_errors=True)
@@ -134,7 +137,7 @@ def _audit(
         rows_out=sum(len(rows.row) for rows in collected),
         quarantined=len(quarantine),
     )
-    listed = shards_folder(out) / QUARANTINE
+    listed = shards_folder(out) / QUARANTINE_TABLE
     if row_counts.quarantined:
         write_parquet(listed, quarantine)
     row_counts.check(max_quarantined=settings.max_quarantined, listed_in=listed)

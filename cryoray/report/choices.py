@@ -11,8 +11,8 @@ import numpy as np
 
 from cryoray import report
 from cryoray.maps import fsc
-from cryoray.maps.choices import Proof, random_of
-from cryoray.settings import ProofSettings
+from cryoray.maps.choices import MeasuredSet, random_of
+from cryoray.settings import ValidationSettings
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,19 +23,19 @@ class ChoicesPage:
         source: file of the particles.
         verdicts: folder or table.
         out: folder of the validation.
-        proofs: of each set: kept, all, discarded, review, random 1 …
+        measured: of each set: kept, all, discarded, review, random 1 …
     """
 
     source: Path
     verdicts: Path
     out: Path
-    proofs: Mapping[str, Proof]
+    measured: Mapping[str, MeasuredSet]
 
     def write(
         self,
         file: Path,
         numbers: Mapping[str, Any],
-        chosen: ProofSettings,
+        chosen: ValidationSettings,
         digests: Mapping[str, str],
     ) -> None:
         """Write the page and its figures; ``numbers`` are those of ``metrics.json``."""
@@ -44,19 +44,19 @@ class ChoicesPage:
         report.render(file, "What the verdicts did to the map", sections, pictures=True)
 
     def _sections(self, numbers: Mapping[str, Any]) -> list[report.Section]:
-        kept, whole, random = self.proofs["kept"], self.proofs["all"], random_of(self.proofs)
+        kept, whole, random = self.measured["kept"], self.measured["all"], random_of(self.measured)
         frequency = kept.curves.frequency
         looks = {"kept": ("keep", "-"), "all": ("ink", "-"), "discarded": ("discard", "-")}
         looks["review"] = ("review", "-")
 
-        def lines(of: Callable[[Proof], np.ndarray]) -> list[report.Line]:
+        def lines(of: Callable[[MeasuredSet], np.ndarray]) -> list[report.Line]:
             drawn = [
-                report.Line(name, frequency, of(self.proofs[name]), colour, style)
+                report.Line(name, frequency, of(self.measured[name]), colour, style)
                 for name, (colour, style) in looks.items()
-                if name in self.proofs
+                if name in self.measured
             ]
             if random:
-                curves = np.stack([of(proof) for proof in random])
+                curves = np.stack([of(one) for one in random])
                 band = np.stack([curves.min(0), curves.max(0)])
                 drawn.append(
                     report.Line(
@@ -85,12 +85,12 @@ class ChoicesPage:
                 },
             ),
             report.sets_section(
-                lines(lambda proof: proof.curves.best),
-                [_set_row(name, proof) for name, proof in self.proofs.items()],
+                lines(lambda one: one.curves.best),
+                [_set_row(name, one) for name, one in self.measured.items()],
             ),
         ]
         if kept.truth is not None:
-            sections.append(report.truth_section(lines(lambda proof: np.asarray(proof.truth))))
+            sections.append(report.truth_section(lines(lambda one: np.asarray(one.truth))))
         sections.append(
             report.reslog_section(
                 [
@@ -110,26 +110,26 @@ class ChoicesPage:
             if numbers["more_anisotropic"]
             else ""
         )
-        views = {name: self.proofs[name].views for name in ("kept", "all")}
+        views = {name: self.measured[name].views for name in ("kept", "all")}
         sections.append(report.directions_section(views, frequency, warning))
         doubts = [
             f"{name}: {warning}."
-            for name in self.proofs
-            for warning in self.proofs[name].curves.warnings
+            for name in self.measured
+            for warning in self.measured[name].curves.warnings
         ]
         if doubts:
             sections.append(report.Section("Distrust", [], " ".join(doubts[:6])))
         return sections
 
 
-def _set_row(name: str, proof: Proof) -> tuple[str, ...]:
-    at = {threshold: proof.curves.resolution(threshold) for threshold in fsc.THRESHOLDS}
+def _set_row(name: str, one: MeasuredSet) -> tuple[str, ...]:
+    at = {threshold: one.curves.resolution(threshold) for threshold in fsc.THRESHOLDS}
     return (
         name,
-        f"{proof.particles:,}",
+        f"{one.particles:,}",
         report.angstrom(at[0.143].last_shell),
         report.angstrom(at[0.143].interpolated),
         report.angstrom(at[0.5].interpolated),
-        report.angstrom(proof.true_resolution),
-        f"{proof.views.area_ratio:.3f}",
+        report.angstrom(one.true_resolution),
+        f"{one.views.area_ratio:.3f}",
     )

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from cryoray import report
+from cryoray.formats.names import METRICS
 from cryoray.maps import similarity
 from cryoray.maps.similarity import ClassSimilarity, Similarity
 from cryoray.report import plots
 from cryoray.report.blocks import Block, Figure, Section, Strip, Table
-from cryoray.settings import ProofSettings
+from cryoray.settings import ValidationSettings
 
 #: Classes whose pictures are shown, the worst.
 _SHOWN = 8
@@ -46,7 +47,7 @@ class AveragesPage:
         self,
         file: Path,
         numbers: Mapping[str, Any],
-        chosen: ProofSettings,
+        chosen: ValidationSettings,
         digests: Mapping[str, str],
     ) -> None:
         """Write the page and its figures; ``numbers`` are those of ``metrics.json``."""
@@ -67,7 +68,7 @@ class AveragesPage:
                     },
                     {
                         "folder": self.out,
-                        "numbers": "metrics.json",
+                        "numbers": METRICS,
                         "figures": "figures/ (SVG, PNG, CSV)",
                     },
                     {

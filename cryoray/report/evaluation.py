@@ -10,11 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from cryoray import report
+from cryoray.formats.names import METRICS, PREDICTIONS_TABLE
 from cryoray.models.ensemble import Ensemble, training_record
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.records import REASON_WORDS
-
-METRICS, PREDICTIONS, REPORT = "metrics.json", "predictions.parquet", "report.html"
 
 #: Images in each strip of the gallery.
 _SHOWN = 24
@@ -219,5 +218,5 @@ def came_out(numbers: Mapping[str, Any]) -> dict[str, str]:
     """The files beside the page."""
     return {
         METRICS: "the numbers of this page, for programs",
-        PREDICTIONS: f"{numbers['n']:,} images with label, score and verdict",
+        PREDICTIONS_TABLE: f"{numbers['n']:,} images with label, score and verdict",
     }

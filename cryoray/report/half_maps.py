@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from cryoray import report
+from cryoray.formats.names import METRICS
 from cryoray.maps import fsc
-from cryoray.settings import ProofSettings
+from cryoray.settings import ValidationSettings
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,7 +43,7 @@ class FscPage:
         self,
         file: Path,
         numbers: Mapping[str, Any],
-        chosen: ProofSettings,
+        chosen: ValidationSettings,
         digests: Mapping[str, str],
     ) -> None:
         """Write the page and its figures; ``numbers`` are those of ``metrics.json``."""
@@ -74,7 +75,7 @@ class FscPage:
                 if mask is None
                 else f"{mask['file']}, {mask['fraction']:.1%} of the box",
             },
-            {"folder": self.out, "numbers": "metrics.json", "figures": "figures/ (SVG, PNG, CSV)"},
+            {"folder": self.out, "numbers": METRICS, "figures": "figures/ (SVG, PNG, CSV)"},
             {
                 f"at {threshold}": report.angstrom(found.last_shell)
                 for threshold, found in at.items()

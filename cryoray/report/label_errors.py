@@ -13,10 +13,11 @@ from pyarrow import csv
 from cryoray import report
 from cryoray.errors import InputError
 from cryoray.formats.files import replacing, replacing_folder
+from cryoray.formats.names import REPORT
 from cryoray.models.ensemble import HELD_OUT, training_record
 from cryoray.preparation.prepared import PreparedSet
 
-TABLE, REPORT = "suspected_labels.csv", "report.html"
+TABLE = "suspected_labels.csv"
 
 #: Images in each strip of the page; the table has all.
 _SHOWN = 96

@@ -13,7 +13,7 @@ from cryoray.models.search import AXES, bought, first_rung
 from cryoray.preparation.examples import SetExamples
 from cryoray.settings import Settings, TuneSettings
 
-TABLE, REPORT = "trials.csv", "report.html"
+TABLE = "trials.csv"
 
 
 def write_page(

@@ -12,6 +12,7 @@ import pyarrow as pa
 from cryoray import report
 from cryoray.boosting.operating_point import at_line
 from cryoray.boosting.prevalence import Prevalence
+from cryoray.formats.names import REPORT
 from cryoray.formats.source import Source
 from cryoray.imaging.pictures import LOW_PASS
 from cryoray.models.ensemble import Ensemble
@@ -19,8 +20,6 @@ from cryoray.preparation.features import chosen_features, source_features
 from cryoray.preparation.look import look_at
 from cryoray.records import REASON_WORDS, VERDICTS, RowCounts, Verdicts
 from cryoray.settings import ClassifySettings, PreparationSettings
-
-REPORT = "report.html"
 
 #: Images in each strip of the gallery: of particles a sample, of classes all that a person would look at.
 _SHOWN, _CLASSES_SHOWN = 24, 200

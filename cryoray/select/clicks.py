@@ -24,8 +24,8 @@ from typing import IO, Any, Literal
 import numpy as np
 
 from cryoray.errors import FormatError, InputError
+from cryoray.formats.names import SELECTION
 
-FILE = "selection.jsonl"
 _FORMAT = 1
 #: How a file of actions begins, of whatever format.
 _BEGIN = b'{"format":'
@@ -124,7 +124,7 @@ class Clicks:
     """
 
     def __init__(self, folder: Path, rows: int, digest: str) -> None:
-        self.path, self._rows = Path(folder) / FILE, rows
+        self.path, self._rows = Path(folder) / SELECTION, rows
         self._lock = threading.Lock()
         self._actions: list[_Action] = []
         self._touched: list[np.ndarray] = [np.empty(0, np.int64)]  # rows that each revision changed

@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cryoray.errors import FormatError, InputError
+from cryoray.formats.names import QUARANTINE_TABLE, VERDICTS_TABLE
 from cryoray.formats.source import Source, open_source
 from cryoray.preparation.features import chosen_features, source_features
 from cryoray.records import KINDS, REASON_WORDS, VERDICTS, Kind, Verdicts
 
-TABLE, QUARANTINE = "verdicts.parquet", "quarantine.parquet"
 #: A particle's reason may be its class; those the line does not bring back.
 _BY_CLASS = "its class is discarded"
 
@@ -180,9 +180,9 @@ def open_table(folder: Path, source: Path | None = None) -> Table:
         FormatError: a table is damaged, or the source is another than was judged.
     """
     folder = Path(folder).absolute()
-    file = folder / TABLE
+    file = folder / VERDICTS_TABLE
     if not file.is_file():
-        inside = sorted(one.parent.name for one in folder.glob(f"*/{TABLE}"))
+        inside = sorted(one.parent.name for one in folder.glob(f"*/{VERDICTS_TABLE}"))
         if inside:
             raise InputError(
                 f"holds the verdicts of {len(inside)} sources ({', '.join(inside[:3])}"
@@ -195,7 +195,7 @@ def open_table(folder: Path, source: Path | None = None) -> Table:
             file=folder,
             remedy="give a folder that `cryoray classify` made",
         )
-    table, lost = _read(file), _read(folder / QUARANTINE)
+    table, lost = _read(file), _read(folder / QUARANTINE_TABLE)
     about = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
     path = source or (Path(about["source"]) if "source" in about else None)
     if path is None:

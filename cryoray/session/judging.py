@@ -24,6 +24,7 @@ from cryoray.errors import CryorayError, FormatError, InputError, printable
 from cryoray.formats import mrc
 from cryoray.formats.companion import rows_of
 from cryoray.formats.files import replacing
+from cryoray.formats.names import QUARANTINE_TABLE, VERDICTS_TABLE
 from cryoray.formats.opening import OutsideError, Scope
 from cryoray.formats.rows import Source
 from cryoray.formats.source import open_source
@@ -200,8 +201,8 @@ def recorded(folder: Path, digest: str) -> Outcome | None:
         outcome = Outcome.from_record(json.loads((folder / RECORD).read_text(encoding="utf-8")))
         if outcome.digest != digest:
             return None
-        lost = pq.read_metadata(folder / "quarantine.parquet").num_rows
-        judged = pq.read_metadata(folder / "verdicts.parquet").num_rows
+        lost = pq.read_metadata(folder / QUARANTINE_TABLE).num_rows
+        judged = pq.read_metadata(folder / VERDICTS_TABLE).num_rows
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
         return None
     whole = lost == outcome.quarantined and judged + lost == outcome.rows

@@ -35,6 +35,7 @@ from cryoray.errors import CryorayError, InternalError
 from cryoray.formats import mrc
 from cryoray.formats.companion import SHARED
 from cryoray.formats.files import replacing
+from cryoray.formats.names import VERDICTS_TABLE
 from cryoray.formats.relion import IMAGE_COLUMNS, VERSION, image_table, quoted
 from cryoray.formats.source import open_source
 from cryoray.formats.star import Block, parse
@@ -293,7 +294,7 @@ def _overridden(part: Part) -> dict[str, list[str]] | None:
     if not part.overrides:
         return None
     final: dict[str, list[str]] = {verdict: [] for verdict in _VERDICTS}
-    table = pq.read_table(part.folder / "verdicts.parquet", columns=["verdict"])
+    table = pq.read_table(part.folder / VERDICTS_TABLE, columns=["verdict"])
     for row, verdict in enumerate(table["verdict"].to_pylist()):
         keep = part.overrides.get(row)
         final[verdict].append(verdict if keep is None else "keep" if keep else "discard")

@@ -17,6 +17,7 @@ from cryoray.boosting.calibration import Platt, fit_platt
 from cryoray.boosting.voting import score
 from cryoray.engine import local
 from cryoray.errors import InputError, SelectionError
+from cryoray.formats.names import CARD, TRAINING
 from cryoray.metrics import accuracy
 from cryoray.models.ensemble import Calibration, Ensemble, Manifest, training_record
 from cryoray.models.predict import profile_set
@@ -399,7 +400,7 @@ def _write(
     rmtree(partial, ignore_errors=True)
     adapted = copy(judge.to("cpu"))
     adapted.manifest = manifest
-    card = (judge.path / "card.md").read_text("utf-8") if (judge.path / "card.md").is_file() else ""
+    card = (judge.path / CARD).read_text("utf-8") if (judge.path / CARD).is_file() else ""
     counts = record["labels"]
     lead = (
         f"# Adapted to one project\n\nFrom the ensemble `{judge.digest[:16]}` with {counts['keep']} labels"
@@ -408,7 +409,7 @@ def _write(
         " ensemble that it was adapted from.\n\n"
     )
     made = adapted.save(partial, lead + card)
-    texts = {RECORD: dict(record), "training.json": training_record(judge.path)}
+    texts = {RECORD: dict(record), TRAINING: training_record(judge.path)}
     for name, content in texts.items():
         if content:
             (partial / name).write_text(json.dumps(content, indent=1) + "\n", "utf-8")

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from cryoray.boosting.filtering import folds_of_groups
 from cryoray.errors import InputError, InternalError, SettingsError
+from cryoray.formats.names import REPORT
 from cryoray.metrics import accuracy
 from cryoray.models.ensemble import Ensemble
 from cryoray.preparation.examples import Level
@@ -20,7 +21,6 @@ from cryoray.preparation.joined import JoinedSets
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.records import Event, OnEvent, OnProgress, ignore
 from cryoray.report.cross_validation import OF_A_FOLD, write_page
-from cryoray.report.evaluation import REPORT
 from cryoray.settings import Settings
 from cryoray.verbs import ablation
 from cryoray.verbs.evaluate import ablation_of, by_metadata, predictions_of, unseen

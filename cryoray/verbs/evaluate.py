@@ -12,6 +12,7 @@ import pyarrow as pa
 from cryoray.engine import local
 from cryoray.errors import EnsembleError, InternalError
 from cryoray.formats.files import replacing_folder
+from cryoray.formats.names import REPORT
 from cryoray.metrics import accuracy
 from cryoray.models.ensemble import Ensemble
 from cryoray.models.predict import profile_set
@@ -19,7 +20,7 @@ from cryoray.models.registry import resolve
 from cryoray.preparation.examples import Level
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.records import MEMBERS, Event, OnEvent, OnProgress, Verdicts, ignore
-from cryoray.report.evaluation import REPORT, write_page
+from cryoray.report.evaluation import write_page
 from cryoray.settings import Settings
 from cryoray.verbs import ablation
 from cryoray.verbs.measuring import (

@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 from cryoray.boosting import prevalence
 from cryoray.errors import SelectionError, SettingsError
 from cryoray.formats.files import replacing
+from cryoray.formats.names import METRICS, PREDICTIONS_TABLE
 from cryoray.metrics import accuracy
 from cryoray.models.ensemble import Ensemble
 from cryoray.preparation.examples import Level
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.preparation.views import views
 from cryoray.records import REASONS, Event, OnEvent, ignore
-from cryoray.report.evaluation import METRICS, PREDICTIONS
 
 
 def measure(
@@ -94,7 +94,7 @@ def is_evaluation(folder: Path) -> bool:
 
 def write(folder: Path, predictions: pa.Table, numbers: Mapping[str, Any]) -> None:
     """Write `predictions.parquet` and `metrics.json` into a folder."""
-    with replacing(folder / PREDICTIONS) as temporary:
+    with replacing(folder / PREDICTIONS_TABLE) as temporary:
         pq.write_table(predictions, temporary)
     with replacing(folder / METRICS) as temporary:
         temporary.write_text(json.dumps(numbers, indent=1, allow_nan=False) + "\n", "utf-8")

@@ -25,6 +25,7 @@ from cryoray.boosting.within_job import review_band
 from cryoray.errors import InputError, SettingsError
 from cryoray.formats.files import replacing
 from cryoray.formats.mrc import read_header
+from cryoray.formats.names import REPORT, VERDICTS_TABLE
 from cryoray.formats.relion import project
 from cryoray.formats.source import open_source
 from cryoray.formats.star import parse
@@ -63,8 +64,6 @@ MANY = 100_000
 FOLDER = "cryoray_workflow"
 #: Of the Extract job that particles come from, what holds for them when they are extracted again.
 _AS_BEFORE = ("do_invert", "do_norm", "white_dust", "black_dust", "do_float16")
-#: What a job of cryoray's says of each image (contracts: Verdicts).
-_VERDICTS = "verdicts.parquet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +173,7 @@ class Workflow:
         if stage.startswith("select") and not self._count(f"{job.name}/particles.star"):
             raise InputError(
                 "no particle is kept, so there is nothing to go on with",
-                file=job.folder / "report.html",
+                file=job.folder / REPORT,
                 remedy="look at the verdicts there, give another ensemble, or go on by hand in RELION",
             )
         return job
@@ -252,7 +251,7 @@ class Workflow:
             judge = judge.within(Profile.load(profile))
         band = review_band(judge.threshold) if kind == "class3d" else judge.review
         low, high = (np.float32(end) for end in band)
-        table = pq.read_table(self.project / folder / _VERDICTS, columns=["score"])
+        table = pq.read_table(self.project / folder / VERDICTS_TABLE, columns=["score"])
         score = table["score"].to_numpy()
         return int(((score >= low) & (score < high)).sum())
 
@@ -515,7 +514,7 @@ class Workflow:
             temporary.write_text(json.dumps(arm, indent=1) + "\n")
         sections = _sections(arms(out), self)
         title = f"Particles to map: {self.project.name}"
-        return report.render(out / "report.html", title, sections)
+        return report.render(out / REPORT, title, sections)
 
 
 def arms(out: Path) -> dict[str, dict[str, Any]]:

@@ -18,6 +18,7 @@ from cryoray.boosting.voting import score
 from cryoray.engine import runtime, training
 from cryoray.errors import InputError
 from cryoray.formats.files import replacing
+from cryoray.formats.names import TRAINING
 from cryoray.models.card import card
 from cryoray.models.ensemble import HELD_OUT, Calibration, DrawnLine, Ensemble, Manifest
 from cryoray.models.fit import Epoch
@@ -187,7 +188,7 @@ def write_ensemble(
         # Cross-fitting: every group calibrates the networks that were not trained on it.
         calibration_groups=groups,
     )
-    with replacing(folder / "training.json") as temporary:
+    with replacing(folder / TRAINING) as temporary:
         temporary.write_text(record(boosted, curves, examples.column("image")), encoding="utf-8")
     _write_held_out(boosted, examples, folder / HELD_OUT)
     text = card(manifest, boosted, settings.train, [(s.path.name, s.digest) for s in examples.sets])

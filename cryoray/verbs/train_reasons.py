@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from cryoray.formats.files import replacing
+from cryoray.formats.names import CARD, TRAINING
 from cryoray.models.ensemble import Ensemble, training_record
 from cryoray.models.fit import Epoch
 from cryoray.models.reasons import learn, section
@@ -73,10 +74,10 @@ def train_reasons(
     if learned is None:
         return
     record = {"labels": learned.labels, "confusion": learned.confusion.tolist()}
-    with replacing(ensemble / "training.json") as temporary:
+    with replacing(ensemble / TRAINING) as temporary:
         text = json.dumps({**training_record(ensemble), "reasons": record}, indent=1)
         temporary.write_text(text, encoding="utf-8")
-    card = (ensemble / "card.md").read_text(encoding="utf-8")
+    card = (ensemble / CARD).read_text(encoding="utf-8")
     before, _, _ = card.partition("\n## Reasons\n")
     judge.with_reasons(learned.labels, learned.network).save(
         ensemble, before.rstrip("\n") + "\n" + section(learned.labels, learned.confusion)

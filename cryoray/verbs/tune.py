@@ -14,10 +14,11 @@ from cryoray.boosting.filtering import folds_of_groups
 from cryoray.engine import runtime, tuning
 from cryoray.errors import SettingsError
 from cryoray.formats.files import replacing, replacing_folder
+from cryoray.formats.names import REPORT
 from cryoray.models.search import BLOCKS
 from cryoray.preparation.examples import gather
 from cryoray.records import Event, OnEvent, OnProgress, ignore
-from cryoray.report.tuning import REPORT, TABLE, write_page
+from cryoray.report.tuning import TABLE, write_page
 from cryoray.settings import Settings
 
 

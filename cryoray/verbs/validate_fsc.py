@@ -8,13 +8,14 @@ from typing import Any
 
 from cryoray.formats.files import replacing_folder
 from cryoray.formats.fsc_curve import read_curve
+from cryoray.formats.names import METRICS, REPORT
 from cryoray.maps import fsc
 from cryoray.maps.halves import mask_for, read_halves
 from cryoray.maps.numbers import compared, directional_numbers, fsc_numbers
 from cryoray.records import Event, OnEvent, OnProgress, Progress, ignore
 from cryoray.report.half_maps import FscPage
 from cryoray.settings import Settings
-from cryoray.verbs.proof import METRICS, REPORT, digest, is_validation, write_json
+from cryoray.verbs.validation import digest, is_validation, write_json
 
 
 def validate_fsc(
@@ -35,7 +36,7 @@ def validate_fsc(
         half2: the other.
         out: folder of ``metrics.json``, ``report.html``, the figures and the automatic mask; appears when
             all is done, in place of an older one.
-        settings: ``proof`` is used.
+        settings: ``validation`` is used.
         mask: file of a soft mask, or ``auto``; None: no mask.
         published: curve to compare with (`cryoray.formats.fsc_curve`).
         on_progress: called after each step.
@@ -48,7 +49,7 @@ def validate_fsc(
         FormatError: a map or curve cannot be read.
         InputError: the maps do not belong together, or ``out`` holds something else.
     """
-    chosen = settings.proof
+    chosen = settings.validation
     steps = Progress("fsc", 0, 4, "steps")
     on_progress(steps)
     halves, pixel_size = read_halves(half1, half2, chosen.pixel_size)

@@ -13,26 +13,25 @@ from cryoray.engine import local
 from cryoray.engine.reduce import ByThreads, OnRay, Reducer
 from cryoray.errors import InputError
 from cryoray.formats.files import replacing_folder
+from cryoray.formats.names import METRICS, REPORT
 from cryoray.formats.source import open_source
 from cryoray.formats.volume import write_volume
 from cryoray.maps.choices import (
     LEVELS,
     HalfMaps,
-    Proof,
+    MeasuredSet,
     as_many,
     levels,
-    proof_numbers,
     true_map,
+    validation_numbers,
 )
 from cryoray.maps.halves import mask_for
 from cryoray.maps.particles import Particles, particles_of
 from cryoray.maps.reconstruct import sums_bytes, symmetry_operators
 from cryoray.records import Event, OnEvent, OnProgress, Progress, ignore
 from cryoray.report.choices import ChoicesPage
-from cryoray.settings import ProofSettings, Settings
-from cryoray.verbs.proof import (
-    METRICS,
-    REPORT,
+from cryoray.settings import Settings, ValidationSettings
+from cryoray.verbs.validation import (
     digest,
     is_validation,
     verdicts_of,
@@ -68,7 +67,7 @@ def validate_reconstruct(
         source: particles of a 3D refinement.
         verdicts: folder of verdicts, or its ``verdicts.parquet``, about the same images by name.
         out: folder of numbers, page, figures and half-maps; appears when all is done.
-        settings: ``runtime`` and ``proof`` are used.
+        settings: ``runtime`` and ``validation`` are used.
         mask: file, ``auto`` (made from the map of all) or None; the same for all sets.
         truth: the true map of simulated particles; None: ``truth.mrc`` beside the source, where it is.
         on_progress: called as maps are made.
@@ -81,7 +80,7 @@ def validate_reconstruct(
         InputError: the source has no poses or half-sets, or the verdicts are about other images.
         SettingsError: no Ray, or no such symmetry.
     """
-    chosen = settings.proof
+    chosen = settings.validation
     operators = symmetry_operators(chosen.symmetry)
     opened = open_source(Path(source))
     particles = particles_of(opened)
@@ -116,18 +115,19 @@ def validate_reconstruct(
         whole = sets["all"]
         weights, masked_by = mask_for(mask, whole.halves, pixel_size, chosen, partial)
         true = true_map(truth, opened.path, particles.box)
-        proofs = {
-            name: Proof.of(found, pixel_size, weights, true, chosen) for name, found in sets.items()
+        measured = {
+            name: MeasuredSet.of(found, pixel_size, weights, true, chosen)
+            for name, found in sets.items()
         }
         reslog = {
-            name: [Proof.of(found, pixel_size, weights, None, chosen) for found in series]
+            name: [MeasuredSet.of(found, pixel_size, weights, None, chosen) for found in series]
             for name, series in steps.items()
             if name in ("kept", "all")
         }
         for name in ("kept", "all"):
             for number, half in enumerate(sets[name].halves, 1):
                 write_volume(partial / f"{name}_half{number}.mrc", half.numpy(), pixel_size)
-        numbers = proof_numbers(proofs, reslog)
+        numbers = validation_numbers(measured, reslog)
         numbers |= {
             "mask": masked_by,
             "rows": len(opened),
@@ -135,7 +135,7 @@ def validate_reconstruct(
             "left_out": len(opened) - len(particles),
             "symmetry": chosen.symmetry,
         }
-        page = ChoicesPage(opened.path, Path(verdicts), out, proofs)
+        page = ChoicesPage(opened.path, Path(verdicts), out, measured)
         page.write(
             partial / REPORT,
             numbers,
@@ -148,7 +148,7 @@ def validate_reconstruct(
             "validation.done",
             {
                 "out": str(out),
-                **{name: proof.resolution for name, proof in proofs.items()},
+                **{name: one.resolution for name, one in measured.items()},
                 "used": len(particles),
                 "left_out": numbers["left_out"],
             },
@@ -160,7 +160,9 @@ def validate_reconstruct(
 def _stays_here(particles: Particles, settings: Settings) -> bool:
     """Whether the maps are made in this process: little to read, and sums that fit into its memory."""
     fits = _HELD * sums_bytes(particles.box) <= _MOST_SUMS
-    return fits and local.suffices(particles.bytes, settings.proof.local_max_mib, settings.runtime)
+    return fits and local.suffices(
+        particles.bytes, settings.validation.local_max_mib, settings.runtime
+    )
 
 
 class _Maps:
@@ -170,7 +172,7 @@ class _Maps:
         self,
         particles: Particles,
         operators: np.ndarray,
-        chosen: ProofSettings,
+        chosen: ValidationSettings,
         reducer: Reducer,
         on_progress: OnProgress,
     ) -> None:

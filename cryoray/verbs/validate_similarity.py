@@ -11,6 +11,7 @@ import numpy as np
 from cryoray.engine import each, local
 from cryoray.errors import InputError, SelectionError
 from cryoray.formats.files import replacing_folder
+from cryoray.formats.names import METRICS, REPORT
 from cryoray.formats.selection import find_selection, read_selection
 from cryoray.formats.source import open_source
 from cryoray.formats.volume import read_volume
@@ -19,9 +20,7 @@ from cryoray.maps.particles import particles_of
 from cryoray.records import Event, OnEvent, OnProgress, Progress, ignore
 from cryoray.report.class_averages import AveragesPage
 from cryoray.settings import Settings
-from cryoray.verbs.proof import (
-    METRICS,
-    REPORT,
+from cryoray.verbs.validation import (
     digest,
     is_validation,
     verdicts_of,
@@ -47,7 +46,7 @@ def validate_similarity(
         source: particles of a 2D classification: classes, in-plane angles and origins.
         verdicts: ours about the same images.
         out: folder of numbers, page and figures; appears when all is done.
-        settings: ``runtime`` and ``proof`` are used.
+        settings: ``runtime`` and ``validation`` are used.
         selection: the person's; None: that beside the source.
         volume: a map whose projections are compared with the class averages, too.
         on_progress: called as classes are done.
@@ -61,7 +60,7 @@ def validate_similarity(
         SelectionError: there is no selection of these particles.
         SettingsError: no Ray.
     """
-    chosen = settings.proof
+    chosen = settings.validation
     opened = open_source(Path(source))
     if "rlnClassNumber" not in opened.metadata:
         raise InputError(

@@ -378,13 +378,20 @@ def test_a_setting_s_former_name_works_on_and_says_what_to_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "settings.toml"
-    file.write_text("[ingest]\nalone_mib = 7\n[train.fit]\naverage = 0.5\n")
+    file.write_text("[ingest]\nalone_mib = 7\n[train.fit]\naverage = 0.5\n[proof]\nseed = 3\n")
     monkeypatch.setenv("CRYORAY_WATCH__AT_ONCE", "3")
+    monkeypatch.setenv("CRYORAY_PROOF__SYMMETRY", "D7")
+    monkeypatch.setenv("CRYORAY_VALIDATION__RANDOM_SUBSETS", "2")
     context = typer.Context(typer.main.get_command(app), obj=common.Given(file))
     made = common.settings(context)
     assert made.ingest.local_max_mib == 7
     assert made.train.fit.ema_decay == 0.5
     assert made.watch.max_concurrent == 3
-    said = capsys.readouterr().err
-    for old, new in (("alone_mib", "local_max_mib"), ("average", "ema_decay")):
-        assert f"the setting {old} is now {new}; the old name goes with the next release." in said
+    validation = made.validation
+    assert (validation.seed, validation.symmetry, validation.random_subsets) == (3, "D7", 2)
+    printed = capsys.readouterr().err
+    names = (("alone_mib", "local_max_mib"), ("average", "ema_decay"), ("proof", "validation"))
+    for old, new in names:
+        assert (
+            f"the setting {old} is now {new}; the old name goes with the next release." in printed
+        )

@@ -82,8 +82,8 @@ def test_every_flow_has_a_deployment_and_sessions_come_first() -> None:
         "ingest train evaluate cross-validate classify promote rollback session nightly facility-day"
         " single-particle"
     )
-    proofs = {"validate-fsc", "validate-reconstruct", "validate-similarity", "collections"}
-    assert deployed == {*named.split(), *proofs}
+    others = {"validate-fsc", "validate-reconstruct", "validate-similarity", "collections"}
+    assert deployed == {*named.split(), *others}
     queues = {one["name"]: one["work_pool"]["work_queue_name"] for one in DEPLOYMENTS}
     assert queues["session"] == queues["session-k8s"] == "sessions"
     assert queues["train"] == queues["nightly"] == "batch"

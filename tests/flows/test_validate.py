@@ -1,4 +1,4 @@
-"""The proof as a flow: the verb's numbers, kept as a table."""
+"""Validation as a flow: the verb's numbers, kept as a table."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ def test_fsc_as_a_flow_keeps_resolutions(tmp_path: Path, prefect: None) -> None:
         write_volume(tmp_path / f"half{n}.mrc", half.numpy(), PIXEL)
         for n, half in enumerate(half_maps(phantom(), 0.8), 1)
     )
-    numbers = validate.fsc(first, second, tmp_path / "proof")
-    assert json.loads((tmp_path / "proof" / "metrics.json").read_text())["fsc"] == numbers["fsc"]
+    numbers = validate.fsc(first, second, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["fsc"] == numbers["fsc"]
     with get_client(sync_client=True) as client:
         kept = {one.key: one for one in client.read_artifacts()}
-    assert json.loads(str(kept[key(f"proof-{tmp_path.name}-proof")].data)) == validate.rows(numbers)
-    page = tmp_path / "proof" / "report.html"
-    assert f"[report of proof]({page.as_uri()})" in str(
-        kept[key(f"report-proof-{tmp_path.name}-proof")].data
+    assert json.loads(str(kept[key(f"validate-{tmp_path.name}-out")].data)) == validate.rows(
+        numbers
+    )
+    page = tmp_path / "out" / "report.html"
+    assert f"[report of out]({page.as_uri()})" in str(
+        kept[key(f"report-validate-{tmp_path.name}-out")].data
     )
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from cryoray.errors import FormatError, InputError
+from cryoray.formats.names import SELECTION
 from cryoray.select import clicks as module
-from cryoray.select.clicks import FILE, OPEN, Clicks
+from cryoray.select.clicks import OPEN, Clicks
 
 N = 10
 
@@ -165,7 +166,7 @@ def test_a_file_about_other_verdicts_or_a_damaged_one_is_refused(clicks: Clicks)
         Clicks(clicks.path.parent, N, "another")
     lines = clicks.path.read_text().splitlines(keepends=True)
     clicks.path.write_text(lines[0] + "nonsense\n" + lines[2])
-    with pytest.raises(FormatError, match=f"{FILE}, row 2: is damaged"):
+    with pytest.raises(FormatError, match=f"{SELECTION}, row 2: is damaged"):
         Clicks(clicks.path.parent, N, "digest")
     clicks.path.write_text(lines[0] + lines[2])
     with pytest.raises(FormatError, match="revision 2 where 1 is due"):
@@ -192,11 +193,11 @@ def test_a_file_that_is_no_selection_stays_as_it_is(tmp_path: Path, content: byt
     precious.write_bytes(content)
     folder = tmp_path / "verdicts"
     folder.mkdir()
-    (folder / FILE).symlink_to(precious)
+    (folder / SELECTION).symlink_to(precious)
     with pytest.raises(InputError, match="is a link"):
         Clicks(folder, N, "digest")
-    (folder / FILE).unlink()
-    precious.rename(folder / FILE)
+    (folder / SELECTION).unlink()
+    precious.rename(folder / SELECTION)
     with pytest.raises(InputError, match="is no selection"):
         Clicks(folder, N, "digest")
-    assert (folder / FILE).read_bytes() == content
+    assert (folder / SELECTION).read_bytes() == content

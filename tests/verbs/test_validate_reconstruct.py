@@ -12,7 +12,7 @@ from cryoray.errors import InputError
 from cryoray.formats.source import open_source
 from cryoray.formats.volume import read_volume
 from cryoray.maps.particles import particles_of
-from cryoray.settings import ProofSettings, RuntimeSettings, Settings
+from cryoray.settings import RuntimeSettings, Settings, ValidationSettings
 from cryoray.verbs.validate_reconstruct import _stays_here, validate_reconstruct
 from tests import without_ray
 
@@ -20,8 +20,8 @@ pytestmark = pytest.mark.long
 
 
 def test_maps_of_the_choices_and_what_they_prove(day: Path, tmp_path: Path) -> None:
-    out = tmp_path / "proof"
-    settings = Settings(proof=ProofSettings(random_subsets=2))
+    out = tmp_path / "validation"
+    settings = Settings(validation=ValidationSettings(random_subsets=2))
     numbers = validate_reconstruct(day, day / "verdicts", out, settings, mask=None)
     assert (numbers["used"], numbers["left_out"]) == (236, 4)
     sets = numbers["sets"]
@@ -50,11 +50,11 @@ def test_ray_makes_the_maps_that_threads_make(
 ) -> None:
     few = {"random_subsets": 1, "random_phases": 1}
     here = validate_reconstruct(
-        day, day / "verdicts", tmp_path / "here", Settings(proof=ProofSettings(**few))
+        day, day / "verdicts", tmp_path / "here", Settings(validation=ValidationSettings(**few))
     )
-    on_ray = ProofSettings(**few, local_max_mib=0, particles=50)
+    on_ray = ValidationSettings(**few, local_max_mib=0, particles=50)
     there = validate_reconstruct(
-        day, day / "verdicts", tmp_path / "there", Settings(runtime=ray_cluster, proof=on_ray)
+        day, day / "verdicts", tmp_path / "there", Settings(runtime=ray_cluster, validation=on_ray)
     )
     assert list(here["sets"]) == list(there["sets"])
     for name, mine in here["sets"].items():
@@ -93,4 +93,4 @@ def test_maps_too_large_for_this_process_are_rays(day: Path) -> None:
     large = replace(particles, stacks=tuple(replace(one, height=400) for one in particles.stacks))
     assert _stays_here(particles, Settings())
     assert not _stays_here(large, Settings())
-    assert not _stays_here(particles, Settings(proof=ProofSettings(local_max_mib=0)))
+    assert not _stays_here(particles, Settings(validation=ValidationSettings(local_max_mib=0)))

@@ -8,7 +8,7 @@ import pytest
 
 from cryoray.errors import InputError
 from cryoray.formats.source import open_source
-from cryoray.settings import ProofSettings, RuntimeSettings, Settings
+from cryoray.settings import RuntimeSettings, Settings, ValidationSettings
 from cryoray.verbs.validate_similarity import validate_similarity
 from tests import without_ray
 
@@ -69,7 +69,7 @@ def test_ray_finds_what_threads_find(
             classes,
             day / "verdicts",
             tmp_path / name,
-            Settings(runtime=ray_cluster, proof=ProofSettings(local_max_mib=most)),
+            Settings(runtime=ray_cluster, validation=ValidationSettings(local_max_mib=most)),
             selection=day / "labels.csv",
         )
         for name, most in (("here", 512), ("there", 0))

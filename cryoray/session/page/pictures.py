@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from cryoray.errors import FormatError, InputError
 from cryoray.formats import mrc
+from cryoray.formats.names import VERDICTS_TABLE
 from cryoray.formats.opening import OutsideError, Scope
 from cryoray.formats.rows import resolve
 from cryoray.formats.stacks import open_stacks
@@ -54,7 +55,7 @@ class Pictures:
         def read() -> pa.Table:
             folder = place(Path(session.root), Path(session.folder), Path(stack.path))
             try:
-                return pq.read_table(folder / "verdicts.parquet")
+                return pq.read_table(folder / VERDICTS_TABLE)
             except (OSError, pa.ArrowException) as error:
                 raise InputError("has no verdicts now", file=stack.path) from error
 

@@ -14,9 +14,8 @@ import pyarrow.parquet as pq
 
 from cryoray.errors import InputError
 from cryoray.formats.files import replacing
+from cryoray.formats.names import METRICS, REPORT, VERDICTS_TABLE
 from cryoray.formats.source import Source
-
-METRICS, REPORT = "metrics.json", "report.html"
 
 
 def is_validation(folder: Path) -> bool:
@@ -47,7 +46,7 @@ def verdicts_of(path: Path, source: Source) -> np.ndarray:
 
 def verdicts_table(path: Path) -> Path:
     """The table in a folder of verdicts; a file is taken for the table itself."""
-    return path / "verdicts.parquet" if path.is_dir() else path
+    return path / VERDICTS_TABLE if path.is_dir() else path
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
