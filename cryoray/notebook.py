@@ -255,7 +255,7 @@ class Ensemble:
             whole = plan(source, judge.preparation, _RANGE_MIB, invert=dark)
             (made,) = local.profiles([whole], judge)
             judge = judge.within(made)
-        (judged,) = local.judge([planned], judge, _RANGE_MIB, on_progress)
+        (judged,) = local.judge_plans([planned], judge, _RANGE_MIB, on_progress)
         return Verdicts(judged, given, judge)
 
 

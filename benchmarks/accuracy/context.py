@@ -24,13 +24,14 @@ import numpy as np
 
 from benchmarks.accuracy.particles import numbers
 from benchmarks.common import Row, main, result
+from cryoray.engine.local import judge_plans
 from cryoray.formats.source import Source, open_source
 from cryoray.metrics.accuracy import auroc
 from cryoray.models.ensemble import Ensemble
-from cryoray.models.predict import judge_plan, judge_source
+from cryoray.models.predict import judge_source
 from cryoray.models.registry import shipped
 from cryoray.preparation.plan import plan
-from cryoray.records import Verdicts
+from cryoray.records import Verdicts, ignore
 from cryoray.settings import Settings, SimulateSettings
 from cryoray.simulation import read_truth, simulate
 from cryoray.simulation.junk import KINDS, PARTICLE
@@ -182,7 +183,9 @@ def compared(ensemble: Ensemble, projects: list[Project]) -> tuple[list[Row], li
 def _judged(project: Project, ensemble: Ensemble, way: str) -> Verdicts:
     if way == "profile":
         return judge_source(project.source, ensemble)
-    return judge_plan(plan(project.source, ensemble.preparation, 64), ensemble.to())
+    planned = plan(project.source, ensemble.preparation, 64)
+    (judged,) = judge_plans([planned], ensemble, 64, ignore)
+    return judged
 
 
 def _line(judged: Verdicts) -> np.ndarray:

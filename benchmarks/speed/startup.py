@@ -132,7 +132,7 @@ def bulk(folder: Path) -> list[Row]:
     prepared = _prepared(folder)
     rows, limit = np.arange(IMAGES) % prepared.n, _limit(ensemble, prepared)
     begun = time.perf_counter()
-    local.judge_examples(prepared, rows, ensemble, ignore)
+    local.judge_set(prepared, rows, ensemble, ignore)
     here = IMAGES / (time.perf_counter() - begun)
     by_ray = _by_ray(prepared, rows, ensemble)
     return [
@@ -173,7 +173,7 @@ def _by_ray(prepared: PreparedSet, rows: np.ndarray, ensemble: Ensemble) -> floa
     few, seconds = rows[: len(rows) // 4], []
     for some in (few, rows):
         begun = time.perf_counter()
-        pool.judge_examples(prepared, some, ensemble, ignore)
+        pool.judge_set(prepared, some, ensemble, ignore)
         seconds.append(time.perf_counter() - begun)
     runtime.disconnect()
     return (len(rows) - len(few)) / (seconds[1] - seconds[0])

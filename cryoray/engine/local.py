@@ -11,12 +11,12 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from cryoray.models import predict
 from cryoray.models.ensemble import Embeddings, Ensemble
 from cryoray.models.predict import (
     TOGETHER,
     finished,
     judge_ranges,
-    judge_set,
     look,
     profile_of,
     profiled_rows,
@@ -86,13 +86,13 @@ def profiles(plans: Sequence[Plan], ensemble: Ensemble) -> list[Profile | None]:
     return made
 
 
-def judge(
+def judge_plans(
     plans: Sequence[Plan],
     ensemble: Ensemble | Sequence[Ensemble],
     range_mib: int,
     on_progress: OnProgress,
 ) -> list[Verdicts]:
-    """Judge all rows of some plans; see `models.predict.judge_plan`.
+    """Judge all rows of some plans; see `models.predict.judge_ranges`.
 
     Args:
         plans: with ``ensemble.preparation``.
@@ -128,7 +128,7 @@ def judge(
     ]
 
 
-def judge_examples(
+def judge_set(
     examples: PreparedSet,
     rows: np.ndarray,
     ensemble: Ensemble,
@@ -149,7 +149,7 @@ def judge_examples(
     pieces = [rows[start : start + _PIECE] for start in range(0, len(rows), _PIECE)]
 
     def do(some: np.ndarray) -> list[Verdicts]:
-        return [*judge_set(examples, some, ensemble, everyone=everyone)]
+        return [*predict.judge_set(examples, some, ensemble, everyone=everyone)]
 
     parts: list[Verdicts] = []
     for judged in in_threads(do, pieces):

@@ -104,14 +104,14 @@ class _Judge:
         return judged.renumbered(batch["row"])
 
 
-def judge(
+def judge_plans(
     plans: Sequence[Plan],
     ensemble: Ensemble | Sequence[Ensemble],
     review: bool,
     range_mib: int,
     on_progress: OnProgress,
 ) -> list[Verdicts]:
-    """Judge all rows of some plans by Ray's workers; see `models.predict.judge_plan`.
+    """Judge all rows of some plans by Ray's workers; see `models.predict.judge_ranges`.
 
     Args:
         plans: with ``ensemble.preparation``.
@@ -153,7 +153,7 @@ def judge(
     ]
 
 
-def judge_examples(
+def judge_set(
     examples: PreparedSet,
     rows: np.ndarray,
     ensemble: Ensemble,

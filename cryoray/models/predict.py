@@ -37,7 +37,8 @@ def judge_source(source: Source, ensemble: Ensemble, rows: np.ndarray | None = N
     if ensemble.has_context and ensemble.profile is None:
         whole = planned if rows is None else plan(source, ensemble.preparation, _RANGE_MIB)
         ensemble = ensemble.within(profile_plan(whole, ensemble.to()))
-    return judge_plan(planned, ensemble.to())
+    judged = judge_ranges(planned.ranges, ensemble.to())
+    return finished(planned.quarantined, judged, ensemble.about)
 
 
 def profiled_rows(ranges: Sequence[RowRange]) -> list[RowRange]:
@@ -90,20 +91,6 @@ def profile_plan(planned: Plan, ensemble: Ensemble) -> Profile | None:
         ensemble: on the device on which it is to look.
     """
     return profile_of(look(profiled_rows(planned.ranges), ensemble), ensemble.digest)
-
-
-def judge_plan(planned: Plan, ensemble: Ensemble) -> Verdicts:
-    """Read, prepare and judge all rows of a plan, one after the other.
-
-    Args:
-        planned: with ``ensemble.preparation``.
-        ensemble: on the device on which it is to judge.
-
-    Returns:
-        verdicts by row of the plan's source; rows that cannot be read are quarantined.
-    """
-    judged = Verdicts.together(judge_ranges(planned.ranges, ensemble))
-    return finished(planned.quarantined, [judged], ensemble.about)
 
 
 def finished(

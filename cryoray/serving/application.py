@@ -53,7 +53,7 @@ from cryoray.serving.admission import (
     refusal,
 )
 from cryoray.serving.counts import Counts
-from cryoray.serving.judging import JudgedRange, JudgesFailedError, Judging
+from cryoray.serving.judging import JudgedRange, JudgesFailedError, Judging, Work
 from cryoray.serving.lineup import Active, Served
 from cryoray.serving.parsers import BusyError, InThisProcess, Parsers, Question
 from cryoray.serving.sessions import OpenSessions
@@ -339,7 +339,7 @@ class Judge:
         chosen = await self.parsers.choose(
             Question(asked.source, None, served.kind, served.preparation, together, scope)
         )
-        looked = await self._judging.look(served, profiled_rows(chosen.ranges), scope)
+        looked = await self._judging.look(Work(served, profiled_rows(chosen.ranges), scope))
         made = await asyncio.to_thread(profile_of, looked, served.digest)
         if made is None:
             raise InputError("none of its images can be read", file=asked.source)
@@ -435,7 +435,7 @@ class Judge:
             with counts.stages.labels("plan").time():
                 chosen = await plan(served)
             try:
-                judged = await self._judging.judge(served, chosen.ranges, scope, profile)
+                judged = await self._judging.judge(Work(served, chosen.ranges, scope, profile))
                 break
             except JudgesFailedError as error:
                 other = await self._lineup.failed(served, error)

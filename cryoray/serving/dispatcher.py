@@ -6,7 +6,7 @@ import asyncio
 import time
 import uuid
 from collections import Counter as Tally
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayError
@@ -14,11 +14,9 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from cryoray.errors import CryorayError
-from cryoray.formats.opening import Scope
-from cryoray.models.profile import Profile
 from cryoray.records import RowRange
 from cryoray.serving.counts import Counts
-from cryoray.serving.judging import JudgedRange, JudgesFailedError, Looked
+from cryoray.serving.judging import JudgedRange, JudgesFailedError, Looked, Work
 from cryoray.serving.lineup import Followed, Served, sentence
 from cryoray.serving.shadow import Comparison
 from cryoray.serving.supervisor import Report, Standing
@@ -64,35 +62,30 @@ class Dispatcher:
         self._healthy_at = -float("inf")
         self._asking: asyncio.Task[bool] | None = None
 
-    async def look(self, served: Served, ranges: Sequence[RowRange], scope: Scope) -> list[Looked]:
-        """Have an ensemble's members look at ranges, for a profile.
+    async def look(self, work: Work) -> list[Looked]:
+        """What the ensemble's members see in ranges, for a profile.
 
         Raises:
             JudgesFailedError: looking failed, or replica after replica was lost.
         """
-        look = self.judges[served.name].look.remote
+        look = self.judges[work.served.name].look.remote
         return list(
             await asyncio.gather(
                 *(
-                    self._one(served, part, scope, lambda given: look(given, served))
-                    for part in ranges
+                    self._one(work, part, lambda given: look(given, work.served))
+                    for part in work.ranges
                 )
             )
         )
 
-    async def judge(
-        self,
-        served: Served,
-        ranges: Sequence[RowRange],
-        scope: Scope,
-        profile: Profile | None = None,
-    ) -> list[JudgedRange]:
+    async def judge(self, work: Work) -> list[JudgedRange]:
         """Have ranges prepared and judged; a range whose replica was lost goes to another.
 
         Raises:
             JudgesFailedError: judging failed, or replica after replica was lost.
         """
-        images = sum(len(part.rows) for part in ranges)
+        served = work.served
+        images = sum(len(part.rows) for part in work.ranges)
         self._wait(served.name, images)
         # So that a request of a few rows need not wait for all of one with a million.
         mine = asyncio.Semaphore(self._slots.limit)
@@ -102,17 +95,16 @@ class Dispatcher:
             async with mine, self._slots:
                 begun = time.perf_counter()
                 judged: JudgedRange = await self._one(
-                    served,
+                    work,
                     part,
-                    scope,
-                    lambda given: self.judges[served.name].remote(given, served, profile),
+                    lambda given: self.judges[served.name].remote(given, served, work.profile),
                 )
                 self.counts.measured(judged, time.perf_counter() - begun)
             self._wait(served.name, -len(part.rows))
             images -= len(part.rows)
             return judged
 
-        tasks = [asyncio.ensure_future(one(part)) for part in ranges]
+        tasks = [asyncio.ensure_future(one(part)) for part in work.ranges]
         try:
             return list(await asyncio.gather(*tasks))
         finally:
@@ -120,15 +112,14 @@ class Dispatcher:
                 task.cancel()
             self._wait(served.name, -images)
 
-    async def _one(
-        self, served: Served, part: RowRange, scope: Scope, ask: Callable[[Any], Any]
-    ) -> Any:
+    async def _one(self, work: Work, part: RowRange, ask: Callable[[Any], Any]) -> Any:
         """What a judge answers who is asked about a range that was prepared."""
+        served = work.served
         # An ensemble that takes its judges down must not do so for long.
         again = _AGAIN_SECONDS[: 1 if self.lineup.before(served) else None]
         for pause in (*again, None):
             # The response is handed on unread: its pixels go from preparer to judge directly.
-            prepared = self.preparer.remote(part, served.preparation, scope)
+            prepared = self.preparer.remote(part, served.preparation, work.scope)
             judged = ask(prepared)
             try:
                 return await judged
@@ -145,11 +136,10 @@ class Dispatcher:
                 raise _failed(served, error) from error
         raise AssertionError
 
-    async def beside(
-        self, shadow: Served, ranges: Sequence[RowRange], scope: Scope
-    ) -> list[JudgedRange]:
+    async def beside(self, work: Work) -> list[JudgedRange]:
         """Have the shadow judge ranges, one after the other."""
-        return [await self.judges[shadow.name].remote(part, shadow, scope) for part in ranges]
+        shadow = self.judges[work.served.name]
+        return [await shadow.remote(part, work.served, work.scope) for part in work.ranges]
 
     async def attend(self) -> None:
         """Exchange with the supervisor what each has to know; while it is away, all stays as it was."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
@@ -12,7 +11,7 @@ from ray.serve.handle import DeploymentHandle
 from cryoray.serving.application import create
 from cryoray.serving.counts import Counts
 from cryoray.serving.dispatcher import Dispatcher
-from cryoray.serving.judging import JudgedRange
+from cryoray.serving.judging import JudgedRange, Work
 from cryoray.serving.lineup import Followed, Served, active
 from cryoray.serving.shadow import Comparison
 from cryoray.settings import ServeSettings
@@ -51,9 +50,9 @@ class Ingress:
             self.lineup, supervisor, preparer, every, self.counts, self.comparison
         )
 
-    async def beside(self, *given: Any) -> list[JudgedRange]:
+    async def beside(self, work: Work) -> list[JudgedRange]:
         """What the shadow says; see `Dispatcher.beside`."""
-        return await self.dispatcher.beside(*given)
+        return await self.dispatcher.beside(work)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create(self.settings, self.lineup, self.dispatcher, self.counts, self.comparison)

@@ -42,8 +42,8 @@ class JudgedRange:
     batch: int = 0
 
 
-def judge_together(ensemble: Ensemble, parts: Sequence[PreparedRows]) -> list[JudgedRange]:
-    """Judge the images of several ranges in one go."""
+def judge_timed(ensemble: Ensemble, parts: Sequence[PreparedRows]) -> list[JudgedRange]:
+    """Judge the images of several ranges in one go (`models.predict.judge_prepared`), and time it."""
     begun = time.perf_counter()
     judged = judge_prepared(parts, ensemble)
     seconds = time.perf_counter() - begun
@@ -118,6 +118,23 @@ class Held:
         return self._by_digest[served.digest]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """Rows of one source that are to be judged.
+
+    Attributes:
+        served: the ensemble that judges.
+        ranges: the rows, planned with its preparation.
+        scope: what may be opened for them.
+        profile: of the project within which it judges; None: each image by itself.
+    """
+
+    served: Served
+    ranges: Sequence[RowRange]
+    scope: Scope
+    profile: Profile | None = None
+
+
 class JudgesFailedError(CryorayError):
     """The judges or preparers could not do what an ensemble asks of them."""
 
@@ -125,30 +142,22 @@ class JudgesFailedError(CryorayError):
 class Judging(Protocol):
     """Whatever prepares and judges for the HTTP application."""
 
-    async def judge(
-        self,
-        served: Served,
-        ranges: Sequence[RowRange],
-        scope: Scope,
-        profile: Profile | None = None,
-    ) -> list[JudgedRange]:
-        """Judge ranges with an ensemble, in a project; files are opened in a scope alone.
+    async def judge(self, work: Work) -> list[JudgedRange]:
+        """Have ranges prepared and judged.
 
         Raises:
             JudgesFailedError: that cannot be done.
         """
 
-    async def look(self, served: Served, ranges: Sequence[RowRange], scope: Scope) -> list[Looked]:
-        """What an ensemble's members see in ranges, for a profile.
+    async def look(self, work: Work) -> list[Looked]:
+        """What the ensemble's members see in ranges, for a profile.
 
         Raises:
             JudgesFailedError: that cannot be done.
         """
 
-    async def beside(
-        self, shadow: Served, ranges: Sequence[RowRange], scope: Scope
-    ) -> list[JudgedRange]:
-        """Judge ranges with a shadow, in what time is left."""
+    async def beside(self, work: Work) -> list[JudgedRange]:
+        """The same with a shadow, in what time is left."""
 
     async def ready(self) -> bool:
         """Whether a request would be judged now; answers within two seconds."""

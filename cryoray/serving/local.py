@@ -10,7 +10,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,7 +26,6 @@ from cryoray.engine.local import cores
 from cryoray.errors import CryorayError, SettingsError
 from cryoray.formats.opening import Scope
 from cryoray.models.ensemble import Ensemble
-from cryoray.models.profile import Profile
 from cryoray.protocol.client import Client
 from cryoray.protocol.token import check_strength, find_token
 from cryoray.records import RowRange
@@ -38,7 +37,8 @@ from cryoray.serving.judging import (
     JudgedRange,
     JudgesFailedError,
     Looked,
-    judge_together,
+    Work,
+    judge_timed,
     look_at,
 )
 from cryoray.serving.lineup import Lineup, Served, attempt, sentence
@@ -63,53 +63,44 @@ class Threads:
             cores(), "judge", initializer=torch.set_num_threads, initargs=(1,)
         )
 
-    async def judge(
-        self,
-        served: Served,
-        ranges: Sequence[RowRange],
-        scope: Scope,
-        profile: Profile | None = None,
-    ) -> list[JudgedRange]:
-        """Judge ranges with an ensemble, in a project; files are opened in a scope alone.
+    async def judge(self, work: Work) -> list[JudgedRange]:
+        """Have ranges prepared and judged.
 
         Raises:
             JudgesFailedError: that cannot be done.
         """
-        return await self._each(_judge, served, ranges, scope, profile)
+        return await self._each(_judge, work)
 
-    async def look(self, served: Served, ranges: Sequence[RowRange], scope: Scope) -> list[Looked]:
-        """What an ensemble's members see in ranges.
+    async def look(self, work: Work) -> list[Looked]:
+        """What the ensemble's members see in ranges.
 
         Raises:
             JudgesFailedError: that cannot be done.
         """
-        return await self._each(_look, served, ranges, scope, None)
+        return await self._each(_look, work)
 
     async def _each(
         self,
         do_one: Callable[[Ensemble, Scope, RowRange], Made],
-        served: Served,
-        ranges: Sequence[RowRange],
-        scope: Scope,
-        profile: Profile | None,
+        work: Work,
     ) -> list[Made]:
         loop = asyncio.get_running_loop()
         try:
-            ensemble = await self._held.get(served, profile)
-            do = partial(do_one, ensemble, scope)
+            ensemble = await self._held.get(work.served, work.profile)
+            do = partial(do_one, ensemble, work.scope)
             return list(
-                await asyncio.gather(*(loop.run_in_executor(self._pool, do, one) for one in ranges))
+                await asyncio.gather(
+                    *(loop.run_in_executor(self._pool, do, one) for one in work.ranges)
+                )
             )
         except (CryorayError, OSError, RuntimeError) as error:  # torch raises the last
             raise JudgesFailedError(
-                f"The judges of {served.name} failed, ask again: {sentence(error).rstrip('.')}."
+                f"The judges of {work.served.name} failed, ask again: {sentence(error).rstrip('.')}."
             ) from error
 
-    async def beside(
-        self, shadow: Served, ranges: Sequence[RowRange], scope: Scope
-    ) -> list[JudgedRange]:
+    async def beside(self, work: Work) -> list[JudgedRange]:
         """The same: there is no shadow here."""
-        return await self.judge(shadow, ranges, scope)
+        return await self.judge(work)
 
     async def ready(self) -> bool:
         """Whether a request would be judged now: where this is asked, it would."""
@@ -133,7 +124,7 @@ class Threads:
 
 def _judge(ensemble: Ensemble, scope: Scope, rows: RowRange) -> JudgedRange:
     given = prepared(rows, ensemble.preparation, scope)
-    (judged,) = judge_together(ensemble, [given.rows])
+    (judged,) = judge_timed(ensemble, [given.rows])
     return replace(judged, prepare_seconds=given.seconds)
 
 

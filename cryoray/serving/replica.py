@@ -15,7 +15,7 @@ from cryoray.formats.opening import Scope
 from cryoray.models.ensemble import Ensemble
 from cryoray.models.profile import Profile
 from cryoray.records import PreparedRows, RowRange
-from cryoray.serving.judging import Held, JudgedRange, Looked, judge_together, look_at
+from cryoray.serving.judging import Held, JudgedRange, Looked, judge_timed, look_at
 from cryoray.serving.lineup import Served
 from cryoray.serving.preparer import Prepared, prepared
 from cryoray.serving.scaling import Queue
@@ -48,7 +48,7 @@ class Judge(Queue):
         judged: JudgedRange | Exception
         if len(given.rows.rows) > self._batch:
             # While a service is deployed anew with smaller batches, older ingresses cut larger ranges.
-            (judged,) = await asyncio.to_thread(judge_together, ensemble, [given.rows])
+            (judged,) = await asyncio.to_thread(judge_timed, ensemble, [given.rows])
         else:
             judged = await self._together((ensemble, given.rows))
         if isinstance(judged, Exception):
@@ -95,7 +95,7 @@ def _by_ensemble(
     for ensemble in {id(ensemble): ensemble for ensemble, _ in parts}.values():
         at = [index for index, (whose, _) in enumerate(parts) if whose is ensemble]
         try:
-            judged |= zip(at, judge_together(ensemble, [parts[i][1] for i in at]), strict=True)
+            judged |= zip(at, judge_timed(ensemble, [parts[i][1] for i in at]), strict=True)
         except Exception as error:
             judged |= dict.fromkeys(at, error)
     return [judged[index] for index in range(len(parts))]
@@ -118,7 +118,7 @@ class Shadow:
         """Read, prepare and judge a range, files of a scope alone."""
         ensemble = await self._held.get(served)
         given = await asyncio.to_thread(prepared, rows, served.preparation, scope)
-        (judged,) = await asyncio.to_thread(judge_together, ensemble, [given.rows])
+        (judged,) = await asyncio.to_thread(judge_timed, ensemble, [given.rows])
         return judged
 
     async def attend(self, served: Served, queued: int) -> str:

@@ -13,9 +13,9 @@ import numpy as np
 
 from cryoray.formats.opening import Scope
 from cryoray.protocol.messages import Agreement, ShadowReport
-from cryoray.records import VERDICTS, RowRange, Verdicts
+from cryoray.records import VERDICTS, Verdicts
 from cryoray.serving.counts import Counts
-from cryoray.serving.judging import JudgedRange
+from cryoray.serving.judging import JudgedRange, Work
 from cryoray.serving.lineup import Active, Served
 from cryoray.serving.sources import Chosen
 
@@ -36,7 +36,7 @@ class _Tally:
 
 
 Plan = Callable[[Served], Awaitable[Chosen]]
-Judge = Callable[[Served, Sequence[RowRange], Scope], Awaitable[list[JudgedRange]]]
+Judge = Callable[[Work], Awaitable[list[JudgedRange]]]
 
 
 class Comparison:
@@ -108,7 +108,7 @@ class Comparison:
         try:
             async with held, self._turn:
                 chosen = await plan(shadow)
-                shadowed = await self._judge(shadow, chosen.ranges, scope)
+                shadowed = await self._judge(Work(shadow, chosen.ranges, scope))
             await asyncio.to_thread(
                 self._tally,
                 active,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cryoray import report
-from cryoray.engine.local import judge_examples
+from cryoray.engine.local import judge_set
 from cryoray.metrics.comparison import Comparison, Scores, compare
 from cryoray.models.ensemble import Ensemble
 from cryoray.preparation.prepared import PreparedSet
@@ -53,7 +53,7 @@ def challenge(
             # Above or below the line: a project may have one of its own.
             margin = np.empty(len(rows), np.float32)
             for some, judge in within_projects(ensemble, examples, rows):
-                judged = judge_examples(examples, rows[some], judge, ignore, everyone=True)
+                judged = judge_set(examples, rows[some], judge, ignore, everyone=True)
                 margin[some] = judged.score - np.float32(judge.threshold)
             scores_of_one.append(margin)
     ours, theirs = (

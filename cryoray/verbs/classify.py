@@ -217,8 +217,8 @@ def _judged(
     chosen = settings.classify
     size = sum(each.bytes for each in plans)
     if local.suffices(size, chosen.local_max_mib, settings.runtime):
-        return local.judge(plans, ensemble, chosen.range_mib, on_progress)
+        return local.judge_plans(plans, ensemble, chosen.range_mib, on_progress)
     from cryoray.engine import pool, runtime
 
     runtime.connect(settings.runtime)
-    return pool.judge(plans, ensemble, chosen.review, chosen.range_mib, on_progress)
+    return pool.judge_plans(plans, ensemble, chosen.review, chosen.range_mib, on_progress)

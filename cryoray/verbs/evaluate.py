@@ -183,10 +183,10 @@ def predictions_of(
         from cryoray.engine import pool, runtime
 
         runtime.connect(settings.runtime)
-    judge_examples = local.judge_examples if here else pool.judge_examples
+    judge_set = local.judge_set if here else pool.judge_set
     parts, threshold = [], np.full(len(rows), judge.threshold, np.float32)
     for some, within in within_projects(judge, examples, rows):
-        parts.append(judge_examples(examples, rows[some], within, on_progress, everyone=True))
+        parts.append(judge_set(examples, rows[some], within, on_progress, everyone=True))
         threshold[some] = within.threshold
     judged = Verdicts.together(parts)
     if not np.array_equal(judged.rows, rows):

@@ -13,14 +13,14 @@ from cryoray.formats import companion
 from cryoray.formats.opening import Scope
 from cryoray.formats.source import open_source
 from cryoray.models.ensemble import Ensemble
-from cryoray.models.predict import judge_plan, judge_set
+from cryoray.models.predict import finished, judge_ranges, judge_set
 from cryoray.preparation.described import with_metadata
-from cryoray.preparation.plan import plan
+from cryoray.preparation.plan import Plan, plan
 from cryoray.preparation.prepare import prepare_range
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.records import Kind, Verdicts, ignore
 from cryoray.serving.application import _answer
-from cryoray.serving.judging import judge_together
+from cryoray.serving.judging import judge_timed
 from cryoray.serving.lineup import Served
 from cryoray.serving.sources import Catalogue
 from cryoray.settings import RuntimeSettings
@@ -54,6 +54,11 @@ def ensemble_of(kind: Kind, tiny: Path, classes: Path) -> Ensemble:
     return Ensemble.load(tiny if kind == "particle" else classes)
 
 
+def one_by_one(planned: Plan, ensemble: Ensemble) -> Verdicts:
+    """The core itself, without an engine."""
+    return finished(planned.quarantined, judge_ranges(planned.ranges, ensemble), ensemble.about)
+
+
 def by_service(path: Path, ensemble: Ensemble) -> Verdicts:
     """As the service does: found by the catalogue, prepared range by range, judged in odd batches."""
     assert ensemble.path is not None
@@ -65,7 +70,7 @@ def by_service(path: Path, ensemble: Ensemble) -> Verdicts:
     judged = [
         one
         for start in range(0, len(prepared), 3)
-        for one in judge_together(ensemble, prepared[start : start + 3])
+        for one in judge_timed(ensemble, prepared[start : start + 3])
     ]
     return _answer(served, chosen, judged)
 
@@ -93,11 +98,11 @@ def test_the_same_bytes_come_from_every_engine(
         assert found is not None
         source = with_metadata(source, found)
     planned = plan(source, ensemble.preparation, 1)
-    here = judge_plan(planned, ensemble)
+    here = one_by_one(planned, ensemble)
     assert len(here) == len(source)
     assert len(here.rows)
-    (threads,) = local.judge([planned], ensemble, 1, ignore)
-    (actors,) = pool.judge([planned], ensemble, True, 1, ignore)
+    (threads,) = local.judge_plans([planned], ensemble, 1, ignore)
+    (actors,) = pool.judge_plans([planned], ensemble, True, 1, ignore)
     same(here, [threads, actors, by_service(path, ensemble)])
     if name in ("star", "described"):
         assert np.isfinite(planned.ranges[0].features).all()
@@ -111,8 +116,8 @@ def test_a_prepared_set_is_judged_alike_here_and_by_ray(
     ensemble = Ensemble.load(tiny_ensemble)
     rows = np.arange(0, examples.n, 2)
     here = Verdicts.together(judge_set(examples, rows, ensemble, everyone=True))
-    threads = local.judge_examples(examples, rows, ensemble, ignore, everyone=True)
-    actors = pool.judge_examples(examples, rows, ensemble, ignore, everyone=True)
+    threads = local.judge_set(examples, rows, ensemble, ignore, everyone=True)
+    actors = pool.judge_set(examples, rows, ensemble, ignore, everyone=True)
     same(here, [threads, actors])
     assert here.rows.tolist() == rows.tolist()
 
@@ -124,6 +129,6 @@ def test_several_plans_are_judged_together_and_told_apart(
     plans = [
         plan(open_source(sources[name][0]), ensemble.preparation, 1) for name in ("star", "bare")
     ]
-    both = local.judge(plans, ensemble, 1, ignore)
+    both = local.judge_plans(plans, ensemble, 1, ignore)
     for planned, together in zip(plans, both, strict=True):
-        same(judge_plan(planned, ensemble), [together])
+        same(one_by_one(planned, ensemble), [together])

@@ -21,17 +21,15 @@ import uvicorn
 from fastapi import FastAPI
 
 from cryoray.errors import SettingsError
-from cryoray.formats.opening import Scope
 from cryoray.formats.source import open_source
 from cryoray.models.ensemble import Ensemble
-from cryoray.models.profile import Profile
 from cryoray.preparation.plan import plan
 from cryoray.preparation.prepare import prepare_range
 from cryoray.protocol.messages import JUDGE, STACK_TYPE, JudgeAnswer
 from cryoray.records import VERDICTS, RowRange
 from cryoray.serving.application import create
 from cryoray.serving.counts import Counts
-from cryoray.serving.judging import JudgedRange, JudgesFailedError, Looked, judge_together
+from cryoray.serving.judging import JudgedRange, JudgesFailedError, Looked, Work, judge_timed
 from cryoray.serving.lineup import Lineup, Served, attempt
 from cryoray.serving.shadow import Comparison
 from cryoray.settings import ServeSettings
@@ -58,37 +56,29 @@ class InProcess:
         self.waiting, self.loses_rows = threading.Semaphore(0), False
         self.breaks: set[str] = set()
 
-    async def judge(
-        self,
-        served: Served,
-        ranges: Sequence[RowRange],
-        scope: Scope,
-        profile: Profile | None = None,
-    ) -> list[JudgedRange]:
-        assert profile is None
+    async def judge(self, work: Work) -> list[JudgedRange]:
+        assert work.profile is None
         self.waiting.release()
         while not self.gate.is_set():
             await asyncio.sleep(0.005)
-        if served.digest in self.breaks:
+        if work.served.digest in self.breaks:
             raise JudgesFailedError("The judges of tiny failed, ask again: they died.")
-        judged = self.together(served, ranges)
+        judged = self.together(work.served, work.ranges)
         return judged[1:] if self.loses_rows else judged
 
-    async def look(self, served: Served, ranges: Sequence[RowRange], scope: Scope) -> list[Looked]:
+    async def look(self, work: Work) -> list[Looked]:
         raise AssertionError("nobody asks for a profile")
 
-    async def beside(
-        self, shadow: Served, ranges: Sequence[RowRange], scope: Scope
-    ) -> list[JudgedRange]:
+    async def beside(self, work: Work) -> list[JudgedRange]:
         while not self.shadow_gate.is_set():
             await asyncio.sleep(0.005)
-        if shadow.digest in self.breaks:
+        if work.served.digest in self.breaks:
             raise RuntimeError("the shadow broke")
-        return self.together(shadow, ranges)
+        return self.together(work.served, work.ranges)
 
     def together(self, served: Served, ranges: Sequence[RowRange]) -> list[JudgedRange]:
         ensemble = self.ensembles.setdefault(served.digest, Ensemble.load(served.path))
-        return judge_together(ensemble, [prepare_range(r, served.preparation) for r in ranges])
+        return judge_timed(ensemble, [prepare_range(r, served.preparation) for r in ranges])
 
     async def ready(self) -> bool:
         return self.gate.is_set()
@@ -181,9 +171,7 @@ def test_every_row_asked_about_is_answered_in_order(
     assert answer.ensemble == judging.ensemble.digest
 
     whole = plan(source, served.preparation, 64)
-    (judged,) = judge_together(
-        judging.ensemble, [prepare_range(whole.ranges[0], served.preparation)]
-    )
+    (judged,) = judge_timed(judging.ensemble, [prepare_range(whole.ranges[0], served.preparation)])
     by_row = {one.row: one for one in answer.verdicts}
     both = [
         (i, by_row[row]) for i, row in enumerate(judged.verdicts.rows.tolist()) if row in by_row

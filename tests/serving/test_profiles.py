@@ -147,8 +147,8 @@ def test_rays_actors_judge_each_project_by_its_own_profile(
     plans = [plan(open_source(path), ensemble.preparation, 1) for path in (project, second)]
     judges = [ensemble.within(profile) for profile in threads.profiles(plans, ensemble)]
     assert judges[0].profile != judges[1].profile
-    here = threads.judge(plans, judges, 1, ignore)
-    there = pool.judge(plans, judges, True, 1, ignore)
+    here = threads.judge_plans(plans, judges, 1, ignore)
+    there = pool.judge_plans(plans, judges, True, 1, ignore)
     for one, other in zip(here, there, strict=True):
         assert one.table.equals(other.table)
         assert one.about == other.about

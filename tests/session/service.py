@@ -11,15 +11,12 @@ from pathlib import Path
 
 import uvicorn
 
-from cryoray.formats.opening import Scope
 from cryoray.models.ensemble import Ensemble
-from cryoray.models.profile import Profile
 from cryoray.preparation.prepare import prepare_range
 from cryoray.protocol.client import Client
-from cryoray.records import RowRange
 from cryoray.serving.application import create
 from cryoray.serving.counts import Counts
-from cryoray.serving.judging import JudgedRange, Looked, judge_together
+from cryoray.serving.judging import JudgedRange, Looked, Work, judge_timed
 from cryoray.serving.lineup import Lineup, Served
 from cryoray.settings import ServeSettings
 
@@ -34,32 +31,24 @@ class InProcess:
         self.broken = False
         self.calls = 0
 
-    async def judge(
-        self,
-        served: Served,
-        ranges: Sequence[RowRange],
-        scope: Scope,
-        profile: Profile | None = None,
-    ) -> list[JudgedRange]:
-        assert profile is None
+    async def judge(self, work: Work) -> list[JudgedRange]:
+        assert work.profile is None
         self.calls += 1
         if self.broken:
             raise RuntimeError("a replica died")
         return await asyncio.to_thread(
             lambda: [
-                judge_together(
-                    self.ensembles[served.name], [prepare_range(part, served.preparation)]
+                judge_timed(
+                    self.ensembles[work.served.name], [prepare_range(part, work.served.preparation)]
                 )[0]
-                for part in ranges
+                for part in work.ranges
             ]
         )
 
-    async def look(self, served: Served, ranges: Sequence[RowRange], scope: Scope) -> list[Looked]:
+    async def look(self, work: Work) -> list[Looked]:
         raise AssertionError("nobody asks for a profile")
 
-    async def beside(
-        self, shadow: Served, ranges: Sequence[RowRange], scope: Scope
-    ) -> list[JudgedRange]:
+    async def beside(self, work: Work) -> list[JudgedRange]:
         raise AssertionError("there is no shadow")
 
     async def hold(self, served: Served) -> None:
