@@ -24,14 +24,20 @@ from cryoray.boosting import adaptation, prevalence
 from cryoray.boosting.calibration import Platt
 from cryoray.boosting.voting import score
 from cryoray.metrics.accuracy import auroc
+from cryoray.models.adaptation import adapted
 from cryoray.models.ensemble import Ensemble
 from cryoray.models.predict import profile_set
 from cryoray.models.registry import SHIPPED
 from cryoray.preparation.prepared import PreparedSet
-from cryoray.settings import IngestSettings, PreparationSettings, Settings, SimulateSettings
+from cryoray.settings import (
+    IngestSettings,
+    OperatingPointSettings,
+    PreparationSettings,
+    Settings,
+    SimulateSettings,
+)
 from cryoray.simulation import read_truth, simulate
 from cryoray.simulation.junk import PARTICLE
-from cryoray.verbs.adapt import adapted
 from cryoray.verbs.ingest import ingest
 
 #: Not those of the recipe, and not those on which constants were chosen.
@@ -95,7 +101,9 @@ def clicked(
     manifest = judge.manifest
     share = prevalence.estimate(plain, manifest.prevalence)
     change = adaptation.fit_change(plain[known], keep[known], share.shift)
-    after = adapted(manifest, change, plain, known, keep[known], share.estimate, Settings())
+    after = adapted(
+        manifest, change, plain, known, keep[known], share.estimate, OperatingPointSettings()
+    )
     return rates(change(plain).astype(np.float32), keep, after.threshold)
 
 

@@ -20,17 +20,10 @@ from typing import Any
 from benchmarks.common import Row, main, result
 from cryoray.formats.source import open_source
 from cryoray.integrations.relion import version
+from cryoray.report.workflow import ASKED, MANY, extrapolated, looks
 from cryoray.settings import Settings, SimulateSettings, WorkflowSettings
 from cryoray.simulation import MICROGRAPHS, read_truth, simulate
-from cryoray.verbs.single_particle import (
-    ASKED,
-    FOLDER,
-    MANY,
-    Workflow,
-    arms,
-    extrapolated,
-    looks,
-)
+from cryoray.verbs.single_particle import FOLDER, Workflow, arms
 
 PROJECT = SimulateSettings(
     projects=1,

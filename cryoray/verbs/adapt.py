@@ -12,14 +12,12 @@ from typing import Any
 import numpy as np
 
 from cryoray.boosting import adaptation, operating_point, prevalence
-from cryoray.boosting.adaptation import Change
-from cryoray.boosting.calibration import Platt, fit_platt
-from cryoray.boosting.voting import score
 from cryoray.engine import local
-from cryoray.errors import InputError, SelectionError
+from cryoray.errors import InputError
 from cryoray.formats.names import CARD, TRAINING
 from cryoray.metrics import accuracy
-from cryoray.models.ensemble import Calibration, Ensemble, Manifest, training_record
+from cryoray.models.adaptation import adapted, anew, left_out, score_of
+from cryoray.models.ensemble import Ensemble, Manifest, training_record
 from cryoray.models.predict import profile_set
 from cryoray.preparation.labelling import labels_from
 from cryoray.preparation.prepared import PreparedSet
@@ -31,9 +29,6 @@ RECORD = "adaptation.json"
 
 #: Images judged together.
 _BATCH = 512
-
-#: Parts of the labels that are left out in turn for the table, where there are more labels than this.
-_FOLDS = 20
 
 
 def adapt(
@@ -76,6 +71,7 @@ def adapt(
     out = Path(out).absolute()
     if out.exists():
         raise InputError("exists already", file=out, remedy="give --out another name, or remove it")
+    chosen = settings.train.operating_point
     judge, examples = Ensemble.load(ensemble), PreparedSet.open(prepared)
     check_same_preparation(judge, examples)
     clicked = np.full(examples.n, -1, np.int8) if labels is None else labels_from(examples, labels)
@@ -89,26 +85,26 @@ def adapt(
     keep = given[known] == 1
 
     before = inside.manifest
-    plain = _score(before, member_logits)
+    plain = score_of(before, member_logits)
     share = prevalence.estimate(plain, before.prevalence)
     places = np.flatnonzero(known)
     few = int(keep.sum()) < adaptation.ENOUGH_KEEPS
     if few:
         change = adaptation.fit_change(plain[known], keep, share.shift)
-        after = adapted(before, change, plain, places, keep, share.estimate, settings)
+        after = adapted(before, change, plain, places, keep, share.estimate, chosen)
     else:
         change = None
         groups = {level: examples.groups(level)[rows][known] for level in ("project", "micrograph")}
-        after = _anew(before, member_logits[known], keep, groups, labels, settings)
+        after = anew(before, member_logits[known], keep, groups, labels, chosen)
     point = dict(after.operating_point)
-    lost = int((_score(after, member_logits[known])[keep] < np.float32(after.threshold)).sum())
+    lost = int((score_of(after, member_logits[known])[keep] < np.float32(after.threshold)).sum())
     point["labels_here"] = {
         "keep": int(keep.sum()),
         "discard": int((~keep).sum()),
         "lost": lost,
         # What these labels alone would let one promise of this project.
         "false_negative_rate_at_most": operating_point.clopper_pearson_upper(
-            lost, max(1, int(keep.sum())), settings.train.operating_point.confidence
+            lost, max(1, int(keep.sum())), chosen.confidence
         ),
     }
     touched = examples.groups(before.split_by)[rows][known]
@@ -125,14 +121,14 @@ def adapt(
         tables["labels given, each left out in turn"] = _compare(
             keep,
             (plain[known], before.threshold),
-            _left_out(before, member_logits, places, keep, share, settings, few=few),
+            left_out(before, member_logits, places, keep, share, chosen, few=few),
         )
     other = (own >= 0) & ~known
     if other.any():
         tables["the set's own labels of other images"] = _compare(
             own[other] == 1,
             (plain[other], before.threshold),
-            (_score(after, member_logits[other]), after.threshold),
+            (score_of(after, member_logits[other]), after.threshold),
         )
     record: dict[str, Any] = {
         "of": judge.digest,
@@ -178,186 +174,6 @@ def _logits(
     return member_logits
 
 
-def _score(manifest: Manifest, member_logits: np.ndarray) -> np.ndarray:
-    """Median of three, float32 [n], of logits [n, 3]."""
-    return score(
-        *(
-            Platt(c.slope, c.offset)(logit)
-            for c, logit in zip(manifest.calibration, member_logits.T, strict=True)
-        )
-    )
-
-
-def adapted(
-    manifest: Manifest,
-    change: Change,
-    plain: np.ndarray,
-    known: np.ndarray,
-    keep: np.ndarray,
-    share: float,
-    settings: Settings,
-) -> Manifest:
-    """An ensemble whose members are all changed alike, with a line for one project.
-
-    With few labels or none the threshold stays within the changed limit; with more it is the project's own.
-
-    Args:
-        manifest: before.
-        change: of log-odds.
-        plain: float32 [n], scores of the project's images before.
-        known: int64 [k], those of them that are labelled.
-        keep: bool [k], their labels.
-        share: of keeps in this project.
-        settings: ``train.operating_point`` is used.
-    """
-    chosen = settings.train.operating_point
-    # What each project of training lost is no longer so.
-    point = dict(manifest.operating_point)
-    bound = _number(point, "bound", chosen.bound)
-    old = _number(point, "limit", manifest.threshold)
-    method = str(point.get("method", "")) + "; all members recalibrated alike for one project"
-    if len(known) < adaptation.ENOUGH_TO_MOVE:
-        keeps = plain[known][keep]
-        limit = adaptation.not_contradicted(keeps, old, bound, chosen.confidence)
-        if limit < old:
-            method += f", and lowered, since {len(keeps)} labelled keeps contradicted the bound"
-        new = float(np.float32(change(limit)))
-        # Of a calibrated score the most accurate threshold is a half.
-        threshold = new if chosen.prefer == "junk" else float(np.float32(min(new, 0.5)))
-    else:
-        moved = adaptation.line(
-            plain, change, known, keep, manifest.threshold, bound, chosen.confidence
-        )
-        new, threshold = (
-            float(np.float32(change(line))) for line in (max(old, moved.threshold), moved.threshold)
-        )
-        point |= {
-            "expected_here": {"lost": round(moved.lost, 4), "before": round(moved.lost_before, 4)}
-        }
-        if moved.threshold > old:
-            point["level"] = "labels"
-        method += (
-            f", whose line {len(known)} labels drew: {moved.lost:.1%} of its good images are expected to be "
-            f"lost, {moved.lost_before:.1%} before"
-        )
-    low, high = (float(change(end)) for end in _around(manifest, plain, threshold, change))
-    return manifest.model_copy(
-        update={
-            "calibration": tuple(
-                Calibration(
-                    slope=c.slope * change.stretch,
-                    offset=c.offset * change.stretch + change.shift,
-                )
-                for c in manifest.calibration
-            ),
-            "threshold": threshold,
-            "review": (min(low, threshold), max(high, threshold)),
-            "prevalence": float(np.clip(share, 1e-3, 1 - 1e-3)),
-            "operating_point": {**point, "threshold": threshold, "limit": new, "method": method},
-            # One project, one line.
-            "operating_points": {},
-            "expectation": (),
-        }
-    )
-
-
-def _around(
-    manifest: Manifest, plain: np.ndarray, threshold: float, change: Change
-) -> tuple[float, float]:
-    """The review band before the change; about the new line in ranks, where that is outside of it."""
-    low, high = manifest.review
-    line = float(change.before(threshold))
-    if low <= line <= high or low == high:
-        return low, high
-    ordered = np.sort(plain)
-    cut = int(np.searchsorted(ordered, np.float32(line)))
-    half = int(operating_point.REVIEW_AT_MOST * len(ordered) / 2)
-    return (
-        float(ordered[max(0, cut - half)]) if cut - half < len(ordered) else line,
-        float(ordered[cut + half]) if cut + half < len(ordered) else line,
-    )
-
-
-def _anew(
-    manifest: Manifest,
-    member_logits: np.ndarray,
-    keep: np.ndarray,
-    groups: Mapping[Any, np.ndarray],
-    labels: Path | None,
-    settings: Settings,
-) -> Manifest:
-    """Each member calibrated on this project's labels, and the threshold chosen as in training."""
-    if keep.all():
-        raise SelectionError(
-            f"all {len(keep):,} labels say keep, so nothing can be told apart",
-            file=labels,
-            remedy="label some images that should go, too",
-        )
-    platt = [fit_platt(logit, keep) for logit in member_logits.T]
-    calibration = tuple(Calibration(slope=p.slope, offset=p.offset) for p in platt)
-    p = [member(logit) for member, logit in zip(platt, member_logits.T, strict=True)]
-    point = operating_point.choose(
-        score(*p), keep, groups, **settings.train.operating_point.model_dump()
-    )
-    deployed = score(p[0], p[1], operating_point.ask_third(p[0], p[1], p[2], point.threshold))
-    return manifest.model_copy(
-        update={
-            "calibration": calibration,
-            "threshold": point.threshold,
-            "review": operating_point.review_band(deployed, keep, point.threshold),
-            "prevalence": float(keep.mean()),
-            "operating_point": point.as_json(),
-            "operating_points": {},
-            "expectation": (),
-        }
-    )
-
-
-def _left_out(
-    manifest: Manifest,
-    every: np.ndarray,
-    known: np.ndarray,
-    keep: np.ndarray,
-    share: prevalence.Prevalence,
-    settings: Settings,
-    *,
-    few: bool,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and thresholds, [k] each, by adaptations that did not know the label in question.
-
-    Args:
-        manifest: before.
-        every: float32 [n, 3], what members say of all images.
-        known: int64 [k], labelled ones.
-        keep: bool [k], their labels.
-        share: of keeps in the project.
-        settings: as of `adapt`.
-        few: whether the labels are few.
-    """
-    plain, member_logits = _score(manifest, every), every[known]
-    scores, thresholds = np.empty(len(keep), np.float32), np.empty(len(keep), np.float32)
-    fold = np.random.default_rng(0).permutation(len(keep)) % min(_FOLDS, len(keep))
-    for out in np.unique(fold):
-        others, here = fold != out, fold == out
-        if few:
-            change = adaptation.fit_change(plain[known[others]], keep[others], share.shift)
-            after = adapted(
-                manifest, change, plain, known[others], keep[others], share.estimate, settings
-            )
-        else:
-            image = np.arange(others.sum()).astype(str)
-            after = _anew(
-                manifest,
-                member_logits[others],
-                keep[others],
-                {"project": np.zeros_like(image), "micrograph": np.zeros_like(image)},
-                None,
-                settings,
-            )
-        scores[here], thresholds[here] = _score(after, member_logits[here]), after.threshold
-    return scores, thresholds
-
-
 def _compare(
     keep: np.ndarray,
     before: tuple[np.ndarray, float],
@@ -376,11 +192,6 @@ def _compare(
             "log_loss": adaptation.log_loss(scores, keep),
         }
     return table
-
-
-def _number(point: Mapping[str, object], name: str, default: float) -> float:
-    value = point.get(name)
-    return float(value) if isinstance(value, int | float) else default
 
 
 def _write(

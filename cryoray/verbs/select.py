@@ -16,6 +16,7 @@ import torch
 from cryoray.boosting import adaptation, prevalence
 from cryoray.boosting.adaptation import Change
 from cryoray.errors import EnsembleError, InputError, SettingsError
+from cryoray.models.adaptation import adapted
 from cryoray.models.ensemble import MANIFEST, Ensemble, Manifest
 from cryoray.models.profile import PROFILE, Profile
 from cryoray.models.registry import SHIPPED, resolve
@@ -27,7 +28,6 @@ from cryoray.select.gallery import Gallery
 from cryoray.select.selection import Judge, Selection
 from cryoray.select.table import Table, open_table
 from cryoray.settings import PreparationSettings, Settings
-from cryoray.verbs.adapt import adapted
 
 _HOST = "127.0.0.1"
 SELECTED = "selected"
@@ -167,7 +167,8 @@ def _judge(ensemble: Ensemble, settings: Settings) -> Judge:
     def adapt(plain: np.ndarray, known: np.ndarray, labels: np.ndarray) -> tuple[Change, float]:
         share = prevalence.estimate(plain, manifest.prevalence)
         change = adaptation.fit_change(plain[known], labels, share.shift)
-        after = adapted(manifest, change, plain, known, labels, share.estimate, settings)
+        chosen = settings.train.operating_point
+        after = adapted(manifest, change, plain, known, labels, share.estimate, chosen)
         return change, after.threshold
 
     lines: dict[str, float] = {

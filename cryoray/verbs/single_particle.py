@@ -20,7 +20,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from cryoray import report
 from cryoray.boosting.within_job import review_band
 from cryoray.errors import InputError, SettingsError
 from cryoray.formats.files import replacing
@@ -42,6 +41,7 @@ from cryoray.maps.fsc import automatic_mask
 from cryoray.models.ensemble import Ensemble
 from cryoray.models.profile import PROFILE, Profile
 from cryoray.models.registry import resolve
+from cryoray.report.workflow import ASKED, WorkflowPage
 from cryoray.settings import Settings
 
 #: In order; in the arm without cryoray those named `select` are left out.
@@ -57,10 +57,6 @@ STAGES = (
     "mask",
     "postprocess",
 )
-#: What a person is asked, in order: each of them is one decision.
-ASKED = ("2D classes", "particles", "3D classes")
-#: Particles to which the times are extrapolated.
-MANY = 100_000
 FOLDER = "cryoray_workflow"
 #: Of the Extract job that particles come from, what holds for them when they are extracted again.
 _AS_BEFORE = ("do_invert", "do_norm", "white_dust", "black_dust", "do_float16")
@@ -512,155 +508,13 @@ class Workflow:
         name = "with" if self.chosen.judge else "without"
         with replacing(out / f"{name}.json") as temporary:
             temporary.write_text(json.dumps(arm, indent=1) + "\n")
-        sections = _sections(arms(out), self)
-        title = f"Particles to map: {self.project.name}"
-        return report.render(out / REPORT, title, sections)
+        page = WorkflowPage(
+            self.project, self.particles, self.total, self.diameter, self.relion.version
+        )
+        return page.write(out / REPORT, arms(out), self.chosen, self.settings.classify)
 
 
 def arms(out: Path) -> dict[str, dict[str, Any]]:
     """What `Workflow.report` wrote of each arm, ``with`` and ``without``, into its folder."""
     files = {name: out / f"{name}.json" for name in ("with", "without")}
     return {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
-
-
-#: Stages whose work does not grow with particles: batches of a chosen size, and maps.
-_FIXED = ("initial", "mask", "postprocess")
-#: Seconds.
-_WORKING_DAY = 8 * 3600
-
-
-def extrapolated(stage: Mapping[str, Any], total: int) -> float | None:
-    """Seconds of a stage with `MANY` particles, if its time is in proportion to particles.
-
-    What a stage takes for starting is multiplied too, so with the same box, options and machine it is
-    too much rather than too little. An initial model takes the same: RELION makes it of batches of a
-    chosen size; so do mask and postprocess, which see maps. The particles of a stage keep their share
-    of all.
-
-    Args:
-        stage: as the report has it.
-        total: particles of the run.
-    """
-    seconds = stage["seconds"]
-    if seconds is None or stage["stage"] in _FIXED:
-        return seconds
-    return float(seconds) * MANY / total
-
-
-def looks(arm: Mapping[str, Any]) -> int:
-    """Images that a person decides on with `MANY` particles.
-
-    Particles are multiplied; classes stay as many, since their number is chosen, not found.
-
-    Args:
-        arm: as `arms` has it.
-    """
-    asked = arm["decisions"]
-    particles = asked["particles"] * MANY / arm["particles"]
-    return round(particles) + sum(asked[what] for what in ASKED if what != "particles")
-
-
-def _sections(arms: Mapping[str, Mapping[str, Any]], workflow: Workflow) -> list[report.Section]:
-    chosen, version = workflow.chosen, ".".join(map(str, workflow.relion.version))
-    stages, sums, people, later = [], [], [], []
-    for name, arm in arms.items():
-        total, asked = int(arm["particles"]), arm["decisions"]
-        stages += [
-            (
-                f"{stage['stage']}, {name} cryoray",
-                str(stage["job"]),
-                f"{stage['particles']:,}",
-                _time(stage["seconds"]),
-                _time(extrapolated(stage, total)),
-            )
-            for stage in arm["stages"]
-        ]
-        known = [stage for stage in arm["stages"] if stage["seconds"] is not None]
-        fixed = sum(stage["seconds"] for stage in known if stage["stage"] in _FIXED)
-        spent = sum(stage["seconds"] for stage in known)
-        many = (spent - fixed) * MANY / total + fixed
-        sums.append(
-            (
-                f"{name} cryoray",
-                f"{arm['resolution']:.2f}",
-                _time(spent),
-                _time(many),
-                f"{spent - fixed:.0f} s × {MANY:,} / {total:,} + {fixed:.0f} s",
-            )
-        )
-        people.append(
-            (
-                f"{name} cryoray",
-                *(f"{asked[what]:,}" for what in ASKED),
-                f"{sum(asked.values()):,}",
-                f"{looks(arm):,}",
-            )
-        )
-        person = looks(arm) * chosen.seconds_per_image
-        later.append(
-            (
-                f"{name} cryoray",
-                _time(many),
-                _time(person),
-                f"{looks(arm):,} × {chosen.seconds_per_image:g} s",
-                f"{person / _WORKING_DAY:.1f}",
-            )
-        )
-    scaled = f"{MANY:,} particles"
-    notes = [
-        f"{name} cryoray, {note}" for name, arm in arms.items() for note in arm.get("notes", ())
-    ]
-    return [
-        report.summary_section(
-            f"{workflow.total:,} particles became a map in RELION {version}, in {workflow.project}: open"
-            " that folder in RELION's window to look at any job, or to go on by hand.",
-            {"particles": workflow.particles, "diameter": f"{workflow.diameter:g} Å"},
-            {
-                "processes and threads": f"{chosen.mpi} × {chosen.threads}",
-                "GPU": chosen.gpu or "none",
-            },
-            {f"Å {name} cryoray": f"{arm['resolution']:.2f}" for name, arm in arms.items()},
-        ),
-        report.table_section(
-            "What it took",
-            ("", "resolution, Å", "time", scaled, "arithmetic"),
-            sums,
-            "Computing alone. Without cryoray nobody was asked either: that arm took every particle and"
-            " class. What both arms share was run once and counts in both.",
-        ),
-        report.table_section(
-            "What a person decides",
-            ("", *ASKED, "together", scaled),
-            people,
-            "Counted in the jobs. Without cryoray: every class that has particles, and every particle,"
-            " which people leave to its class instead. With it: what the ensembles are in doubt about (their"
-            " review band); their threshold decided there too, so none of it had to be looked at. For more"
-            " particles, particles are multiplied and classes are as many.",
-        ),
-        report.table_section(
-            f"Computing and looking, {MANY:,} particles",
-            ("", "computing", "looking", "arithmetic", "working days of 8 h"),
-            later,
-            f"{chosen.seconds_per_image:g} s for one image is assumed, not measured"
-            " (workflow.seconds_per_image).",
-        ),
-        report.table_section(
-            "Stages",
-            ("stage", "job", "particles", "time", scaled),
-            stages,
-            f"Extrapolated in proportion to particles: time × {MANY:,} / particles of the run, same box,"
-            " options and machine; initial sees batches of a chosen size, mask and postprocess see maps,"
-            " so they take the same. What a stage takes to start is"
-            " multiplied, too, most of all in the stages named select, so it is too much.",
-            " ".join(f"{note[0].upper()}{note[1:].removesuffix('.')}." for note in notes),
-        ),
-        report.provenance_section(report.command(), [chosen, workflow.settings.classify]),
-    ]
-
-
-def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

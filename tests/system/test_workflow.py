@@ -25,9 +25,10 @@ from cryoray.formats.star import parse
 from cryoray.integrations.relion import Job, Relion, RelionError, options_of
 from cryoray.models.ensemble import Calibration, Ensemble
 from cryoray.records import Kind
+from cryoray.report.workflow import ASKED, looks
 from cryoray.settings import Settings, SimulateSettings, WorkflowSettings
 from cryoray.simulation import MICROGRAPHS, simulate
-from cryoray.verbs.single_particle import ASKED, STAGES, Done, Workflow, looks
+from cryoray.verbs.single_particle import STAGES, Done, Workflow
 from cryoray.verbs.single_particle import arms as workflow_arms
 from tests.examples import save_ensemble
 from tests.system.programs import Relion as Run
