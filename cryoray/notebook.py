@@ -141,7 +141,7 @@ class Verdicts(Table):
         return frame
 
     def save(self, out: str | Path) -> Path:
-        """Write what ``cryoray classify`` writes, but for the page: ``verdicts.parquet`` and the four sides.
+        """Write what ``cryoray classify`` writes, without the page: ``verdicts.parquet`` and four partitions.
 
         Args:
             out: folder, made where it is missing; older files of these names are replaced.

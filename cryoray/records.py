@@ -151,7 +151,7 @@ OnEvent = Callable[[Event], None]
 
 
 def ignore(_: object) -> None:
-    """The callback of a caller who does not want to be told."""
+    """The callback of a caller who needs none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,7 +417,7 @@ _NOTHING: tuple[np.ndarray, dict[str, np.ndarray]] = (
 def particles_schema(features: tuple[str, ...]) -> pa.Schema:
     """The schema of `particles.parquet`: one row per image; a null feature is a missing one.
 
-    ``reason`` is one of `REASONS` where the label is discard and somebody said why. Sets made before
+    ``reason`` is one of `REASONS` where the label is discard and somebody gave a reason. Sets made before
     there were reasons have no such column.
     """
     return pa.schema(

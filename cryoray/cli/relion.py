@@ -23,7 +23,7 @@ SUCCESS, FAILURE, ABORTED, ABORT_NOW = (
 )
 _CODES = {SUCCESS: 0, FAILURE: 1, ABORTED: 2}
 NODES = "RELION_OUTPUT_NODES.star"
-#: Seconds between looks for an abort, and until the work is told again that has not stopped.
+#: Seconds between looks for an abort, and until work that has not stopped is told to again.
 _LOOK, _AGAIN = 0.5, 20.0
 #: What a node is, in the dialects of a pipeline: a number to RELION 3.1, a label to 4 and 5, of which some
 #: versions of 4 have older ones (pipeline_jobs.h: NODE_PART_DATA, NODE_2DREFS; LABEL_SELECT_PARTS,

@@ -144,7 +144,7 @@ def judged(
 
     Args:
         name: of the node.
-        seen: what `look` said there.
+        seen: what `look` found there.
         here: versions by package, on the asking machine.
         resources: of the node, as Ray counts them.
     """
@@ -212,7 +212,7 @@ def _ray_token(environment: Mapping[str, str] = os.environ) -> Finding:
 
 
 def prefect_server(url: str | None) -> Finding:
-    """Whether the server that flows were told of answers.
+    """Whether the server that flows are configured for answers.
 
     Args:
         url: its API, as PREFECT_API_URL has it; None: there is none.

@@ -22,7 +22,7 @@ from cryoray.formats.relion import Optimiser as Optimiser
 from cryoray.formats.relion import read_optimiser as read_optimiser
 from cryoray.formats.rows import Source
 from cryoray.formats.star import Block, StarFile, parse
-from cryoray.formats.verdicts import write_side
+from cryoray.formats.verdicts import write_partition
 
 _MODEL = re.compile(r"(_half\d)?_model\.star$")
 _CLASSES = "model_classes"
@@ -125,7 +125,7 @@ def write_class_selection(
     if len(rows) != int(counts[keep].sum()):
         raise InternalError(f"{len(rows):,} particles of {counts[keep].sum():,} would be written")
     with replacing(out / particles) as temporary, temporary.open("wb") as file:
-        write_side(file, star, "particle", rows)
+        write_partition(file, star, "particle", rows)
     return len(rows)
 
 
@@ -157,7 +157,7 @@ def write_ranking(
     )
     data = parse(optimiser.data)
     with replacing(out / f"{root}_data.star") as temporary, temporary.open("wb") as file:
-        write_side(file, data, "particle", np.arange(len(image_table(data, "particle"))))
+        write_partition(file, data, "particle", np.arange(len(image_table(data, "particle"))))
     table = next(b for b in parse(optimiser.path).blocks if "rlnModelStarFile" in b.columns)
     text = BytesIO()
     table.copy(text)

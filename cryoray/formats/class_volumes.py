@@ -20,7 +20,7 @@ from cryoray.formats.class_selection import class_numbers, model_of, particle_co
 from cryoray.formats.files import replacing, without_apostrophe
 from cryoray.formats.rows import Source, resolve
 from cryoray.formats.star import StarFile, as_objects, parse
-from cryoray.formats.verdicts import write_side
+from cryoray.formats.verdicts import write_partition
 from cryoray.records import Verdicts
 
 TABLE = "classes.csv"
@@ -194,7 +194,7 @@ def write_particles(out: Path, classes: VolumeClasses, verdicts: Verdicts) -> di
         raise InternalError(f"{classes.data} changed while its classes were judged")
     for verdict, name in PARTICLES.items():
         with replacing(out / name) as temporary, temporary.open("wb") as file:
-            write_side(file, star, "particle", np.flatnonzero(fate == verdict))
+            write_partition(file, star, "particle", np.flatnonzero(fate == verdict))
     return {verdict: int((fate == verdict).sum()) for verdict in PARTICLES}
 
 

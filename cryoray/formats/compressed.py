@@ -152,5 +152,5 @@ def unpacked_bytes(path: Path, how: Compression, identity: tuple[int, int], most
 
 @cache
 def _mention(how: Compression) -> None:
-    """Said once, not for each of a thousand files."""
+    """Warns once, not for each of a thousand files."""
     _log.warning("%s files are slower to read; `%s` them where time matters", how, _UNPACK[how])

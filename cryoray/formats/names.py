@@ -1,6 +1,6 @@
 """What the files are called that stand in cryoray's own folders: each name is spelled here and nowhere else.
 
-Sides of a choice (``kept.star`` …) are in `formats.verdicts`, RELION's names in `formats.class_selection`.
+The partitions (``kept.star`` …) are in `formats.verdicts`, RELION's names in `formats.class_selection`.
 """
 
 from __future__ import annotations

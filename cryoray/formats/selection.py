@@ -101,7 +101,7 @@ def read_reasons(path: Path, source: Source) -> np.ndarray | None:
     """Why a selection discards each row of a source, where it says so.
 
     Returns:
-        int8 [n], a place in `records.REASONS`, -1 where nothing is said or the row is not discarded;
+        int8 [n], a place in `records.REASONS`, -1 where none is given or the row is not discarded;
         None for a selection that has no reasons at all.
 
     Raises:

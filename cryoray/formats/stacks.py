@@ -22,7 +22,7 @@ def open_stacks(path: Path, stacks: list[Path], kind: Kind) -> Source:
     """Every image of some stacks, those that a truncated one lost included.
 
     The verdicts of bare stacks are STAR files with absolute paths, so the images of a stack whose path no
-    STAR file can hold are set aside.
+    STAR file can hold are quarantined.
 
     Args:
         path: the stack, or the folder in which all of them lie.
@@ -74,7 +74,7 @@ def open_stacks(path: Path, stacks: list[Path], kind: Kind) -> Source:
 
 
 def _name(stack: Path) -> str:
-    """A name that a STAR file can hold, since rows that are set aside are written, too."""
+    """A name that a STAR file can hold, since quarantined rows are written, too."""
     name = printable(stack.as_posix())
     return name if unwritable(name) is None else name.replace("'", r"\x27")
 

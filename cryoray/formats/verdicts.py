@@ -1,4 +1,4 @@
-"""Verdicts on disk: a table of every judged row, and each side of the choice in the source's own format.
+"""Verdicts on disk: a table of every judged row, and each partition in the source's own format.
 
 Rows of a STAR file are copied byte for byte, in their order, with every other table of the file around
 them, so that nothing a program wrote into it is lost and optics groups keep their numbers. So are rows
@@ -35,7 +35,12 @@ from cryoray.formats.star import Block, StarFile, as_objects, parse
 from cryoray.records import QUARANTINE_SCHEMA, VERDICTS_SCHEMA, Kind, RowCounts, Verdicts
 
 #: The file of each verdict, and that of the rows without one.
-SIDES = {"keep": "kept", "discard": "discarded", "review": "review", "quarantined": "quarantined"}
+PARTITIONS = {
+    "keep": "kept",
+    "discard": "discarded",
+    "review": "review",
+    "quarantined": "quarantined",
+}
 
 
 def write_verdicts(
@@ -48,10 +53,10 @@ def write_verdicts(
 ) -> RowCounts:
     """Write ``verdicts.parquet``, ``quarantine.parquet`` and the four partitions in the source's format.
 
-    A side without rows is written too. Tables of classes are written as RELION's Select job writes
+    A partition without rows is written too. Tables of classes are written as RELION's Select job writes
     ``class_averages.star``: one table without a name, since the rest of a model is about classes that
     are no longer in it. A file of RELION 3.0 or older stays one: with a version of 3.1 above it, RELION
-    would not convert it. Of a cryoSPARC table, each side is a table of the same form, columns and
+    would not convert it. Of a cryoSPARC table, each partition is a table of the same form, columns and
     dtypes, a ``passthrough_`` table for each that was joined, and a ``.csg`` that names them. Of a bare
     stack, the STAR file has what the header tells, and absolute paths. Voltage and spherical aberration,
     which no header tells, are left out, and a comment above the table says so: RELION 3.1.3 stops with
@@ -81,7 +86,7 @@ def write_verdicts(
     if len(np.unique(fates)) != len(fates):
         raise InternalError(f"a row of {source.path} was judged twice, or judged and quarantined")
     verdict = as_objects(table["verdict"])
-    partitions = {name: rows[verdict == name] for name in SIDES} | {"quarantined": lost}
+    partitions = {name: rows[verdict == name] for name in PARTITIONS} | {"quarantined": lost}
     about = {**verdicts.about, "source": printable(source.path), "kind": source.kind}
     made = _verdicts(source, table).replace_schema_metadata(about)
     write_parquet(out / VERDICTS_TABLE, made)
@@ -90,16 +95,16 @@ def write_verdicts(
         _write_cs(out, source, partitions)
         for name, side in partitions.items() if also_star else ():
             further = _further(table, side, star_columns)
-            write_star(out / f"{SIDES[name]}.star", source, side, further)
+            write_star(out / f"{PARTITIONS[name]}.star", source, side, further)
         return RowCounts(rows_in=len(source), rows_out=len(rows), quarantined=len(lost))
     star = _reopened(source) if source.is_star else None
     for name, side in partitions.items():
-        with replacing(out / f"{SIDES[name]}.star") as temporary, temporary.open("wb") as file:
+        with replacing(out / f"{PARTITIONS[name]}.star") as temporary, temporary.open("wb") as file:
             further = _further(table, side, star_columns)
             if star is None:
                 _write_bare(file, source, side, further)
             else:
-                write_side(file, star, source.kind, side, further)
+                write_partition(file, star, source.kind, side, further)
     return RowCounts(rows_in=len(source), rows_out=len(rows), quarantined=len(lost))
 
 
@@ -180,7 +185,7 @@ def _write_cs(out: Path, source: Source, partitions: dict[str, np.ndarray]) -> N
     if source.uid is None or not np.array_equal(joined.uid, source.uid):
         raise _changed(source)
     for verdict, rows in partitions.items():
-        name = SIDES[verdict]
+        name = PARTITIONS[verdict]
         written = [name]
         for number, table in enumerate(joined.tables):
             if number:
@@ -204,7 +209,7 @@ def _link(out: Path, source: Source, joined: Joined) -> None:
                     link.symlink_to(target)
 
 
-def write_side(
+def write_partition(
     file: BinaryIO,
     star: StarFile,
     kind: Kind,

@@ -22,7 +22,7 @@ from cryoray.formats.files import replacing
 from cryoray.formats.mrc import read_header
 from cryoray.formats.relion import image_table
 from cryoray.formats.star import parse
-from cryoray.formats.verdicts import write_side
+from cryoray.formats.verdicts import write_partition
 
 _NAME, _PIXEL_SIZE = "rlnMicrographName", "rlnMicrographPixelSize"
 #: Px of the micrograph, and Å.
@@ -152,4 +152,4 @@ def write_some(into: Path, particles: Path, kept: np.ndarray) -> None:
     """Write the particles that are ``kept`` [n], verbatim, as a STAR file of their own."""
     star = parse(particles)
     with replacing(into) as temporary, temporary.open("wb") as file:
-        write_side(file, star, "particle", np.flatnonzero(kept))
+        write_partition(file, star, "particle", np.flatnonzero(kept))

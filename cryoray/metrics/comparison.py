@@ -26,7 +26,7 @@ _MOST = 4_000_000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scores:
-    """What an ensemble said of the n images: its score, float32 [n], and its own threshold."""
+    """An ensemble's scores of the n images, float32 [n], and its own threshold."""
 
     score: np.ndarray
     threshold: float
@@ -118,7 +118,7 @@ def compare(
     Args:
         champion: the one that is served.
         challenger: the one that may take its place.
-        keep: bool [n], what a person said.
+        keep: bool [n], a person's labels.
         groups: [n], of which session or project each image is.
         bound: the false-negative rate that must not be exceeded.
         confidence: one-sided, with which the challenger must be better.

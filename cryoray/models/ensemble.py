@@ -33,7 +33,7 @@ from cryoray.records import MEMBERS, VERDICTS, Kind, Reason, Verdicts
 from cryoray.settings import PreparationSettings
 
 MANIFEST = "ensemble.json"
-#: Beside it: what was said of each image by networks that had not seen its group.
+#: Beside it: each image's scores by networks that had not seen its group.
 HELD_OUT = "held-out.parquet"
 _REASONS, _CONTEXT = "reasons", "context"
 #: A line above every probability: nothing is kept.

@@ -25,7 +25,7 @@ _PROJECTS, _JUDGED, _CONTEXT = 12, 48, 128
 _NONE, _MIXED, _WITH_SELF = 0.1, 0.5, 0.5
 _LEAST_JUNK, _MOST_JUNK = 0.02, 0.98
 _LEARNING_RATE, _WEIGHT_DECAY = 2e-3, 1e-2
-#: A project of fewer images teaches nothing.
+#: Nothing is learned from a project of fewer images.
 _FEWEST = 8
 
 

@@ -50,7 +50,7 @@ class Learned:
         labels: what its outputs stand for.
         network: fitted to everything.
         confusion: int64 [labels, labels] of images in groups that a twin of it was not fitted to: rows
-            are what is true, columns what it said. All zero where there was a single group.
+            are what is true, columns what it answered. All zero where there was a single group.
     """
 
     labels: tuple[Reason, ...]

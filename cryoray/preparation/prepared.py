@@ -182,7 +182,7 @@ class PreparedSet:
 
     @property
     def reasons(self) -> np.ndarray:
-        """int8 [n]: a place in `records.REASONS`, why an image was discarded; -1 where nobody said."""
+        """int8 [n]: a place in `records.REASONS`, why an image was discarded; -1 where nobody gave one."""
         if "reason" not in self.table.column_names:
             return np.full(self.n, -1, np.int8)
         at = pc.index_in(self.table["reason"], pa.array(REASONS)).fill_null(-1)

@@ -123,7 +123,7 @@ class Ensembles(Message):
 
 
 class Agreement(Message):
-    """What a shadow said of the images that an active ensemble judged."""
+    """A shadow's verdicts on the images that an active ensemble judged, counted."""
 
     ensemble: str = Field(description="name of the active one")
     active: str = Field(description="its digest")

@@ -40,7 +40,7 @@ def report_labels(ensemble: Path, sets: Sequence[Path], out: Path) -> int:
         how many labels are suspect.
 
     Raises:
-        InputError: the ensemble has no record of what was said of images held out, or ``out`` holds
+        InputError: the ensemble has no record of its scores of images held out, or ``out`` holds
             something else.
     """
     file = Path(ensemble) / HELD_OUT

@@ -35,7 +35,7 @@ from cryoray.settings import AbsolutePath, ServeSettings, Settings
 
 NAME = "cryoray"
 
-#: After Ray Serve said that all replicas run; only its proxy has still to learn where they are.
+#: After Ray Serve reports that all replicas run; only its proxy has still to learn where they are.
 _START_SECONDS = 60.0
 
 #: Preparers, and judges without a GPU: one per core has them all busy; more than a few take memory.

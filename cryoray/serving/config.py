@@ -28,7 +28,7 @@ def load(file: Path) -> ServeDeploySchema:
     """Read a file for ``serve deploy``, ``serve run`` or a RayService.
 
     Raises:
-        SettingsError: it is no YAML, a key is unknown or said twice, a value is out of range, or it
+        SettingsError: it is no YAML, a key is unknown or given twice, a value is out of range, or it
             names a deployment that `cryoray.serving.app.build` does not make.
     """
     try:

@@ -103,7 +103,7 @@ class Counts:
         self.lost = Counter("cryoray_replicas_lost", "Ranges whose replica was lost", registry=of)
         self.shadow_images = Counter(
             "cryoray_shadow_images",
-            "Images by what the active ensemble said and what the shadow did",
+            "Images by the verdict of the active ensemble and that of the shadow",
             ["ensemble", "active", "shadow"],
             registry=of,
         )

@@ -298,7 +298,7 @@ class Lineup(Mapping[str, Served]):
 
 
 class Followed(Mapping[str, Served]):
-    """The ensembles as the supervisor said last; used in one event loop.
+    """The ensembles as the supervisor last reported them; used in one event loop.
 
     Args:
         served: to begin with; the first is the default.
@@ -343,7 +343,7 @@ class Followed(Mapping[str, Served]):
         try:
             async with asyncio.timeout(_DECISION_SECONDS):
                 other: Served | None = await self._supervisor.failed.remote(served, sentence(error))
-        except Exception:  # the supervisor is away: for this request, what it said last
+        except Exception:  # the supervisor is away: for this request, its last report
             _log.exception("the supervisor does not say what answers instead of %s", served.name)
             return self.before(served)
         if other is not None:

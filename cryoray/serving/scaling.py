@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ray.serve.config import AutoscalingContext
 
 _METRIC = "queued_images"
-#: What the ingress said this long ago is no longer so.
+#: Seconds after which a report of the ingress is out of date.
 _STALE_SECONDS = 15.0
 
 
@@ -29,7 +29,7 @@ class ByQueuedImages:
     def __call__(self, ctx: AutoscalingContext) -> tuple[int, dict[str, Any]]:
         """The number wanted; Ray Serve applies bounds and delays of the configuration."""
         reported = (ctx.aggregated_metrics or {}).get(_METRIC, {})
-        # Every replica was told the same number, of the whole queue; a new one perhaps nothing yet.
+        # Every replica has the same number, of the whole queue; a new one perhaps none yet.
         queued = max(reported.values(), default=0.0)
         return max(1, math.ceil(queued / self.images_per_replica)), {}
 

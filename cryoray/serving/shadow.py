@@ -27,7 +27,7 @@ _WAITING = 4
 
 @dataclass
 class _Tally:
-    """What two ensembles said of the same images."""
+    """Two ensembles' verdicts on the same images, counted."""
 
     images: int = 0
     agreed: int = 0

@@ -39,7 +39,7 @@ from cryoray.formats.names import VERDICTS_TABLE
 from cryoray.formats.relion import IMAGE_COLUMNS, VERSION, image_table, quoted
 from cryoray.formats.source import open_source
 from cryoray.formats.star import Block, parse
-from cryoray.formats.verdicts import SIDES, optics_comment, unknown_optics
+from cryoray.formats.verdicts import PARTITIONS, optics_comment, unknown_optics
 
 _IMAGE = IMAGE_COLUMNS["particle"]
 _GROUP, _GROUP_NAME = "rlnOpticsGroup", "rlnOpticsGroupName"
@@ -177,13 +177,13 @@ class Merger:
         for suffix in sorts:
             if suffix not in files:
                 for verdict in _VERDICTS:
-                    (self._out / f"{SIDES[verdict]}{suffix}.star").unlink(missing_ok=True)
+                    (self._out / f"{PARTITIONS[verdict]}{suffix}.star").unlink(missing_ok=True)
                 continue
             written, missing = self._merge(suffix, files[suffix])
             for verdict in _VERDICTS:
                 counts[verdict] += written[verdict]
             if missing:
-                unknown[f"{SIDES['keep']}{suffix}.star"] = missing
+                unknown[f"{PARTITIONS['keep']}{suffix}.star"] = missing
         judged = sum(part.rows for part in given)
         if sum(counts.values()) != judged:
             raise InternalError(f"{judged:,} rows were judged, {sum(counts.values()):,} merged")
@@ -202,7 +202,7 @@ class Merger:
             bodies: dict[str, BinaryIO] = {}
             for verdict in _VERDICTS:
                 # The optics table comes first and is known last: rows wait in a file of their own.
-                body = self._out / f".{SIDES[verdict]}{suffix}.star.rows"
+                body = self._out / f".{PARTITIONS[verdict]}{suffix}.star.rows"
                 stack.callback(body.unlink, missing_ok=True)
                 bodies[verdict] = stack.enter_context(body.open("wb+"))
             for one in parts:
@@ -218,7 +218,7 @@ class Merger:
             lines = [f"{VERSION.decode()}data_particles\n\nloop_", *head, ""]
             for verdict, rows_file in bodies.items():
                 rows_file.seek(0)
-                final = self._out / f"{SIDES[verdict]}{suffix}.star"
+                final = self._out / f"{PARTITIONS[verdict]}{suffix}.star"
                 with replacing(final) as temporary, temporary.open("wb") as file:
                     file.write(optics_comment(missing) + optics.text().encode())
                     file.write("\n".join(lines).encode())
@@ -253,7 +253,7 @@ def _shared_columns(
 
 
 def _table(part: Part, verdict: str) -> Block:
-    return image_table(parse(part.folder / f"{SIDES[verdict]}.star"), "particle")
+    return image_table(parse(part.folder / f"{PARTITIONS[verdict]}.star"), "particle")
 
 
 def _sides(
@@ -330,7 +330,7 @@ class _Groups:
         """The group that a stack's rows name, None where it is described nowhere."""
         # The table of a bare stack describes the rows of its own file alone.
         for verdict in _VERDICTS:
-            star = parse(part.folder / f"{SIDES[verdict]}.star")
+            star = parse(part.folder / f"{PARTITIONS[verdict]}.star")
             for row in _groups_in(star.get("optics")):
                 if row.get(_GROUP, "1") == number:
                     # Earlier versions wrote zeros of bare stacks, whose headers do not tell.

@@ -130,7 +130,7 @@ class Workflow:
                 file=given,
                 remedy="copy it there: its micrographs are named relative to that",
             )
-        # Those that nobody named and nobody finds are left out later, and that is said.
+        # Where nobody names them and they are not found, extraction is left out later, with a note.
         with nullcontext() if given else suppress(MissingMicrographsError):
             self._boxes(self._micrographs()[1].pixel_size)
 
@@ -279,7 +279,7 @@ class Workflow:
         return before["class2d"].file("run_it*_data.star")
 
     def _dropped(self, stage: str, job: Job) -> str | None:
-        """What is to be said of options that RELION does not know; None where it knows them all."""
+        """The note on options that RELION does not know; None where it knows them all."""
         if not job.dropped:
             return None
         version = ".".join(map(str, self.relion.version))
@@ -288,7 +288,7 @@ class Workflow:
         )
 
     def _lost(self, before: Mapping[str, Job]) -> str | None:
-        """What is to be said of particles that extraction lost; None where it lost none."""
+        """The note on particles that extraction lost; None where it lost none."""
         asked, got = self._count(self._found(before)), self._count(self._given(before))
         if asked == got:
             return None

@@ -196,7 +196,7 @@ def write_ensemble(
 
 
 def _write_held_out(boosted: Boosted, examples: SetExamples, file: Path) -> None:
-    """What networks that had not seen an image's group said of it, for whoever wants to look closer."""
+    """Each image's scores by networks that had not seen its group, for whoever wants to look closer."""
     d1, d2, d3 = boosted.probabilities.T
     third = ask_third(d1, d2, d3, boosted.point.threshold)
     columns = {name: examples.column(name) for name in ("image", "project", "micrograph")}

@@ -11,13 +11,13 @@ from cryoray.formats.class_selection import read_optimiser, write_class_selectio
 from cryoray.formats.conversion import write_star
 from cryoray.formats.source import open_source
 from cryoray.formats.subset import write_star as write_subset
-from cryoray.formats.verdicts import SIDES, write_verdicts
+from cryoray.formats.verdicts import PARTITIONS, write_verdicts
 from tests.classes import write_class_job
 from tests.examples import verdicts_of
 from tests.formats.files import write_cs_job, write_stack
 from tests.formats.relion_rules import VERSIONS, Version, What, violations
 
-FATES = tuple(SIDES)
+FATES = tuple(PARTITIONS)
 
 
 def none(path: Path, what: What = "table", versions: tuple[Version, ...] = VERSIONS) -> None:
@@ -35,7 +35,7 @@ def test_the_sides_of_particles(job: Path, tmp_path: Path) -> None:
     source = open_source(job / "run_it025_data.star")
     fates = [FATES[row % 4] for row in range(len(source))]
     write_verdicts(tmp_path / "out", source, verdicts_of(fates), star_columns=("score",))
-    for name in SIDES.values():
+    for name in PARTITIONS.values():
         none(tmp_path / f"out/{name}.star", "particles")
 
 
@@ -52,7 +52,7 @@ def test_a_side_without_rows_and_one_of_a_particle_without_a_loop(
     write_verdicts(
         tmp_path / "out", open_source(path), verdicts_of(["keep"]), star_columns=("score",)
     )
-    for name in SIDES.values():
+    for name in PARTITIONS.values():
         none(tmp_path / f"out/{name}.star", "particles")
 
 
@@ -62,7 +62,7 @@ def test_the_sides_of_cryosparcs_particles(tmp_path: Path) -> None:
     write_verdicts(
         tmp_path / "out", source, verdicts_of(fates), also_star=True, star_columns=("score",)
     )
-    for name in SIDES.values():
+    for name in PARTITIONS.values():
         none(tmp_path / f"out/{name}.star", "particles")
     write_star(tmp_path / "all.star", source)
     none(tmp_path / "all.star", "particles")
@@ -92,7 +92,7 @@ def test_a_choice_of_classes(job: Path, tmp_path: Path) -> None:
     none(tmp_path / "particles.star", "particles")
     fates = ["keep" if kept else "discard" for kept in keep.tolist()]
     write_verdicts(tmp_path / "out", source, verdicts_of(fates))
-    for name in SIDES.values():
+    for name in PARTITIONS.values():
         none(tmp_path / f"out/{name}.star", "classes")
 
 

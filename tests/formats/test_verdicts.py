@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from cryoray.errors import FormatError, InternalError
 from cryoray.formats.source import Source, open_source
 from cryoray.formats.star import parse
-from cryoray.formats.verdicts import SIDES, write_verdicts
+from cryoray.formats.verdicts import PARTITIONS, write_verdicts
 from cryoray.records import QUARANTINE_SCHEMA, VERDICTS_SCHEMA, RowCounts
 from tests.examples import verdicts_of
 from tests.formats.files import (
@@ -28,13 +28,13 @@ from tests.formats.files import (
     write_stack,
 )
 
-FATES = tuple(SIDES)
+FATES = tuple(PARTITIONS)
 
 
 def sides(source: Source, fates: list[str]) -> dict[str, list[str]]:
     return {
         file: [image for image, fate in zip(source.images, fates, strict=True) if fate == name]
-        for name, file in SIDES.items()
+        for name, file in PARTITIONS.items()
     }
 
 
@@ -57,7 +57,7 @@ def test_every_row_of_a_star_file_is_on_its_side_verbatim(
     )
     original = parse(path)
     rows = [original["particles"].row_text(row) for row in range(len(fates))]
-    for name, file in SIDES.items():
+    for name, file in PARTITIONS.items():
         written = parse(folder / f"out/{file}.star")
         assert list(written) == ["general", "optics", "particles"]
         assert written["general"].fields(0) == ["1"]
@@ -87,7 +87,11 @@ def test_the_tables_are_in_input_order_and_say_where_to_look(tmp_path: Path) -> 
         for row in (2, 4)
     ]
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == sorted(
-        ["verdicts.parquet", "quarantine.parquet", *(f"{name}.star" for name in SIDES.values())]
+        [
+            "verdicts.parquet",
+            "quarantine.parquet",
+            *(f"{name}.star" for name in PARTITIONS.values()),
+        ]
     )
 
 
@@ -255,7 +259,7 @@ def test_each_side_of_a_cryosparc_table_is_a_table_that_cryosparc_imports(
     before = Dataset.load(path).innerjoin(
         Dataset.load(path.with_name("J26_passthrough_particles.cs"))
     )
-    for name, file in SIDES.items():
+    for name, file in PARTITIONS.items():
         rows = [row for row, fate in enumerate(fates) if fate == name]
         made = Dataset.load(tmp_path / f"out/{file}.cs")
         joined = made.innerjoin(

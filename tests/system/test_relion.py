@@ -16,7 +16,7 @@ from cryoray.formats.mrc import read_frames, read_header
 from cryoray.formats.rows import Source
 from cryoray.formats.source import open_source
 from cryoray.formats.star import parse
-from cryoray.formats.verdicts import SIDES, write_verdicts
+from cryoray.formats.verdicts import PARTITIONS, write_verdicts
 from cryoray.records import VERDICTS, Verdicts
 from tests.examples import verdicts_of
 from tests.formats.files import write_cs_job
@@ -66,7 +66,7 @@ def test_relion_reads_every_side_and_keeps_its_values(
 ) -> None:
     source = open_source(simulated)
     write_verdicts(tmp_path, source, some_verdicts(source), star_columns=["score"])
-    for side in SIDES.values():
+    for side in PARTITIONS.values():
         same_values(tmp_path / f"{side}.star", through_relion(relion, tmp_path / f"{side}.star"))
     assert "rlnCryorayScore" in parse(tmp_path / "kept_relion.star")["particles"].columns
 
@@ -98,7 +98,7 @@ def test_relion_reads_cryosparcs_particles_and_takes_the_images_that_were_meant(
 ) -> None:
     source = open_source(write_cs_job(tmp_path / "project"))
     write_verdicts(tmp_path / "out", source, some_verdicts(source), also_star=True)
-    for side in SIDES.values():
+    for side in PARTITIONS.values():
         star = tmp_path / f"out/{side}.star"
         if len(rows := parse(star)["particles"]):
             same_values(star, through_relion(relion, star))
@@ -108,7 +108,7 @@ def test_relion_reads_cryosparcs_particles_and_takes_the_images_that_were_meant(
             made = read_header(tmp_path / f"out/{side}_stack.mrcs")
             images = read_frames(made, np.arange(made.count))
             assert images[:, 0, 0].tolist() == meant
-    sides = [parse(tmp_path / f"out/{side}.star")["particles"] for side in SIDES.values()]
+    sides = [parse(tmp_path / f"out/{side}.star")["particles"] for side in PARTITIONS.values()]
     assert sum(map(len, sides)) == len(source)
 
 

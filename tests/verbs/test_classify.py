@@ -12,7 +12,7 @@ from cryoray.boosting.voting import with_class
 from cryoray.errors import EnsembleError, InputError, QuarantineError
 from cryoray.formats.source import open_source
 from cryoray.formats.star import parse
-from cryoray.formats.verdicts import SIDES
+from cryoray.formats.verdicts import PARTITIONS
 from cryoray.models.ensemble import Ensemble
 from cryoray.preparation.plan import plan
 from cryoray.preparation.prepare import prepare_range
@@ -242,7 +242,7 @@ def test_a_cryosparc_job_is_judged_as_it_is_and_given_back_to_both_programs(
     quarantine = pq.read_table(out / "quarantine.parquet")
     assert quarantine["row"].to_pylist() == [29, 30]
     verdicts = np.array([*table["verdict"].to_pylist(), "quarantined", "quarantined"])
-    for verdict, side in SIDES.items():
+    for verdict, side in PARTITIONS.items():
         rows = np.flatnonzero(verdicts == verdict)
         assert np.load(out / f"{side}.cs")["uid"].tolist() == source.uid[rows].tolist()
         star = parse(out / f"{side}.star")["particles"]
