@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cryoray.errors import FormatError, InputError, InternalError, printable
+from cryoray.errors import FormatError, InputError, printable
 from cryoray.formats import relion
 from cryoray.formats.class_selection import class_numbers, model_of, particle_counts, particles_of
-from cryoray.formats.files import replacing, without_apostrophe
+from cryoray.formats.files import changed, replacing, without_apostrophe
 from cryoray.formats.rows import Source, resolve
 from cryoray.formats.star import StarFile, as_objects, parse
 from cryoray.formats.verdicts import write_partition
@@ -182,7 +182,7 @@ def write_particles(out: Path, classes: VolumeClasses, verdicts: Verdicts) -> di
         how many there are of each; None where the job names no particles, and nothing is written.
 
     Raises:
-        InternalError: the file of the particles changed since the job was opened.
+        FormatError: the file of the particles changed since the job was opened.
     """
     if classes.data is None or classes.number is None:
         return None
@@ -191,7 +191,7 @@ def write_particles(out: Path, classes: VolumeClasses, verdicts: Verdicts) -> di
     fate = of_class[np.where(classes.number <= len(classes), classes.number, 0)]
     star = parse(classes.data)
     if len(relion.image_table(star, "particle")) != len(fate):
-        raise InternalError(f"{classes.data} changed while its classes were judged")
+        raise changed(classes.data, "its classes were judged")
     for verdict, name in PARTICLES.items():
         with replacing(out / name) as temporary, temporary.open("wb") as file:
             write_partition(file, star, "particle", np.flatnonzero(fate == verdict))

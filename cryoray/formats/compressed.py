@@ -5,7 +5,6 @@ from __future__ import annotations
 import bz2
 import gzip
 import logging
-import os
 import zlib
 from collections.abc import Iterator
 from functools import cache, lru_cache
@@ -15,6 +14,7 @@ from threading import Lock
 from typing import BinaryIO, cast
 
 from cryoray.errors import FormatError
+from cryoray.formats.files import changed, identity_of
 from cryoray.formats.opening import open_file
 from cryoray.records import Compression
 
@@ -116,14 +116,9 @@ class CompressedFile:
     def _opened(self) -> BinaryIO:
         if self._file is None:
             self._raw = open_file(self.path)
-            status = os.fstat(self._raw.fileno())
-            if (status.st_size, status.st_mtime_ns) != self.identity:
+            if identity_of(self._raw) != self.identity:
                 self._close()
-                raise FormatError(
-                    "changed while it was being read",
-                    file=self.path,
-                    remedy="wait until it is complete and run again",
-                )
+                raise changed(self.path)
             unpacked = (
                 gzip.GzipFile(fileobj=self._raw) if self.how == "gzip" else bz2.BZ2File(self._raw)
             )

@@ -14,7 +14,6 @@ import ast
 import io
 import json
 import math
-import os
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from cryoray.errors import FormatError
-from cryoray.formats.files import impostor, replacing
+from cryoray.formats.files import changed, identity_of, impostor, replacing
 from cryoray.formats.opening import open_file
 
 Form = Literal["npy", "csdat"]
@@ -145,13 +144,9 @@ class CsTable:
             file = cast(io.BufferedReader, io.BufferedReader(open_file(self.path)))
         except OSError as error:
             raise FormatError(f"cannot be read: {error.strerror}", file=self.path) from error
-        if _identity_of(file) != self._identity:
+        if identity_of(file) != self._identity:
             file.close()
-            raise FormatError(
-                "changed while it was being read",
-                file=self.path,
-                remedy="wait until it is complete and run again",
-            )
+            raise changed(self.path)
         return file
 
     def _pieces(self) -> Iterator[tuple[int, np.ndarray]]:
@@ -233,7 +228,7 @@ def read_table(path: Path) -> CsTable:
     """
     try:
         with cast(io.BufferedReader, io.BufferedReader(open_file(path))) as file:
-            identity = _identity_of(file)
+            identity = identity_of(file)
             magic = file.read(6)
             if magic == _NPY:
                 return _npy(path, file, identity)
@@ -389,11 +384,6 @@ def _decoded(column: np.ndarray) -> np.ndarray:
     decoded = (text.decode(errors="surrogateescape") for text in different.tolist())
     texts = np.array([*decoded, None], object)
     return texts[which.reshape(column.shape)]
-
-
-def _identity_of(file: io.BufferedReader) -> tuple[int, int]:
-    status = os.fstat(file.fileno())
-    return status.st_size, status.st_mtime_ns
 
 
 def _pickled(path: Path) -> FormatError:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cryoray.errors import FULL, InputError, printable
+from cryoray.errors import FULL, FormatError, InputError, printable
 
 _FORMULA = re.compile(r"'*[=+\-@]")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]inf")
@@ -89,6 +89,21 @@ def _cell(value: object) -> object:
 def without_apostrophe(text: str) -> str:
     """Text as it was before `write_csv` wrote it."""
     return text[1:] if text[:1] == "'" and _FORMULA.match(text[1:]) else text
+
+
+def identity_of(file: BinaryIO) -> tuple[int, int]:
+    """Size in bytes and time of the last change in ns: a reader notices by them that an open file changed."""
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
+
+
+def changed(path: Path, during: str = "it was being read") -> FormatError:
+    """The error of a file that changed under us, as one does that is still being written."""
+    return FormatError(
+        f"changed while {during}",
+        file=path,
+        remedy="wait until it is complete and run again",
+    )
 
 
 def is_number(text: str) -> bool:

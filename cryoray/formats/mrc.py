@@ -37,7 +37,7 @@ from mrcfile.dtypes import HEADER_DTYPE, get_ext_header_dtype
 
 from cryoray.errors import FormatError, InternalError, printable
 from cryoray.formats.compressed import compression, opened, unpacked_bytes
-from cryoray.formats.files import impostor, replacing
+from cryoray.formats.files import changed, identity_of, impostor, replacing
 from cryoray.formats.opening import open_file
 from cryoray.records import NIBBLES, Stack
 
@@ -305,14 +305,9 @@ def read_frames(stack: Stack, frames: np.ndarray) -> np.ndarray:
     ends = np.flatnonzero(np.diff(frames, append=-2) != 1) + 1
     try:
         with open_file(stack.path) as file:
-            status = os.fstat(file.fileno())
-            identity = status.st_size, status.st_mtime_ns
+            identity = identity_of(file)
             if identity != (stack.size, stack.mtime_ns):
-                raise FormatError(
-                    "changed while it was being read",
-                    file=stack.path,
-                    remedy="wait until it is complete and run again",
-                )
+                raise changed(stack.path)
             start = 0
             for end in ends.tolist():
                 at = stack.offset + int(frames[start]) * stack.image_bytes

@@ -25,7 +25,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from cryoray.errors import FormatError
-from cryoray.formats.files import impostor, is_number
+from cryoray.formats.files import changed, identity_of, impostor, is_number
 from cryoray.formats.opening import open_file
 
 _PIECE = 2 << 20  # bytes worked on at a time
@@ -317,13 +317,9 @@ class Block:
 
     def _open(self) -> FileIO:
         file = _open(self.path, self._carriage_returns)
-        if _identity(file) != self._identity:
+        if identity_of(file) != self._identity:
             file.close()
-            raise FormatError(
-                "changed while it was being read",
-                file=self.path,
-                remedy="wait until it is complete and run again",
-            )
+            raise changed(self.path)
         return file
 
     @cached_property
@@ -537,7 +533,7 @@ def parse(path: Path) -> StarFile:
         FormatError: there is no such file, or no table in it, or it is something else.
     """
     with _open(path) as file:
-        identity = _identity(file)
+        identity = identity_of(file)
         start = _read(file, 0, min(identity[0], _PIECE))
     known = impostor(start)
     if known:
@@ -658,11 +654,6 @@ def _open(path: Path, carriage_returns: bool = False) -> FileIO:
         raise FormatError("there is no such file", file=path) from None
     except OSError as error:
         raise FormatError(f"cannot be read: {error.strerror}", file=path) from error
-
-
-def _identity(file: FileIO) -> tuple[int, int]:
-    status = os.fstat(file.fileno())
-    return status.st_size, status.st_mtime_ns
 
 
 def _read(file: FileIO, start: int, end: int) -> bytes:

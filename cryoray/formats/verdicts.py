@@ -19,7 +19,7 @@ from cryoray.errors import FormatError, InternalError, printable
 from cryoray.formats import mrc
 from cryoray.formats.conversion import write_star
 from cryoray.formats.cryosparc import Joined, group_text, open_joined
-from cryoray.formats.files import replacing, write_parquet
+from cryoray.formats.files import changed, replacing, write_parquet
 from cryoray.formats.names import QUARANTINE_TABLE, VERDICTS_TABLE
 from cryoray.formats.relion import (
     IMAGE_COLUMNS,
@@ -141,16 +141,8 @@ def _reopened(source: Source) -> StarFile:
         same &= names.equals(pa.array(source.images[done : done + len(names)], pa.string()))
         done += len(names)
     if not same:
-        raise _changed(source)
+        raise changed(source.path, "its rows were judged")
     return star
-
-
-def _changed(source: Source) -> FormatError:
-    return FormatError(
-        "changed while its rows were judged",
-        file=source.path,
-        remedy="wait until it is complete and run again",
-    )
 
 
 def _verdicts(source: Source, table: pa.Table) -> pa.Table:
@@ -183,7 +175,7 @@ def _further(table: pa.Table, side: np.ndarray, names: Sequence[str]) -> dict[st
 def _write_cs(out: Path, source: Source, partitions: dict[str, np.ndarray]) -> None:
     joined = open_joined(source.path)
     if source.uid is None or not np.array_equal(joined.uid, source.uid):
-        raise _changed(source)
+        raise changed(source.path, "its rows were judged")
     for verdict, rows in partitions.items():
         name = PARTITIONS[verdict]
         written = [name]

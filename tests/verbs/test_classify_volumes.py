@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cryoray.errors import InputError, SettingsError
+from cryoray.errors import FormatError, InputError, SettingsError
+from cryoray.formats.class_volumes import open_volumes, write_particles
 from cryoray.formats.star import parse
-from cryoray.records import Event
+from cryoray.records import Event, Verdicts
 from cryoray.settings import ClassifySettings, Settings
 from cryoray.verbs.classify import classify
 from tests.volumes import COUNTS, write_volume_job
@@ -63,3 +64,12 @@ def test_a_selection_that_a_person_made_is_not_overwritten(
     chosen = ClassifySettings(ensemble=str(class_ensemble), kind="class3d")
     with pytest.raises(InputError, match="is a selection that a person made"):
         classify(write_volume_job(tmp_path), tmp_path / "out", Settings(classify=chosen))
+
+
+def test_particles_that_change_meanwhile_are_named_as_what_changed(tmp_path: Path) -> None:
+    classes = open_volumes(write_volume_job(tmp_path))
+    assert classes.data is not None
+    lines = classes.data.read_text().rstrip().splitlines()
+    classes.data.write_text("\n".join(lines[:-1]) + "\n")
+    with pytest.raises(FormatError, match=r"data\.star: changed while its classes were judged"):
+        write_particles(tmp_path / "out", classes, Verdicts.none())
