@@ -18,12 +18,12 @@ from cryoray.metrics.comparison import Comparison
 from cryoray.models import registry
 from cryoray.models.ensemble import Ensemble
 from cryoray.preparation.prepared import PreparedSet
+from cryoray.report.challenge import challenge_page
 from cryoray.session import gathering
 from cryoray.session.gathering import Gathered
 from cryoray.session.ledger import Ledger
 from cryoray.settings import Settings, load
 from cryoray.verbs.challenge import challenge as compare
-from cryoray.verbs.challenge import challenge_page
 
 from .ingest import ingest
 from .promote import promote

@@ -8,21 +8,25 @@ them; still they were made to have both, and only a training without one says wh
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from cryoray.boosting.calibration import Platt
 from cryoray.boosting.filtering import folds_of_groups
 from cryoray.boosting.voting import score
+from cryoray.metrics import accuracy
 from cryoray.metrics.accuracy import auroc
 from cryoray.models.ensemble import Ensemble
 from cryoray.models.fit import score_rows
 from cryoray.models.networks import NetworkConfig
 from cryoray.models.rounds import Levels, LocalFits, boost
-from cryoray.settings import AugmentSettings, TrainSettings
+from cryoray.preparation.examples import Level
+from cryoray.preparation.prepared import PreparedSet
+from cryoray.settings import AugmentSettings, Settings, TrainSettings
 
 #: Rows of the table of importance that are no column.
 IMAGE, METADATA = "the image", "all metadata"
@@ -234,4 +238,69 @@ def summary(numbers: Mapping[str, Any]) -> dict[str, Any]:
         "n": numbers["n"],
         **{name: numbers[name] for name in names},
         "spread": {name: numbers["spread"][name] for name in names},
+    }
+
+
+def by_metadata(
+    judge: Ensemble,
+    examples: PreparedSet,
+    others: np.ndarray,
+    rows: np.ndarray,
+    level: Level,
+    settings: Settings,
+    predictions: pa.Table,
+) -> pa.Table:
+    """Predictions for a fold's rows by networks that learned from other rows' metadata alone."""
+    features = examples.feature_matrix(judge.features)
+    metadata_score, threshold = metadata_alone(
+        features[others],
+        examples.labels[others],
+        {name: examples.groups(name)[others] for name in get_args(Level)},
+        examples.groups(level)[others],
+        settings.train,
+    )
+    n = len(rows)
+    alone = {
+        "score": metadata_score(features[rows]),
+        "threshold": np.full(n, threshold, np.float32),
+    }
+    for name, values in {**alone, "verdict": [""] * n}.items():
+        column = pa.array(values)
+        predictions = predictions.set_column(predictions.column_names.index(name), name, column)
+    return predictions
+
+
+def ablation_of(
+    judge: Ensemble, examples: PreparedSet, rows: np.ndarray, settings: Settings
+) -> dict[str, Any]:
+    """What becomes of an ensemble's scores where its metadata are hidden, or a column is shuffled."""
+    most = settings.evaluate.ablate_images
+    if len(rows) > most:
+        rows = np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
+    groups, labels = examples.groups(judge.manifest.split_by)[rows], examples.labels[rows] == 1
+    features = examples.feature_matrix(judge.features)[rows]
+    predictor = CachedPredictor(judge.to(), examples.images, rows)
+    given = {"both": features, "image": np.full_like(features, np.nan)}
+    return {
+        "hidden": {
+            name: summary(
+                accuracy.metrics(
+                    labels,
+                    predictor.score(known),
+                    threshold=judge.threshold,
+                    review=np.zeros(len(rows), bool),
+                    groups=groups,
+                )
+            )
+            for name, known in given.items()
+        },
+        "permutation": importance(
+            predictor,
+            features,
+            judge.features,
+            labels,
+            groups,
+            judge.threshold,
+            shuffles=settings.evaluate.shuffles,
+        ),
     }

@@ -23,7 +23,7 @@ from cryoray.preparation.labelling import labels_from
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.records import Event, OnEvent, OnProgress, Progress, ignore
 from cryoray.settings import Settings
-from cryoray.verbs.evaluate import check_same_preparation
+from cryoray.verbs.suitability import check_same_preparation
 
 RECORD = "adaptation.json"
 

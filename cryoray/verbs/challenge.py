@@ -1,4 +1,4 @@
-"""Champion and challenger on images that were labelled blind: scores, the comparison, a page about it."""
+"""Champion and challenger on images that were labelled blind: scores, and the comparison."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from cryoray import report
 from cryoray.engine.local import judge_set
 from cryoray.metrics.comparison import Comparison, Scores, compare
 from cryoray.models.ensemble import Ensemble
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.records import Event, OnEvent, ignore
 from cryoray.settings import Settings
-from cryoray.verbs.evaluate import check_same_preparation, unseen, within_projects
+from cryoray.verbs.predictions import within_projects
+from cryoray.verbs.suitability import check_same_preparation, unseen
 
 
 def challenge(
@@ -83,41 +83,3 @@ def challenge(
         )
     )
     return outcome
-
-
-def challenge_page(out: Path, outcome: Comparison, champion: Path, challenger: Path) -> Path:
-    """Write the comparison as a page that a person can read and file away."""
-    verdict = "The challenger is better" if outcome.better else "The champion stays"
-    sections = [
-        report.summary_section(
-            f"{verdict}: {outcome.why}.",
-            {"champion": champion, "challenger": challenger},
-            {
-                "good images, labelled blind": f"{outcome.good:,}",
-                "bad images, labelled blind": f"{outcome.bad:,}",
-                "groups": outcome.groups,
-            },
-        )
-    ]
-    if rows := outcome.table():
-        cells = [
-            (str(row["what"]), *(report.percent(_number(row[name])) for name in _BOTH))
-            for row in rows
-        ]
-        sections.append(report.table_section("Numbers", ("", *_BOTH), cells))
-        curves = [
-            (f"{bound:.1%}", report.percent(ours), report.percent(theirs))
-            for bound, ours, theirs in outcome.curves
-        ]
-        sections.append(
-            report.table_section("Junk removed, by good images lost", ("lost", *_BOTH), curves)
-        )
-    return report.render(out, "Champion and challenger", sections)
-
-
-_BOTH = ("champion", "challenger")
-
-
-def _number(value: object) -> float:
-    assert isinstance(value, float)
-    return value

@@ -23,16 +23,9 @@ from cryoray.records import Event, OnEvent, OnProgress, ignore
 from cryoray.report.cross_validation import OF_A_FOLD, write_page
 from cryoray.settings import Settings
 from cryoray.verbs import ablation
-from cryoray.verbs.evaluate import ablation_of, by_metadata, predictions_of, unseen
-from cryoray.verbs.measuring import (
-    bound_held,
-    check_both_kinds,
-    check_metadata,
-    measure,
-    no_labels,
-    plain,
-    write,
-)
+from cryoray.verbs.measuring import bound_held, measure, plain
+from cryoray.verbs.predictions import predictions_of, write
+from cryoray.verbs.suitability import check_both_kinds, check_metadata, no_labels, unseen
 from cryoray.verbs.train import train as train_ensemble
 
 #: Of which cross-validation an unfinished folder is.
@@ -150,7 +143,7 @@ def cross_validate(
             )
             own = measure(examples, predictions, level)
             if ablate:
-                pieces.append(ablation_of(judge, examples, rows, settings))
+                pieces.append(ablation.ablation_of(judge, examples, rows, settings))
                 blind, _ = trained(partial / WITHOUT / name, **update, features=())
                 without["image"].append(
                     _judged_in(
@@ -159,7 +152,7 @@ def cross_validate(
                 )
                 others = np.setdiff1d(labelled, rows)
                 without["metadata"].append(
-                    by_metadata(judge, examples, others, rows, level, chosen, predictions)
+                    ablation.by_metadata(judge, examples, others, rows, level, chosen, predictions)
                 )
             table_of_folds.append(
                 {"fold": fold + 1, "repeat": repeat + 1, "groups": held_out, **plain(own)}

@@ -1,21 +1,15 @@
-"""What evaluation and cross-validation share: numbers of predictions, their files, what is refused."""
+"""What predictions on a prepared set are worth: the numbers of an evaluation and of a cross-validation."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cryoray.boosting import prevalence
-from cryoray.errors import SelectionError, SettingsError
-from cryoray.formats.files import replacing
-from cryoray.formats.names import METRICS, PREDICTIONS_TABLE
 from cryoray.metrics import accuracy
 from cryoray.models.ensemble import Ensemble
 from cryoray.preparation.examples import Level
@@ -85,58 +79,6 @@ def reasons_named(examples: PreparedSet, predictions: pa.Table) -> dict[str, Any
     right = sum(pairs[why, why] for why in known) / pairs.total()
     table = {why: {name: pairs[why, name] for name in known} for why in known}
     return {"reasons": {"n": pairs.total(), "right": right, "named": table}}
-
-
-def is_evaluation(folder: Path) -> bool:
-    """Whether a folder is one of ours, which may be replaced."""
-    return (folder / METRICS).is_file()
-
-
-def write(folder: Path, predictions: pa.Table, numbers: Mapping[str, Any]) -> None:
-    """Write `predictions.parquet` and `metrics.json` into a folder."""
-    with replacing(folder / PREDICTIONS_TABLE) as temporary:
-        pq.write_table(predictions, temporary)
-    with replacing(folder / METRICS) as temporary:
-        temporary.write_text(json.dumps(numbers, indent=1, allow_nan=False) + "\n", "utf-8")
-
-
-def check_both_kinds(examples: PreparedSet, rows: np.ndarray) -> None:
-    """Raise where the labels of rows (int64 [n]) are all the same.
-
-    Raises:
-        SelectionError: they are.
-    """
-    labels = examples.labels[rows]
-    if labels.min() == labels.max():
-        raise SelectionError(
-            f"all {len(rows):,} labels in the groups to judge say"
-            f" {'keep' if labels[0] else 'discard'}, so nothing can be told apart",
-            file=examples.path,
-            remedy="give a set whose selection has both",
-        )
-
-
-def no_labels(examples: PreparedSet) -> SelectionError:
-    """What is raised of a set without labels."""
-    return SelectionError(
-        "none of its images has a label",
-        file=examples.path,
-        remedy="ingest the source again with --selection",
-    )
-
-
-def check_metadata(features: Sequence[str], path: Path | None = None) -> None:
-    """Raise where there is nothing to ablate.
-
-    Raises:
-        SettingsError: no feature is used.
-    """
-    if not features:
-        raise SettingsError(
-            "there are no metadata to ablate",
-            file=path,
-            remedy="leave out --ablate, or use an ensemble that was trained with metadata",
-        )
 
 
 def bound_of(judge: Ensemble) -> float:

@@ -15,8 +15,9 @@ from cryoray.metrics import accuracy
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.records import REASONS, Event, Progress
 from cryoray.settings import RuntimeSettings, Settings
-from cryoray.verbs.evaluate import check_same_preparation, evaluate, unseen
+from cryoray.verbs.evaluate import evaluate
 from cryoray.verbs.measuring import reasons_named
+from cryoray.verbs.suitability import check_same_preparation, unseen
 from tests.verbs.untrained import PREPARATION, make_ensemble, make_set, undecided
 
 
