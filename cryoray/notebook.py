@@ -19,7 +19,6 @@ from cryoray.imaging.pictures import greys
 from cryoray.maps.fsc import HalfMapFsc, half_map_fsc
 from cryoray.maps.halves import mask_for, read_halves
 from cryoray.models import ensemble as models
-from cryoray.models.profile import NO_PROFILE, Profile
 from cryoray.models.registry import resolve
 from cryoray.preparation.described import Described, describe
 from cryoray.preparation.look import look_at
@@ -249,12 +248,10 @@ class Ensemble:
         judge, source = self._loaded, given.source
         dark = given._described.is_dark(judge.preparation)
         planned = plan(source, judge.preparation, _RANGE_MIB, rows=given.rows, invert=dark)
-        if judge.has_context and profile is not None and str(profile) != NO_PROFILE:
-            judge = judge.within(Profile.load(Path(profile)))
-        elif judge.has_context and profile is None:
+        if judge.has_context:
             whole = plan(source, judge.preparation, _RANGE_MIB, invert=dark)
-            (made,) = local.profiles([whole], judge)
-            judge = judge.within(made)
+            given_profile = None if profile is None else str(profile)
+            (judge,) = local.within_projects([whole], judge, given_profile)
         (judged,) = local.judge_plans([planned], judge, _RANGE_MIB, on_progress)
         return Verdicts(judged, given, judge)
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -21,7 +22,7 @@ from cryoray.models.predict import (
     profile_of,
     profiled_rows,
 )
-from cryoray.models.profile import Profile
+from cryoray.models.profile import NO_PROFILE, Profile
 from cryoray.preparation.plan import Plan, grouped
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.records import OnProgress, Progress, RowRange, Verdicts
@@ -84,6 +85,27 @@ def profiles(plans: Sequence[Plan], ensemble: Ensemble) -> list[Profile | None]:
             found += seen
         made.append(profile_of(found, ensemble.digest))
     return made
+
+
+def within_projects(
+    plans: Sequence[Plan], ensemble: Ensemble, profile: str | None
+) -> list[Ensemble]:
+    """Who judges each plan: the ensemble within the plan's project, where it can.
+
+    Args:
+        plans: of whole sources, with ``ensemble.preparation``.
+        ensemble: is moved to the best device.
+        profile: file of the project's profile, or `NO_PROFILE`; None: one is made of each plan's source.
+
+    Raises:
+        InputError: the profile that is given cannot be read.
+        EnsembleError: it is of another ensemble.
+    """
+    if not ensemble.has_context or profile == NO_PROFILE:
+        return [ensemble] * len(plans)
+    if profile is not None:
+        return [ensemble.within(Profile.load(Path(profile)))] * len(plans)
+    return [ensemble.within(made) for made in profiles(plans, ensemble)]
 
 
 def judge_plans(

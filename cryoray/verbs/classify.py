@@ -18,7 +18,6 @@ from cryoray.models.class_verdicts import ClassVerdicts, judge_classes_of, with_
 from cryoray.models.class_volumes import judge_volumes
 from cryoray.models.ensemble import Ensemble
 from cryoray.models.line import settled
-from cryoray.models.profile import NO_PROFILE, Profile
 from cryoray.models.registry import resolve
 from cryoray.preparation.described import Described, describe
 from cryoray.preparation.plan import Plan, plan
@@ -185,20 +184,10 @@ def _planned(described: Described, ensemble: Ensemble, range_mib: int, on_event:
 def _within(
     plans: Sequence[Plan], ensemble: Ensemble, profile: str | None, on_event: OnEvent
 ) -> list[Ensemble]:
-    """The judge of each plan, within its project where the ensemble can.
-
-    Raises:
-        InputError: the profile that is given cannot be read.
-        EnsembleError: it is of another ensemble.
-    """
-    if not ensemble.has_context or profile == NO_PROFILE:
-        return [ensemble] * len(plans)
-    if profile is not None:
-        judges = [ensemble.within(Profile.load(Path(profile)))] * len(plans)
-    else:
-        judges = [ensemble.within(made) for made in local.profiles(plans, ensemble)]
+    """The judge of each plan (`engine.local.within_projects`), with an event where it is of a project."""
+    judges = local.within_projects(plans, ensemble, profile)
     for each, judge in zip(plans, judges, strict=True):
-        if judge.profile is None:  # nothing of the source can be read
+        if judge.profile is None:  # it knows none, or nothing of the source can be read
             continue
         seen = {"source": str(each.source.path), "profile": judge.profile.digest}
         on_event(
