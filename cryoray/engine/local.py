@@ -13,12 +13,13 @@ import numpy as np
 import torch
 
 from cryoray.models import predict
-from cryoray.models.ensemble import Embeddings, Ensemble
+from cryoray.models.ensemble import Ensemble
 from cryoray.models.predict import (
     TOGETHER,
+    Embedded,
+    embed_ranges,
     finished,
     judge_ranges,
-    look,
     profile_of,
     profiled_rows,
 )
@@ -80,8 +81,8 @@ def profiles(plans: Sequence[Plan], ensemble: Ensemble) -> list[Profile | None]:
     made = []
     for each in plans:
         ranges = [[part] for part in profiled_rows(each.ranges)]
-        found: list[tuple[np.ndarray, Embeddings]] = []
-        for seen in in_threads(partial(look, ensemble=ensemble), ranges):
+        found: list[Embedded] = []
+        for seen in in_threads(partial(embed_ranges, ensemble=ensemble), ranges):
             found += seen
         made.append(profile_of(found, ensemble.digest))
     return made

@@ -25,6 +25,9 @@ TOGETHER = 1024
 #: Raw MiB of a range.
 _RANGE_MIB = 64
 
+#: Rows, int64 [n], and what the members see in them.
+Embedded = tuple[np.ndarray, Embeddings]
+
 
 def judge_source(source: Source, ensemble: Ensemble, rows: np.ndarray | None = None) -> Verdicts:
     """Judge a source, or some of its rows (int64, 0-based), here and now, by the source's own profile.
@@ -49,20 +52,21 @@ def profiled_rows(ranges: Sequence[RowRange]) -> list[RowRange]:
     return [part[np.flatnonzero(mine)] for part, mine in found if mine.any()]
 
 
-def look(ranges: Iterable[RowRange], ensemble: Ensemble) -> list[tuple[np.ndarray, Embeddings]]:
-    """What the members see in some ranges, with the rows that these are."""
-    seen = []
-    for part in ranges:
-        prepared = prepare_range(part, ensemble.preparation)
-        seen.append((prepared.rows, ensemble.embed(prepared.images, prepared.features)))
-    return seen
+def embed_prepared(part: PreparedRows, ensemble: Ensemble) -> Embedded:
+    """What the members see in prepared images."""
+    return part.rows, ensemble.embed(part.images, part.features)
 
 
-def profile_of(seen: Iterable[tuple[np.ndarray, Embeddings]], ensemble: str) -> Profile | None:
-    """The profile of a source of which these rows were looked at, in any order; None of no row.
+def embed_ranges(ranges: Iterable[RowRange], ensemble: Ensemble) -> list[Embedded]:
+    """Read and prepare ranges; what the members see in them, for a profile."""
+    return [embed_prepared(prepare_range(part, ensemble.preparation), ensemble) for part in ranges]
+
+
+def profile_of(seen: Iterable[Embedded], ensemble: str) -> Profile | None:
+    """The profile of a source from some of its rows, in any order; None of no row.
 
     Args:
-        seen: rows, int64 [n], and what the members see in them.
+        seen: what the members see in them.
         ensemble: its digest.
     """
     found = list(seen)
@@ -90,7 +94,7 @@ def profile_plan(planned: Plan, ensemble: Ensemble) -> Profile | None:
         planned: of all of a source, with ``ensemble.preparation``.
         ensemble: on the device on which it is to look.
     """
-    return profile_of(look(profiled_rows(planned.ranges), ensemble), ensemble.digest)
+    return profile_of(embed_ranges(profiled_rows(planned.ranges), ensemble), ensemble.digest)
 
 
 def finished(

@@ -339,8 +339,8 @@ class Judge:
         chosen = await self.parsers.choose(
             Question(asked.source, None, served.kind, served.preparation, together, scope)
         )
-        looked = await self._judging.look(Work(served, profiled_rows(chosen.ranges), scope))
-        made = await asyncio.to_thread(profile_of, looked, served.digest)
+        seen = await self._judging.embed(Work(served, profiled_rows(chosen.ranges), scope))
+        made = await asyncio.to_thread(profile_of, seen, served.digest)
         if made is None:
             raise InputError("none of its images can be read", file=asked.source)
         return Response(made.model_dump_json(), media_type=JSON_TYPE)

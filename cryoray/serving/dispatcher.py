@@ -14,9 +14,10 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from cryoray.errors import CryorayError
+from cryoray.models.predict import Embedded
 from cryoray.records import RowRange
 from cryoray.serving.counts import Counts
-from cryoray.serving.judging import JudgedRange, JudgesFailedError, Looked, Work
+from cryoray.serving.judging import JudgedRange, JudgesFailedError, Work
 from cryoray.serving.lineup import Followed, Served, sentence
 from cryoray.serving.shadow import Comparison
 from cryoray.serving.supervisor import Report, Standing
@@ -62,17 +63,17 @@ class Dispatcher:
         self._healthy_at = -float("inf")
         self._asking: asyncio.Task[bool] | None = None
 
-    async def look(self, work: Work) -> list[Looked]:
+    async def embed(self, work: Work) -> list[Embedded]:
         """What the ensemble's members see in ranges, for a profile.
 
         Raises:
-            JudgesFailedError: looking failed, or replica after replica was lost.
+            JudgesFailedError: it failed, or replica after replica was lost.
         """
-        look = self.judges[work.served.name].look.remote
+        embed = self.judges[work.served.name].embed.remote
         return list(
             await asyncio.gather(
                 *(
-                    self._one(work, part, lambda given: look(given, work.served))
+                    self._one(work, part, lambda given: embed(given, work.served))
                     for part in work.ranges
                 )
             )

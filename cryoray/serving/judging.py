@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
 from cryoray.errors import CryorayError, EnsembleError
 from cryoray.formats.opening import Scope
-from cryoray.models.ensemble import Embeddings, Ensemble
-from cryoray.models.predict import judge_prepared
+from cryoray.models.ensemble import Ensemble
+from cryoray.models.predict import Embedded, judge_prepared
 from cryoray.models.profile import Profile
 from cryoray.records import PreparedRows, RowRange, Verdicts
 from cryoray.serving.lineup import Served
@@ -52,15 +50,6 @@ def judge_timed(ensemble: Ensemble, parts: Sequence[PreparedRows]) -> list[Judge
         JudgedRange(verdicts, judge_seconds=seconds, batch=0 if at else images)
         for at, verdicts in enumerate(judged)
     ]
-
-
-#: Rows that were looked at, int64 [n], and what the members see in them.
-Looked = tuple[np.ndarray, Embeddings]
-
-
-def look_at(ensemble: Ensemble, part: PreparedRows) -> Looked:
-    """What the members see in prepared images."""
-    return part.rows, ensemble.embed(part.images, part.features)
 
 
 class Held:
@@ -149,7 +138,7 @@ class Judging(Protocol):
             JudgesFailedError: that cannot be done.
         """
 
-    async def look(self, work: Work) -> list[Looked]:
+    async def embed(self, work: Work) -> list[Embedded]:
         """What the ensemble's members see in ranges, for a profile.
 
         Raises:

@@ -26,6 +26,7 @@ from cryoray.engine.local import cores
 from cryoray.errors import CryorayError, SettingsError
 from cryoray.formats.opening import Scope
 from cryoray.models.ensemble import Ensemble
+from cryoray.models.predict import Embedded, embed_prepared
 from cryoray.protocol.client import Client
 from cryoray.protocol.token import check_strength, find_token
 from cryoray.records import RowRange
@@ -36,10 +37,8 @@ from cryoray.serving.judging import (
     Held,
     JudgedRange,
     JudgesFailedError,
-    Looked,
     Work,
     judge_timed,
-    look_at,
 )
 from cryoray.serving.lineup import Lineup, Served, attempt, sentence
 from cryoray.serving.preparer import prepared
@@ -71,13 +70,13 @@ class Threads:
         """
         return await self._each(_judge, work)
 
-    async def look(self, work: Work) -> list[Looked]:
+    async def embed(self, work: Work) -> list[Embedded]:
         """What the ensemble's members see in ranges.
 
         Raises:
             JudgesFailedError: that cannot be done.
         """
-        return await self._each(_look, work)
+        return await self._each(_embed, work)
 
     async def _each(
         self,
@@ -128,8 +127,8 @@ def _judge(ensemble: Ensemble, scope: Scope, rows: RowRange) -> JudgedRange:
     return replace(judged, prepare_seconds=given.seconds)
 
 
-def _look(ensemble: Ensemble, scope: Scope, rows: RowRange) -> Looked:
-    return look_at(ensemble, prepared(rows, ensemble.preparation, scope).rows)
+def _embed(ensemble: Ensemble, scope: Scope, rows: RowRange) -> Embedded:
+    return embed_prepared(prepared(rows, ensemble.preparation, scope).rows, ensemble)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,10 @@ from ray import serve
 from cryoray.errors import CryorayError
 from cryoray.formats.opening import Scope
 from cryoray.models.ensemble import Ensemble
+from cryoray.models.predict import Embedded, embed_prepared
 from cryoray.models.profile import Profile
 from cryoray.records import PreparedRows, RowRange
-from cryoray.serving.judging import Held, JudgedRange, Looked, judge_timed, look_at
+from cryoray.serving.judging import Held, JudgedRange, judge_timed
 from cryoray.serving.lineup import Served
 from cryoray.serving.preparer import Prepared, prepared
 from cryoray.serving.scaling import Queue
@@ -66,9 +67,9 @@ class Judge(Queue):
         # In a thread, so that the replica keeps answering, and the next batch gathers meanwhile.
         return await asyncio.to_thread(_by_ensemble, parts)
 
-    async def look(self, given: Prepared, served: Served) -> Looked:
+    async def embed(self, given: Prepared, served: Served) -> Embedded:
         """What the members see in a range, for a profile."""
-        return await asyncio.to_thread(look_at, await self._held.get(served), given.rows)
+        return await asyncio.to_thread(embed_prepared, given.rows, await self._held.get(served))
 
     async def attend(self, served: Served, queued: int) -> str:
         """Have an ensemble ready, and hear how many images wait; the digest.

@@ -23,13 +23,14 @@ from fastapi import FastAPI
 from cryoray.errors import SettingsError
 from cryoray.formats.source import open_source
 from cryoray.models.ensemble import Ensemble
+from cryoray.models.predict import Embedded
 from cryoray.preparation.plan import plan
 from cryoray.preparation.prepare import prepare_range
 from cryoray.protocol.messages import JUDGE, STACK_TYPE, JudgeAnswer
 from cryoray.records import VERDICTS, RowRange
 from cryoray.serving.application import create
 from cryoray.serving.counts import Counts
-from cryoray.serving.judging import JudgedRange, JudgesFailedError, Looked, Work, judge_timed
+from cryoray.serving.judging import JudgedRange, JudgesFailedError, Work, judge_timed
 from cryoray.serving.lineup import Lineup, Served, attempt
 from cryoray.serving.shadow import Comparison
 from cryoray.settings import ServeSettings
@@ -66,7 +67,7 @@ class InProcess:
         judged = self.together(work.served, work.ranges)
         return judged[1:] if self.loses_rows else judged
 
-    async def look(self, work: Work) -> list[Looked]:
+    async def embed(self, work: Work) -> list[Embedded]:
         raise AssertionError("nobody asks for a profile")
 
     async def beside(self, work: Work) -> list[JudgedRange]:

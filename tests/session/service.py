@@ -12,11 +12,12 @@ from pathlib import Path
 import uvicorn
 
 from cryoray.models.ensemble import Ensemble
+from cryoray.models.predict import Embedded
 from cryoray.preparation.prepare import prepare_range
 from cryoray.protocol.client import Client
 from cryoray.serving.application import create
 from cryoray.serving.counts import Counts
-from cryoray.serving.judging import JudgedRange, Looked, Work, judge_timed
+from cryoray.serving.judging import JudgedRange, Work, judge_timed
 from cryoray.serving.lineup import Lineup, Served
 from cryoray.settings import ServeSettings
 
@@ -45,7 +46,7 @@ class InProcess:
             ]
         )
 
-    async def look(self, work: Work) -> list[Looked]:
+    async def embed(self, work: Work) -> list[Embedded]:
         raise AssertionError("nobody asks for a profile")
 
     async def beside(self, work: Work) -> list[JudgedRange]:
