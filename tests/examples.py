@@ -159,8 +159,11 @@ def with_heads(path: Path, familiar: float = 1e9, seed: int = 0) -> Ensemble:
     """
     ensemble = Ensemble.load(path)
     d1, d2, d3 = (network.channels for network in ensemble.networks)
-    heads = seeded(lambda: Heads((d1, d2, d3), HeadConfig(), 4, 2), seed)
+    heads = seeded(lambda: Heads((d1, d2, d3), HeadConfig(), 4, 2, 3), seed)
     torch.nn.init.normal_(heads.axes, generator=torch.Generator().manual_seed(seed))
+    assert heads.shift is not None  # each project's scores are moved by what its profile says
+    torch.nn.init.normal_(heads.shift.weight, std=0.1, generator=torch.Generator().manual_seed(1))
+    heads.shift.ends.copy_(torch.tensor([-2.0, 2.0]))
     for number in range(3):  # as large as the members' own, and not all on one side
         heads.head(number).verdict.weight.data *= 10
     manifest = ensemble.manifest
@@ -168,6 +171,7 @@ def with_heads(path: Path, familiar: float = 1e9, seed: int = 0) -> Ensemble:
         head=HeadConfig(),
         profiles=4,
         directions=2,
+        shift=3,
         familiar=familiar,
         calibration=(Calibration(slope=1, offset=0.1),) * 3,
         threshold=0.55,

@@ -26,6 +26,8 @@ _SHRINK = 4.0
 _UNIT, _MOST = 32.0, 128.0
 #: Standardised values are cut here; smallest deviation of a project, that of training being 1.
 _CLIP, _FLAT = 8.0, 0.2
+#: Likewise of what a project's shift follows from.
+_SHIFT_CLIP = 4.0
 #: A project is as far from training as its third nearest there: one alone may be a stray.
 _NEIGHBOUR = 3
 
@@ -173,6 +175,43 @@ class InContext(nn.Module):
         return logit
 
 
+class Shift(nn.Module):
+    """How far a project's scores are moved, in log-odds (`models.fit_shift`): linear in what it is told.
+
+    Args:
+        values: numbers that it is told of a project.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    weight: Tensor
+    offset: Tensor
+    ends: Tensor
+
+    def __init__(self, values: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(values))
+        self.register_buffer("deviation", torch.ones(values))
+        self.register_buffer("weight", torch.zeros(values))
+        self.register_buffer("offset", torch.tensor(0.0))
+        self.register_buffer("ends", torch.zeros(2))
+
+    def usual(self, values: Tensor) -> Tensor:
+        """Values [p, V] in units of training."""
+        return ((values - self.mean) / self.deviation).clamp(-_SHIFT_CLIP, _SHIFT_CLIP)
+
+    def forward(self, values: Tensor, images: Tensor) -> Tensor:
+        """By how much the log-odds of keep fall, float32 [p]; of few images, by about as much as usual.
+
+        Args:
+            values: float32 [p, V].
+            images: float32 [p], that they rest on.
+        """
+        known = 1 / (1 + _UNIT / images.clamp(min=1e-6))
+        moved = (self.usual(values) @ self.weight) * known + self.offset
+        return moved.clamp(self.ends[0], self.ends[1])
+
+
 class Heads(nn.Module):
     """The heads of d1, d2 and d3, and the profiles of training, among which a new one is familiar or not.
 
@@ -185,6 +224,7 @@ class Heads(nn.Module):
         config: of the heads.
         profiles: of training that are kept.
         directions: along which they are compared.
+        shift: directions from which a project's shift follows; 0: no project is moved.
     """
 
     centre: Tensor
@@ -192,13 +232,20 @@ class Heads(nn.Module):
     profiles: Tensor
 
     def __init__(
-        self, seen: tuple[int, int, int], config: HeadConfig, profiles: int, directions: int
+        self,
+        seen: tuple[int, int, int],
+        config: HeadConfig,
+        profiles: int,
+        directions: int,
+        shift: int = 0,
     ) -> None:
         super().__init__()
+        self.along = shift
         self.of = nn.ModuleList(Head(values, config) for values in seen)
         self.register_buffer("centre", torch.zeros(2 * sum(seen)))
-        self.register_buffer("axes", torch.zeros(2 * sum(seen), directions))
+        self.register_buffer("axes", torch.zeros(2 * sum(seen), max(directions, shift)))
         self.register_buffer("profiles", torch.zeros(profiles, directions))
+        self.shift = Shift(3 * len(QUANTILES) + shift) if shift else None
 
     def head(self, member: int) -> Head:
         """That of d1 (0), d2 or d3."""
@@ -222,7 +269,23 @@ class Heads(nn.Module):
     @torch.no_grad()
     def distance(self, project: Sequence[Moments]) -> Tensor:
         """float32 [p], how far projects are from those of training."""
-        return nearness((self.described(project) - self.centre) @ self.axes, self.profiles)
+        points = (self.described(project) - self.centre) @ self.axes
+        return nearness(points[:, : self.profiles.shape[1]], self.profiles)
+
+    @torch.no_grad()
+    def values(self, project: Sequence[Moments]) -> Tensor:
+        """float32 [p, 3 · 5 + directions], what a project's shift follows from."""
+        points = (self.described(project) - self.centre) @ self.axes
+        quantiles = [of_member.quantiles.to(points.device) for of_member in project]
+        return torch.cat([*quantiles, points[:, : self.along]], 1)
+
+    @torch.no_grad()
+    def moved(self, project: Sequence[Moments]) -> float:
+        """By how much the log-odds of keep fall in a project (p = 1)."""
+        if self.shift is None:
+            return 0.0
+        values = self.values(project)
+        return float(self.shift(values, project[0].images.to(values.device))[0])
 
 
 def nearness(points: Tensor, others: Tensor) -> Tensor:

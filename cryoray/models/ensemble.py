@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, cast
@@ -87,6 +87,7 @@ class Context(BaseModel):
     Attributes:
         head: what the heads of its members look like.
         profiles: how many profiles of training it keeps, compared along so many ``directions``.
+        shift: directions from which follows how far a project's scores are moved; 0: none is.
         familiar: distance from those beyond which a profile is unlike any, and is not used.
     """
 
@@ -95,6 +96,8 @@ class Context(BaseModel):
     head: HeadConfig
     profiles: int = Field(ge=1)
     directions: int = Field(ge=1)
+    # Left out where there is none, so that digests of ensembles without stay what they were.
+    shift: int = Field(0, ge=0, exclude_if=lambda value: not value)
     familiar: float = Field(ge=0)
     calibration: tuple[Calibration, Calibration, Calibration]
     threshold: float
@@ -298,6 +301,7 @@ class Ensemble:
         if not inside.familiar or self.manifest.context is None:
             return inside
         lines = {name: getattr(self.manifest.context, name) for name in LINES}
+        lines["calibration"] = _moved(lines["calibration"], -self.heads.moved(profile.moments()))
         inside = inside._as(self.manifest.model_copy(update=lines), self.path).drawn(self.policy)
         return inside.decided() if self.review == (self.threshold, self.threshold) else inside
 
@@ -311,6 +315,9 @@ class Ensemble:
         if inside.profile is None or not inside.familiar or self.manifest.context is None:
             return lines
         taken = {name: getattr(lines, name) for name in LINES}
+        if self.heads is not None:  # which will be moved again
+            moved = self.heads.moved(inside.profile.moments())
+            taken["calibration"] = _moved(taken["calibration"], moved)
         others = {name: getattr(self.manifest, name) for name in LINES}
         context = self.manifest.context.model_copy(update=taken)
         return lines.model_copy(update={**others, "context": context})
@@ -485,7 +492,7 @@ class Ensemble:
                 reasons = Network(why.network, 0, len(why.labels))
             if (of := manifest.context) is not None:
                 seen = (d1.channels, d2.channels, d3.channels)
-                heads = Heads(seen, of.head, of.profiles, of.directions)
+                heads = Heads(seen, of.head, of.profiles, of.directions, of.shift)
         networks = [each for each in (d1, d2, d3, reasons, heads) if each is not None]
         for name, network in zip(_files(manifest), networks, strict=True):
             try:
@@ -517,6 +524,11 @@ class Ensemble:
                 file=source,
                 remedy=f"give an ensemble of kind {kind}, or another --kind",
             )
+
+
+def _moved(members: Sequence[Calibration], by: float) -> tuple[Calibration, ...]:
+    """Calibrations whose log-odds are so much higher."""
+    return tuple(c.model_copy(update={"offset": c.offset + by}) for c in members)
 
 
 def _first_line(error: ValidationError | UnicodeDecodeError) -> str:

@@ -32,6 +32,9 @@ from cryoray.models.networks import DEFAULT_MEMBERS, Network, NetworkConfig
 from cryoray.records import MEMBERS, Event, OnEvent, ignore
 from cryoray.settings import FitSettings, TrainSettings
 
+#: Of a finished round: float32 [N], what networks that had not seen an example's group say of it.
+HELD_OUT_LOGITS = "held-out.npy"
+
 Levels = Mapping[Literal["project", "micrograph"], np.ndarray]
 
 
@@ -227,17 +230,17 @@ class _Round:
 
     @property
     def finished(self) -> bool:
-        return (self.folder / "held-out.npy").is_file()
+        return (self.folder / HELD_OUT_LOGITS).is_file()
 
     def load(self) -> tuple[Network, np.ndarray]:
         network = Network(self.config, self.features)
         network.load_state_dict(load_file(self.folder / "final.safetensors"))
-        return network, np.load(self.folder / "held-out.npy")
+        return network, np.load(self.folder / HELD_OUT_LOGITS)
 
     def save(self, network: Network, logit: np.ndarray) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         save_weights(self.folder / "final.safetensors", network.state_dict())
-        with replacing(self.folder / "held-out.npy") as temporary, temporary.open("wb") as file:
+        with replacing(self.folder / HELD_OUT_LOGITS) as temporary, temporary.open("wb") as file:
             write_array(file, logit)
 
 

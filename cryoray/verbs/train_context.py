@@ -18,12 +18,14 @@ from safetensors.torch import load_file
 from cryoray.boosting import filtering, operating_point
 from cryoray.boosting.calibration import fit_platt
 from cryoray.boosting.filtering import Sampler, folds_of_groups
+from cryoray.boosting.prevalence import log_odds
 from cryoray.boosting.voting import score
 from cryoray.engine.local import in_threads
 from cryoray.formats.files import replacing
 from cryoray.imaging.augment import AugmentParameters, augment, draw
 from cryoray.metrics.accuracy import auroc
 from cryoray.models.context import (
+    QUANTILES,
     Head,
     HeadConfig,
     Heads,
@@ -42,9 +44,10 @@ from cryoray.models.ensemble import (
     training_record,
 )
 from cryoray.models.fit_heads import Looked, fit_head
+from cryoray.models.fit_shift import cross_fitted, fit_shift
 from cryoray.models.networks import DEFAULT_MEMBERS, Network, embedded
 from cryoray.models.profile import sampled
-from cryoray.models.rounds import Levels, filtered
+from cryoray.models.rounds import HELD_OUT_LOGITS, Levels, filtered
 from cryoray.preparation.examples import Level, SetExamples, gather
 from cryoray.records import MEMBERS, Event, OnEvent, OnProgress, Progress, ignore
 from cryoray.settings import TrainSettings
@@ -56,6 +59,8 @@ _PER_PROJECT, _VERSIONS_OF = 128, 2
 #: Directions along which profiles are compared; parts of the projects that are left out in turn to see
 #: how far new ones are; share of those that count as familiar.
 _DIRECTIONS, _PARTS, _FAMILIAR = 12, 5, 0.97
+#: Directions from which follows how far a project's scores are moved; with fewer projects none is.
+_ALONG, _ENOUGH_TO_SHIFT = 20, 100
 _SEED = 700
 _HEAD = HeadConfig()
 
@@ -97,6 +102,9 @@ def train_context(
     heads, calibration, of_projects, p = fit_heads(
         examples, level, rounds, settings, on_progress=on_progress
     )
+    kept, familiar = _kept(heads, of_projects)
+    if len(np.unique(levels["project"].astype(str))) >= _ENOUGH_TO_SHIFT:
+        calibration, p = _shifted(examples, kept, of_projects, rounds, calibration, p)
     chosen = settings.operating_point
     probabilities = np.stack(p, 1)
     lines = operating_point.lines(
@@ -104,12 +112,12 @@ def train_context(
     )
     drawn, median = lines[chosen.policy], score(p[0], p[1], p[2])
     deployed = score(p[0], p[1], operating_point.ask_third(p[0], p[1], p[2], drawn.point.threshold))
-    kept, familiar = _kept(heads, of_projects)
     c1, c2, c3 = calibration
     context = Context(
         head=_HEAD,
         profiles=len(kept.profiles),
         directions=kept.profiles.shape[1],
+        shift=kept.along if kept.shift is not None else 0,
         familiar=familiar,
         calibration=(c1, c2, c3),
         threshold=drawn.point.threshold,
@@ -353,7 +361,7 @@ def _kept(heads: Sequence[Head], of_projects: Sequence[Moments]) -> tuple[Heads,
     kept = Heads((len(d1.mean), len(d2.mean), len(d3.mean)), _HEAD, 1, 1)
     kept.of = torch.nn.ModuleList(heads)
     described = kept.described(of_projects)
-    part = np.random.default_rng(0).permutation(len(described)) % min(_PARTS, len(described))
+    part = _parts(len(described))
     far = []
     for left_out in range(int(part.max()) + 1):
         others, new = described[part != left_out], described[part == left_out]
@@ -363,6 +371,61 @@ def _kept(heads: Sequence[Head], of_projects: Sequence[Moments]) -> tuple[Heads,
     kept.centre, kept.axes = directions(described, _DIRECTIONS)
     kept.profiles = (described - kept.centre) @ kept.axes
     return kept, float(torch.quantile(torch.cat(far), _FAMILIAR)) if far else 0.0
+
+
+def _parts(projects: int) -> np.ndarray:
+    """Which of `_PARTS` parts each project is in, int64 [p]."""
+    return np.random.default_rng(0).permutation(projects) % min(_PARTS, projects)
+
+
+def _shifted(
+    examples: SetExamples,
+    kept: Heads,
+    of_projects: Sequence[Moments],
+    rounds: Path,
+    calibration: Sequence[Calibration],
+    p: Sequence[np.ndarray],
+) -> tuple[list[Calibration], list[np.ndarray]]:
+    """Have the heads move each project's scores, so that one line serves all (`models.fit_shift`).
+
+    Returns:
+        the members' calibration and held-out probabilities, float32 [N] each, with every project moved by
+        what was learned from others.
+    """
+    projects = _by_group(examples.groups("project"))
+    # Of those that are there in two versions the first.
+    versions = [2 if number % _VERSIONS_OF == 0 else 1 for number in range(len(projects))]
+    first = torch.from_numpy(np.cumsum([0, *versions[:-1]]))
+    plain = [Moments(*(each[first] for each in of_member)) for of_member in of_projects]
+    described = kept.described(plain)
+    centre, axes = directions(kept.described(of_projects), _ALONG)
+    # Quantiles are of networks that had not seen the project: a new one has not been seen either.
+    unseen = [np.load(rounds / name / HELD_OUT_LOGITS) for name in MEMBERS]
+    quantiles = [
+        torch.tensor(np.stack([np.quantile(logit[rows], QUANTILES) for rows in projects])).float()
+        for logit in unseen
+    ]
+    values = torch.cat([*quantiles, (described - centre) @ axes], 1)
+    x = log_odds(score(p[0], p[1], p[2]))
+    keep = examples.labels == 1
+    told = [x[rows] for rows in projects], [keep[rows] for rows in projects]
+    by = np.empty(len(keep), np.float32)
+    moved = cross_fitted(values, *told, _parts(len(projects)))
+    for rows, of_project in zip(projects, moved, strict=True):
+        by[rows] = of_project
+    platt = fit_platt((x - by).astype(np.float32), keep)
+    shift = fit_shift(values, *told)
+    for each in (shift.weight, shift.offset, shift.ends):
+        each *= platt.slope
+    kept.along, kept.shift = _ALONG, shift
+    kept.axes = torch.cat([kept.axes, axes[:, kept.axes.shape[1] :]], 1)
+    return (
+        [
+            Calibration(slope=c.slope * platt.slope, offset=c.offset * platt.slope + platt.offset)
+            for c in calibration
+        ],
+        [platt((log_odds(of_member) - by).astype(np.float32)) for of_member in p],
+    )
 
 
 def _with_scores(table: pa.Table, scores: np.ndarray) -> pa.Table:

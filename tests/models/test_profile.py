@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from cryoray.boosting.prevalence import log_odds
 from cryoray.errors import EnsembleError, InputError
 from cryoray.metrics.accuracy import auroc
 from cryoray.models.context import Head, HeadConfig, directions, moments, nearness
 from cryoray.models.ensemble import Ensemble
 from cryoray.models.fit_heads import Looked, fit_head
+from cryoray.models.fit_shift import cross_fitted, fit_shift
 from cryoray.models.profile import MOST, MemberProfile, Profile, sampled
 from tests.examples import BOX, FEATURES, particles, save_ensemble, with_heads
 
@@ -177,3 +179,74 @@ def test_numbers_that_no_network_could_take_are_no_profile(judge: Ensemble) -> N
 
 def _with(profile: Profile, **values: tuple[float, ...]) -> MemberProfile:
     return profile.members[0].model_copy(update=values)
+
+
+def test_every_member_is_moved_by_what_the_profile_says_and_adapting_keeps_that(
+    judge: Ensemble,
+) -> None:
+    some, known = images(60)
+    profile = judge.profiled(judge.embed(some, known))
+    assert judge.heads is not None
+    by = judge.heads.moved(profile.moments())
+    assert 0.01 < abs(by) <= 2
+    inside = judge.within(profile)
+    for member, calibration in enumerate(inside.manifest.calibration):
+        expected = inside.logits(some, known)[:, member] + 0.1 - by
+        assert calibration.offset == pytest.approx(0.1 - by)
+        np.testing.assert_allclose(
+            log_odds(inside.judge(some, known, everyone=True).judged[f"d{member + 1}"].to_numpy()),
+            expected,
+            atol=1e-3,
+        )
+    # Lines that were found within the project are found there again, and move along in another.
+    again = Ensemble(
+        judge.relined(inside.manifest, inside), judge.networks, heads=judge.heads
+    ).within(profile)
+    offsets = [c.offset for c in again.manifest.calibration]
+    assert offsets == pytest.approx([c.offset for c in inside.manifest.calibration], abs=1e-12)
+
+
+def projects(
+    n: int, seed: int
+) -> tuple[torch.Tensor, list[np.ndarray], list[np.ndarray], np.ndarray]:
+    """Of n projects a value that tells how far apart good and junk are, log-odds, labels, and the gap."""
+    rng = np.random.default_rng(seed)
+    gap = rng.choice([1.0, 4.0], n)
+    keep = [rng.random(80) < 0.6 for _ in range(n)]
+    x = [rng.normal(0, 1, 80) + g * (k - 0.5) for g, k in zip(gap, keep, strict=True)]
+    values = np.stack([gap + rng.normal(0, 0.1, n), rng.normal(0, 1, n)], 1)
+    return torch.tensor(values).float(), x, keep, gap
+
+
+def test_the_line_is_higher_where_good_and_bad_are_told_apart() -> None:
+    values, x, keep, gap = projects(60, 0)
+    moved = cross_fitted(values, x, keep, np.arange(60) % 5)
+    assert moved[gap == 4].mean() > moved[gap == 1].mean() + 0.5
+    # More is judged right than by any one line that loses as much.
+    lost = np.mean([np.mean(a[k] < m) for a, k, m in zip(x, keep, moved, strict=True)])
+    one = max(
+        at
+        for at in np.linspace(-5, 3, 400)
+        if np.mean([np.mean(a[k] < at) for a, k in zip(x, keep, strict=True)]) <= lost
+    )
+    right, before = (
+        np.mean([np.mean((a >= m) == k) for a, k, m in zip(x, keep, line, strict=True)])
+        for line in (moved, np.full(60, one))
+    )
+    assert right > before + 0.01
+
+
+def test_a_shift_is_the_same_each_time_bounded_and_small_for_few_images() -> None:
+    values, x, keep, _ = projects(40, 1)
+    # A project of junk alone counts, though there is nothing to lose.
+    keep[0][:] = False
+    shift = fit_shift(values, x, keep)
+    again = fit_shift(values, x, keep)
+    assert torch.equal(shift.weight, again.weight)
+    many = torch.tensor([1e6])
+    extreme = [shift(values.new_tensor([[at, 0.0]]), many)[0] for at in (-1e6, 1e6)]
+    for at in extreme:
+        assert shift.ends[0] <= at <= shift.ends[1]
+    far = [abs(shift(values[5:6], torch.tensor([n]))[0] - shift.offset) for n in (0.0, 8.0, 1e6)]
+    assert far[0] == 0
+    assert far[1] < far[2]
