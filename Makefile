@@ -73,7 +73,7 @@ test-faults: install ## take nodes, cables, disks and drivers away from whatever
 bench: install ## measure speed and memory beside peers; BENCH="star mrc" for some
 	$(BIN)/python -m benchmarks.run $(BENCH)
 
-check: install ## ruff, mypy (strict) and the floors
+check: install ## ruff, mypy (strict; tests too) and the floors
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -39,6 +40,17 @@ _rlnCtfMaxResolution #6
 """
 
 
+class Saved(Ensemble):
+    """An ensemble that has a folder."""
+
+    path: Path
+
+
+def saved(ensemble: Ensemble, folder: Path, card: str) -> Saved:
+    """The ensemble as it is once it is saved."""
+    return cast(Saved, ensemble.save(folder, card))
+
+
 def save_ensemble(
     path: Path,
     kind: Kind = "particle",
@@ -46,7 +58,7 @@ def save_ensemble(
     box: int = BOX,
     reasons: tuple[Reason, ...] = (),
     threshold: float = 0.5,
-) -> Ensemble:
+) -> Saved:
     """An ensemble of untrained networks whose members disagree often: about half of the images.
 
     With ``reasons`` it names these, as untrained.
@@ -82,7 +94,7 @@ def save_ensemble(
         of_reasons = logits(network, images, torch.empty((len(images), 0)))
         network.verdict.bias.data -= of_reasons.median(0).values  # each is the likeliest of some
         ensemble = ensemble.with_reasons(reasons, network)
-    return ensemble.save(path, "# Untrained\n")
+    return saved(ensemble, path, "# Untrained\n")
 
 
 def particles(n: int, box: int = 40, seed: int = 0) -> np.ndarray:

@@ -129,13 +129,15 @@ def test_what_is_wrong_is_one_sentence(tiny_ensemble: Path, project: Path, tmp_p
 
 
 def test_the_fsc_of_two_half_maps(tmp_path: Path) -> None:
-    halves = [
+    first, second = (
         write_volume(tmp_path / f"half{i}.mrc", half.numpy(), PIXEL)
         for i, half in enumerate(half_maps(phantom(32, seed=1), 1.0), start=1)
-    ]
-    found = cryoray.fsc(*halves)
+    )
+    found = cryoray.fsc(first, second)
     assert found.unmasked[0] == pytest.approx(1, abs=0.1)
-    assert found.resolution(0.143).interpolated >= 2 * PIXEL
-    masked = cryoray.fsc(*halves, "auto")
+    resolution = found.resolution(0.143).interpolated
+    assert resolution is not None
+    assert resolution >= 2 * PIXEL
+    masked = cryoray.fsc(first, second, "auto")
     assert masked.corrected is not None
     assert not list(tmp_path.glob("mask*"))

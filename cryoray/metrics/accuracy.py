@@ -161,7 +161,7 @@ def clopper_pearson(part: float, n: float) -> tuple[float, float]:
 
 def bound_held(
     labels: np.ndarray, kept: np.ndarray, groups: np.ndarray, repeat: np.ndarray, bound: float
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """In how many groups the false-negative rate was within the bound.
 
     Args:
@@ -229,7 +229,7 @@ def metrics(
     groups: np.ndarray,
     particles: np.ndarray | None = None,
     views: Mapping[str, np.ndarray] | None = None,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """The numbers of `metrics.json`, by the names of the contract.
 
     Args:

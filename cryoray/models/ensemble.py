@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -562,7 +562,7 @@ def save_weights(path: Path, state: Mapping[str, torch.Tensor]) -> None:
         temporary.write_bytes(save(plain))
 
 
-def training_record(path: Path) -> Mapping[str, object]:
+def training_record(path: Path) -> Mapping[str, Any]:
     """`training.json` of an ensemble, {} where it has none: curves over epochs, bound table, reasons."""
     file = path / TRAINING
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cryoray.boosting import operating_point
 from cryoray.boosting.operating_point import (
+    Groups,
     ask_third,
     at_line,
     clopper_pearson_upper,
@@ -93,7 +94,7 @@ def test_clopper_pearson_agrees_with_the_textbook():
 def test_among_thresholds_within_the_bound_the_most_accurate_is_taken():
     rng = np.random.default_rng(4)
     score, keep, names = many(rng, 6)
-    levels = {"project": names, "micrograph": names}
+    levels: Groups = {"project": names, "micrograph": names}
     accurate, junk = choose(score, keep, levels), choose(score, keep, levels, prefer="junk")
     tried = np.unique(score[score <= np.float32(junk.threshold)])
     best = max(np.mean((score >= t) == keep) for t in tried)
@@ -157,7 +158,7 @@ def test_expected_is_the_limit_of_the_formula(counted):
     score, keep, names = many(rng, 60)
     score, keep, names = score[::6], keep[::6], names[::6]
     weights = rng.lognormal(0, 1, len(score)) if counted else None
-    levels = {"project": names, "micrograph": names}
+    levels: Groups = {"project": names, "micrograph": names}
     point = expected(score, keep, levels, prefer="junk", bound=0.05, weights=weights)
     assert (point.policy, point.level, point.groups) == ("expected", "project", 60)
     assert point.limit == pytest.approx(by_hand(score, keep, names, 0.05, weights))
@@ -171,7 +172,7 @@ def test_expected_loss_over_new_projects_stays_within_the_bound():
         parts = [project(rng, int(rng.integers(15, 200)), rng.normal(0, 0.8)) for _ in range(60)]
         names = np.repeat(np.arange(60), [len(p[0]) for p in parts])
         score, keep = (np.concatenate(part) for part in zip(*parts, strict=True))
-        levels = {"project": names, "micrograph": names}
+        levels: Groups = {"project": names, "micrograph": names}
         point = expected(score, keep, levels, bound=0.05)
         new, good = project(rng, 400, rng.normal(0, 0.8))
         lost.append(np.mean(new[good] < np.float32(point.limit)))
@@ -208,7 +209,7 @@ def test_more_may_be_lost_the_higher_the_bound(rows, one, other):
 def test_projects_of_junk_alone_and_of_hardly_a_good_image_have_no_part_in_the_mean():
     rng = np.random.default_rng(13)
     score, keep, names = many(rng, 50)
-    levels = {"project": names, "micrograph": names}
+    levels: Groups = {"project": names, "micrograph": names}
     point = expected(score, keep, levels)
     more = np.concatenate([score, np.zeros(40, np.float32)])
     junk = np.concatenate([keep, np.arange(40) < 4])  # four good ones, all of them lost
@@ -238,7 +239,7 @@ def test_lost_classes_are_counted_in_particles():
     jobs = np.repeat(np.arange(60), 10)
     score = np.tile(np.linspace(0.05, 0.95, 10, dtype=np.float32), 60)
     keep = score > 0.2
-    levels = {"project": jobs, "micrograph": jobs}
+    levels: Groups = {"project": jobs, "micrograph": jobs}
     small = np.where(score < 0.5, 1.0, 1000.0)
     counted = expected(score, keep, levels, weights=small, prefer="junk")
     assert counted.limit > 0.5 > expected(score, keep, levels, prefer="junk").limit

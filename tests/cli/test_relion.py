@@ -260,7 +260,11 @@ def test_class_ranker_and_classify_keep_the_same_classes_of_one_job(
     ],
 )
 def test_class_ranker_refuses_in_one_sentence(
-    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple, says: str
+    run: Run,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    says: str,
 ) -> None:
     write_class_job(tmp_path)
     code, files = run(class_ranker.main, *AS_RELION, *arguments)

@@ -154,7 +154,7 @@ def test_the_network_is_closed_but_for_named_ports() -> None:
     policies = {one.metadata.name: one.spec for one in ALL if isinstance(one, NetworkPolicy)}
     denied = policies["deny-all"]
     assert set(denied.policy_types) == {"Ingress", "Egress"}
-    assert denied.ingress == denied.egress == []
+    assert (denied.ingress, denied.egress) == ([], [])
     assert denied.pod_selector.match_labels == {}
     for name, policy in policies.items():
         for rule in policy.ingress:

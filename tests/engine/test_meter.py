@@ -29,7 +29,8 @@ def parts_of(folder: Path) -> list[Part]:
 def test_rows_bytes_rate_time_and_quarantined_are_told(tmp_path: Path) -> None:
     parts = parts_of(tmp_path)
     work = divide(parts, tmp_path / "set", SETTINGS)
-    now, told = [0.0], []
+    now = [0.0]
+    told: list[Progress] = []
     meter = Meter(parts, work, [], "set", told.append, clock=lambda: now[0])
     assert told == [Progress("prepare", 1, 201, note="0.0 of 0.0 GB, 1 quarantined")]
     now[0] = 4.0

@@ -41,6 +41,7 @@ def test_threads_add_up_what_one_does(
     reducer = ByThreads()
     assert reducer.accumulate(particles) == near
     parts = [reducer.accumulate(particles[np.arange(first, 60, 2)]) for first in (0, 1)]
+    assert parts[0] is not None
     before = parts[0].copy()
     assert reducer.total([*parts, None]) == near
     np.testing.assert_array_equal(parts[0], before)

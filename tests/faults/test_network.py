@@ -231,6 +231,10 @@ def test_a_training_on_two_machines_outlives_a_cut_and_learns_the_same(
     start_again(cut, head)
 
 
+def appears(folder: Path, pattern: str) -> Callable[[], bool]:
+    return lambda: any(folder.glob(pattern))
+
+
 @pytest.mark.exhaustive
 def test_a_training_whose_driver_is_killed_again_and_again_goes_on_and_learns_the_same(
     facility: list[Machine], sets: list[Path], learned: str, tmp_path: Path
@@ -239,7 +243,7 @@ def test_a_training_whose_driver_is_killed_again_and_again_goes_on_and_learns_th
     rounds = tmp_path / "ensemble.partial/rounds"
     for reached in ("d1/d1-*.pt", "d1/held-out.npy", "d2/d2-*.pt"):
         running = training(head, sets, out)
-        until(lambda sign=reached: any(rounds.glob(sign)), running)
+        until(appears(rounds, reached), running)
         kill(running, head)
         assert not out.exists(), "nothing half-done is visible"
     first = (rounds / "d1/final.safetensors").stat().st_mtime_ns
@@ -259,7 +263,7 @@ def test_a_training_says_that_a_disk_is_full_and_with_room_goes_on_and_learns_th
     rounds = disk / "ensemble.partial/rounds"
     for reached in ("d1/d1-*.pt", "d2/d2-*.pt"):
         running = training(head, sets, out)
-        until(lambda sign=reached: any(rounds.glob(sign)), running)
+        until(appears(rounds, reached), running)
         with filled(disk):
             told = done(running, 2)
             assert f"{disk}/" in told

@@ -42,6 +42,7 @@ def test_all_are_deployed_where_there_is_no_kubernetes_pool(prefect: None) -> No
     assert deployed.returncode == 0, deployed.stdout + deployed.stderr
     with get_client(sync_client=True) as client:
         found = {one.name: one for one in client.read_deployments()}
-    forms = {name: one.parameter_openapi_schema["properties"] for name, one in found.items()}
+    schemas = {name: one.parameter_openapi_schema or {} for name, one in found.items()}
+    forms = {name: schema["properties"] for name, schema in schemas.items()}
     assert forms["classify"]["ensemble"]["title"] == "ensemble"
     assert found["session"].work_queue_name == "sessions"

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,7 @@ from cryoray.formats.mrc import read_frames, read_header
 from cryoray.formats.source import Source, open_source
 from cryoray.formats.verdicts import write_verdicts
 from cryoray.records import Progress, Verdicts
+from cryoray.report.blocks import Table
 from cryoray.session.judging import place
 from flows import classify, evaluate, facility_day, reporter
 from flows.day_report import decisions_section, judged, truth, verdict_in_words
@@ -152,7 +154,8 @@ def test_kept_is_counted_by_the_forced_decision_and_review_beside_it() -> None:
     forced = np.array([True, True, True, False, False])
     review = np.array([False, True, True, True, False])
     section = decisions_section(forced, review)
-    assert section.blocks[0].rows == (
+    (table,) = (block for block in section.blocks if isinstance(block, Table))
+    assert table.rows == (
         ("forced decision, all images", "3", "2"),
         ("of these under review", "2", "1"),
         ("decided without a person", "1", "1"),
@@ -170,7 +173,7 @@ def test_the_demo_says_why_it_is_less_right_than_people_hope() -> None:
 
 
 def test_only_plain_numbers_are_tabulated() -> None:
-    metrics = {"accuracy": 0.9, "n": 3, "auroc": None, "spread": {"accuracy": {}}}
+    metrics: dict[str, Any] = {"accuracy": 0.9, "n": 3, "auroc": None, "spread": {"accuracy": {}}}
     assert evaluate.numbers(metrics) == [
         {"metric": "accuracy", "value": 0.9},
         {"metric": "n", "value": 3},

@@ -120,7 +120,7 @@ def test_a_table_without_scores_is_no_selection(entry: Path) -> None:
 
 @pytest.mark.parametrize("given", [".", "normalised_features.star"])
 def test_the_entry_is_ingested(entry: Path, tmp_path: Path, given: str) -> None:
-    settings = Settings(ingest={"kind": "class2d", "preparation": {"box": 32}})  # type: ignore[arg-type]
+    settings = Settings(ingest={"kind": "class2d", "preparation": {"box": 32}})
     made = PreparedSet.open(ingest([entry / given], tmp_path / "set", settings))
     table = made.table.to_pydict()
     assert made.n == 14

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def source(tmp_path: Path) -> Source:
     return open_source(write_cs_job(tmp_path / "CS-x"))
 
 
-def converted(source: Source, tmp_path: Path, rows: list[int] | None = None) -> dict:
+def converted(source: Source, tmp_path: Path, rows: list[int] | None = None) -> dict[str, Any]:
     write_star(tmp_path / "x.star", source, None if rows is None else np.array(rows))
     return starfile.read(tmp_path / "x.star", always_dict=True)
 

@@ -64,7 +64,7 @@ def test_a_jobs_last_particles_joined_with_what_was_passed_through(tmp_path: Pat
     }
     for name, values in expected.items():
         assert source.metadata[name].dtype == np.float64
-        np.testing.assert_allclose(source.metadata[name], np.broadcast_to(values, 6), rtol=1e-6)
+        np.testing.assert_allclose(source.metadata[name], np.resize(np.array(values), 6), rtol=1e-6)
     assert source.pixel_size.tolist() == [1.5] * 6
 
 

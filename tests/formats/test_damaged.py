@@ -68,7 +68,7 @@ def read_star(path: Path) -> None:
             assert again.getvalue().count(b"\n") == len(rows)
     for kind in ("particle", "class2d"):
         try:
-            source = open_source(path, kind)  # type: ignore[arg-type]
+            source = open_source(path, kind)
         except FormatError:
             continue
         assert len(source.stack) == len(source.frame) == len(source.pixel_size) == len(source)

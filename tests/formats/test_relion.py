@@ -155,7 +155,7 @@ def test_a_column_is_not_lost_to_a_missing_number_in_its_first_row(tmp_path: Pat
     source = open_source(path)
     np.testing.assert_array_equal(source.metadata["rlnDefocusU"], [np.nan, 9000, np.nan])
     # Where the optics group does not say, magnification and detector do.
-    np.testing.assert_array_equal(source.pixel_size, np.float32([2, 2.5, 2.5]))
+    np.testing.assert_array_equal(source.pixel_size, np.array([2, 2.5, 2.5], np.float32))
     assert "rlnGroupName" not in source.metadata
 
 

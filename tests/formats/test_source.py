@@ -56,7 +56,7 @@ def test_a_relion_31_file_with_two_optics_groups(tmp_path: Path, end: str) -> No
     assert source.stacks == (tmp_path / "Extract/job001/a.mrcs",)
     assert source.frame.tolist() == [0, 1, 2, 3]
     assert source.micrograph.tolist() == ["mic0.mrc", "mic1.mrc"] * 2
-    np.testing.assert_array_equal(source.pixel_size, np.float32([2.5, 1.5, np.nan, 2.5]))
+    np.testing.assert_array_equal(source.pixel_size, np.array([2.5, 1.5, np.nan, 2.5], np.float32))
     np.testing.assert_array_equal(source.metadata["rlnVoltage"], [200, 300, np.nan, 200])
     np.testing.assert_array_equal(source.metadata["rlnDefocusU"], [1000, 1001, 1002, 1003])
     assert "rlnImageName" not in source.metadata
@@ -90,7 +90,7 @@ def test_relion_30_has_its_pixel_size_in_detector_and_magnification(tmp_path: Pa
         "data_\nloop_\n_rlnMagnification\n_rlnDetectorPixelSize\n_rlnImageName\n"
         "50000 5.0 1@a.mrcs\n0 5.0 2@a.mrcs\n"
     )
-    np.testing.assert_array_equal(open_source(path).pixel_size, np.float32([1.0, np.nan]))
+    np.testing.assert_array_equal(open_source(path).pixel_size, np.array([1.0, np.nan], np.float32))
 
 
 def test_rows_that_name_no_image_or_are_short_are_problems(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_model_is_a_source_of_classes(tmp_path: Path) -> None:
         "run_it100_model.star",
     ]
     source = open_source(tmp_path / "run_it100_model.star", CLASS)
-    np.testing.assert_array_equal(source.pixel_size, np.float32([3.5, 3.5]))
+    np.testing.assert_array_equal(source.pixel_size, np.array([3.5, 3.5], np.float32))
     np.testing.assert_array_equal(source.metadata["rlnEstimatedResolution"], [np.inf, np.nan])
     with pytest.raises(FormatError, match=r"has no column rlnImageName.*; give --kind class2d"):
         open_source(source.path)

@@ -246,8 +246,8 @@ def test_each_side_of_a_cryosparc_table_is_a_table_that_cryosparc_imports(
 ) -> None:
     path = write_cs_job(tmp_path)
     if form == "csdat":
-        for file in path.parent.glob("*particles.cs"):
-            Dataset.load(file).save(file, format=CSDAT_FORMAT)
+        for table in path.parent.glob("*particles.cs"):
+            Dataset.load(table).save(table, format=CSDAT_FORMAT)
     source = open_source(path)
     assert source.uid is not None
     fates = ["keep", "discard", "keep", "review", "quarantined", "keep"]

@@ -374,8 +374,8 @@ def test_the_run_says_what_was_lost_or_left_out_and_so_does_its_report(
         assert given["initial"] == given["refine"] == "Extract/job103/particles.star"
     else:
         assert "reextract was left out, and particles went on as they were: " in said[0]
-        there = len(set(open_source(project / "particles.star").micrograph))
-        assert f"{there} of the {there} micrographs" in said[0]
+        every = len(set(open_source(project / "particles.star").micrograph))
+        assert f"{every} of the {every} micrographs" in said[0]
         stages.remove("reextract")
         assert list(counts) == stages
         assert set(counts.values()) == {12}

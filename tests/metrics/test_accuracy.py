@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,11 +30,11 @@ GROUPS = names("a", "a", "a", "a", "b", "b")
 
 
 @pytest.fixture
-def numbers() -> dict:
+def numbers() -> dict[str, Any]:
     return accuracy.metrics(LABELS, SCORE, threshold=0.5, review=REVIEW, groups=GROUPS)
 
 
-def test_rates_are_those_of_the_forced_decision_counted_by_hand(numbers: dict) -> None:
+def test_rates_are_those_of_the_forced_decision_counted_by_hand(numbers: dict[str, Any]) -> None:
     assert numbers["n"] == 6
     assert numbers["accuracy"] == pytest.approx(4 / 6)
     assert numbers["false_negative_rate"] == pytest.approx(1 / 4)
@@ -50,7 +51,7 @@ def test_a_score_at_the_threshold_is_kept() -> None:
     assert accuracy.confusion(LABELS, SCORE, 0.5) == accuracy.Confusion(3, 1, 1, 1)
 
 
-def test_metrics_have_the_names_of_the_contract(numbers: dict) -> None:
+def test_metrics_have_the_names_of_the_contract(numbers: dict[str, Any]) -> None:
     assert set(numbers) == {
         "n",
         "accuracy",
@@ -68,7 +69,7 @@ def test_metrics_have_the_names_of_the_contract(numbers: dict) -> None:
     json.dumps(numbers, allow_nan=False)
 
 
-def test_spread_is_over_the_groups_in_which_a_number_exists(numbers: dict) -> None:
+def test_spread_is_over_the_groups_in_which_a_number_exists(numbers: dict[str, Any]) -> None:
     spread = numbers["spread"]
     # group a: 3 of 4 right; group b: 1 of 2 right
     assert spread["accuracy"] == pytest.approx(
@@ -211,7 +212,7 @@ def test_metrics_do_not_depend_on_the_order_of_images(
     random.shuffle(order)  # type: ignore[attr-defined]
     groups = names(*(f"g{i % 3}" for i in range(len(labels))))
 
-    def measure(rows: np.ndarray) -> dict:
+    def measure(rows: np.ndarray) -> dict[str, Any]:
         return accuracy.metrics(
             labels[rows],
             score[rows],

@@ -27,7 +27,7 @@ def pixels_and_metadata(n=200):
 
 def make(threshold=0.5, review=(0.45, 0.55)):
     """Untrained members, each calibrated to say keep to half of the images: they often disagree."""
-    networks = tuple(build(config, 2, seed) for seed, config in enumerate(TINY))
+    d1, d2, d3 = networks = tuple(build(config, 2, seed) for seed, config in enumerate(TINY))
     images, features = map(torch.from_numpy, pixels_and_metadata())
     said = [logits(network, images, features) for network in networks]
     slopes = [1 / float(one.std()) for one in said]
@@ -48,7 +48,7 @@ def make(threshold=0.5, review=(0.45, 0.55)):
         training_groups=("a", "b"),
         calibration_groups=("a", "b"),
     )
-    return Ensemble(manifest, networks)
+    return Ensemble(manifest, (d1, d2, d3))
 
 
 @pytest.fixture(scope="module")

@@ -106,7 +106,7 @@ def test_a_source_has_few_under_review_and_no_forced_decision_changes(tmp_path: 
     score = rng.random(100).astype(np.float32)
     columns = dict.fromkeys(("score", "d1", "d2", "d3"), score)
     columns["verdict"] = np.where(score < 0.1, "discard", np.where(score < 0.9, "review", "keep"))
-    columns["reason"] = np.where(columns["verdict"] == "discard", "ice", None)
+    columns["reason"] = np.array([None, "ice"], object)[(score < 0.1).astype(int)]
     before = Verdicts.of(np.arange(100), columns, [(100, "gone")], judge.about)
     after, line = settled(before, judge, 0.05)
     assert before.counts()["review"] > 70

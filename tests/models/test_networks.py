@@ -30,7 +30,9 @@ def test_weights_are_a_function_of_the_seed_and_leave_the_global_generator_alone
     torch.manual_seed(7)
     expected = torch.rand(1)
     torch.manual_seed(7)
-    first, again, other = (build(DEFAULT_MEMBERS[0], 2, seed).stem[0].weight for seed in (1, 1, 2))
+    first, again, other = (
+        build(DEFAULT_MEMBERS[0], 2, seed).get_parameter("stem.0.weight") for seed in (1, 1, 2)
+    )
     assert torch.equal(torch.rand(1), expected)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)

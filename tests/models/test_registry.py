@@ -15,13 +15,13 @@ import pytest
 from cryoray.errors import EnsembleError, SettingsError
 from cryoray.models import registry
 from cryoray.models.ensemble import Ensemble
-from tests.examples import save_ensemble
+from tests.examples import Saved, save_ensemble
 
 NAME = "ribosomes"
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> list[Ensemble]:
+def saved(tmp_path_factory: pytest.TempPathFactory) -> list[Saved]:
     folder = tmp_path_factory.mktemp("saved")
     return [save_ensemble(folder / f"e{seed}", seed=seed) for seed in range(3)]
 
@@ -31,11 +31,18 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "registry"
 
 
+def rolled_back(root: Path) -> str:
+    """The digest that is active after a rollback."""
+    change = registry.rollback(root, NAME)
+    assert change is not None
+    return change.digest
+
+
 def digests(root: Path) -> list[str]:
     return [line.digest for line in registry.history(root, NAME)]
 
 
-def test_what_was_promoted_is_found_by_its_name(saved: list[Ensemble], root: Path) -> None:
+def test_what_was_promoted_is_found_by_its_name(saved: list[Saved], root: Path) -> None:
     assert registry.active(root, NAME) is None
     change = registry.promote(saved[0].path, root, NAME, reason="better on ribosomes")
     assert (change.digest, change.instead_of) == (saved[0].digest, None)
@@ -47,7 +54,7 @@ def test_what_was_promoted_is_found_by_its_name(saved: list[Ensemble], root: Pat
 
 
 def test_an_ensemble_that_ships_judges_its_kind_until_another_is_promoted(
-    saved: list[Ensemble], root: Path, tmp_path: Path
+    saved: list[Saved], root: Path, tmp_path: Path
 ) -> None:
     ships = tmp_path / "ships"
     shutil.copytree(saved[0].path, ships / "particle")
@@ -63,7 +70,7 @@ def test_an_ensemble_that_ships_judges_its_kind_until_another_is_promoted(
 
 
 def test_3d_classes_are_for_the_judge_of_2d_classes_unless_they_have_their_own(
-    saved: list[Ensemble], root: Path
+    saved: list[Saved], root: Path
 ) -> None:
     registry.promote(saved[0].path, root, "class2d")
     assert registry.resolve(None, root, "class3d") == root / "class2d" / saved[0].digest
@@ -84,27 +91,27 @@ def test_what_ships_is_small() -> None:
 
 
 @pytest.mark.long
-def test_rollback_undoes_promotions_one_by_one(saved: list[Ensemble], root: Path) -> None:
+def test_rollback_undoes_promotions_one_by_one(saved: list[Saved], root: Path) -> None:
     for at in (0, 1, 0, 2):
         registry.promote(saved[at].path, root, NAME)
     for before in (0, 1, 0):
-        assert registry.rollback(root, NAME).digest == saved[before].digest
+        assert rolled_back(root) == saved[before].digest
         assert registry.active(root, NAME) == saved[before].digest
     with pytest.raises(EnsembleError, match="nothing was active under this name before"):
         registry.rollback(root, NAME)
     registry.promote(saved[2].path, root, NAME)
-    assert registry.rollback(root, NAME).digest == saved[0].digest
+    assert rolled_back(root) == saved[0].digest
 
 
-def test_promoting_the_active_one_again_changes_nothing(saved: list[Ensemble], root: Path) -> None:
+def test_promoting_the_active_one_again_changes_nothing(saved: list[Saved], root: Path) -> None:
     registry.promote(saved[0].path, root, NAME)
     registry.promote(saved[1].path, root, NAME)
     registry.promote(saved[1].path, root, NAME)
-    assert registry.rollback(root, NAME).digest == saved[0].digest
+    assert rolled_back(root) == saved[0].digest
 
 
 def test_a_rollback_of_what_is_no_longer_active_does_nothing(
-    saved: list[Ensemble], root: Path
+    saved: list[Saved], root: Path
 ) -> None:
     for one in saved:
         registry.promote(one.path, root, NAME)
@@ -116,7 +123,7 @@ def test_a_rollback_of_what_is_no_longer_active_does_nothing(
 
 @pytest.mark.long
 def test_what_cannot_be_promoted_changes_nothing(
-    saved: list[Ensemble], root: Path, tmp_path: Path
+    saved: list[Saved], root: Path, tmp_path: Path
 ) -> None:
     registry.promote(saved[0].path, root, NAME)
     damaged = save_ensemble(tmp_path / "damaged", seed=5).path
@@ -137,7 +144,7 @@ def test_what_cannot_be_promoted_changes_nothing(
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../up", ".hidden", "a b", "x" * 101])
-def test_a_name_is_no_path(saved: list[Ensemble], root: Path, name: str) -> None:
+def test_a_name_is_no_path(saved: list[Saved], root: Path, name: str) -> None:
     for change in (
         lambda: registry.promote(saved[0].path, root, name),
         lambda: registry.rollback(root, name),
@@ -149,14 +156,14 @@ def test_a_name_is_no_path(saved: list[Ensemble], root: Path, name: str) -> None
 
 
 @pytest.mark.long
-def test_an_installed_copy_that_was_damaged_is_replaced(saved: list[Ensemble], root: Path) -> None:
+def test_an_installed_copy_that_was_damaged_is_replaced(saved: list[Saved], root: Path) -> None:
     place = root / NAME / registry.install(saved[0].path, root, NAME)
     (place / "d2.safetensors").write_bytes(b"")
     registry.promote(saved[0].path, root, NAME)
     assert Ensemble.load(place).digest == saved[0].digest
 
 
-def test_a_file_that_holds_no_digest_is_named(saved: list[Ensemble], root: Path) -> None:
+def test_a_file_that_holds_no_digest_is_named(saved: list[Saved], root: Path) -> None:
     registry.promote(saved[0].path, root, NAME)
     (root / NAME / "active").write_text("../../elsewhere\n")
     with pytest.raises(EnsembleError, match="active: holds no digest"):
@@ -165,7 +172,7 @@ def test_a_file_that_holds_no_digest_is_named(saved: list[Ensemble], root: Path)
 
 @pytest.mark.long
 def test_many_who_promote_at_once_leave_a_history_that_ends_with_the_active_one(
-    saved: list[Ensemble], root: Path
+    saved: list[Saved], root: Path
 ) -> None:
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda one: registry.promote(one.path, root, NAME), saved * 4))
@@ -174,18 +181,18 @@ def test_many_who_promote_at_once_leave_a_history_that_ends_with_the_active_one(
 
 
 def test_who_installs_the_same_meanwhile_is_not_replaced(
-    saved: list[Ensemble], root: Path, monkeypatch: pytest.MonkeyPatch
+    saved: list[Saved], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copytree = shutil.copytree
 
     def slow(source: Path, target: Path) -> None:
         copytree(source, target)
-        monkeypatch.setattr(registry.shutil, "copytree", copytree)
+        monkeypatch.setattr("cryoray.models.registry.shutil.copytree", copytree)
         registry.install(saved[0].path, root, NAME)
         used.append((root / NAME / saved[0].digest).stat().st_ino)
 
     used: list[int] = []
-    monkeypatch.setattr(registry.shutil, "copytree", slow)
+    monkeypatch.setattr("cryoray.models.registry.shutil.copytree", slow)
     digest = registry.install(saved[0].path, root, NAME)
     assert used == [(root / NAME / digest).stat().st_ino]
     assert not list((root / NAME).glob(f".{digest[:12]}.*"))
@@ -194,7 +201,7 @@ def test_who_installs_the_same_meanwhile_is_not_replaced(
 @pytest.mark.long
 @pytest.mark.parametrize("verb", ["promote", "rollback"])
 def test_a_crash_before_the_history_was_written_is_made_good(
-    saved: list[Ensemble], root: Path, verb: str
+    saved: list[Saved], root: Path, verb: str
 ) -> None:
     registry.promote(saved[0].path, root, NAME)
     registry.promote(saved[1].path, root, NAME)
@@ -211,7 +218,7 @@ def test_a_crash_before_the_history_was_written_is_made_good(
     assert killed.returncode == -signal.SIGKILL
     if verb == "promote":
         assert registry.active(root, NAME) == saved[2].digest
-        assert registry.rollback(root, NAME).digest == saved[1].digest
+        assert rolled_back(root) == saved[1].digest
     else:
         assert registry.active(root, NAME) == saved[0].digest
         with pytest.raises(EnsembleError, match="nothing was active"):
@@ -220,7 +227,7 @@ def test_a_crash_before_the_history_was_written_is_made_good(
 
 
 def test_a_folder_that_holds_another_ensemble_than_its_name_is_refused(
-    saved: list[Ensemble], root: Path
+    saved: list[Saved], root: Path
 ) -> None:
     for one in saved[:2]:
         registry.install(one.path, root, NAME)

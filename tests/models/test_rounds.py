@@ -11,6 +11,7 @@ from cryoray.boosting.filtering import folds_of_groups
 from cryoray.boosting.voting import score
 from cryoray.models.fit import score_rows
 from cryoray.models.rounds import LocalFits, boost, record
+from cryoray.records import Event
 from cryoray.settings import FitSettings, TrainSettings
 from tests.models.toy import TINY, ToyExamples
 
@@ -102,10 +103,10 @@ def test_finished_rounds_are_not_redone(trained):
 
 def test_events_tell_what_each_round_found(trained):
     examples, fits, store, _ = trained
-    events = []
+    events: list[Event] = []
     rounds(examples, fits, store, events)
     assert [e.data["member"] for e in events] == ["d1", "d2", "d3"]
-    assert all(0 <= e.data["error"] <= 1 for e in events)
+    assert all(0 <= float(str(e.data["error"])) <= 1 for e in events)
     assert events[0].data["epoch_size"] == len(examples.labels)
 
 

@@ -75,7 +75,7 @@ def test_particles_are_cut_at_the_picks_and_negatives_away_from_them(
         assert np.hypot(*(np.array(PICKS) - place).T).min() > DIAMETER / PIXEL_SIZE - 1
     marked = [line.split(",")[2:] for line in (out / "labels.csv").read_text().splitlines()[1:]]
     assert all(mined == str(1 - int(selected)) for selected, mined in marked)
-    settings = Settings(ingest={"preparation": {"box": 32}})  # type: ignore[arg-type]
+    settings = Settings(ingest={"preparation": {"box": 32}})
     table = PreparedSet.open(ingest([out], tmp_path / "set", settings)).table.to_pydict()
     for image, keep in zip(table["image"], table["label"], strict=True):
         assert image.split("@")[1].startswith("Extract/picked/" if keep else "Extract/mined/")

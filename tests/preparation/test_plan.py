@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from cryoray.preparation import reader
 from cryoray.preparation.features import source_features
 from cryoray.preparation.plan import grouped, plan, protein_is_dark
 from cryoray.preparation.prepare import prepare_range
+from cryoray.records import Stack
 from cryoray.settings import PreparationSettings
 from tests.formats.files import write_particles, write_stack
 from tests.preparation.sources import particles, write_source
@@ -140,14 +142,14 @@ class Counted(np.ndarray):
 
     looked_at = 0
 
-    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):  # type: ignore[no-untyped-def]
+    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
         Counted.looked_at += sum(getattr(x, "size", 1) for x in inputs)
         plain = [x.view(np.ndarray) if isinstance(x, Counted) else x for x in inputs]
         given = {} if out is None else {"out": tuple(np.asarray(x) for x in out)}
         made = getattr(ufunc, method)(*plain, **given, **options)
         return made.view(Counted) if isinstance(made, np.ndarray) else made
 
-    def __getitem__(self, key):  # type: ignore[no-untyped-def]
+    def __getitem__(self, key):
         made = self.view(np.ndarray)[key]
         Counted.looked_at += getattr(made, "size", 1) if isinstance(key, np.ndarray) else 1
         return made.view(Counted) if isinstance(made, np.ndarray) else made
@@ -158,13 +160,18 @@ def test_the_work_of_planning_grows_with_the_rows_and_not_with_rows_times_stacks
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[Path] = []
-    monkeypatch.setattr(reader, "read_header", lambda p: (opened.append(p), read_header(p))[1])
     asked: list[int] = []
-    monkeypatch.setattr(
-        planning,
-        "source_features",
-        lambda *a, rows, **k: (asked.append(len(rows)), source_features(*a, rows=rows, **k))[1],
-    )
+
+    def header_of(path: Path) -> Stack:
+        opened.append(path)
+        return read_header(path)
+
+    def features_of(*given: Any, rows: np.ndarray, **options: Any) -> np.ndarray:
+        asked.append(len(rows))
+        return source_features(*given, rows=rows, **options)
+
+    monkeypatch.setattr(reader, "read_header", header_of)
+    monkeypatch.setattr(planning, "source_features", features_of)
     work = []
     for stacks in (25, 100):
         source = write_source(tmp_path / str(stacks), [particles(4)])
@@ -202,7 +209,12 @@ def test_why_a_truncated_stack_lacks_images_is_looked_up_once(
     stack = source.stacks[0]
     stack.write_bytes(stack.read_bytes()[: 1024 + 6400])
     looked: list[object] = []
-    monkeypatch.setattr(planning, "absence", lambda s: (looked.append(s), absence(s))[1])
+
+    def reason_for(stack: Stack) -> str:
+        looked.append(stack)
+        return absence(stack)
+
+    monkeypatch.setattr(planning, "absence", reason_for)
     assert len(plan(source, SETTINGS, 64).quarantined) == 49
     assert len(looked) == 1
 

@@ -93,7 +93,8 @@ def test_a_set_is_in_the_order_of_its_sources_and_its_files_are_valid(tmp_path: 
         assert mrcfile.validate(made.path / stack)
     assert [read_header(made.path / stack).count for stack in stacks] == [40, 18, 40, 18]
     header = read_header(made.path / stacks[0])
-    assert (header.dtype, header.pixel_size) == ("<f2", pytest.approx(2.5 * 36 / 32))
+    assert header.dtype == "<f2"
+    assert header.pixel_size == pytest.approx(2.5 * 36 / 32)
     table = pq.read_table(made.path / "particles.parquet")
     assert table.schema.equals(particles_schema(made.features))
     assert table["image"].to_pylist()[:4] == [f"{i:06d}@{s}.mrcs" for i in (1, 2) for s in "ab"]

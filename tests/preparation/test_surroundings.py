@@ -28,11 +28,8 @@ GEOMETRY = {
 def placed(at: np.ndarray, micrograph: list[str], **known: float) -> Source:
     n = len(at)
     given = {**GEOMETRY, **known}
-    source = made_of(
-        rlnCoordinateX=at[:, 0],
-        rlnCoordinateY=at[:, 1],
-        **{name: np.full(n, value) for name, value in given.items()},
-    )
+    columns = {name: np.full(n, value) for name, value in given.items()}
+    source = made_of("particle", rlnCoordinateX=at[:, 0], rlnCoordinateY=at[:, 1], **columns)
     return replace(
         source,
         micrograph=np.array(micrograph, object),

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -31,7 +32,7 @@ class Visitor:
         text = self.client.get("/").text
         self.csrf = re.findall(r'name="csrf" content="([^"]+)"', text)[0]
 
-    def do(self, tab: str = "a", seen: int = -1, **fields: object) -> dict:
+    def do(self, tab: str = "a", seen: int = -1, **fields: object) -> dict[str, Any]:
         answer = self.client.post(
             "/do", json={"tab": tab, "seen": seen, **fields}, headers={"X-CSRF": self.csrf}
         )

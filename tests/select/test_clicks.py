@@ -11,7 +11,6 @@ import pytest
 
 from cryoray.errors import FormatError, InputError
 from cryoray.formats.names import SELECTION
-from cryoray.select import clicks as module
 from cryoray.select.clicks import OPEN, Clicks
 
 N = 10
@@ -82,7 +81,7 @@ def test_a_tab_undoes_its_own_and_what_closed_tabs_did_but_not_an_open_ones(
     clicks: Clicks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("cryoray.select.clicks.time.monotonic", lambda: now[0])
     clicks.turn("a", [1], 0)
     clicks.since("a", 0)
     assert not clicks.since("b", 0).undo
@@ -132,7 +131,7 @@ def test_a_full_disk_loses_the_action_and_not_the_file(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.os, "fsync", full)
+        patch.setattr("cryoray.select.clicks.os.fsync", full)
         with pytest.raises(OSError, match="No space"):
             clicks.turn("a", [2], 0)
     assert turned(clicks) == {1: 0}

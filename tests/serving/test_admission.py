@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -24,6 +24,7 @@ from cryoray.models.ensemble import Ensemble
 from cryoray.protocol.messages import ENSEMBLES, HEALTH, JUDGE, METRICS, SHADOW, STACK_TYPE
 from cryoray.serving import admission, proxy
 from cryoray.serving.application import PUBLIC
+from cryoray.serving.counts import Counts
 from cryoray.serving.lineup import Served
 from cryoray.session.ledger import Ledger
 from tests.serving.test_ingress import ALLOWED, InProcess, application, over_http
@@ -70,7 +71,7 @@ def test_every_route_but_the_public_ones_wants_a_token(app: FastAPI) -> None:
             if path in PUBLIC or path in PUBLIC_PAGES:
                 continue
             assert isinstance(route, APIRoute), f"{path} has no door"
-            for method in route.methods:
+            for method in route.methods or ():
                 real = path.replace("{rest:path}", "/anything").format_map(_Anything())
                 for token in ({}, {"Authorization": "Bearer wrong"}):
                     answer = client.request(method, real, headers=token)
@@ -244,8 +245,8 @@ def test_while_it_is_drained_what_was_begun_is_finished_and_nothing_more(
     judging.reset()
     served = Served.of("tiny", judging.ensemble, tiny_ensemble)
     app = application(judging, served, roots=(project.parent,))
-    (doors,) = (one for one in app.user_middleware if one.cls is admission.Doors)
-    counts = doors.kwargs["counts"]
+    doors = {getattr(one.cls, "__name__", ""): one.kwargs for one in app.user_middleware}
+    counts = cast(Counts, doors["Doors"]["counts"])
     body = {"source": str(project), "rows": [0, 3]}
     with over_http(app) as client:
         judging.gate.clear()

@@ -15,7 +15,7 @@ from cryoray.models import registry
 from cryoray.models.ensemble import Ensemble
 from cryoray.protocol.messages import ENSEMBLES, JUDGE, SHADOW, Ensembles, JudgeAnswer, ShadowReport
 from cryoray.serving.lineup import Served
-from tests.examples import save_ensemble
+from tests.examples import Saved, save_ensemble, saved
 from tests.serving.test_ingress import ALLOWED, InProcess, application, over_http
 
 pytestmark = pytest.mark.long
@@ -30,7 +30,7 @@ def root(tmp_path: Path, tiny_ensemble: Path) -> Path:
 
 
 @pytest.fixture
-def other(tmp_path: Path) -> Ensemble:
+def other(tmp_path: Path) -> Saved:
     return save_ensemble(tmp_path / "other", seed=7)
 
 
@@ -80,7 +80,7 @@ def happened(service: httpx.Client, what: str) -> dict[str, str]:
 
 
 def test_what_is_promoted_answers_and_what_is_rolled_back_no_longer(
-    service: httpx.Client, project: Path, root: Path, other: Ensemble, first: str
+    service: httpx.Client, project: Path, root: Path, other: Saved, first: str
 ) -> None:
     assert ask(service, project) == first
     registry.promote(other.path, root, NAME)
@@ -101,7 +101,7 @@ def not_a_number(tmp_path: Path) -> Path:
     """An ensemble whose files are whole, and whose first member says NaN."""
     ensemble = save_ensemble(tmp_path / "nan", seed=3)
     ensemble.networks[0].verdict.bias.data.fill_(float("nan"))
-    return ensemble.save(tmp_path / "nan", "# NaN\n").path
+    return saved(ensemble, tmp_path / "nan", "# NaN\n").path
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_judges_that_fail_on_probation_are_rolled_back_and_nobody_notices(
     service: httpx.Client,
     project: Path,
     root: Path,
-    other: Ensemble,
+    other: Saved,
     first: str,
     judging: InProcess,
 ) -> None:
@@ -161,7 +161,7 @@ def test_judges_that_fail_on_probation_are_rolled_back_and_nobody_notices(
 
 
 def test_after_probation_a_failure_is_a_failure(
-    judging: InProcess, project: Path, root: Path, other: Ensemble
+    judging: InProcess, project: Path, root: Path, other: Saved
 ) -> None:
     app = application(judging, served(root), root=root, roots=(project.parent,), probation=0)
     with over_http(app) as service:
@@ -175,7 +175,7 @@ def test_after_probation_a_failure_is_a_failure(
 
 
 def test_a_registry_that_cannot_be_written_does_not_keep_the_bad_one(
-    service: httpx.Client, project: Path, root: Path, other: Ensemble, first: str
+    service: httpx.Client, project: Path, root: Path, other: Saved, first: str
 ) -> None:
     digest = registry.install(other.path, root, NAME)
     damage(root, digest)
@@ -190,7 +190,7 @@ def test_a_registry_that_cannot_be_written_does_not_keep_the_bad_one(
 
 
 def test_an_unreadable_active_file_changes_nothing(
-    service: httpx.Client, project: Path, root: Path, other: Ensemble, first: str
+    service: httpx.Client, project: Path, root: Path, other: Saved, first: str
 ) -> None:
     (root / NAME / "active").write_text("?")
     assert "holds no digest" in happened(service, "registry.failed")["reason"]
@@ -205,9 +205,7 @@ def report(service: httpx.Client) -> ShadowReport:
 
 
 @pytest.fixture
-def beside(
-    judging: InProcess, root: Path, other: Ensemble, project: Path
-) -> Iterator[httpx.Client]:
+def beside(judging: InProcess, root: Path, other: Saved, project: Path) -> Iterator[httpx.Client]:
     registry.promote(other.path, root, "candidate")
     app = application(
         judging, served(root), root=root, shadow=served(root, "candidate"), roots=(project.parent,)
@@ -217,7 +215,7 @@ def beside(
 
 
 def test_a_shadow_is_compared_with_what_was_answered(
-    beside: httpx.Client, project: Path, first: str, other: Ensemble, judging: InProcess
+    beside: httpx.Client, project: Path, first: str, other: Saved, judging: InProcess
 ) -> None:
     for end in (30, 175):
         assert ask(beside, project, end) == first
@@ -225,7 +223,9 @@ def test_a_shadow_is_compared_with_what_was_answered(
     (agreement,) = report(beside).agreements
     assert (agreement.ensemble, agreement.active, agreement.shadow) == (NAME, first, other.digest)
     assert sum(sum(row.values()) for row in agreement.verdicts.values()) == 205
+    assert agreement.agreement is not None
     assert 0 < agreement.agreement < 1
+    assert agreement.score_difference is not None
     assert agreement.score_difference > 0
     metrics = beside.get("/metrics").text
     assert 'cryoray_shadow_images_total{active="keep",ensemble="live",shadow="discard"}' in metrics
@@ -235,7 +235,7 @@ def test_a_shadow_is_compared_with_what_was_answered(
 
 
 def test_a_shadow_that_breaks_or_hangs_never_delays_an_answer(
-    beside: httpx.Client, project: Path, first: str, other: Ensemble, judging: InProcess
+    beside: httpx.Client, project: Path, first: str, other: Saved, judging: InProcess
 ) -> None:
     judging.shadow_gate.clear()
     for _ in range(9):
@@ -244,7 +244,7 @@ def test_a_shadow_that_breaks_or_hangs_never_delays_an_answer(
     judging.breaks.add(other.digest)
     judging.shadow_gate.set()
     until(lambda: report(beside).failed == 20)
-    assert "the shadow broke" in report(beside).last_failure
+    assert "the shadow broke" in (report(beside).last_failure or "")
     assert ask(beside, project) == first
 
 

@@ -42,7 +42,7 @@ def out(judge: Path, project: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def settings_for(judge: Path, **classify: object) -> Settings:
-    return Settings(classify=ClassifySettings(ensemble=str(judge), range_mib=1, **classify))  # type: ignore[arg-type]
+    return Settings(classify=ClassifySettings(ensemble=str(judge), range_mib=1, **classify))
 
 
 def test_classify_saves_the_profile_by_which_it_judged_and_takes_it_again(

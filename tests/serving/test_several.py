@@ -81,7 +81,7 @@ class Away:
 
 def test_while_the_supervisor_is_away_what_it_said_last_holds(served: Served) -> None:
     new = replace(served, digest="f" * 64)
-    lineup = Followed({"tiny": served}, Away())  # type: ignore[arg-type]
+    lineup = Followed({"tiny": served}, Away())
     standing = Standing({"tiny": new}, {"tiny": (served, 60.0)}, (), 2, 1, ())
     lineup.update(standing)
     assert lineup["tiny"] is new

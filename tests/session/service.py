@@ -81,7 +81,7 @@ class Service:
             attempt=_nothing,
             hold=self.judging.hold,
         )
-        given = ServeSettings(token=TOKEN, roots=tuple(roots), max_queued=16, **settings)  # type: ignore[arg-type]
+        given = ServeSettings(token=TOKEN, roots=tuple(roots), max_queued=16, **settings)
         self.app = create(given, lineup, self.judging, Counts(given.batch))
         self.port = 0
 

@@ -12,7 +12,6 @@ import pytest
 
 from cryoray.errors import InputError, SettingsError
 from cryoray.session.ledger import (
-    FATES,
     Happened,
     Ledger,
     Micrograph,
@@ -21,6 +20,7 @@ from cryoray.session.ledger import (
     hash_token,
     stack_id,
 )
+from cryoray.session.schema import FATES
 
 SEEN = Seen("/data/a.mrcs", None, "particle", "one", 1000, 5, 100.0)
 KEY = stack_id("s", SEEN.path)

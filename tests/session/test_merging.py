@@ -25,8 +25,8 @@ def star(
     head = [f"_{name} #{at}" for at, name in enumerate(columns, 1)]
     lines = ["data_particles", "", "loop_", *head, *rows, ""]
     if optics:
-        names = ("rlnOpticsGroup", "rlnOpticsGroupName", "rlnImagePixelSize", "rlnVoltage")
-        names += ("rlnSphericalAberration",) if len(optics[0].split()) > 4 else ()
+        names = ["rlnOpticsGroup", "rlnOpticsGroupName", "rlnImagePixelSize", "rlnVoltage"]
+        names += ["rlnSphericalAberration"] if len(optics[0].split()) > 4 else []
         table = [f"_{name} #{at}" for at, name in enumerate(names, 1)]
         lines = ["data_optics", "", "loop_", *table, *optics, "", *lines]
     path.write_text("\n".join(lines))
@@ -220,8 +220,8 @@ def test_a_number_that_one_group_lacks_is_no_zero(tmp_path: Path) -> None:
 
 
 def test_rows_of_relion_30_tell_their_optics_themselves(tmp_path: Path) -> None:
-    columns = ("rlnImageName", "rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast")
-    columns += ("rlnDetectorPixelSize", "rlnMagnification")
+    columns = ["rlnImageName", "rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast"]
+    columns += ["rlnDetectorPixelSize", "rlnMagnification"]
     values = ("300", "2.7", "0.1", "5.0", "20000")
     stack = part(tmp_path, "a", columns=columns, values=values, optics=())
     (row,) = merged(tmp_path, stack)["optics"].to_dict("records")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from cryoray.imaging.pose import rotations
 from cryoray.simulation import microscope
 from cryoray.simulation.microscope import Exposure, Optics, Projector
 from cryoray.simulation.phantom import density, random_structure
@@ -62,18 +63,18 @@ def test_a_slice_is_the_projection() -> None:
     angles = np.array([[0.0, 0.0, 0.0], [40.0, 65.0, -100.0]])
     middle = torch.full((2, 2), SIDE / 2)
     images = torch.fft.irfft2(microscope.shifted(projector.slices(angles), middle)).numpy()
-    for image, matrix in zip(images, microscope.rotations(angles), strict=True):
+    for image, matrix in zip(images, rotations(angles), strict=True):
         turned = replace(structure, points=(structure.points @ matrix.T).astype(np.float32))
-        straight = np.fft.fft2(density(turned, SIDE, 2.0).sum(0))
+        spectrum = np.fft.fft2(density(turned, SIDE, 2.0).sum(0))
         k2 = np.add.outer(np.fft.fftfreq(SIDE) ** 2, np.fft.fftfreq(SIDE) ** 2)
-        straight = np.fft.ifft2(straight * np.exp(-2 * np.pi**2 * 4 * k2)).real
+        straight = np.fft.ifft2(spectrum * np.exp(-2 * np.pi**2 * 4 * k2)).real
         assert np.corrcoef(image.ravel(), straight.ravel())[0, 1] > 0.99
         slope = (image * straight).sum() / (straight**2).sum()
         assert slope == pytest.approx(1, rel=0.05)
 
 
 def test_orientations_are_uniform() -> None:
-    ways = microscope.rotations(microscope.random_angles(np.random.default_rng(0), 4000))[:, 2]
+    ways = rotations(microscope.random_angles(np.random.default_rng(0), 4000))[:, 2]
     np.testing.assert_allclose(ways.mean(0), 0, atol=0.05)
     np.testing.assert_allclose(ways.T @ ways / 4000, np.eye(3) / 3, atol=0.03)
 

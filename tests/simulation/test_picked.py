@@ -139,7 +139,7 @@ def test_a_particle_is_where_it_was_put(preparation: Preparation) -> None:
 
 
 @pytest.mark.parametrize("picker", picking.PICKERS)
-def test_pickers_find_single_particles(preparation: Preparation, picker: str) -> None:
+def test_pickers_find_single_particles(preparation: Preparation, picker: picking.Picker) -> None:
     wanted = [(60.0, 60.0), (200.0, 70.0), (120.0, 180.0)]
     specimen = lying(preparation, *((x, y, WHOLE) for x, y in wanted))
     loud = replace(SILENT, shot=0.015)

@@ -246,9 +246,8 @@ def test_kept_particles_are_extracted_again_from_their_micrographs(
     second = following.run("reextract", found)
     assert options_of(second.folder / "job.star")["extract_size"] == "32"
     assert (second.name == first.name, second.skipped) == (False, False)
-    np.testing.assert_allclose(
-        *(read(one.folder / "particles.star", project)[0] for one in (first, second)), atol=1e-4
-    )
+    one, two = (read(job.folder / "particles.star", project)[0] for job in (first, second))
+    np.testing.assert_allclose(one, two, atol=1e-4)
 
 
 def test_what_relion_would_refuse_is_left_out_and_counted(project: Path, relion: Run) -> None:
@@ -343,7 +342,7 @@ def test_decisions_are_counted_in_the_jobs(project: Path, relion: Run, tmp_path:
     for judge in (True, False):
         chosen = WorkflowSettings(judge=judge, seconds_per_image=3.0)
         classify = {name: str(path) for name, path in judges.items()}
-        workflow = Workflow(particles, Settings(workflow=chosen, classify=classify))  # type: ignore[arg-type]
+        workflow = Workflow(particles, Settings(workflow=chosen, classify=classify))
         arms[judge] = workflow.decisions(jobs)
         done = [Done("refine", "Refine3D/job907", 60.0, 90), Done("mask", "Mask/job908", 5.0, 90)]
         page = workflow.report(done, 20.0, arms[judge])

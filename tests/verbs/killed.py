@@ -27,10 +27,10 @@ def run(sources: list[Path], out: Path, add: bool, kill_at: int | None) -> tuple
     if child == 0:
         moments = count(1)
 
-        def watched(function, every=1):  # type: ignore[no-untyped-def]
+        def watched(function, every=1):
             calls = count()
 
-            def call(*arguments, **options):  # type: ignore[no-untyped-def]
+            def call(*arguments, **options):
                 if next(calls) % every == 0 and next(moments) == kill_at:
                     os.kill(os.getpid(), signal.SIGKILL)
                 return function(*arguments, **options)
@@ -40,7 +40,7 @@ def run(sources: list[Path], out: Path, add: bool, kill_at: int | None) -> tuple
         for owner, name in ((Path, "replace"), (Path, "rename"), (os, "link"), (os, "unlink")):
             setattr(owner, name, watched(getattr(owner, name)))
         os.pwrite = watched(os.pwrite, every=100)
-        settings = Settings(ingest={"preparation": {"box": 32}, "range_mib": 1, "add": add})  # type: ignore[arg-type]
+        settings = Settings(ingest={"preparation": {"box": 32}, "range_mib": 1, "add": add})
         names: list[str] = []
         try:
             ingest(sources, out, settings, on_event=lambda event: names.append(event.name))

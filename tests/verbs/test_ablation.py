@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from cryoray.boosting.operating_point import Groups
 from cryoray.metrics.accuracy import auroc
 from cryoray.models.ensemble import Calibration, Ensemble, Manifest
 from cryoray.models.networks import NetworkConfig, build
@@ -15,6 +16,9 @@ from cryoray.verbs import ablation
 CONFIG = NetworkConfig(width=8, blocks=(1,), head=8, dropout=0)
 N = 200
 
+#: Images, features, labels and groups.
+Given = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
 
 @pytest.fixture(scope="module")
 def ensemble() -> Ensemble:
@@ -23,10 +27,10 @@ def ensemble() -> Ensemble:
     with torch.no_grad():
         for network in networks:
             assert network.metadata is not None
-            pixels = network.head[0].in_features - 24
-            network.metadata[0].weight.zero_()
-            network.metadata[0].weight[:, 0] = 1.0
-            network.head[0].weight[:, pixels:] = 1.0
+            features = network.get_parameter("metadata.0.weight")
+            features.zero_()
+            features[:, 0] = 1.0
+            network.get_parameter("head.0.weight")[:, -24:] = 1.0
             network.verdict.weight.fill_(1.0)
     manifest = Manifest(
         kind="particle",
@@ -46,7 +50,7 @@ def ensemble() -> Ensemble:
 
 
 @pytest.fixture(scope="module")
-def given() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def given() -> Given:
     rng = np.random.default_rng(0)
     labels = rng.random(N) < 0.5
     features = rng.normal(size=(N, 2)).astype(np.float32)
@@ -56,7 +60,7 @@ def given() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 
 def test_a_cached_predictor_predicts_what_the_ensemble_does(
-    ensemble: Ensemble, given: tuple
+    ensemble: Ensemble, given: Given
 ) -> None:
     images, features, _, _ = given
     predictor = ablation.CachedPredictor(ensemble, lambda rows: images[rows], np.arange(N))
@@ -68,7 +72,7 @@ def test_a_cached_predictor_predicts_what_the_ensemble_does(
 
 
 def test_the_column_that_matters_is_the_one_whose_shuffling_costs(
-    ensemble: Ensemble, given: tuple
+    ensemble: Ensemble, given: Given
 ) -> None:
     images, features, labels, groups = given
     predictor = ablation.CachedPredictor(ensemble, lambda rows: images[rows], np.arange(N))
@@ -89,7 +93,7 @@ def test_the_column_that_matters_is_the_one_whose_shuffling_costs(
 
 
 def test_what_tells_groups_apart_alone_is_worth_nothing_within_them(
-    ensemble: Ensemble, given: tuple
+    ensemble: Ensemble, given: Given
 ) -> None:
     images, features, labels, _ = given
     groups = np.where(labels, "good", "bad").astype(object)
@@ -103,10 +107,10 @@ def test_what_tells_groups_apart_alone_is_worth_nothing_within_them(
 
 
 @pytest.mark.long
-def test_metadata_alone_are_learned_without_an_image(given: tuple) -> None:
+def test_metadata_alone_are_learned_without_an_image(given: Given) -> None:
     _, features, labels, groups = given
     settings = TrainSettings(fit=FitSettings(epochs=4, batch=32, learning_rate=1e-2), folds=2)
-    levels = {"project": groups, "micrograph": groups}
+    levels: Groups = {"project": groups, "micrograph": groups}
     judge, threshold = ablation.metadata_alone(
         features, labels.astype(np.int8), levels, groups, settings
     )

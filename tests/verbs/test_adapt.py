@@ -11,13 +11,13 @@ import torch
 from cryoray.boosting.calibration import fit_platt
 from cryoray.errors import InputError, SelectionError
 from cryoray.models.ensemble import Calibration, Ensemble, Manifest
-from cryoray.models.networks import NetworkConfig, build, logits
+from cryoray.models.networks import Network, NetworkConfig, build, logits
 from cryoray.models.predict import profile_set
 from cryoray.preparation.labelling import labels_from
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.settings import Settings
 from cryoray.verbs.adapt import adapt
-from tests.examples import with_heads
+from tests.examples import Saved, saved, with_heads
 from tests.sets import BOX, write_labelled_set
 
 CONFIG = NetworkConfig(width=8, blocks=(1,), head=8, dropout=0)
@@ -33,11 +33,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> PreparedSet:
     return PreparedSet.open(write_labelled_set(tmp_path_factory.mktemp("new"), "new", seed=2))
 
 
-def ensemble(past: PreparedSet, folder: Path, wrong_by: float = 0.0) -> Ensemble:
+def ensemble(past: PreparedSet, folder: Path, wrong_by: float = 0.0) -> Saved:
     """Random networks that happen to tell blobs from noise, calibrated on the past but for an offset."""
     images = torch.from_numpy(past.images(np.arange(past.n)))
     keep = past.labels == 1
-    networks, calibration = [], []
+    networks: list[Network] = []
+    calibration: list[Calibration] = []
     for seed in range(3):
         network = build(CONFIG, 0, seed)
         said = logits(network, images, torch.empty(len(images), 0)).numpy()
@@ -70,7 +71,8 @@ def ensemble(past: PreparedSet, folder: Path, wrong_by: float = 0.0) -> Ensemble
         training_groups=("old",),
         calibration_groups=("old",),
     )
-    return Ensemble(manifest, tuple(networks)).save(folder, "# Past\n")
+    made = Ensemble(manifest, (networks[0], networks[1], networks[2]))
+    return saved(made, folder, "# Past\n")
 
 
 def clicks(project: PreparedSet, file: Path, n: int) -> Path:
@@ -98,7 +100,6 @@ def test_nine_clicks_mend_a_calibration_and_keep_the_votes_within_the_promise(
     past: PreparedSet, project: PreparedSet, tmp_path: Path
 ) -> None:
     before = ensemble(past, tmp_path / "before", wrong_by=2.5)
-    assert before.path is not None
     record = adapt(
         before.path,
         project.path,
@@ -114,7 +115,9 @@ def test_nine_clicks_mend_a_calibration_and_keep_the_votes_within_the_promise(
     assert sum(record["labels"].values()) == 9
 
     images, nothing = project.images(np.arange(project.n)), np.empty((project.n, 0), np.float32)
-    at_limit = float(np.float32(after.manifest.operating_point["limit"]))
+    limit = after.manifest.operating_point["limit"]
+    assert isinstance(limit, float)
+    at_limit = float(np.float32(limit))
     old, new = (e.judge(images, nothing, everyone=True).score for e in (before, after))
     differ = (old >= before.threshold) != (new >= at_limit)
     assert differ.mean() < 0.01  # the limit's own image: rounding aside, the same votes
@@ -144,6 +147,7 @@ def test_twenty_clicks_draw_a_line_of_the_projects_own_and_say_what_it_costs(
     assert sides["after"]["accuracy"] > sides["before"]["accuracy"] + 0.03
     assert sides["after"]["false_negative_rate"] <= 0.06
     point = Ensemble.load(tmp_path / "after").manifest.operating_point
+    assert isinstance(point["expected_here"], dict)
     assert point["expected_here"]["lost"] == pytest.approx(0.02, abs=0.04)
     assert "whose line 20 labels drew" in str(point["method"])
     images, nothing = project.images(np.arange(project.n)), np.empty((project.n, 0), np.float32)
@@ -158,7 +162,6 @@ def test_without_labels_the_share_of_keeps_is_found_and_networks_stay(
     past: PreparedSet, project: PreparedSet, tmp_path: Path
 ) -> None:
     before = ensemble(past, tmp_path / "before")
-    assert before.path is not None
     record = adapt(before.path, project.path, tmp_path / "after", Settings())
     share = record["prevalence"]
     assert share["low"] <= share["estimate"] <= share["high"]
@@ -176,7 +179,6 @@ def test_hundreds_of_labels_give_the_project_a_bound_of_its_own(
     past: PreparedSet, project: PreparedSet, tmp_path: Path
 ) -> None:
     before = ensemble(past, tmp_path / "before", wrong_by=1.0)
-    assert before.path is not None
     record = adapt(
         before.path,
         project.path,

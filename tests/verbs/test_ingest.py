@@ -29,7 +29,7 @@ from tests.preparation.sources import particles, write_source
 
 def settings(cluster: RuntimeSettings | None = None, **changes: object) -> Settings:
     chosen = {"preparation": {"box": 32}, "range_mib": 1, **changes}
-    return Settings(runtime=cluster or RuntimeSettings(), ingest=chosen)  # type: ignore[arg-type]
+    return Settings(runtime=cluster or RuntimeSettings(), ingest=chosen)
 
 
 def projects(folder: Path) -> list[Path]:
@@ -213,7 +213,7 @@ def test_an_ingestion_killed_at_any_moment_goes_on_where_it_stopped(
 def test_projects_are_named_apart(tmp_path: Path) -> None:
     for folder in ("a/job", "b/job", "c"):
         write_source(tmp_path / folder, [particles(3)])
-    chosen = Settings(ingest={"preparation": {"contrast": "bright"}}).ingest  # type: ignore[arg-type]
+    chosen = Settings(ingest={"preparation": {"contrast": "bright"}}).ingest
     planned = plan_sources([tmp_path / name for name in ("a/job", "b/job", "c")], chosen)
     assert [part.project for part in planned] == [
         str(tmp_path / "a/job/particles.star"),

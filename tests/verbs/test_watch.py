@@ -37,8 +37,8 @@ def root(tmp_path: Path) -> Path:
 def settings_for(ensemble: Path, **serve: object) -> Settings:
     given = {"ensembles": (str(ensemble),), "token": TOKEN, **serve}
     return Settings(
-        serve=ServeSettings(**given),  # type: ignore[arg-type]
-        watch=WatchSettings(**QUICK),  # type: ignore[arg-type]
+        serve=ServeSettings(**given),
+        watch=WatchSettings(**QUICK),
     )
 
 

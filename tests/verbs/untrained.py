@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from cryoray.preparation.prepared import PreparedSet
 from cryoray.preparation.shards import Part, divide, prepare_shard
 from cryoray.preparation.writing import write_set
 from cryoray.settings import IngestSettings, PreparationSettings
+from tests.examples import Saved, saved
 
 PREPARATION = PreparationSettings(box=32, contrast="bright", features=("defocus",))
 SMALL = NetworkConfig(width=8, blocks=(1,), head=8)
@@ -75,9 +77,9 @@ def make_ensemble(
     threshold: float = 0.5,
     seed: int = 0,
     features: tuple[str, ...] = ("defocus",),
-) -> Ensemble:
+) -> Saved:
     """Three networks as they are before training: their opinions differ, and are repeatable."""
-    networks = tuple(build(SMALL, len(features), seed + i) for i in range(3))
+    d1, d2, d3 = (build(SMALL, len(features), seed + i) for i in range(3))
     manifest = Manifest(
         kind="particle",
         members=(SMALL,) * 3,
@@ -92,10 +94,10 @@ def make_ensemble(
         training_groups=tuple(knows),
         calibration_groups=tuple(knows),
     )
-    return Ensemble(manifest, networks).save(out, "# Untrained\n")
+    return saved(Ensemble(manifest, (d1, d2, d3)), out, "# Untrained\n")
 
 
-def undecided(examples: PreparedSet, folder: Path, **options: object) -> float:
+def undecided(examples: PreparedSet, folder: Path, **options: Any) -> float:
     """A threshold at which an ensemble keeps about half."""
     judge = make_ensemble(folder, **options)
     every = np.arange(examples.n)
