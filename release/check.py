@@ -25,6 +25,8 @@ from docs.pages import tutorial
 ROOT = Path(__file__).parents[1]
 #: MiB that a wheel and an sdist may have; nearly all of it is the ensembles that ship.
 MOST_MIB = 20
+#: What a published project has under [project.urls].
+URLS = ("Documentation", "Source", "Issues", "Changelog")
 
 _ALONE = """
 from pathlib import Path
@@ -150,12 +152,17 @@ def try_extra(wheel: Path, extra: str, shared: bool) -> None:
         print(f"cryoray{f'[{extra}]' if extra else ''}: installed and used")
 
 
-def unfinished() -> list[str]:
-    """Addresses of the project that are still places to be filled in."""
+def missing() -> list[str]:
+    """What a published project has and this one lacks: addresses, and owners of its code."""
     project: Mapping[str, Mapping[str, str]] = tomllib.loads(
         (ROOT / "pyproject.toml").read_text("utf-8")
     )["project"]
-    return [name for name, url in project["urls"].items() if "example.org" in url]
+    urls = project.get("urls", {})
+    lacks = [f"[project.urls] {name} in pyproject.toml" for name in URLS if name not in urls]
+    owners = (ROOT / ".github/CODEOWNERS").read_text("utf-8").splitlines()
+    if all(line.startswith("#") for line in owners if line):
+        lacks.append("people in .github/CODEOWNERS")
+    return lacks
 
 
 def main() -> None:
@@ -172,8 +179,8 @@ def main() -> None:
         print("twine check: passed")
     for extra in given.extra:
         try_extra(wheel, extra, given.shared)
-    if places := unfinished():
-        print(f"Before it is published: pyproject.toml names no real {', '.join(places)}.")
+    if lacks := missing():
+        print(f"Before you publish it, add {', '.join(lacks)}.")
 
 
 if __name__ == "__main__":

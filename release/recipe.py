@@ -18,6 +18,8 @@ import yaml
 from cryoray.version import __version__
 
 ROOT = Path(__file__).parents[1]
+#: What stands where whoever publishes has to write something.
+FILL_IN = "FILL_IN"
 #: Distributions that conda-forge has under another name.
 CALLED = {
     "torch": "pytorch",
@@ -48,7 +50,7 @@ def recipe(sdist: Path | None = None) -> dict[str, Any]:
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     python = f"python {project['requires-python']}"
-    digest = hashlib.sha256(sdist.read_bytes()).hexdigest() if sdist else "FILL_IN"
+    digest = hashlib.sha256(sdist.read_bytes()).hexdigest() if sdist else FILL_IN
     url = f"https://pypi.org/packages/source/c/cryoray/cryoray-{__version__}.tar.gz"
     base = [one for text in project["dependencies"] for one in requirement(text, __version__)]
     programs = [f"{name} = {where}" for name, where in project["scripts"].items()]
@@ -90,8 +92,8 @@ def recipe(sdist: Path | None = None) -> dict[str, Any]:
             "summary": project["description"],
             "license": project["license"],
             "license_file": "LICENSE",
-            "documentation": project["urls"]["Documentation"],
-            "repository": project["urls"]["Source"],
+            "documentation": project.get("urls", {}).get("Documentation", FILL_IN),
+            "repository": project.get("urls", {}).get("Source", FILL_IN),
         },
     }
 

@@ -68,6 +68,31 @@ def test_a_file_that_is_not_there_is_noticed(tmp_path: Path) -> None:
     assert missing(tmp_path / "page.md") == ["formats/nowhere.py"]
 
 
+#: A file of the package and what follows it in brackets.
+_WITH_NAMES = re.compile(r"`([\w/]+\.py)` \(([^)]+)\)")
+
+
+def misnamed(text: str) -> list[str]:
+    """Names that a text gives in brackets after a file of the package, and that the file has not."""
+    return [
+        f"{path}: {name}"
+        for path, brackets in _WITH_NAMES.findall(text)
+        for name in re.findall(r"`(\w+)`", brackets)
+        if not re.search(rf"\b{name}\b", (ROOT / "cryoray" / path).read_text("utf-8"))
+    ]
+
+
+def test_the_table_of_what_to_change_where_names_what_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    table = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len(table) > 8
+    assert sum(bool(_PATH.search(row)) for row in table) >= len(table) - 1, "each row names a file"
+    assert misnamed(text) == []
+    assert misnamed("`formats/star.py` (`parse`, `nothing_like_it`)") == [
+        "formats/star.py: nothing_like_it"
+    ]
+
+
 def test_each_word_stands_once_in_the_glossary() -> None:
     words = re.findall(r"^### (.+)$", (DOCS / "glossary.md").read_text("utf-8"), re.MULTILINE)
     assert len(words) == len(set(words)) > 25
