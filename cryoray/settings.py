@@ -316,10 +316,12 @@ class EvaluateSettings(Section):
 class CrossValidateSettings(Section):
     """What a training is worth, by training anew without each fold of groups."""
 
-    folds: int = Field(5, ge=2, description="over groups, trained anew without each")
+    folds: int = Field(
+        5, ge=2, description="over groups; each is left out once and the rest trained again"
+    )
     repeats: int = Field(1, ge=1, description="cross-validations with other seeds")
     ablate: bool = Field(
-        False, description="also trained anew without metadata, and without images"
+        False, description="also trained again without metadata, and without images"
     )
 
 
@@ -462,7 +464,10 @@ class ServeSettings(Section):
     ensembles: tuple[str, ...] = Field(
         (), description="folders, or names in the registry; (): the default of each kind"
     )
-    shadow: str | None = Field(None, description="ensemble that judges beside them, unseen")
+    shadow: str | None = Field(
+        None,
+        description="ensemble that judges the same images for comparison; its verdicts are not returned",
+    )
     roots: tuple[AbsolutePath, ...] = Field((), description="sources lie under these; (): here")
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
@@ -516,7 +521,7 @@ class WatchSettings(Section):
     )
     ignore: tuple[str, ...] = Field((), description="patterns of paths below the folder")
     roots: tuple[AbsolutePath, ...] = Field(
-        (), description="folders beside the watched one that its links and STAR files may lead to"
+        (), description="further folders that links and STAR files in the watched one may lead to"
     )
     max_concurrent: int = Field(4, ge=1, description="stacks that are judged at the same time")
     # Other than in bulk (1 %, at least `records.QUARANTINE_FLOOR` rows): a session counts by the stack, often

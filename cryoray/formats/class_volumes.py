@@ -224,7 +224,9 @@ def _of_folder(folder: Path) -> VolumeClasses:
             rows = list(csv.DictReader(file))
     except (csv.Error, UnicodeDecodeError) as error:
         raise FormatError(
-            f"is no CSV table in UTF-8: {error}", file=table, remedy="save it again as CSV (UTF-8)"
+            f"is not a CSV table in UTF-8: {error}",
+            file=table,
+            remedy="save it again as CSV (UTF-8)",
         ) from error
     short = next((line for line, row in enumerate(rows, 2) if None in (*row, *row.values())), None)
     if short is not None:
@@ -250,5 +252,5 @@ def _number(text: str | None, table: Path, line: int) -> float:
         return float(text) if text else float("nan")
     except ValueError:
         raise FormatError(
-            f"has {text!r} where a number should be", file=table, row=line, remedy="mend it"
+            f"has {text!r} where a number should be", file=table, row=line, remedy="correct it"
         ) from None

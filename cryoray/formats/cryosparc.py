@@ -366,12 +366,12 @@ def _check_kind(path: Path, joined: Joined, kind: Kind) -> None:
             file=path,
             remedy="give the job's own .cs file of particles or class averages"
             if "passthrough" in path.name
-            else "give a .cs file of particles or of class averages, beside what was passed through",
+            else "give a .cs file of particles or of class averages, not a passthrough file",
         )
     if joined.fields["blob/path"].kind not in "SO" or not _is_numeric(joined, "blob/idx"):
         raise FormatError("has a field blob/path or blob/idx of another type", file=path)
     if joined.fields["blob/path"].shape:
-        raise FormatError("has several blob/path in a row", file=path)
+        raise FormatError("has more than one blob/path in a row", file=path)
     other = _kind_of(joined)
     if other is not None and other != kind:
         raise FormatError(
@@ -472,7 +472,7 @@ def _metafiles(path: Path) -> list[Path]:
         ValueError,
     ) as error:
         raise FormatError(
-            "is no group of cryoSPARC results: it names no metafile of a result", file=path
+            "is not a group of cryoSPARC results: it names no metafile of a result", file=path
         ) from error
     if not names:
         raise FormatError("is a group without results", file=path)

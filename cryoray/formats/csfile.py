@@ -244,7 +244,7 @@ def read_table(path: Path) -> CsTable:
     if magic[:1] == b"\x80":
         raise _pickled(path)
     raise FormatError(
-        "is no cryoSPARC table: it begins like neither NPY nor CSDAT", file=path, remedy=_RECOPY
+        "is not a cryoSPARC table: it begins like neither NPY nor CSDAT", file=path, remedy=_RECOPY
     )
 
 
@@ -252,11 +252,11 @@ def _npy(path: Path, file: io.BufferedReader, identity: tuple[int, int]) -> CsTa
     start = file.read(6)
     wide = len(start) == 6 and start[0] in (2, 3)
     if len(start) < 6 or start[0] not in (1, 2, 3):
-        raise FormatError("is no NPY file: its header is cut short", file=path, remedy=_RECOPY)
+        raise FormatError("is not an NPY file: its header is cut short", file=path, remedy=_RECOPY)
     length = struct.unpack_from("<I" if wide else "<H", start, 2)[0]
     offset = (12 if wide else 10) + length
     if length > _LONGEST_HEADER or offset > identity[0]:
-        raise FormatError("is no NPY file: its header is cut short", file=path, remedy=_RECOPY)
+        raise FormatError("is not an NPY file: its header is cut short", file=path, remedy=_RECOPY)
     file.seek(12 if wide else 10)
     try:
         # Whatever a header says, evaluating it as a literal makes nothing but plain values.
@@ -346,7 +346,7 @@ def _known(kind: str) -> str:
 def _checked(table: CsTable) -> CsTable:
     if table.fields.get("uid") != np.dtype("<u8"):
         raise FormatError(
-            "has no column uid of 64-bit numbers, so it is no cryoSPARC table",
+            "has no column uid of 64-bit numbers, so it is not a cryoSPARC table",
             file=table.path,
             remedy="give a .cs file of particles or of 2D classes",
         )

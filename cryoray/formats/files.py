@@ -170,4 +170,7 @@ def check_replaceable(out: Path, what: str, is_one: Callable[[Path], bool]) -> N
     elif older.is_dir() and out.is_dir() and is_one(out):
         shutil.rmtree(older)
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or is_one(out))):
-        raise InputError(f"exists and is no {what}", file=out, remedy="give --out another name")
+        article = "an" if what[0] in "aeiou" else "a"
+        raise InputError(
+            f"exists and is not {article} {what}", file=out, remedy="give --out another name"
+        )

@@ -107,7 +107,7 @@ def _from_xml(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         ]
     except (ParseError, DefusedXmlException, ValueError) as error:
         raise FormatError(
-            f"is no FSC curve of EMDB: {error}", file=path, remedy=f"give {READABLE}"
+            f"is not an FSC curve of EMDB: {error}", file=path, remedy=f"give {READABLE}"
         ) from error
     if not points:
         raise FormatError("has no points", file=path, remedy=f"give {READABLE}")
@@ -123,13 +123,13 @@ def _from_text(path: Path, extent: float | None) -> tuple[np.ndarray, dict[str, 
     try:
         lines = [line for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
     except (UnicodeDecodeError, OSError) as error:
-        raise FormatError(f"is no text: {error}", file=path, remedy=f"give {READABLE}") from error
+        raise FormatError(f"is not text: {error}", file=path, remedy=f"give {READABLE}") from error
     try:
         rows = [_fields(line) for line in lines]
     except csv.Error as error:
-        raise FormatError(f"is no table of a curve: {error}", file=path) from error
+        raise FormatError(f"is not a table of a curve: {error}", file=path) from error
     if len(rows) < 3 or len(rows[0]) < 2:
-        raise FormatError("is no table of a curve", file=path, remedy=f"give {READABLE}")
+        raise FormatError("is not a table of a curve", file=path, remedy=f"give {READABLE}")
     head = [name.strip().lower() for name in rows[0]]
     if head[:1] == ["curve"] and len(head) == 3:  # one curve under the other, named in each row
         return _stacked(path, rows[1:])
@@ -182,7 +182,7 @@ def _numbers(path: Path, rows: Sequence[Sequence[str]], columns: int, first: int
         try:
             values[i] = [float(field) for field in row]
         except ValueError:
-            raise FormatError("is no row of numbers", file=path, row=i + first) from None
+            raise FormatError("is not a row of numbers", file=path, row=i + first) from None
     return values
 
 

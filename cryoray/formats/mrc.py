@@ -59,7 +59,7 @@ def read_header(path: Path) -> Stack:
     truncated stack lost are quarantined, and those before them are not.
 
     Raises:
-        FormatError: there is no such file, it is no MRC file, or one of complex numbers or permuted
+        FormatError: there is no such file, it is not an MRC file, or one of complex numbers or permuted
             axes, or not one whole image is there, or its compressed data are damaged.
     """
     stack, expected, _ = _describe(path)
@@ -139,7 +139,7 @@ def _describe(
         raise FormatError(known[0], file=path, remedy=known[1])
     if len(start) < _HEADER_BYTES:
         raise FormatError(
-            f"is no MRC file: {len(start)} bytes, and the header alone has {_HEADER_BYTES:,}",
+            f"is not an MRC file: {len(start)} bytes, and the header alone has {_HEADER_BYTES:,}",
             file=path,
             remedy="copy the map again" if what == "map" else "copy or extract the stack again",
         )
@@ -227,11 +227,11 @@ def _header(
 def _not_mrc(path: Path, start: bytes) -> FormatError:
     if _is_spider(start):
         return FormatError(
-            "is a SPIDER file, which is not read",
+            "is a SPIDER file, which cryoray does not read",
             file=path,
             remedy="convert it with `relion_image_handler --i FILE.spi --o FILE.mrcs`",
         )
-    return FormatError("is no MRC file: its header makes no sense", file=path)
+    return FormatError("is not an MRC file: its header makes no sense", file=path)
 
 
 def _is_spider(start: bytes) -> bool:

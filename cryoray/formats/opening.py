@@ -177,7 +177,7 @@ def open_file(path: Path) -> FileIO:
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(mode):
-            raise FormatError("is a pipe or a device, no file", file=path, remedy="remove it")
+            raise FormatError("is a pipe or a device, not a file", file=path, remedy="remove it")
         return FileIO(descriptor, closefd=True)
     except BaseException:
         os.close(descriptor)

@@ -181,7 +181,7 @@ def _numeric(table: Block, texts: Sequence[str]) -> list[str]:
 def _mention_texts(path: Path, columns: Columns) -> None:
     for name, (row, text) in columns.texts.items():
         _log.warning(
-            "%s, row %d: %s is %r, which is no number; it counts as missing, and so do others like it",
+            "%s, row %d: %s is %r, which is not a number; it counts as missing, as do others like it",
             path,
             row + 1,
             name,

@@ -91,7 +91,7 @@ def read_selection(path: Path, source: Source) -> np.ndarray:
     if path.suffix in CS_SUFFIXES:
         return _from_cs(path, source)
     raise SelectionError(
-        "is no selection that can be read",
+        "is not a selection that can be read",
         file=path,
         remedy="give a Select job's folder, a .star subset, backup_selection.star, a .cs table or a .csv",
     )
@@ -331,7 +331,7 @@ def _read_csv(path: Path) -> pa.Table:
             raise _empty(path) from None
         encoding = isinstance(error, UnicodeDecodeError)
         raise SelectionError(
-            f"is no CSV table: {'not UTF-8 text' if encoding else str(error).splitlines()[0]}",
+            f"is not a CSV table: {'not UTF-8 text' if encoding else str(error).splitlines()[0]}",
             file=path,
             remedy="the first line names the columns index, label or selected, and stack",
         ) from error
@@ -473,7 +473,7 @@ def _refuse(bad: np.ndarray, words: Sequence[str], path: Path, what: str, remedy
 def _refuse_malformed(path: Path, read: Columns) -> None:
     if read.malformed:
         row, why = min(read.malformed.items())
-        raise SelectionError(why, file=path, row=row + 1, remedy="mend the row, or select again")
+        raise SelectionError(why, file=path, row=row + 1, remedy="correct the row, or select again")
 
 
 def _check_some(path: Path, rows: int) -> None:

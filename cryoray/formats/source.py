@@ -90,7 +90,9 @@ def open_source(path: Path, kind: Kind = "particle") -> Source:
 
 def _check_readable(path: Path) -> None:
     if not path.name.endswith(FILE_SUFFIXES):
-        raise FormatError("is of a kind that is not read", file=path, remedy=f"give {READABLE}")
+        raise FormatError(
+            "is of a kind that cryoray does not read", file=path, remedy=f"give {READABLE}"
+        )
 
 
 def _in_folder(folder: Path, kind: Kind) -> list[Path]:

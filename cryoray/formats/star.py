@@ -543,14 +543,14 @@ def parse(path: Path) -> StarFile:
             "is text in UTF-16", file=path, remedy="convert it with `iconv -f UTF-16 -t UTF-8`"
         )
     if b"\0" in start[:4096]:
-        raise FormatError("is no STAR file: it is not text", file=path)
+        raise FormatError("is not a STAR file: it is not text", file=path)
     carriage_returns = _lone_returns(start) > 0
     marks = _marks(path, identity, carriage_returns)
     if marks is None:
         carriage_returns = True
         marks = _marks(path, identity, carriage_returns)
     if not marks:
-        raise FormatError("is no STAR file: it has no line that begins with data_", file=path)
+        raise FormatError("is not a STAR file: it has no line that begins with data_", file=path)
     ends = [start for start, _ in marks[1:]] + [identity[0]]
     return StarFile(
         path,
@@ -681,7 +681,7 @@ def _pieces(file: FileIO, start: int, end: int, path: Path) -> Iterator[tuple[in
         else:
             rest += piece
         if len(rest) > _LONGEST_LINE:
-            raise FormatError("is no STAR file: it has no line ends", file=path)
+            raise FormatError("is not a STAR file: it has no line ends", file=path)
 
 
 def _lines(file: FileIO, start: int, end: int) -> Iterator[tuple[int, bytes]]:

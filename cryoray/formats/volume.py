@@ -19,17 +19,17 @@ def read_volume(path: Path) -> tuple[np.ndarray, float | None]:
         float32 [side, side, side], z, y, x; and Å/px, None where the header has none.
 
     Raises:
-        FormatError: it cannot be read, is no cube, or has voxels that are no numbers.
+        FormatError: it cannot be read, is no cube, or has voxels that are not numbers.
     """
     volume, pixel_size = read_map(Path(path))
     if len(set(volume.shape)) > 1:
         raise FormatError(
-            f"is no cubic map: {' × '.join(map(str, volume.shape[::-1]))} voxels",
+            f"is not a cubic map: {' × '.join(map(str, volume.shape[::-1]))} voxels",
             file=path,
             remedy="give a map as RELION, cryoSPARC or EMDB have it",
         )
     if not np.isfinite(volume).all():
-        raise FormatError("has voxels that are no numbers", file=path, remedy="write it again")
+        raise FormatError("has voxels that are not numbers", file=path, remedy="write it again")
     return volume, pixel_size
 
 

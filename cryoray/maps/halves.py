@@ -33,7 +33,7 @@ def read_halves(
         raise InputError(f"is the same map as {half1}", file=half2, remedy="give the other half")
     size = pixel_size or size1 or size2
     if size is None:
-        raise InputError("does not say its pixel size", file=half1, remedy="give --pixel-size")
+        raise InputError("gives no pixel size", file=half1, remedy="give --pixel-size")
     if pixel_size is None and size2 and abs(size2 / size - 1) > _SAME_PIXEL:
         raise InputError(
             f"has {size2:.4f} Å/px where {half1} has {size:.4f}",
@@ -83,5 +83,5 @@ def mask_for(
             f"has {len(volume)}³ voxels where the maps have {len(halves[0])}³", file=mask
         )
     if volume.min() < -1e-6 or volume.max() > 1 + 1e-6:
-        raise InputError("is no mask: its values are not between 0 and 1", file=mask)
+        raise InputError("is not a mask: its values are not between 0 and 1", file=mask)
     return torch.from_numpy(volume), {"file": str(mask), "fraction": float(volume.mean())}

@@ -131,7 +131,7 @@ def gather(sets: Sequence[Path], settings: TrainSettings) -> tuple[SetExamples, 
             )
     if len(np.unique(groups[keep])) < 2:
         raise SettingsError(
-            f"all images to train on belong to one {level}, so none can be left out to tell right from wrong",
+            f"all images to train on belong to one {level}, so none can be left out to test on",
             remedy="add a set, or use --split-by micrograph",
         )
     return examples, level
@@ -172,7 +172,8 @@ def held_out_groups(groups: np.ndarray, settings: TrainSettings) -> set[str]:
         fraction = float(unknown[0])
         if not 0 < fraction < 1:
             raise SettingsError(
-                f"--hold-out {settings.hold_out} is no fraction", remedy="give one between 0 and 1"
+                f"--hold-out {settings.hold_out} is not a fraction",
+                remedy="give one between 0 and 1",
             )
         count = max(1, round(fraction * len(names)))
         inside = set(np.random.default_rng(settings.seed).permutation(names)[:count].tolist())

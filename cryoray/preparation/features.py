@@ -261,7 +261,7 @@ _CLASSES: tuple[Feature, ...] = (
         "relative_resolution", "relativeResolution", "box", "log",
         "resolution against the box", f"{_RANKER}: rlnRelativeResolution",
     ),
-    *_moments("ring", "in the outer 5 % of the circle's radius", ("Mean", "Stddev", "Skew", "Kurt")),
+    *_moments("ring", "in the outer 5% of the circle's radius", ("Mean", "Stddev", "Skew", "Kurt")),
     *_moments("protein", "where protein is", ("Sum", "Mean", "Stddev", "Skew", "Kurt")),
     *_moments("solvent", "in the rest of the circle", ("Sum", "Mean", "Stddev", "Skew", "Kurt")),
     _of_class(

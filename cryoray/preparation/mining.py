@@ -135,7 +135,7 @@ def _picks(path: Path) -> dict[str, np.ndarray]:
     places = np.stack([columns.numbers[name] for name in _COLUMNS[1:]], 1)
     bad = np.flatnonzero(~np.isfinite(places).all(1))
     if len(bad):
-        raise FormatError("has no coordinates", file=path, row=int(bad[0]) + 1, remedy="mend it")
+        raise FormatError("has no coordinates", file=path, row=int(bad[0]) + 1, remedy="correct it")
     return {str(name): places[names == name] for name in np.unique(names.astype(str))}
 
 

@@ -71,7 +71,9 @@ class PreparedSet:
         path = Path(path).absolute()
         file = path / SET
         if not file.is_file():
-            raise InputError("is no prepared set: it holds no set.json", file=path, remedy=_REMEDY)
+            raise InputError(
+                "is not a prepared set: it holds no set.json", file=path, remedy=_REMEDY
+            )
         try:
             description = json.loads(file.read_text())
             if description["format"] != FORMAT:

@@ -86,7 +86,7 @@ def measure(volume: np.ndarray, radius: float = 0.5) -> dict[str, float]:
         ``anisotropy``, the deviation of power between directions over its mean, shells weighted alike.
 
     Raises:
-        FormatError: it is flat, or has voxels that are no numbers.
+        FormatError: it is flat, or has voxels that are not numbers.
     """
     small = coarse(volume, _MEASURED).astype(np.float64)
     side = len(small)
@@ -94,7 +94,7 @@ def measure(volume: np.ndarray, radius: float = 0.5) -> dict[str, float]:
     distance = np.sqrt(axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2)
     ball = distance <= min(radius, 0.5 - 1 / side) * side
     if not np.isfinite(small).all() or small[ball].std() <= 1e-6 * np.abs(small).max(initial=0.0):
-        raise FormatError("is flat, or has voxels that are no numbers")
+        raise FormatError("is flat, or has voxels that are not numbers")
     bright = ball & (small >= np.quantile(small[ball], 1 - _BRIGHTEST))
     islands, _ = ndimage.label(bright)
     sizes = np.bincount(islands.ravel())[1:]

@@ -147,7 +147,7 @@ def _audit(
             raise QuarantineError(
                 f"none of its {len(rows.quarantine):,} rows could be read ({why})",
                 file=part.plan.source.path,
-                remedy=f"look at the reasons in {listed}, mend the source or leave it out",
+                remedy=f"look at the reasons in {listed}, correct the source or leave it out",
             )
     return row_counts
 

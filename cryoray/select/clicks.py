@@ -106,7 +106,7 @@ def _opened(path: Path) -> IO[bytes]:
         ) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise InputError("is no file", file=path, remedy="remove it")
+        raise InputError("is not a file", file=path, remedy="remove it")
     return os.fdopen(descriptor, "a+b", buffering=0)
 
 
@@ -149,7 +149,9 @@ class Clicks:
         text = self._file.read()
         whole = text[: text.rfind(b"\n") + 1]
         if text and not text.startswith(_BEGIN[: len(text)]):
-            raise InputError("is no selection", file=self.path, remedy="move it away to begin anew")
+            raise InputError(
+                "is not a selection", file=self.path, remedy="move it away to start again"
+            )
         if len(whole) < len(text):  # written when the machine stopped, and never answered
             self._file.truncate(len(whole))
         head = {"format": _FORMAT, "verdicts": digest, "rows": self._rows}
@@ -182,7 +184,7 @@ class Clicks:
             raise InputError(
                 "is a selection made on other verdicts than those in its folder",
                 file=self.path,
-                remedy="move it away to begin anew",
+                remedy="move it away to start again",
             )
 
     def close(self) -> None:

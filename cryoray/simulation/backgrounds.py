@@ -48,7 +48,7 @@ def read_background(path: Path) -> np.ndarray:
     if image.ndim == 3 and image.shape[2] in (3, 4):
         image = image[..., :3].mean(2)
     if image.ndim != 2 or min(image.shape) < 64:
-        raise FormatError(f"is no micrograph: its shape is {image.shape}", file=path)
+        raise FormatError(f"is not a micrograph: its shape is {image.shape}", file=path)
     image = image.astype(np.float32)
     middle = np.median(image)
     spread = np.median(np.abs(image - middle)) * 1.4826

@@ -322,7 +322,7 @@ def read_structure(path: Path) -> Structure:
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise FormatError(
-            "is no structure", file=path, remedy="give a map (.mrc) or a model (.pdb, .cif)"
+            "is not a structure", file=path, remedy="give a map (.mrc) or a model (.pdb, .cif)"
         )
     if not path.is_file():
         raise FormatError("there is no such structure", file=path, remedy="check the path")
@@ -338,18 +338,16 @@ def _from_map(path: Path) -> tuple[np.ndarray, np.ndarray, float]:
             voxel = float(file.voxel_size.x)
     except (ValueError, OSError) as error:
         raise FormatError(
-            f"is no readable MRC map: {str(error).splitlines()[0].rstrip('.')}",
+            f"is not a readable MRC map: {str(error).splitlines()[0].rstrip('.')}",
             file=path,
             remedy="check it with `header`, or fetch it again",
         ) from error
     if density.ndim != 3 or min(density.shape) < 8:
-        raise FormatError(f"is no map: its shape is {density.shape}", file=path)
+        raise FormatError(f"is not a map: its shape is {density.shape}", file=path)
     if not voxel > 0:
-        raise FormatError(
-            "does not say its voxel size", file=path, remedy="set it with `alterheader`"
-        )
+        raise FormatError("gives no voxel size", file=path, remedy="set it with `alterheader`")
     if not np.isfinite(density).all():
-        raise FormatError("has voxels that are no numbers", file=path, remedy="fetch it again")
+        raise FormatError("has voxels that are not numbers", file=path, remedy="fetch it again")
     labels, count = ndimage.label(density > density.mean() + 3 * density.std())
     if not count:
         raise FormatError("is empty: no voxel stands out", file=path)
@@ -407,11 +405,11 @@ def _from_atoms(
                 remedy="fetch it again",
             ) from None
     if not np.isfinite(points).all():
-        raise FormatError("has atoms whose places are no numbers", file=path)
+        raise FormatError("has atoms whose positions are not numbers", file=path)
     weights = np.array([_ELECTRONS.get(element.upper(), 1.2) for _, _, element in found])
     if len(found) < 20 or not np.ptp(points, axis=0).max() > 10:
         raise FormatError(
-            f"has {len(found)} atoms, which make no protein",
+            f"has {len(found)} atoms, which are too few for a protein",
             file=path,
             remedy="give a model with ATOM records",
         )

@@ -264,7 +264,7 @@ def _enough_groups(examples: PreparedSet, groups: np.ndarray, level: Level, fold
     names = sorted(set(groups))
     if len(names) < folds:
         raise SettingsError(
-            f"{folds} folds were asked for, and {examples.path} has labels in {len(names)} {level}s",
+            f"{folds} folds are requested, and {examples.path} has labels in {len(names)} {level}s",
             remedy=f"ask for at most {len(names)} folds, or split by micrograph",
         )
     for name in names:

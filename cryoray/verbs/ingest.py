@@ -253,7 +253,7 @@ def _base(out: Path, settings: IngestSettings) -> PreparedSet:
     for name, value in flat[1].items():
         if flat[0][name] != value:
             raise SettingsError(
-                f"was made with {name} {value}, and {flat[0][name]} is asked for",
+                f"was made with {name} {value}, and {flat[0][name]} is requested",
                 file=out,
                 remedy="leave that option out, or make another set",
             )
@@ -302,6 +302,6 @@ def _prepared(work: Sequence[Work], settings: Settings, name: str) -> Iterator[S
 def _in_threads(work: Sequence[Work], settings: IngestSettings) -> Iterator[Shard]:
     """Each core takes one task after the other."""
     if settings.gpu and not torch.cuda.is_available():
-        raise SettingsError("a GPU is asked for, and torch finds none", remedy="leave out --gpu")
+        raise SettingsError("a GPU is requested, and torch finds none", remedy="leave out --gpu")
     device = "cuda" if settings.gpu else "cpu"
     yield from local.in_threads(lambda each: prepare_shard(each, settings, device), work)

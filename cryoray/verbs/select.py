@@ -123,7 +123,7 @@ def _listening(port: int) -> socket.socket:
         return socket.create_server((_HOST, port))
     except OSError as error:
         raise SettingsError(
-            f"port {port} cannot be had: {os.strerror(error.errno or 0)}",
+            f"port {port} cannot be used: {os.strerror(error.errno or 0)}",
             remedy="give another --port, or none for a free one",
         ) from error
 

@@ -360,7 +360,7 @@ class Workflow:
         star = star or self._extracted.get("star_mics")
         if not star:
             raise MissingMicrographsError(
-                "is of no Extract job of this project, which would say what its micrographs are",
+                "comes from no Extract job of this project, which would name its micrographs",
                 file=self.particles,
                 remedy="give workflow.micrographs, their STAR file",
             )

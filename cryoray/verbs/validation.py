@@ -37,7 +37,7 @@ def verdicts_of(path: Path, source: Source) -> np.ndarray:
     found = np.array([known.get(name, "") for name in source.images], object)
     if not (found != "").any():
         raise InputError(
-            f"says nothing of the images of {source.path}",
+            f"has no verdicts on the images of {source.path}",
             file=file,
             remedy="judge these particles, or give those that were judged",
         )

@@ -122,7 +122,7 @@ def test_a_set_is_planned_made_and_added_to_in_the_way_it_was_made(
         app, ["ingest", str(past), "--out", str(out), "--add", "--box", "48"]
     )
     assert refused.exit_code == 2
-    assert "was made with box 32, and 48 is asked for" in refused.stderr
+    assert "was made with box 32, and 48 is requested" in refused.stderr
 
 
 @pytest.mark.ray

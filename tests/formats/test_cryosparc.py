@@ -120,7 +120,7 @@ def test_an_exported_group_is_opened_by_its_csg_and_by_its_table(tmp_path: Path)
         assert source.stacks == (tmp_path / "J1/imported/a.mrcs",)
         assert source.metadata["rlnDefocusU"].tolist() == [15000, 15001, 15002, 15003]
     group.write_text("group: [")
-    with pytest.raises(FormatError, match="is no group of cryoSPARC results"):
+    with pytest.raises(FormatError, match="is not a group of cryoSPARC results"):
         open_source(group)
 
 

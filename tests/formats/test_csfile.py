@@ -127,11 +127,11 @@ def test_what_needs_unpickling_is_refused_and_not_unpickled(
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"", "is no cryoSPARC table: it begins like neither NPY nor CSDAT"),
+        (b"", "is not a cryoSPARC table: it begins like neither NPY nor CSDAT"),
         (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
-        (b"\x93NUMPY", "is no NPY file: its header is cut short"),
-        (b"\x93NUMPY\x01\x00\xff\xff{}", "is no NPY file: its header is cut short"),
-        (b"\x93NUMPY\x02\x00\xff\xff\xff\xff{}", "is no NPY file: its header is cut short"),
+        (b"\x93NUMPY", "is not an NPY file: its header is cut short"),
+        (b"\x93NUMPY\x01\x00\xff\xff{}", "is not an NPY file: its header is cut short"),
+        (b"\x93NUMPY\x02\x00\xff\xff\xff\xff{}", "is not an NPY file: its header is cut short"),
         (b"\x95CSDAT\xff\xff\xff\xff{}", "is cut short in its header"),
         (b"\x95CSDAT\x02\x00\x00\x00{}", "has a CSDAT header that makes no sense"),
         (npy(np.arange(3.0)), "is an array of numbers, not a table of named columns"),

@@ -90,7 +90,7 @@ FILES: Mapping[str, Particles | Classes | CsParticles | Images | Tables | Refuse
         "is a Git LFS pointer, not the file itself; run `git"
     ),
     "malformed/not_an_mrc_symlink_text_41bytes.mrc": Refused(
-        "is no MRC file: 41 bytes, and the header alone has 1,024; copy or extract"
+        "is not an MRC file: 41 bytes, and the header alone has 1,024; copy or extract"
     ),
     "mrc/3pqr-mode0.ccp4": Refused(_AXES.format("2 1 3")),
     "mrc/EMD-3001.map": Refused(_AXES.format("3 1 2")),
@@ -107,9 +107,13 @@ FILES: Mapping[str, Particles | Classes | CsParticles | Images | Tables | Refuse
     "mrc/noncubic_128x32x32_50S-vol.mrc": Images(128, 32, 32, 4.0),
     "mrc/odd_box65_ispg1_stack.mrcs": Images(5, 65, 65, None),
     "mrc/relion5_ctffind_PS.ctf": Images(1, 512, 512, None),
-    "mrc/test.spi": Refused("is a SPIDER file, which is not read; convert it with `relion_image"),
+    "mrc/test.spi": Refused(
+        "is a SPIDER file, which cryoray does not read; convert it with `relion_image"
+    ),
     "mrc/xmipp_smallStack.mrcs": Images(4, 64, 64, None),
-    "mrc/xmipp_smallStack.stk": Refused("is a SPIDER file, which is not read; convert it with"),
+    "mrc/xmipp_smallStack.stk": Refused(
+        "is a SPIDER file, which cryoray does not read; convert it with"
+    ),
     "small-stacks/aspire_sample_17x200.mrcs": Images(17, 200, 200, None),
     "small-stacks/ay19102021_L3_position6_ribo_it09_bin8_1.82A.mrcs": Images(220, 64, 64, None),
     "small-stacks/empiar_10076_7.mrc": Images(7, 320, 320, None),

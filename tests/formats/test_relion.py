@@ -165,7 +165,7 @@ def test_text_in_a_column_of_numbers_is_named(
     path = tmp_path / "particles.star"
     path.write_text("data_\nloop_\n_rlnImageName\n_rlnDefocusU\n1@a.mrcs 9000,5\n2@a.mrcs 9001\n")
     np.testing.assert_array_equal(open_source(path).metadata["rlnDefocusU"], [np.nan, 9001])
-    assert f"{path}, row 1: rlnDefocusU is '9000,5', which is no number" in caplog.text
+    assert f"{path}, row 1: rlnDefocusU is '9000,5', which is not a number" in caplog.text
 
 
 def test_one_particle_and_one_optics_group_without_a_loop(tmp_path: Path) -> None:

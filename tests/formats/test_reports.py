@@ -219,6 +219,6 @@ def test_a_table_in_a_form_of_a_version_before_it_was_final(tmp_path: Path) -> N
     Dataset.load(path).save(path, format=CSDAT_FORMAT)
     path.write_bytes(b"\x94" + path.read_bytes()[1:])
     with pytest.raises(
-        FormatError, match="is no cryoSPARC table: it begins like neither NPY nor CSDAT"
+        FormatError, match="is not a cryoSPARC table: it begins like neither NPY nor CSDAT"
     ):
         open_source(path)

@@ -138,7 +138,7 @@ def test_classes_that_were_written_anew_keep_their_number(
             "row 2: labels the same image as a row before",
         ),
         ("stack,index,label\nc.mrcs,1,1\n", "none of its 1 rows is an image of"),
-        ("index,label\n1\n", "is no CSV table"),
+        ("index,label\n1\n", "is not a CSV table"),
     ],
 )
 def test_a_csv_that_makes_no_sense_is_refused_in_one_sentence(
@@ -156,7 +156,7 @@ def test_other_selections_that_make_no_sense(
         read_selection(tmp_path / "absent.star", source)
     with pytest.raises(SelectionError, match="holds no selection of classes; give the Select job"):
         read_selection(tmp_path / "Extract", classes)
-    with pytest.raises(SelectionError, match="is no selection that can be read"):
+    with pytest.raises(SelectionError, match="is not a selection that can be read"):
         read_selection(selection(tmp_path, "1", "x.txt"), source)
     empty = selection(tmp_path, "data_particles\nloop_\n_rlnImageName\n", "empty.star")
     with pytest.raises(SelectionError, match="is empty"):

@@ -145,8 +145,8 @@ def test_no_row_of_a_damaged_bare_stack_vanishes(tmp_path: Path) -> None:
     assert source.images.tolist() == [*names(3, "a.mrcs"), *names(3, "b.mrcs"), "000001@c.mrcs"]
     assert source.stack.tolist() == [0, 0, 0, 1, 1, 1, -1]
     assert list(source.problems) == [6]
-    assert source.problems[6].startswith("c.mrcs is no MRC file: 7 bytes")
-    with pytest.raises(FormatError, match=r"c\.mrcs: is no MRC file"):
+    assert source.problems[6].startswith("c.mrcs is not an MRC file: 7 bytes")
+    with pytest.raises(FormatError, match=r"c\.mrcs: is not an MRC file"):
         open_source(tmp_path / "c.mrcs")
 
 
@@ -177,7 +177,7 @@ def test_a_folder_of_jobs_gives_the_source_of_each(tmp_path: Path) -> None:
             "x.txt",
             "",
             PARTICLE,
-            r"is of a kind that is not read; give a RELION \.star, a cryoSPARC",
+            r"is of a kind that cryoray does not read; give a RELION \.star, a cryoSPARC",
         ),
         (
             "x.star",
@@ -186,7 +186,7 @@ def test_a_folder_of_jobs_gives_the_source_of_each(tmp_path: Path) -> None:
             "has no column rlnImageName",
         ),
         ("x.star", "data_images\nloop_\n_rlnImageName\n", PARTICLE, "has no rows in its table"),
-        ("particles.star", "words", PARTICLE, "is no STAR file"),
+        ("particles.star", "words", PARTICLE, "is not a STAR file"),
     ],
 )
 def test_what_is_no_source_is_told_in_one_sentence(

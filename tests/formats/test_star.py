@@ -350,9 +350,9 @@ def test_a_thousand_tables_are_only_looked_at_by_name(tmp_path: Path) -> None:
     ("content", "sentence"),
     [
         (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
-        (b"", "is no STAR file: it has no line that begins with data_"),
-        (b"just words\nfrom data_ to data_\n", "is no STAR file: it has no line that begins"),
-        (b"\x00\x01data_\n", "is no STAR file: it is not text"),
+        (b"", "is not a STAR file: it has no line that begins with data_"),
+        (b"just words\nfrom data_ to data_\n", "is not a STAR file: it has no line that begins"),
+        (b"\x00\x01data_\n", "is not a STAR file: it is not text"),
         (b"\x93NUMPY\x01\x00", "is a cryoSPARC or numpy table; give a RELION"),
     ],
 )

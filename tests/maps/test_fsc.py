@@ -227,7 +227,7 @@ def test_maps_survive_a_round_trip_and_others_are_refused(tmp_path: Path) -> Non
     assert pixel == pytest.approx(PIXEL)
     assert np.array_equal(again, volume)
     write_volume(tmp_path / "slab.mrc", volume[:8], PIXEL)
-    with pytest.raises(FormatError, match="no cubic map"):
+    with pytest.raises(FormatError, match="not a cubic map"):
         read_volume(tmp_path / "slab.mrc")
 
 
@@ -249,10 +249,10 @@ def test_emdbs_curves_are_read_and_entities_refused(tmp_path: Path) -> None:
     path.write_text(
         XML.replace("<fsc ", '<!DOCTYPE x [<!ENTITY a "aaaa">]><fsc ').replace("1.0</y>", "&a;</y>")
     )
-    with pytest.raises(FormatError, match="no FSC curve"):
+    with pytest.raises(FormatError, match="not an FSC curve"):
         read_curve(path)
     path.write_text("<fsc><coordinate>")
-    with pytest.raises(FormatError, match="no FSC curve"):
+    with pytest.raises(FormatError, match="not an FSC curve"):
         read_curve(path)
 
 
@@ -269,7 +269,7 @@ def test_cryosparcs_text_counts_shells(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="side of the box"):
         read_curve(path)
     path.write_text("0.0 1.0\n0.1 0.8\nx 0.2\n")
-    with pytest.raises(FormatError, match="row 3: is no row of numbers"):
+    with pytest.raises(FormatError, match="row 3: is not a row of numbers"):
         read_curve(path)
 
 

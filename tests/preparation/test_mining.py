@@ -100,5 +100,5 @@ def test_what_cannot_be_mined_is_said_in_a_sentence(entry: Path, tmp_path: Path)
         mine(star_of(entry), entry / "micrographs", tmp_path / "out", DIAMETER)
     (tmp_path / "other").mkdir()
     (tmp_path / "other/thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="exists and is no folder of mined images"):
+    with pytest.raises(InputError, match="exists and is not a folder of mined images"):
         mine(star_of(entry), entry / "micrographs", tmp_path / "other", DIAMETER)

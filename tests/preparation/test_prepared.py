@@ -282,7 +282,7 @@ def test_a_part_is_added_without_touching_those_that_are_there(tmp_path: Path) -
 def test_another_folder_is_never_overwritten_and_an_older_set_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("…")
-    with pytest.raises(InputError, match="mine: exists and is no prepared set; give --out"):
+    with pytest.raises(InputError, match="mine: exists and is not a prepared set; give --out"):
         check_out(tmp_path / "mine")
     first, _ = make(tmp_path)
     second, _ = make(tmp_path, n=20)

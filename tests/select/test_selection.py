@@ -244,7 +244,7 @@ def test_saving_again_replaces_what_was_saved_and_nothing_else(
     mine = particles / "mine"
     mine.mkdir()
     (mine / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="is no folder of a selection"):
+    with pytest.raises(InputError, match="is not a folder of a selection"):
         saving.save(selection, mine)
     assert (mine / "notes.txt").read_text() == "mine"
 

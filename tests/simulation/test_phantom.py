@@ -117,11 +117,11 @@ def _blank_map(path: Path) -> None:
     ("name", "content", "said"),
     [
         ("none.pdb", None, "there is no such structure"),
-        ("model.txt", "ATOM", "is no structure"),
+        ("model.txt", "ATOM", "is not a structure"),
         ("empty.pdb", "HEADER    NOTHING\n", "0 atoms"),
         ("empty.cif", "data_X\n", "0 atoms"),
         ("broken.pdb", "REMARK\nATOM      1  CA  ALA A   1      xx.000   1.0     1.0\n", "row 2"),
-        ("cut.mrc", "MAP", "no readable MRC map"),
+        ("cut.mrc", "MAP", "not a readable MRC map"),
         ("blank.mrc", _blank_map, "no voxel stands out"),
     ],
 )

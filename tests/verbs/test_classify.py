@@ -213,7 +213,7 @@ def test_a_folder_that_is_no_verdicts_is_not_replaced(
     project: Path, settings: Settings, tmp_path: Path
 ) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(InputError, match="exists and is no folder of verdicts; give --out"):
+    with pytest.raises(InputError, match="exists and is not a folder of verdicts; give --out"):
         classify(project, tmp_path, settings)
     assert (tmp_path / "thesis.tex").exists()
 

@@ -84,7 +84,7 @@ def test_what_cannot_be_evaluated_is_refused_in_a_sentence(
     with pytest.raises(SelectionError, match="all 80 labels in the groups to judge say keep"):
         evaluate(judge, one_kind.path, out, Settings())
     (out / "thesis").mkdir(parents=True)
-    with pytest.raises(InputError, match="exists and is no evaluation"):
+    with pytest.raises(InputError, match="exists and is not an evaluation"):
         evaluate(judge, examples.path, out, Settings())
     assert sorted(path.name for path in tmp_path.glob("out*")) == ["out"]
 

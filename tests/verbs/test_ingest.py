@@ -134,7 +134,7 @@ def test_too_many_bad_rows_end_the_job_with_their_list(tmp_path: Path) -> None:
 def test_a_folder_of_something_else_is_refused_before_any_work(tmp_path: Path) -> None:
     write_source(tmp_path / "one", [particles(3)])
     events: list[Event] = []
-    with pytest.raises(InputError, match="exists and is no prepared set"):
+    with pytest.raises(InputError, match="exists and is not a prepared set"):
         ingest([tmp_path / "one"], tmp_path / "one", settings(), on_event=events.append)
     assert not events
 
@@ -183,9 +183,9 @@ def test_a_set_is_only_added_to_as_it_was_made(tmp_path: Path) -> None:
     one, two = projects(tmp_path)
     out = ingest([one], tmp_path / "set", settings())
     finer = settings(add=True, preparation={"box": 48})
-    with pytest.raises(SettingsError, match="set: was made with box 32, and 48 is asked for"):
+    with pytest.raises(SettingsError, match="set: was made with box 32, and 48 is requested"):
         ingest([two], out, finer)
-    with pytest.raises(InputError, match="is no prepared set"):
+    with pytest.raises(InputError, match="is not a prepared set"):
         ingest([two], tmp_path / "other", settings(add=True))
 
 

@@ -64,7 +64,7 @@ def test_a_second_one_on_the_same_verdicts_is_told_and_the_port_is_free_again(
         assert opened.listening.getsockname()[0] == "127.0.0.1"
         taken = Settings(select=SelectSettings(port=port))
         other = judged(opened.page.selection.table.source, verdicts.with_name("others"))
-        with pytest.raises(SettingsError, match=f"port {port} cannot be had"):
+        with pytest.raises(SettingsError, match=f"port {port} cannot be used"):
             select(other, taken).__enter__()
     with socket.create_server(("127.0.0.1", port)):
         pass
@@ -82,7 +82,7 @@ def test_a_folder_that_cannot_be_written_says_why_it_must_be(verdicts: Path) -> 
 def test_out_that_is_something_else_is_refused_before_anything_is_decided(
     verdicts: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match="is no folder of a selection"):
+    with pytest.raises(InputError, match="is not a folder of a selection"):
         select(verdicts, Settings(), out=tmp_path / "project").__enter__()
 
 
