@@ -291,7 +291,7 @@ def _channels(baseline: Mapping[str, object], tolerance: float) -> list[_Channel
 def _words(channel: _Channel, before: float, after: float, micrographs: int) -> str:
     def text(value: float) -> str:
         return (
-            f"{100 * value:.0f} %" if channel.unit == "%" else f"{value:.3g} {channel.unit}".strip()
+            f"{100 * value:.0f}%" if channel.unit == "%" else f"{value:.3g} {channel.unit}".strip()
         )
 
     now = f"the {channel.name} of the last {micrographs:,} micrographs is {text(after)}"

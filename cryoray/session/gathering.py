@@ -72,7 +72,7 @@ def use_of(session: str, judge_share: float) -> Use:
 
 
 def gather(ledger: Ledger, out: Path, kind: Kind, judge_share: float) -> Iterator[Gathered]:
-    """The labelled images of each session, those to learn from only where its owner lent them.
+    """The labelled images of each session, those to learn from only where its owner released them.
 
     Args:
         ledger: of the sessions.

@@ -237,7 +237,7 @@ def _ask(unit: Unit, rows: int, context: SessionContext, service: JudgeClient) -
     verdicts = Verdicts.together(parts)
     if not np.array_equal(verdicts.table["row"].to_numpy(), np.arange(rows)):
         raise CryorayError(
-            f"{unit.asked}: {rows:,} rows were asked about and {len(verdicts):,} answered."
+            f"{unit.asked}: {rows:,} rows were sent and {len(verdicts):,} came back."
         )
     return verdicts
 

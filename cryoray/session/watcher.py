@@ -662,7 +662,7 @@ class Watcher:
         return time.monotonic() - began
 
     def _export_labels(self) -> None:
-        """What people said, as a selection; training labels where the session's owner lends them."""
+        """What people decided, as a selection; training labels where the session's owner released them."""
         row = self.ledger.session(self.session)
         with replacing(self.places.folder / "overrides.csv") as temporary:
             temporary.write_text(overrides_csv(self.ledger, self.session), encoding="utf-8")

@@ -53,7 +53,7 @@ def test_false_alarms_are_as_rare_as_promised() -> None:
         for one in session(seed, 600):
             alarms += len(drift.add(one))
             micrographs += 1
-    # At most one in RUN_LENGTH in the mean, 3 in 12,000; a Poisson count of mean 3 exceeds 7 in 1 %.
+    # At most one in RUN_LENGTH in the mean, 3 in 12,000; a Poisson count of mean 3 exceeds 7 in 1%.
     assert alarms <= 7
 
 
@@ -94,7 +94,7 @@ def test_a_session_unlike_the_training_data_is_told_from_its_beginning() -> None
         ("keep rate", "training"),
         ("mean score", "training"),
     }
-    assert "share of keep in the ensemble's training was 60 %" in told[0].reason
+    assert "share of keep in the ensemble's training was 60%" in told[0].reason
 
 
 def test_metadata_outside_of_the_training_data_are_told() -> None:

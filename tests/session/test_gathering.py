@@ -88,7 +88,7 @@ def test_only_what_was_labelled_blind_judges(ledger: Ledger, tmp_path: Path) -> 
     assert labels(one) == {pixels(source, 4): 0}
 
 
-def test_what_was_not_lent_teaches_nobody(ledger: Ledger, tmp_path: Path) -> None:
+def test_what_was_not_released_trains_nothing(ledger: Ledger, tmp_path: Path) -> None:
     source = judged(ledger, TEACHES, tmp_path, trainable=False)
     say(ledger, TEACHES, source, 0, True)
     assert gathered(ledger, tmp_path / "out") == []

@@ -466,7 +466,7 @@ def test_an_image_of_the_blind_sample_never_becomes_a_training_label(site: Site)
         assert len(browser.get("/v1/sessions/s/labels.csv").text.splitlines()) == 1
 
 
-def test_only_its_owner_lends_a_session(site: Site) -> None:
+def test_only_its_owner_releases_a_session_for_training(site: Site) -> None:
     def trainable() -> bool:
         row = site.ledger.session("s")
         assert row is not None

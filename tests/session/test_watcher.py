@@ -238,7 +238,7 @@ def test_a_stack_that_cannot_be_read_is_set_aside_and_the_session_goes_on(
     aside = {Path(row.path).name: row.reason for row in watcher.ledger.stacks("s", "rejected")}
     assert set(aside) == {"half.mrcs", "none.mrcs"}
     assert "5 of 20 rows could not be read (2 allowed)" in aside["half.mrcs"]
-    assert "is no MRC file" in aside["none.mrcs"]
+    assert "is not an MRC file" in aside["none.mrcs"]
     assert watcher.row_counts()["stacks"] == 1
     assert {one["data"]["reason"] for one in lines(watcher, "stack.rejected")} == set(
         aside.values()
@@ -456,7 +456,7 @@ def test_an_override_moves_the_image_to_the_other_side_and_becomes_a_selection(
         session.until(lambda: image in images(session.folder / f"{side}.star"))
         assert image not in images(session.folder / f"{other}.star")
         assert image not in images(session.folder / "review.star")
-        assert not (session.folder / "labels.csv").exists(), "not lent"
+        assert not (session.folder / "labels.csv").exists(), "not released"
         session.ledger.set_trainable("s", trainable=True)
     from cryoray.formats.selection import read_selection
 

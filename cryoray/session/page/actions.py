@@ -30,7 +30,7 @@ def add_actions(made: APIRouter, site: Site) -> None:
         if keep is None:
             if not await threaded(lambda: site.ledger.take_back_blind(name, key, row)):
                 raise ForbiddenError(
-                    f"a label can be taken back for {SECOND_THOUGHTS:.0f} s, then it stands",
+                    f"a label can be undone for {SECOND_THOUGHTS:.0f} s; this one is older",
                     remedy="label the images that are left",
                 )
             taken = False
@@ -45,7 +45,8 @@ def add_actions(made: APIRouter, site: Site) -> None:
         visitor, _, fields = await site.change(request, name)
         if visitor.scope != name:
             raise ForbiddenError(
-                "only the session's owner lends it", remedy="come with its own token"
+                "only the session's owner releases it for training",
+                remedy="use the session's own token",
             )
         await threaded(
             lambda: site.ledger.set_trainable(name, trainable=fields.get("trainable") == "on")
@@ -96,7 +97,7 @@ def _own_part(fields: dict[str, str]) -> str:
 
 def _number(text: str) -> int:
     if not text.isdecimal() or len(text) > 9:
-        raise InputError(f"row {text!r} is no number")
+        raise InputError(f"row {text!r} is not a number")
     return int(text)
 
 

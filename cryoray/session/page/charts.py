@@ -102,7 +102,7 @@ def over_time(
     parts.append(
         f'<polyline class="line" points="{_points([(at(b.x), _y(b.rate)) for b in bins])}"/>'
     )
-    last = f"Keep rate over time; now {100 * bins[-1].rate:.0f} %"
+    last = f"Keep rate over time; now {100 * bins[-1].rate:.0f}%"
     return _chart(last, parts, [(at(min(high, max(low, x))), text) for x, text in ticks])
 
 
@@ -148,7 +148,7 @@ def _chart(title: str, parts: Sequence[str], ticks: Sequence[tuple[float, str]])
             f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
         )
         grid.append(
-            f'<text class="axis end" x="{_LEFT - 5}" y="{y + 4:.1f}">{100 * rate:.0f} %</text>'
+            f'<text class="axis end" x="{_LEFT - 5}" y="{y + 4:.1f}">{100 * rate:.0f}%</text>'
         )
     for number, (x, text) in enumerate(ticks):
         side = "start" if number == 0 else "end" if number == len(ticks) - 1 else "middle"

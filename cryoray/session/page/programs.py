@@ -54,10 +54,10 @@ def add_programs(made: APIRouter, site: Site) -> None:
 
     @made.get("/v1/sessions/{name}/labels.csv")
     def get_labels(request: Request, name: str) -> Response:
-        """The same as training labels, without the blind sample; 403 where the session is not lent."""
+        """The same as training labels, without the blind sample; 403 where the session is not released."""
         _, session = site.known(request, name)
         if not session.trainable:
-            raise ForbiddenError("this session's owner has not lent it for training")
+            raise ForbiddenError("this session's owner has not released it for training")
         return _csv(labels.training_csv(site.ledger, name), f"{name}-labels.csv")
 
     @made.get("/v1/sessions/{name}/audit.csv")

@@ -117,7 +117,7 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     page.filters["count"] = lambda value: f"{value:,}"
-    page.filters["percent"] = lambda value: f"{100 * value:.0f} %"
+    page.filters["percent"] = lambda value: f"{100 * value:.0f}%"
     page.filters["clock"] = _clock
     return page
 
