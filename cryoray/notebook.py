@@ -117,7 +117,7 @@ class Verdicts(Table):
     def having(self, verdict: str) -> Particles:
         """The particles with this verdict: keep, discard or review."""
         if verdict not in VERDICTS:
-            raise InputError(f"{verdict} is no verdict", remedy=f"give {' or '.join(VERDICTS)}")
+            raise InputError(f"{verdict} is not a verdict", remedy=f"give {' or '.join(VERDICTS)}")
         return Particles(self.particles._described, self.rows[self.verdict == verdict])
 
     kept = property(lambda self: self.having("keep"), doc="The particles that are kept.")

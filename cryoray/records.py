@@ -180,7 +180,7 @@ class RowCounts:
             raise QuarantineError(
                 f"{self.quarantined:,} of {self.rows_in:,} rows could not be read ({allowed:,} allowed)",
                 file=listed_in,
-                remedy="look at the reasons listed there, mend the source or raise max_quarantined",
+                remedy="look at the reasons listed there, correct the source or raise max_quarantined",
             )
         return self
 
@@ -331,7 +331,7 @@ class Verdicts:
         lambda self: self.column("d1"), doc="Calibrated probability of keep, float32 [n]."
     )
     d2 = property(lambda self: self.column("d2"), doc="The same of the second member.")
-    d3 = property(lambda self: self.column("d3"), doc="Of the third, NaN where it was not asked.")
+    d3 = property(lambda self: self.column("d3"), doc="Of the third, NaN where d1 and d2 agreed.")
     reason = property(
         lambda self: self.column("reason"), doc="Objects [n], None where there is none."
     )

@@ -20,7 +20,7 @@ _BLOB = np.exp(-(_AXIS[:, None] ** 2 + _AXIS**2) / (2 * (BOX / 8) ** 2)).astype(
 def write_labelled_set(
     folder: Path, project: str, *, n: int = 60, seed: int = 0, labelled: bool = True
 ) -> Path:
-    """A set of 3n images in three micrographs, 60 % of them particles; none labelled on request."""
+    """A set of 3n images in three micrographs, 60% of them particles; none labelled on request."""
     rng = np.random.default_rng(seed)
     keep = rng.random(3 * n) < 0.6
     stacks = [np.empty((n, BOX, BOX), np.float32) for _ in range(3)]

@@ -24,7 +24,7 @@ class Prevalence:
 
     Attributes:
         estimate: in 0 to 1.
-        low: of its 95 % interval, by resampling images: what chance does, not what a source does that
+        low: of its 95% interval, by resampling images: what chance does, not what a source does that
             looks unlike the training.
         high: of the same.
         training: the share that the scores were calibrated at.

@@ -54,7 +54,7 @@ def classify(
         str | None,
         typer.Option(
             metavar="expected|each|threshold=X|share=X",
-            help="How the line is drawn. expected: a new project is expected to lose at most 3 % of its good "
+            help="How the line is drawn. expected: a new project is expected to lose at most 3% of its good "
             "images; each: 95 of 100 projects lose no more; or a score, or a share of the images to keep.",
             rich_help_panel=_LINE,
         ),

@@ -17,7 +17,7 @@ def tune(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the table and the report.")],
     samples: Annotated[int | None, typer.Option(help="Number of trials.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of a trial, at most.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Trials side by side.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Trials at a time.")] = None,
     gpu: Annotated[bool | None, typer.Option("--gpu", help="A GPU for each trial.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
 ) -> None:

@@ -205,7 +205,7 @@ def _ray_token(environment: Mapping[str, str] = os.environ) -> Finding:
         return Finding(name, "by token")
     return Finding(
         name,
-        "open to whoever reaches its ports",
+        "open to anyone who can reach its ports",
         "bad",
         "RAY_AUTH_MODE=token on all nodes, and one token (RAY_AUTH_TOKEN_PATH)",
     )

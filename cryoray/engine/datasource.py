@@ -232,7 +232,7 @@ def shards_by_ray(work: Sequence[Work], settings: IngestSettings, name: str) -> 
     resources = ray.cluster_resources()
     gpus, cores = resources.get("GPU", 0.0), max(1.0, resources.get("CPU", 1.0))
     if settings.gpu and not gpus:
-        raise SettingsError("a GPU is asked for, and Ray has none", remedy="leave out --gpu")
+        raise SettingsError("a GPU is requested, and Ray has none", remedy="leave out --gpu")
     datasource = ShardDatasource(work, settings, cores)
     dataset = ray.data.read_datasource(
         datasource,

@@ -56,7 +56,7 @@ def connect(settings: RuntimeSettings) -> None:
     address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
     if address.startswith(("http://", "https://")):
         raise SettingsError(
-            f"{address} takes jobs, it is no Ray to join",
+            f"{address} takes jobs and is not a Ray cluster to join",
             remedy="give HEAD:6379, or run the flow in place of the command",
         )
     try:

@@ -60,7 +60,7 @@ def entry_number(entry: str) -> str:
     found = _ENTRY.fullmatch(entry.strip())
     if not found:
         raise SettingsError(
-            f"{entry!r} is no entry of EMPIAR", remedy="give one such as EMPIAR-10812"
+            f"{entry!r} is not an entry of EMPIAR", remedy="give one such as EMPIAR-10812"
         )
     return found[1]
 
@@ -149,7 +149,7 @@ def _check_address(base: str) -> None:
     own = parts.hostname in ("127.0.0.1", "::1", "localhost")
     if parts.scheme != "https" and not (parts.scheme == "http" and own):
         raise SettingsError(
-            f"{base} is no HTTPS address", remedy="give one that begins with https://"
+            f"{base} is not an HTTPS address", remedy="give one that begins with https://"
         )
 
 
@@ -276,7 +276,7 @@ def _download(
         raise InputError(
             "what came is not what the entry's checksum says",
             file=file.url,
-            remedy="run the same command again: it is fetched anew",
+            remedy="run the same command again: the file is fetched again",
         )
     part.replace(path)
     validator.unlink(missing_ok=True)
@@ -291,7 +291,7 @@ def _manifest(out: Path) -> dict[str, dict[str, object]]:
         return {one["path"]: one for one in json.loads(file.read_text(encoding="utf-8"))["files"]}
     except (ValueError, KeyError, TypeError):
         raise FormatError(
-            "is no list of what was fetched", file=file, remedy="remove it, or give another --out"
+            "is not a list of fetched files", file=file, remedy="remove it, or give another --out"
         ) from None
 
 

@@ -173,7 +173,7 @@ class Relion:
         )
         if not (self.project / name / SUCCESS).is_file():
             raise RelionError(
-                f"{name} failed; RELION said: {self._complaint(name) or _end(output)}"
+                f"{name} failed; RELION reported: {self._complaint(name) or _end(output)}"
             )
         return Job(self.project, name, skipped=False, dropped=dropped)
 
@@ -275,7 +275,7 @@ def version() -> tuple[int, ...]:
     )
     found = re.search(r"RELION version: v?(\d+)\.(\d+)(?:\.(\d+))?", output.stdout + output.stderr)
     if not found:
-        raise SettingsError("relion_refine does not tell its version", remedy="install it again")
+        raise SettingsError("relion_refine does not print its version", remedy="install it again")
     return tuple(int(part) for part in found.groups() if part)
 
 

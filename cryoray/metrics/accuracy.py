@@ -142,7 +142,7 @@ def reliability(labels: np.ndarray, score: np.ndarray, bins: int = BINS) -> Reli
 
 
 def wilson(part: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The 95 % interval of a proportion ``part / n`` (Wilson 1927), as (low, high).
+    """The 95% interval of a proportion ``part / n`` (Wilson 1927), as (low, high).
 
     It takes images as independent; those of one micrograph are not, so between groups expect more.
     """
@@ -153,7 +153,7 @@ def wilson(part: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def clopper_pearson(part: float, n: float) -> tuple[float, float]:
-    """The exact 95 % interval of a proportion ``part / n`` (Clopper & Pearson 1934), as (low, high)."""
+    """The exact 95% interval of a proportion ``part / n`` (Clopper & Pearson 1934), as (low, high)."""
     low = float(betaincinv(part, n - part + 1, 0.025)) if part > 0 else 0.0
     high = float(betaincinv(part + 1, n - part, 0.975)) if part < n else 1.0
     return low, high
@@ -172,7 +172,7 @@ def bound_held(
         bound: the false-negative rate that must not be exceeded.
 
     Returns:
-        ``bound``, ``groups``, ``repeats``, ``held`` (of groups times repeats), ``fraction``, and its 95 %
+        ``bound``, ``groups``, ``repeats``, ``held`` (of groups times repeats), ``fraction``, and its 95%
         ``interval``: repeats see the same groups, so it is that of as many trials as there are groups.
     """
     good = np.asarray(labels, bool)

@@ -255,7 +255,7 @@ class Ensemble:
             }
         else:
             raise EnsembleError(
-                f"the ensemble knows no policy {policy}: it was made when there was {self.policy} alone",
+                f"the ensemble has no policy {policy}: it was made when there was only {self.policy}",
                 file=self.path,
                 remedy=f"give --policy {self.policy}, threshold=X or share=X, or train it again",
             )

@@ -1,4 +1,4 @@
-"""The three networks: small CNNs for images at 5 % signal that differ in depth, width and activation."""
+"""The three networks: small CNNs for images at 5% signal that differ in depth, width and activation."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ class Profile(BaseModel):
             ) from None
         except ValueError as error:
             raise InputError(
-                f"is no profile, or damaged ({str(error).splitlines()[0]})",
+                f"is not a profile, or is damaged ({str(error).splitlines()[0]})",
                 file=file,
                 remedy="classify the project again to make one",
             ) from error

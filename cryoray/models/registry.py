@@ -301,7 +301,7 @@ def _whole(place: Path) -> bool:
 def _check(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise SettingsError(
-            f"{name!r} is no name for an ensemble", remedy="take letters, digits, dots, - and _"
+            f"{name!r} is not a name for an ensemble", remedy="use letters, digits, dots, - and _"
         )
 
 

@@ -44,7 +44,7 @@ class JudgeRequest(Message):
     @model_validator(mode="after")
     def _some_rows(self) -> JudgeRequest:
         if self.rows is not None and not 0 <= self.rows[0] < self.rows[1]:
-            raise ValueError(f"rows {list(self.rows)} are none: 0 <= first < end")
+            raise ValueError(f"rows {list(self.rows)} are not a range: 0 <= first < end")
         return self
 
 
@@ -66,7 +66,7 @@ class JudgedRow(Message):
     verdict: Verdict
     d1: float
     d2: float
-    d3: float | None = Field(None, description="null where d3 was not asked")
+    d3: float | None = Field(None, description="null where d1 and d2 agreed")
     reason: str | None = Field(None, description="null unless discarded for a reason")
 
 

@@ -47,7 +47,7 @@ PROJECTS, JOBS = 70, 5
 #: one of a simulated job: a twentieth of all, together.
 RELION_JOBS, RELION_WEIGHT = 4, 8
 #: Of policy each. Simulated proteins do not vouch for real ones: at 0.95 each of the two real ones, held
-#: out, lost 4 to 5 % of its good classes where 3 % were allowed.
+#: out, lost 4 to 5% of its good classes where 3% were allowed.
 _CONFIDENCE = 0.98
 #: Three small networks: a class average is far less noisy than a particle.
 MEMBERS = (

@@ -326,7 +326,7 @@ def _card(ensemble: Ensemble, unseen: HeldOut) -> str:
         "## What it was trained on",
         "",
         f"- {PROJECTS} simulated projects of {IMAGES} images, of random proteins that never were; junk of "
-        f"seven kinds, {_JUNK[0]:.0%} to {_JUNK[1]:.0%}; 1 % of the labels wrong. `cryoray simulate`, "
+        f"seven kinds, {_JUNK[0]:.0%} to {_JUNK[1]:.0%}; 1% of the labels wrong. `cryoray simulate`, "
         f"seed {SEED}; licence: cryoray's own.",
         f"- {PICKED} projects of {PICKED_IMAGES} images that were picked from whole simulated micrographs, "
         f"in these versions: {', '.join(f'{name} {share:.0%}' for name, share in _VERSIONS.items())}.",

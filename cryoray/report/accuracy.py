@@ -27,7 +27,7 @@ def result_section(metrics: Mapping[str, Any], lead: str = "") -> Section:
         "false_negative_rate": ("False-negative rate", "of the good images, lost"),
         "false_negative_rate_by_particles": ("… by particles", "of the good particles, lost"),
         "false_positive_rate": ("False-positive rate", "of the bad images, let through"),
-        "review_fraction": ("Review", "a person is asked to look"),
+        "review_fraction": ("Review", "a person should look"),
         "accuracy_without_review": (
             "Accuracy without review",
             "where the ensemble does not abstain",
@@ -108,7 +108,7 @@ def calibration_section(
         plots.reliability(labels, score, "reliability"),
         f"Reliability diagram, expected calibration error {ece:.3f}",
         "Of images with this score, how many are good? On the diagonal the score is a true probability."
-        f" {accuracy.BINS} bins; the area of a dot is its share of images; bars are 95 % intervals.",
+        f" {accuracy.BINS} bins; the area of a dot is its share of images; bars are 95% intervals.",
     )
     return Section("Calibration", [first, _histogram(score, labels, threshold, review)])
 
@@ -143,14 +143,14 @@ def views_section(by_view: Mapping[str, Any], bound: float | None = None) -> Sec
         which = f"the {len(shown)} worst of {len(bins)}" if len(shown) < len(bins) else "all"
         alt = f"False-negative rate by {view}; worst {shown[0][0]}"
         blocks.append(
-            Figure(svg, alt, f"By {view}, {which}, worst on top; 95 % intervals.", wide=True)
+            Figure(svg, alt, f"By {view}, {which}, worst on top; 95% intervals.", wide=True)
         )
     lead = ""
     if "worst" in by_view:
         worst = by_view["worst"]
         lead = (
             f"A mean can hide a view that is lost. The worst here is {worst['view']} {worst['bin']}:"
-            f" {percent(worst['false_negative_rate'])} of its {worst['keeps']:,} good images (95 % interval"
+            f" {percent(worst['false_negative_rate'])} of its {worst['keeps']:,} good images (95% interval"
             f" {percent(worst['interval'][0])} to {percent(worst['interval'][1])})."
         )
     return Section("Where good images are lost", blocks, lead)
@@ -171,7 +171,7 @@ def bound_held_section(held: Mapping[str, Any], review: Mapping[str, int], n: in
         sentences.append(
             f"In {held['held']} of {held['groups'] * held['repeats']} cases ({held['groups']} groups{again})"
             f" at most {percent(held['bound'], 0)} of a group’s good images were lost:"
-            f" {percent(held['fraction'], 0)} (95 % interval {percent(low, 0)} to {percent(high, 0)})."
+            f" {percent(held['fraction'], 0)} (95% interval {percent(low, 0)} to {percent(high, 0)})."
             f" Groups with fewer than {accuracy.ENOUGH} good images are not counted."
         )
     if review["images"] and review["errors"]:
@@ -208,7 +208,7 @@ def ablation_section(ablation: Mapping[str, Any]) -> Section:
             rows.append(tuple(cells))
     heads = ("", "accuracy", "good images lost", "bad let through", "AUROC")
     caption = "± is the deviation over groups." + (
-        " Trained: three networks anew for each fold without the one or the other, each at its own threshold."
+        " Trained: three networks again for each fold without one or the other, each at its own threshold."
         if "retrained" in ablation
         else " `cryoray cross-validate --ablate` says what a training without the one or the other is worth."
     )
@@ -245,7 +245,7 @@ def _histogram(
 ) -> Figure:
     band = ""
     if review is not None and review[1] > review[0]:
-        band = f" Between {review[0]:.3f} and {review[1]:.3f} a person is asked to look."
+        band = f" Between {review[0]:.3f} and {review[1]:.3f} a person should look."
     return Figure(
         plots.scores(score, labels, threshold, review, "scores"),
         "Histogram of scores, logarithmic counts",

@@ -122,8 +122,8 @@ class Section:
 
 
 def percent(value: object, digits: int = 2) -> str:
-    """``0.0312`` as ``3.12 %``; a dash where there is no number."""
-    return f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%" if isinstance(value, int | float) else "–"
+    """``0.0312`` as ``3.12%``; a dash where there is no number."""
+    return f"{100 * value:.{digits}f}%" if isinstance(value, int | float) else "–"
 
 
 def decimal(value: object) -> str:

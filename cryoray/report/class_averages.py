@@ -136,7 +136,7 @@ def _similarity_sections(
         " they kept and we did not. Two halves: of the person's own; each has half the particles, so a"
         " selection that lost few lies well below its MSE."
     )
-    blocks.append(Table(("", "median", "5 %", "95 %"), tuple(rows), caption))
+    blocks.append(Table(("", "median", "5%", "95%"), tuple(rows), caption))
     worst = sorted(alike, key=lambda one: one.chance.mse - one.similarity.mse)[:shown]
     strips = [
         Strip(

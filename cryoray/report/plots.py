@@ -167,7 +167,7 @@ def _rounded(attribute: re.Match[str]) -> str:
 
 
 def _percent(value: float, _: object = None) -> str:
-    return f"{100 * value:.3g}\N{NO-BREAK SPACE}%"
+    return f"{100 * value:.3g}%"
 
 
 @_in_the_pages_manner
@@ -272,7 +272,7 @@ def trade(
 
 @_in_the_pages_manner
 def reliability(labels: np.ndarray, score: np.ndarray, name: str) -> Drawing:
-    """Fraction of good images at each score, with 95 % intervals, beside what the score promises."""
+    """Fraction of good images at each score, with 95% intervals, beside what the score promises."""
     table = accuracy.reliability(labels, score)
     low, high = accuracy.wilson(table.good * table.count, table.count)
     plot = _Plot()
@@ -323,7 +323,7 @@ def scores(
 def rates(
     names: Sequence[str], rate: np.ndarray, n: np.ndarray, bound: float | None, name: str
 ) -> Drawing:
-    """A rate in each of some bins, worst on top, with 95 % intervals.
+    """A rate in each of some bins, worst on top, with 95% intervals.
 
     Args:
         names: of the bins.

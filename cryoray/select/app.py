@@ -179,7 +179,7 @@ class Page:
                     f"views are {', '.join(VIEWS)}, sides {', '.join(map(str, SIDES))}"
                 )
             if not 0 <= low <= 1000 or not 0 <= cut <= 40:
-                raise InputError("low runs from 0 to 1000 Å, cut from 0 to 40 %")
+                raise InputError("low runs from 0 to 1000 Å, cut from 0 to 40%")
             wanted = self._places(places.split(",") if places else [], MOST)
             look = Look(view, side, low, cut)
             png = await anyio.to_thread.run_sync(

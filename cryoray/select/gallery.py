@@ -115,7 +115,7 @@ class Gallery:
                 self._described[int(some[at])] = _descriptor(image, size)
         known = np.array([one for one in among.tolist() if one in self._described], np.int64)
         if place not in self._described:
-            raise InputError("this image cannot be read, so nothing is known to be like it")
+            raise InputError("this image cannot be read, so none can be compared with it")
         seen = np.stack([self._described[one] for one in known.tolist()])
         seen = seen - seen.mean(0)
         _, _, directions = np.linalg.svd(seen, full_matrices=False)

@@ -90,7 +90,7 @@ def expected(
 #: What stands behind the line of each policy.
 _POLICIES = {
     "expected": "a new project loses {bound:.0%} of its good images on average, at most",
-    "each": "at least 95 % of new projects lose at most {bound:.0%} of their good images",
+    "each": "at least 95% of new projects lose at most {bound:.0%} of their good images",
 }
 
 
@@ -160,7 +160,7 @@ class Selection:
         answered = (state.turned != OPEN) | self.table.held
         best = to_label(self.scores(state), self.line(state), TWENTY, answered)
         if not len(best):
-            raise InputError("every image has your label already")
+            raise InputError("you have labelled every image already")
         self.clicks.ask(tab, best.tolist())
         return best
 

@@ -200,13 +200,15 @@ def open_table(folder: Path, source: Path | None = None) -> Table:
     path = source or (Path(about["source"]) if "source" in about else None)
     if path is None:
         raise InputError(
-            "does not name the source of its verdicts, which an older cryoray wrote",
+            "was written by an older cryoray and does not name the source of its verdicts",
             file=file,
             remedy="give it with --source",
         )
     if not path.exists():
         raise InputError(
-            "is no longer there, and the verdicts are about it", file=path, remedy="give --source"
+            "is no longer there, and the verdicts are of its images",
+            file=path,
+            remedy="give --source",
         )
     images = table["image"].to_pylist()
     opened, rows = _matched(path, images, about.get("kind"), file)

@@ -80,7 +80,7 @@ class Bearer(HTTPBearer):
                     self._threads, self._ledger.scope, word
                 )
             if request.state.session is None:
-                raise UnknownError("A bearer token is needed, the one of this service.")
+                raise UnknownError("This service needs its bearer token.")
         return given
 
 
@@ -168,7 +168,7 @@ class Doors:
     @contextmanager
     def _page(self) -> Iterator[None]:
         if self._pages >= _PAGES:
-            raise FullError("The service is full; ask again later.")
+            raise FullError("The service is full; try again later.")
         self._pages += 1
         try:
             yield

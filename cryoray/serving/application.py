@@ -313,7 +313,7 @@ class Judge:
     async def _in_time(self, answer: Coroutine[Any, Any, Response]) -> Response:
         if self._counts.waiting >= self._settings.max_queued:
             answer.close()
-            raise FullError("The service is full; ask again later.")
+            raise FullError("The service is full; try again later.")
         seconds = self._settings.timeout
         with self._counts.in_flight():
             try:
@@ -390,7 +390,7 @@ class Judge:
             return self._scope
         found = self._ledger.session(session) if self._ledger is not None else None
         if found is None:  # gone since its token was looked at
-            raise UnknownError("A bearer token is needed, the one of this service.")
+            raise UnknownError("This service needs its bearer token.")
         folders = [Path(found.root)]
         for folder in map(Path, found.roots or ()):
             with suppress(OutsideError):  # it was allowed to the session, and not to this service
@@ -505,7 +505,7 @@ def _answer(served: Served, chosen: Chosen, judged: Sequence[JudgedRange]) -> Ve
     rows = answer.table["row"].to_numpy()
     if not len(np.unique(rows)) == len(rows) == chosen.rows:
         raise InternalError(
-            f"{chosen.rows} rows were asked about, and {len(rows)} judged or quarantined"
+            f"{chosen.rows} rows were requested, and {len(rows)} judged or quarantined"
         )
     return answer.with_images(chosen.images, chosen.first)
 

@@ -36,7 +36,7 @@ def load(file: Path) -> ServeDeploySchema:
     except OSError as error:
         raise SettingsError(f"cannot be read: {error.strerror}", file=file) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"no YAML: {' '.join(str(error).split())}", file=file) from error
+        raise SettingsError(f"not YAML: {' '.join(str(error).split())}", file=file) from error
     try:
         schema = ServeDeploySchema.model_validate(given)
     except ValidationError as error:
@@ -45,7 +45,7 @@ def load(file: Path) -> ServeDeploySchema:
         raise SettingsError(
             f"there is no setting {key}",
             file=file,
-            remedy="Ray Serve would ignore it; mend or remove it",
+            remedy="Ray Serve would ignore it; correct or remove it",
         )
     for application in schema.applications:
         if application.import_path == _BUILD:

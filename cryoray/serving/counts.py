@@ -85,7 +85,10 @@ class Counts:
             registry=of,
         )
         self._disagreements = Counter(
-            "cryoray_disagreements", "Images about which d3 was asked", ["ensemble"], registry=of
+            "cryoray_disagreements",
+            "Images that d3 judged because d1 and d2 disagreed",
+            ["ensemble"],
+            registry=of,
         )
         self._kept = Gauge(
             "cryoray_keep_rate",

@@ -209,5 +209,5 @@ class _Slots:
 
 def _failed(served: Served, error: BaseException) -> JudgesFailedError:
     return JudgesFailedError(
-        f"The judges of {served.name} failed, ask again: {sentence(error).rstrip('.')}."
+        f"The judges of {served.name} failed, try again: {sentence(error).rstrip('.')}."
     )

@@ -110,7 +110,7 @@ def attempt(name: str, path: Path) -> Served:
     """Load an ensemble and have it judge noise: what cannot do this is not let near a request.
 
     Raises:
-        EnsembleError: it is damaged, or its scores are no probabilities.
+        EnsembleError: it is damaged, or its scores are not probabilities.
     """
     ensemble = Ensemble.load(path)
     box, n = ensemble.preparation.box, 8
@@ -119,7 +119,7 @@ def attempt(name: str, path: Path) -> Served:
     judged = ensemble.judge(noise, missing, everyone=True)
     for values in (judged.score, judged.d1, judged.d2, judged.d3):
         if not ((values >= 0) & (values <= 1)).all():
-            raise EnsembleError("its scores are no probabilities", file=path, remedy="train again")
+            raise EnsembleError("its scores are not probabilities", file=path, remedy="train again")
     return Served.of(name, ensemble, path)
 
 

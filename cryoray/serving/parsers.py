@@ -181,7 +181,7 @@ class Parsers:
             if not hard:
                 raise BusyError(
                     f"{printable(question.source)}: could not be opened in {self._seconds:g} seconds, in"
-                    " which the machine or the disk had other work; ask again later."
+                    " which the machine or the disk was busy; try again later."
                 ) from None
             raise TooMuchError(
                 f"takes longer than {self._seconds:g} seconds to open",

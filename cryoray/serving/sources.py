@@ -111,7 +111,7 @@ class Catalogue:
         first, end = rows or (0, len(opened))
         if end > len(opened):
             raise InputError(
-                f"has {len(opened):,} rows, and [{first:,}, {end:,}] were asked for", file=source
+                f"has {len(opened):,} rows, and [{first:,}, {end:,}] were requested", file=source
             )
         if end - first > self.max_rows:
             raise TooMuchError(

@@ -124,7 +124,7 @@ def as_json(body: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(body or b"{}")
     except ValueError as error:
-        raise InputError(f"is no JSON: {error}") from error
+        raise InputError(f"is not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise InputError("give a JSON object")
     return fields
@@ -139,5 +139,5 @@ async def form(request: Request) -> dict[str, str]:
     try:
         parsed = parse_qs(body.decode(), keep_blank_values=True, max_num_fields=50)
     except ValueError as error:
-        raise InputError(f"is no form: {error}") from error
+        raise InputError(f"is not a form: {error}") from error
     return {name: values[-1] for name, values in parsed.items()}

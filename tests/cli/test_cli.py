@@ -102,7 +102,7 @@ def test_what_cannot_be_used_is_said_in_one_sentence(
         (
             ("evaluate", "-", "nowhere", "--cross-validate", "2", "--out", "folds"),
             "`cryoray cross-validate SET --folds K`",
-            "is no prepared set",
+            "is not a prepared set",
         ),
     ],
 )
@@ -187,9 +187,9 @@ def test_an_error_of_a_ray_worker_reads_as_if_it_happened_here(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     wrapped = RuntimeError("task failed")
-    wrapped.__cause__ = FormatError("is no MRC file", file="a.mrcs", remedy="copy it again")
+    wrapped.__cause__ = FormatError("is not an MRC file", file="a.mrcs", remedy="copy it again")
     assert complain(wrapped) == 2
-    assert capsys.readouterr().err.strip() == "a.mrcs: is no MRC file; copy it again."
+    assert capsys.readouterr().err.strip() == "a.mrcs: is not an MRC file; copy it again."
 
 
 def test_a_full_disk_is_not_our_fault_wherever_it_is(capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,7 +208,7 @@ def test_a_disk_that_is_closed_is_not_our_fault(capsys: pytest.CaptureFixture[st
 
 
 def test_file_names_in_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    complain(FormatError("is no MRC file", file="a[red]b.mrcs"))
+    complain(FormatError("is not an MRC file", file="a[red]b.mrcs"))
     assert "a[red]b.mrcs" in capsys.readouterr().err
 
 

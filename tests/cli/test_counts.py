@@ -78,7 +78,7 @@ def test_a_policy_that_an_ensemble_does_not_know_is_one_sentence(
     project: Path, tiny_ensemble: Path, tmp_path: Path
 ) -> None:
     for policy, words in (
-        ("expected", "knows no policy expected"),
+        ("expected", "has no policy expected"),
         ("most", "a policy is expected, each,"),
     ):
         out = tmp_path / policy

@@ -83,10 +83,10 @@ def test_success_leaves_its_file_alone(run: Run, tmp_path: Path) -> None:
 
 def test_failure_is_one_sentence_and_its_file(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     def work(_: Sequence[str]) -> None:
-        raise FormatError("is no STAR file", file="x.star", remedy="give one")
+        raise FormatError("is not a STAR file", file="x.star", remedy="give one")
 
     assert run(job(work), "--o", "External/job001") == (1, {"RELION_JOB_EXIT_FAILURE"})
-    assert capsys.readouterr().err == "x.star: is no STAR file; give one.\n"
+    assert capsys.readouterr().err == "x.star: is not a STAR file; give one.\n"
 
 
 @pytest.mark.long

@@ -178,7 +178,7 @@ def test_a_pipe_in_place_of_a_stack_is_not_waited_for_by_judges(
 
 def _quarantined(rows: pa.Table) -> None:
     assert rows.num_rows == 5
-    assert all("is a pipe or a device, no file" in why for why in rows["reason"].to_pylist())
+    assert all("is a pipe or a device, not a file" in why for why in rows["reason"].to_pylist())
 
 
 @pytest.mark.ray

@@ -171,7 +171,7 @@ def test_what_cannot_be_fetched_is_said_in_a_sentence(server: Server, tmp_path: 
         fetch("EMPIAR-99999", tmp_path, base=server.url)
     with pytest.raises(InputError, match=r"holds no file named \*\.dat among its 4"):
         fetch("10812", tmp_path, patterns=["*.dat"], base=server.url)
-    with pytest.raises(SettingsError, match="is no HTTPS address"):
+    with pytest.raises(SettingsError, match="is not an HTTPS address"):
         fetch("10812", tmp_path, base="http://empiar.example/")
-    with pytest.raises(SettingsError, match="is no entry of EMPIAR"):
+    with pytest.raises(SettingsError, match="is not an entry of EMPIAR"):
         entry_number("PDB-1ABC")

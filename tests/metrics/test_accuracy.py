@@ -133,7 +133,7 @@ def test_the_bound_is_counted_by_groups_and_repeats_are_no_new_groups() -> None:
     groups = names(*(["a"] * 50 + ["b"] * 50 + ["few"] * 5) * 2)
     repeat = np.repeat([0, 1], 105)
     kept = np.ones(210, bool)
-    kept[[0, 50, 51, 104, 105]] = False  # 2 % of a, 4 % of b, one of few; then 2 % of a
+    kept[[0, 50, 51, 104, 105]] = False  # 2% of a, 4% of b, one of few; then 2% of a
     held = accuracy.bound_held(np.ones(210, bool), kept, groups, repeat, 0.03)
     assert (held["groups"], held["repeats"], held["held"], held["fraction"]) == (2, 2, 3, 0.75)
     assert held["interval"] == list(accuracy.clopper_pearson(1.5, 2))

@@ -43,7 +43,7 @@ def test_a_much_better_challenger_is_promoted_and_a_worse_one_is_not() -> None:
 @pytest.mark.long
 def test_challengers_that_are_no_better_are_promoted_as_rarely_as_promised() -> None:
     promoted = sum(compared(2.0, 2.0, n=400, seed=seed).better for seed in range(40))
-    assert promoted <= 6  # 2 in the mean at 5 %; 7 or more in 3 of 1,000
+    assert promoted <= 6  # 2 in the mean at 5%; 7 or more in 3 of 1,000
 
 
 def test_who_breaks_the_bound_at_its_own_threshold_is_not_promoted() -> None:

@@ -65,7 +65,7 @@ def test_an_older_ensemble_has_its_own_line_alone_and_says_so(tmp_path: Path):
     assert "operating_points" not in (tmp_path / "old/ensemble.json").read_text()
     assert old.policy == "each"
     assert Ensemble.load(old.path, policy="each").threshold == old.threshold
-    with pytest.raises(EnsembleError, match=r"knows no policy expected.*--policy each"):
+    with pytest.raises(EnsembleError, match=r"has no policy expected.*--policy each"):
         Ensemble.load(old.path, policy="expected")
 
 

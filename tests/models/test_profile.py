@@ -56,7 +56,7 @@ def test_a_profile_comes_back_from_its_file_and_a_changed_one_is_refused(
     with pytest.raises(InputError, match="not what its digest names"):
         Profile.load(tmp_path / "changed.json")
     (tmp_path / "none.json").write_text("{}")
-    with pytest.raises(InputError, match="is no profile"):
+    with pytest.raises(InputError, match="is not a profile"):
         Profile.load(tmp_path / "none.json")
     with pytest.raises(InputError, match="no such profile"):
         Profile.load(tmp_path / "absent.json")

@@ -149,7 +149,7 @@ def test_a_name_is_no_path(saved: list[Saved], root: Path, name: str) -> None:
         lambda: registry.promote(saved[0].path, root, name),
         lambda: registry.rollback(root, name),
     ):
-        with pytest.raises(SettingsError, match="is no name for an ensemble"):
+        with pytest.raises(SettingsError, match="is not a name for an ensemble"):
             change()
     with pytest.raises(EnsembleError, match="there is no such ensemble"):
         registry.resolve(name, root)

@@ -73,7 +73,7 @@ def test_one_project_is_split_by_micrograph(sets: list[Path]) -> None:
     [
         ({"hold_out": "nobody"}, "no group nobody to hold out; choose from p0, p1"),
         ({"hold_out": "p0,p1,p2,p3"}, "all groups are held out"),
-        ({"hold_out": "1.5"}, "1.5 is no fraction"),
+        ({"hold_out": "1.5"}, "1.5 is not a fraction"),
         ({"hold_out": "p0,p1,p2"}, "belong to one project"),
         ({"features": ("charm",)}, "the feature charm is not in every set"),
     ],
@@ -107,5 +107,5 @@ def test_labels_of_one_kind_are_refused(sets: list[Path], tmp_path: Path) -> Non
 
 
 def test_a_folder_that_is_no_set_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no prepared set"):
+    with pytest.raises(InputError, match="is not a prepared set"):
         gather([tmp_path], TrainSettings())

@@ -334,7 +334,7 @@ def test_an_answer_that_lacks_rows_is_our_fault(
     judging.loses_rows = True
     response = service.post(JUDGE, json={"source": str(project), "rows": [0, 50]}, headers=ALLOWED)
     assert response.status_code == 500
-    assert "50 rows were asked about" in response.json()["error"]
+    assert "50 rows were requested" in response.json()["error"]
 
 
 def test_what_takes_too_long_is_given_up_in_a_sentence(

@@ -134,7 +134,7 @@ def test_a_busy_machine_is_not_the_fault_of_a_file_either(tmp_path: Path) -> Non
         given._seconds = 1.0  # from now on: the first takes what a busy machine needs
         # As good as a disk that does not answer: no processor time, and no end.
         os.kill(given._idle[0]._number, signal.SIGSTOP)
-        with pytest.raises(BusyError, match="ask again later"):
+        with pytest.raises(BusyError, match="try again later"):
             await given.choose(question(tmp_path, "particles.star"))
 
     asking(work)

@@ -139,7 +139,7 @@ def test_refusals_arrive_as_the_service_words_them(client: Client, running: Runn
         client.judge("/etc/passwd")
     with (
         Client(running.url, "wrong") as stranger,
-        pytest.raises(InputError, match="bearer token is needed"),
+        pytest.raises(InputError, match="needs its bearer token"),
     ):
         stranger.judge("/etc/passwd")
 

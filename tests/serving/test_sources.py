@@ -120,7 +120,7 @@ def test_requests_that_cannot_be_met_say_why(project: Path) -> None:
     def choose(source: Path, rows: tuple[int, int]) -> None:
         catalogue.choose(source, rows, "particle", PREPARATION, 16)
 
-    with pytest.raises(InputError, match=r"has 175 rows, and \[170, 176\] were asked for"):
+    with pytest.raises(InputError, match=r"has 175 rows, and \[170, 176\] were requested"):
         choose(project, (170, 176))
     with pytest.raises(TooMuchError, match="101 rows are more than the 100"):
         choose(project, (0, 101))

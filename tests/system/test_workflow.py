@@ -161,7 +161,7 @@ def test_a_job_done_is_recognised_and_one_that_fails_says_what_relion_said(
     assert (once_more.name, once_more.skipped) == (begun.name, True)
     text = (project / "particles.star").read_text()
     (project / "lost.star").write_text(text.replace("Extract/job001", "Extract/job999"))
-    with pytest.raises(RelionError, match=r"Class2D/job\d+ failed; RELION said: .*job999"):
+    with pytest.raises(RelionError, match=r"Class2D/job\d+ failed; RELION reported: .*job999"):
         driver.run("Class2D", {"fn_img": "lost.star", "nr_iter": "1"})
     with pytest.raises(InputError, match="there is no such file, which Class2D is to be given"):
         driver.run("Class2D", {"fn_img": "nowhere.star"})

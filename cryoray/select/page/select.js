@@ -7,7 +7,7 @@ const csrf = document.querySelector("meta[name=csrf]").content;
 const tab = Math.random().toString(36).slice(2);
 const count = x => Math.round(x).toLocaleString("en-US");
 const counted = (x, what) => `${count(x)} ${what}${Math.round(x) === 1 ? "" : what.endsWith("s") ? "es" : "s"}`;
-const percent = (x, digits = 1) => `${(100 * x).toFixed(digits)}\u00a0%`;
+const percent = (x, digits = 1) => `${(100 * x).toFixed(digits)}%`;
 const GAP = 8, EDGE = 3, CAPTION = 47, PAD = 4, SIDES = [64, 96, 128, 192, 320];
 
 let facts, n = 0, column = {}, names = {}, turned, revision = -1, change = [1, 0], line = 0, policy = "";
@@ -497,7 +497,7 @@ function wire() {
 }
 function values() {
   $("low-value").textContent = Number($("low").value) ? `${$("low").value}\u00a0Å` : "off";
-  $("cut-value").textContent = `${$("cut").value}\u00a0%`;
+  $("cut-value").textContent = `${$("cut").value}%`;
 }
 
 function key(event) {
