@@ -207,7 +207,7 @@ def decisions_section(forced: np.ndarray, review: np.ndarray) -> report.Section:
 
     Args:
         forced: bool [n], whether the score reaches the threshold.
-        review: bool [n], whether a person is asked to look.
+        review: bool [n], whether a person should look.
     """
     rows = [
         (name, f"{(forced & those).sum():,}", f"{(~forced & those).sum():,}")

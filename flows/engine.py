@@ -136,7 +136,7 @@ def _follow(
         time.sleep(_EVERY)
     if status != JobStatus.SUCCEEDED:
         last = next(
-            (line for line in reversed(log.splitlines()) if line.strip()), "it said nothing"
+            (line for line in reversed(log.splitlines()) if line.strip()), "it printed nothing"
         )
         raise InputError(
             f"the Ray job {name} {status.value.lower()}: {last.strip().rstrip('.')}",

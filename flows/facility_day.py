@@ -193,7 +193,7 @@ def simulate(out: Path, projects: int, images: int, seed: int) -> Path:
     return out
 
 
-@task(cache_policy=NO_CACHE, task_run_name="set aside what {evaluation} judged")
+@task(cache_policy=NO_CACHE, task_run_name="leave out what {evaluation} judged")
 def set_aside(source: Path, evaluation: Path, out: Path) -> Path:
     """Make a collection of the images that evaluation judged: the ensemble has not seen their groups."""
     judged = set(pq.read_table(evaluation / PREDICTIONS_TABLE)["image"].to_pylist())
