@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cryoray.engine import local
 from cryoray.errors import InputError, missing
@@ -43,7 +44,7 @@ class Particles:
         rows: int64 [n], 0-based, their rows in it.
     """
 
-    def __init__(self, described: Described, rows: np.ndarray | None = None) -> None:
+    def __init__(self, described: Described, rows: NDArray[np.integer] | None = None) -> None:
         self._described, source = described, described.source
         self.source = source
         self.rows = np.arange(len(source)) if rows is None else np.asarray(rows, np.int64)
@@ -70,12 +71,12 @@ class Particles:
         return self.source.kind
 
     @property
-    def images(self) -> np.ndarray:
+    def images(self) -> NDArray[np.object_]:
         """Objects [n], the images' names as the source has them."""
         return self.source.images[self.rows]
 
     @property
-    def pixel_size(self) -> np.ndarray:
+    def pixel_size(self) -> NDArray[np.float32]:
         """float32 [n], Å/px, NaN where the source does not say; a stack's header may."""
         return self.source.pixel_size[self.rows]
 
@@ -84,7 +85,7 @@ class Particles:
         """Names of the metadata columns, as RELION has them."""
         return tuple(self.source.metadata)
 
-    def column(self, name: str) -> np.ndarray:
+    def column(self, name: str) -> NDArray[np.float64]:
         """float64 [n], a column of metadata, NaN where a value is missing.
 
         Raises:
@@ -120,9 +121,20 @@ class Verdicts(Table):
             raise InputError(f"{verdict} is not a verdict", remedy=f"give {' or '.join(VERDICTS)}")
         return Particles(self.particles._described, self.rows[self.verdict == verdict])
 
-    kept = property(lambda self: self.having("keep"), doc="The particles that are kept.")
-    discarded = property(lambda self: self.having("discard"), doc="Those that are discarded.")
-    review = property(lambda self: self.having("review"), doc="Those that a person should look at.")
+    @property
+    def kept(self) -> Particles:
+        """The particles that are kept."""
+        return self.having("keep")
+
+    @property
+    def discarded(self) -> Particles:
+        """Those that are discarded."""
+        return self.having("discard")
+
+    @property
+    def review(self) -> Particles:
+        """Those that a person should look at."""
+        return self.having("review")
 
     def to_pandas(self) -> pd.DataFrame:
         """A data frame by 0-based row, with the images' names; quarantined rows say why.
@@ -213,10 +225,25 @@ class Ensemble:
             f" trained on {groups:,} groups>"
         )
 
-    kind = property(lambda self: self._loaded.kind, doc="What it judges.")
-    digest = property(lambda self: self._loaded.digest, doc="Names it, and nothing else.")
-    threshold = property(lambda self: self._loaded.threshold, doc="Keep from this score on.")
-    features = property(lambda self: self._loaded.features, doc="The metadata that it takes.")
+    @property
+    def kind(self) -> Kind:
+        """What it judges."""
+        return self._loaded.kind
+
+    @property
+    def digest(self) -> str:
+        """Identifies it, 64 hexadecimal digits."""
+        return self._loaded.digest
+
+    @property
+    def threshold(self) -> float:
+        """Images of this score or more are kept."""
+        return self._loaded.threshold
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The metadata that it uses."""
+        return self._loaded.features
 
     @cached_property
     def card(self) -> str:

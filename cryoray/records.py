@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from cryoray.errors import InternalError, QuarantineError
 
@@ -317,7 +318,7 @@ class Verdicts:
         return list(zip(lost["row"].to_pylist(), lost["quarantined"].to_pylist(), strict=True))
 
     @property
-    def rows(self) -> np.ndarray:
+    def rows(self) -> NDArray[np.int64]:
         """int64 [n], 0-based, the rows that have a verdict."""
         return self.judged["row"].to_numpy()
 
@@ -325,19 +326,38 @@ class Verdicts:
         """Of the rows that have a verdict, [n]: float32 with NaN for null, or str objects with None."""
         return self.judged[name].to_numpy(zero_copy_only=False)
 
-    score = property(lambda self: self.column("score"), doc="float32 [n], see `boosting.voting`.")
-    verdict = property(lambda self: self.column("verdict"), doc="Objects [n], of `VERDICTS`.")
-    d1 = property(
-        lambda self: self.column("d1"), doc="Calibrated probability of keep, float32 [n]."
-    )
-    d2 = property(lambda self: self.column("d2"), doc="The same of the second member.")
-    d3 = property(lambda self: self.column("d3"), doc="Of the third, NaN where d1 and d2 agreed.")
-    reason = property(
-        lambda self: self.column("reason"), doc="Objects [n], None where there is none."
-    )
+    @property
+    def score(self) -> NDArray[np.float32]:
+        """float32 [n], see `boosting.voting`."""
+        return self.column("score")
 
-    def members(self) -> np.ndarray:
-        """float32 [3, n], calibrated probabilities of keep, NaN where d3 was not asked."""
+    @property
+    def verdict(self) -> NDArray[np.object_]:
+        """Objects [n], of `VERDICTS`."""
+        return self.column("verdict")
+
+    @property
+    def d1(self) -> NDArray[np.float32]:
+        """Calibrated probability of keep by the first member, float32 [n]."""
+        return self.column("d1")
+
+    @property
+    def d2(self) -> NDArray[np.float32]:
+        """The same of the second member."""
+        return self.column("d2")
+
+    @property
+    def d3(self) -> NDArray[np.float32]:
+        """The same of the third, NaN where d1 and d2 agreed."""
+        return self.column("d3")
+
+    @property
+    def reason(self) -> NDArray[np.object_]:
+        """Objects [n], None where there is none."""
+        return self.column("reason")
+
+    def members(self) -> NDArray[np.float32]:
+        """float32 [3, n], calibrated probabilities of keep, NaN where d1 and d2 agreed."""
         return np.stack([self.column(name) for name in MEMBERS])
 
     def with_column(self, name: str, values: np.ndarray) -> Verdicts:

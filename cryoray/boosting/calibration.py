@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +19,15 @@ class Platt:
     slope: float = 1.0
     offset: float = 0.0
 
-    def __call__(self, logits: np.ndarray) -> np.ndarray:
+    def __call__(self, logits: NDArray[np.floating]) -> NDArray[np.float32]:
         """Probability of keep, float32 [n], of logits [n]; NaN stays NaN."""
         z = self.slope * np.asarray(logits, np.float64) + self.offset
         return (1.0 / (1.0 + np.exp(-np.clip(z, -60.0, 60.0)))).astype(np.float32)
 
 
-def fit_platt(logits: np.ndarray, labels: np.ndarray, iterations: int = 50) -> Platt:
+def fit_platt(
+    logits: NDArray[np.floating], labels: NDArray[np.bool_], iterations: int = 50
+) -> Platt:
     """Fit Platt's sigmoid by Newton's method with his smoothed targets.
 
     The targets (n₊+1)/(n₊+2) and 1/(n₋+2) keep the fit finite where a member separates perfectly

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cryoray.boosting.voting import disagree
 
@@ -29,7 +30,7 @@ class Stratum:
         count: how many are drawn from them in an epoch.
     """
 
-    rows: np.ndarray
+    rows: NDArray[np.int64]
     count: int
 
 
@@ -43,13 +44,13 @@ class Sampler:
         """Examples in an epoch."""
         return sum(stratum.count for stratum in self.strata)
 
-    def draw(self, seed: int, epoch: int) -> np.ndarray:
+    def draw(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """The rows of an epoch, int64 [len(self)], a function of seed and epoch alone."""
         rng = np.random.default_rng((seed, epoch))
         drawn = [_draw(stratum, rng) for stratum in self.strata]
         return rng.permutation(np.concatenate(drawn)) if drawn else np.empty(0, np.int64)
 
-    def within(self, rows: np.ndarray) -> Sampler:
+    def within(self, rows: NDArray[np.integer]) -> Sampler:
         """The same filter seen by a fold: only ``rows``, counts shrunk in proportion."""
         inside = []
         for stratum in self.strata:
@@ -58,7 +59,7 @@ class Sampler:
                 inside.append(Stratum(left, round(stratum.count * len(left) / len(stratum.rows))))
         return Sampler(tuple(inside))
 
-    def repeating(self, times: np.ndarray) -> Sampler:
+    def repeating(self, times: NDArray[np.int64]) -> Sampler:
         """The same filter, strata as large to each other, where some examples count more than once.
 
         Args:
@@ -81,7 +82,7 @@ def _draw(stratum: Stratum, rng: np.random.Generator) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def folds_of_groups(groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
+def folds_of_groups(groups: np.ndarray, folds: int, seed: int) -> NDArray[np.int64]:
     """Give each group to a fold so that folds hold about the same number of images.
 
     Args:
@@ -103,7 +104,9 @@ def folds_of_groups(groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
     return fold_of[members]
 
 
-def suspected_labels(probability: np.ndarray, keep: np.ndarray) -> np.ndarray:
+def suspected_labels(
+    probability: NDArray[np.floating], keep: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
     """Labels that are likely wrong, by confident learning (Northcutt, Jiang & Chuang 2021).
 
     An image is suspect where the ensemble-to-be gives the other label at least the mean probability that

@@ -1,11 +1,12 @@
-"""Which labels would tell most: where the members are sure and disagree."""
+"""Which labels would be most informative: where the members are sure and disagree."""
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 
-def information_gain(members: np.ndarray) -> np.ndarray:
+def information_gain(members: NDArray[np.floating]) -> NDArray[np.float64]:
     """Expected information gain of a label: bits about which member is right.
 
     The entropy of the mean prediction less the mean entropy of the predictions (Houlsby et al.,
@@ -13,7 +14,7 @@ def information_gain(members: np.ndarray) -> np.ndarray:
     such an image is unclear and not unknown.
 
     Args:
-        members: float [3, n], calibrated probabilities of keep, NaN where a member was not asked.
+        members: float [3, n], calibrated probabilities of keep, NaN where a member did not judge.
 
     Returns:
         float64 [n].
@@ -22,5 +23,5 @@ def information_gain(members: np.ndarray) -> np.ndarray:
     return _entropy(np.nanmean(p, 0)) - np.nanmean(_entropy(p), 0)
 
 
-def _entropy(p: np.ndarray) -> np.ndarray:
+def _entropy(p: NDArray[np.float64]) -> NDArray[np.float64]:
     return -(p * np.log2(p) + (1 - p) * np.log2(1 - p))

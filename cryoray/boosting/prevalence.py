@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 #: Probabilities are binned this finely in log-odds, so that a million images cost what a thousand do.
 _BINS = 400
@@ -49,13 +50,13 @@ class Prevalence:
         return asdict(self)
 
 
-def log_odds(p: np.ndarray | float) -> np.ndarray:
+def log_odds(p: NDArray[np.floating] | float) -> NDArray[np.float64]:
     """ln(p / (1 - p)), float64 [n], of probabilities [n], finite at 0 and 1."""
     clipped = np.clip(np.asarray(p, np.float64), 1e-9, 1 - 1e-9)
     return np.asarray(np.log(clipped) - np.log1p(-clipped))
 
 
-def estimate(score: np.ndarray, training: float, *, resamplings: int = 50) -> Prevalence:
+def estimate(score: NDArray[np.floating], training: float, *, resamplings: int = 50) -> Prevalence:
     """Estimate the share of keeps among unlabelled images from their scores.
 
     Args:

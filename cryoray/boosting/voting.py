@@ -7,33 +7,38 @@ For calibrated members and one threshold that is the same as *median of the thre
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cryoray.records import VERDICTS
 
 
-def disagree(d1: np.ndarray, d2: np.ndarray, threshold: float) -> np.ndarray:
-    """Where d3 has to be asked: bool [n], from the calibrated probabilities of d1 and d2, [n] each."""
+def disagree(
+    d1: NDArray[np.floating], d2: NDArray[np.floating], threshold: float
+) -> NDArray[np.bool_]:
+    """Where d3 decides: bool [n], from the calibrated probabilities of d1 and d2, [n] each."""
     return (d1 >= threshold) != (d2 >= threshold)
 
 
-def score(d1: np.ndarray, d2: np.ndarray, d3: np.ndarray) -> np.ndarray:
-    """The median of the three where d3 was asked, else the mean of d1 and d2.
+def score(
+    d1: NDArray[np.floating], d2: NDArray[np.floating], d3: NDArray[np.floating]
+) -> NDArray[np.float32]:
+    """The median of the three where d3 judged, else the mean of d1 and d2.
 
     Args:
         d1: calibrated probability of keep, float [n].
         d2: the same of the second member.
-        d3: the same of the third, NaN where it was not asked.
+        d3: the same of the third, NaN where it did not judge.
 
     Returns:
-        float32 [n]; ``score >= threshold`` if and only if the vote says keep, provided that d3 was
-        asked wherever d1 and d2 disagree at that threshold.
+        float32 [n]; ``score >= threshold`` if and only if the vote says keep, provided that d3
+        judged wherever d1 and d2 disagree at that threshold.
     """
     d1, d2, d3 = (np.asarray(d, np.float32) for d in (d1, d2, d3))
     median = np.maximum(np.minimum(d1, d2), np.minimum(np.maximum(d1, d2), d3))
     return np.where(np.isnan(d3), (d1 + d2) / np.float32(2), median)
 
 
-def verdicts(score: np.ndarray, review: tuple[float, float]) -> np.ndarray:
+def verdicts(score: NDArray[np.floating], review: tuple[float, float]) -> NDArray[np.object_]:
     """Keep, discard or review, object [n]: review where ``low <= score < high``."""
     low, high = np.float32(review[0]), np.float32(review[1])
     keep, discard, undecided = VERDICTS
@@ -43,7 +48,7 @@ def verdicts(score: np.ndarray, review: tuple[float, float]) -> np.ndarray:
     return answer
 
 
-def with_class(own: np.ndarray, of_class: np.ndarray) -> np.ndarray:
+def with_class(own: NDArray[np.object_], of_class: NDArray[np.object_]) -> NDArray[np.object_]:
     """What becomes of a particle that has a verdict of its own and one of its 2D class.
 
     It is kept only if its class is kept and it is not itself discarded; what a person has yet to say

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 
-def rotations(angles: np.ndarray) -> np.ndarray:
+def rotations(angles: NDArray[np.floating]) -> NDArray[np.floating]:
     """RELION's Euler matrices (``Euler_angles2matrix``) of rot, tilt, psi in degrees: [n, 3] to [n, 3, 3]."""
     (ca, cb, cg), (sa, sb, sg) = np.cos(np.radians(angles.T)), np.sin(np.radians(angles.T))
     return np.stack(
