@@ -1,1 +1,1 @@
-"""A collection as it happens: what is watched, what was judged, what people said of it."""
+"""A collection as it happens: what is watched, what was judged, how people labelled it."""

@@ -1,4 +1,4 @@
-"""What people said in sessions, as small sources with their labels, for learning and for judging.
+"""Labels that people gave in sessions, as small sources, to train on and to compare ensembles on.
 
 A session either teaches or judges, never both: images of one session are alike, and an ensemble that
 learned from some of them would be flattered by the others. Which it does follows from its name, so it

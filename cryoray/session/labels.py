@@ -1,4 +1,4 @@
-"""What people said of a session's images, as tables that ``cryoray ingest --selection`` reads.
+"""The labels that people gave a session's images, as tables that ``cryoray ingest --selection`` reads.
 
 An image of the blind sample is never a training label: the sample judges ensembles, and what trained one
 cannot judge it.

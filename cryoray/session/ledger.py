@@ -1,4 +1,4 @@
-"""The ledger: what became of every stack of every session, and what people said of its images.
+"""The ledger: what became of every stack of every session, and how people labelled its images.
 
 A database through SQLAlchemy: SQLite beside the session, or PostgreSQL by URL. It holds a row for each
 stack and for each micrograph, never one for each image: a session of 36 million images has some

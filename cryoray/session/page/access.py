@@ -1,4 +1,4 @@
-"""Who may see and say what: bearer tokens for programs, and for browsers a cookie that a token buys.
+"""Who may see and change what: bearer tokens for programs, and for browsers a cookie that a token buys.
 
 A session's token opens that session alone, the operator's opens all. The cookie is a word by which who came
 in is looked up (`session.page.logins`), until they leave; a renewed token ends the cookies that the old one

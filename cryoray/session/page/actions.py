@@ -1,4 +1,4 @@
-"""What people say on the pages: overrides, labels of the blind sample, consent, and wishes."""
+"""What people do on the pages: overrides, labels of the blind sample, consent, and wishes."""
 
 from typing import Any
 

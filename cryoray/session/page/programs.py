@@ -1,4 +1,4 @@
-"""The same for programs: JSON under ``/v1/sessions``, and what people said as CSV."""
+"""The same for programs: JSON under ``/v1/sessions``, and labels as CSV."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What all routes of the session page share: who asks for what, the templates, and how it is refused."""
+"""What all routes of the session page share: who requests what, the templates, and how it is refused."""
 
 # No `from __future__ import annotations` in this package's routes: FastAPI reads their annotations.
 
