@@ -1,4 +1,4 @@
-"""What an ensemble, or a training, is worth on groups that it has not seen, as flows."""
+"""How good an ensemble, or a training, is on groups that it has not seen, as flows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``cryoray cross-validate``: what a training is worth, by training anew without each fold of groups."""
+"""``cryoray cross-validate``: how good a training is, by training again without each fold of groups."""
 
 from __future__ import annotations
 

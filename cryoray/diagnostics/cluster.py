@@ -1,4 +1,4 @@
-"""What ``cryoray doctor --cluster`` asks of every node of a Ray cluster, and of Prefect."""
+"""What ``cryoray doctor --cluster`` checks on every node of a Ray cluster, and of Prefect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ray Train fits the networks of a round side by side; Ray Data scores what each fold left out."""
+"""Ray Train fits the networks of a round in parallel; Ray Data scores what each fold left out."""
 
 from __future__ import annotations
 

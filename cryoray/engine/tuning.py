@@ -1,4 +1,4 @@
-"""Ray Tune runs the trials of a search side by side and stops the worse ones early (ASHA)."""
+"""Ray Tune runs the trials of a search in parallel and stops the worse ones early (ASHA)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""cryoSPARC's .cs tables in both forms, NPY and CSDAT: columns when they are asked for, rows verbatim.
+"""cryoSPARC's .cs tables in both forms, NPY and CSDAT: columns on demand, rows verbatim.
 
 NPY is numpy's structured array (numpy.lib.format). CSDAT (cryosparc-tools 4.2 and later, dataset.py)
 is the magic word, the length of a JSON header (uint32) and the header; for each column its bytes'

@@ -1,4 +1,4 @@
-"""STAR files of every RELION dialect: tables by name, columns when they are asked for, rows verbatim.
+"""STAR files of every RELION dialect: tables by name, columns on demand, rows verbatim.
 
 A file is never held whole: reading it once finds its tables, a table's first use finds its rows, and
 columns are parsed a few megabytes at a time. So a million particles cost little more than the columns

@@ -1,4 +1,4 @@
-"""What the service hears and says: the bodies of ``POST /v1/judge``, and of everything that goes wrong."""
+"""The messages of the service: the bodies of ``POST /v1/judge``, its answers and its errors."""
 
 from __future__ import annotations
 

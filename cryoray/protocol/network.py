@@ -1,4 +1,4 @@
-"""Which addresses are asked through a proxy that the environment names: those outside, and no others."""
+"""Which addresses are reached through a proxy that the environment names: those outside, and no others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ensembles that ship, made anew: ``python -m cryoray.recipes [KIND…]``, or ``make ensembles``.
+"""The ensembles that ship, made again: ``python -m cryoray.recipes [KIND…]``, or ``make ensembles``.
 
 Each kind has a module of its own, ``cryoray.recipes.KIND``, with ``build(out, work, real) -> Path``: it
 simulates, ingests, trains, measures and writes an ensemble with its card into ``out``. What takes long

@@ -79,7 +79,7 @@ def roc_section(
     first = Figure(
         plots.roc(labels, score, threshold, "roc"),
         f"ROC curve, area {area:.4f}, with the operating point",
-        "ROC. The dot is the threshold that the ensemble brought along; it was not chosen on these images.",
+        "ROC. The dot is the ensemble's own threshold, which was not chosen on these images.",
     )
     second = Figure(
         plots.trade(labels, score, threshold, bound, "trade"),

@@ -1,4 +1,4 @@
-"""What judges for the HTTP application: what it is asked and answers, wherever it runs."""
+"""What judges for the HTTP application, wherever it runs: its requests and its answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the image and the metadata are each worth: one hidden, one shuffled, one alone and trained anew.
+"""What the image and the metadata are each worth: one hidden, one shuffled, one alone and trained again.
 
 The image is seen once; metadata join late (`networks.Network.say`), so that hiding or shuffling a column
 costs next to nothing. Networks train with metadata dropout, so that hidden metadata are nothing new to

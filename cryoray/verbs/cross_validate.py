@@ -1,4 +1,4 @@
-"""Train anew for each fold of groups and judge the fold: what a training is worth on unseen groups."""
+"""Train again for each fold of groups and judge the fold: how good a training is on unseen groups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an ensemble is worth on groups that it has not seen: judged, measured, shown."""
+"""How good an ensemble is on groups that it has not seen: judged, measured, shown."""
 
 from __future__ import annotations
 

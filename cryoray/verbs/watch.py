@@ -1,4 +1,4 @@
-"""Watch: the service that a session asks: in this process, one that runs, or one on Ray that is started."""
+"""Watch: the service that a session uses: in this process, one that runs, or one on Ray that is started."""
 
 from __future__ import annotations
 
