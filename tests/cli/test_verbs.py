@@ -19,6 +19,7 @@ from cryoray.preparation.prepared import PreparedSet
 from cryoray.settings import RuntimeSettings
 from flows.classify import counts
 from tests.examples import save_ensemble
+from tests.verbs.untrained import make_ensemble, make_set
 
 
 def run(*arguments: str | Path) -> str:
@@ -123,6 +124,30 @@ def test_a_set_is_planned_made_and_added_to_in_the_way_it_was_made(
     )
     assert refused.exit_code == 2
     assert "was made with box 32, and 48 is requested" in refused.stderr
+
+
+@pytest.mark.long
+def test_an_ensemble_is_adapted_to_a_project_without_ray(tmp_path: Path) -> None:
+    judge = make_ensemble(tmp_path / "judge")
+    project = make_set(tmp_path / "set", projects=("new",), each=40, labels=(1, 0, -1, 1))
+    shown = run("adapt", judge.path, project.path, "--out", tmp_path / "after")
+    assert "keeps, estimated" in shown
+    assert "80 rows in = " in shown
+    assert Ensemble.load(tmp_path / "after").digest != judge.digest
+    record = "recalibrated" in (tmp_path / "after/ensemble.json").read_text()
+    assert record, "what was done to it is on record"
+
+
+def test_an_entry_of_a_mirror_is_linked_from_the_command_line(tmp_path: Path) -> None:
+    there = tmp_path / "mirror/10812/data"
+    there.mkdir(parents=True)
+    for number in range(25):
+        (there / f"{number:02d}.star").write_text("data_\n")
+    shown = run("fetch", "10812", "--out", tmp_path / "out", "--mirror", tmp_path / "mirror")
+    cells = [[cell.strip() for cell in line.split("│")[1:3]] for line in shown.splitlines()]
+    assert ["files", "25"] in cells
+    assert ["size", "150 B"] in cells
+    assert len(list((tmp_path / "out").rglob("*.star"))) == 25
 
 
 @pytest.mark.ray
