@@ -104,7 +104,7 @@ dist: install ## build a wheel that holds the ensembles that ship, and the sdist
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('dist')" >/dev/null
 
-EXTRA ?= report notebook session train serve flows postgres all
+EXTRA ?= report notebook session select train serve flows postgres all
 release: dist ## check what others install: contents, twine, each extra in a bare environment (minutes, and disk); EXTRA="report" for some
 	@test -x build/twine/bin/twine || { $(BIN)/python -m venv build/twine && build/twine/bin/pip install --quiet twine; }
 	$(BIN)/python -m release.check dist --twine build/twine/bin/twine --extra '' $(foreach one,$(EXTRA),--extra $(one))

@@ -49,6 +49,13 @@ def trials(extra: str, programs: Path) -> Iterator[list[str]]:
     if extra in ("session", "serve", "flows", "all"):
         yield [str(programs / "cryoray"), "watch", "--help"]
         yield [str(python), "-c", "import cryoray.session.page, cryoray.session.watcher"]
+    if extra in ("select", "all"):
+        yield [str(programs / "cryoray"), "select", "--help"]
+        yield [str(python), "-c", "import cryoray.select.app, cryoray.select.saving"]
+    if extra in ("train", "serve", "flows", "all"):
+        yield [str(python), "-c", "import cryoray.engine.training, cryoray.engine.tuning"]
+    if extra in ("serve", "flows", "all"):
+        yield [str(python), "-c", "import cryoray.serving.app"]
     if extra in ("flows", "all"):
         yield [str(python), "-m", "cryoray_flows.single_particle", "--help"]
     if extra in ("postgres", "all"):

@@ -30,7 +30,17 @@ EXTRAS = {
     "psycopg[binary]": ("psycopg",),
 }
 #: Extras that a person installs; what builds and tests the project is not among them.
-OUTPUTS = ("report", "notebook", "session", "train", "serve", "flows", "postgres", "all")
+OUTPUTS = (
+    "report",
+    "notebook",
+    "session",
+    "select",
+    "train",
+    "serve",
+    "flows",
+    "postgres",
+    "all",
+)
 
 
 def requirement(text: str, version: str) -> list[str]:
