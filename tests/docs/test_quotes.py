@@ -69,7 +69,7 @@ def test_a_file_that_is_not_there_is_noticed(tmp_path: Path) -> None:
 
 
 #: A file of the package and what follows it in brackets.
-_WITH_NAMES = re.compile(r"`([\w/]+\.py)` \(([^)]+)\)")
+_WITH_NAMES = re.compile(r"`([\w/]+\.(?:py|js))` \(([^)]+)\)")
 
 
 def misnamed(text: str) -> list[str]:
