@@ -161,7 +161,7 @@ def _inspect_sources(
                 ),
                 "micrographs": len(named) if named else "not named",
                 "pixel size, Å": _spread(planned.pixel_size),
-                **({"RELION would say": words} if (words := complaint(source)) else {}),
+                **({"RELION would report": words} if (words := complaint(source)) else {}),
                 **{f"unusable: {why}": count for why, count in list(reasons.items())[:5]},
             },
             RowCounts(len(source), len(source) - bad, bad),

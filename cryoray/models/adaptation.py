@@ -142,7 +142,7 @@ def anew(
     """
     if keep.all():
         raise SelectionError(
-            f"all {len(keep):,} labels say keep, so nothing can be told apart",
+            f"all {len(keep):,} labels say keep, so there is nothing to learn from",
             file=labels,
             remedy="label some images that should go, too",
         )

@@ -158,8 +158,8 @@ def _sections(
             "What it took",
             ("", "resolution, Å", "time", scaled, "arithmetic"),
             sums,
-            "Computing alone. Without cryoray nobody was asked either: that arm took every particle and"
-            " class. What both arms share was run once and counts in both.",
+            "Computing time only. Without cryoray nobody selected anything: that arm took every particle"
+            " and class. What both arms share was run once and counts in both.",
         ),
         report.table_section(
             "What a person decides",

@@ -94,7 +94,7 @@ class Threads:
             )
         except (CryorayError, OSError, RuntimeError) as error:  # torch raises the last
             raise JudgesFailedError(
-                f"The judges of {work.served.name} failed, ask again: {sentence(error).rstrip('.')}."
+                f"The judges of {work.served.name} failed, try again: {sentence(error).rstrip('.')}."
             ) from error
 
     async def beside(self, work: Work) -> list[JudgedRange]:

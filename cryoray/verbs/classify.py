@@ -127,7 +127,7 @@ def _volumes(
     chosen = settings.classify
     if chosen.policy is not None:
         raise SettingsError(
-            f"no policy ({chosen.policy}) draws the line among 3D classes: they are held against the best of "
+            f"no policy ({chosen.policy}) applies to 3D classes: they are compared with the best of "
             "their job",
             remedy="leave out --policy",
         )
@@ -174,7 +174,7 @@ def _planned(described: Described, ensemble: Ensemble, range_mib: int, on_event:
                 "ranges": len(planned.ranges),
                 "quarantined": len(planned.quarantined),
                 "contrast": "dark" if planned.invert else "bright",
-                **({"RELION would say": words} if words else {}),
+                **({"RELION would report": words} if words else {}),
             },
         )
     )

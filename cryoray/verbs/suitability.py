@@ -52,7 +52,7 @@ def check_both_kinds(examples: PreparedSet, rows: np.ndarray) -> None:
     if labels.min() == labels.max():
         raise SelectionError(
             f"all {len(rows):,} labels in the groups to judge say"
-            f" {'keep' if labels[0] else 'discard'}, so nothing can be told apart",
+            f" {'keep' if labels[0] else 'discard'}, so accuracy cannot be measured",
             file=examples.path,
             remedy="give a set whose selection has both",
         )

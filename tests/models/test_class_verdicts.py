@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from tests.classes import write_class_job
 from tests.examples import verdicts_of
 
 
-def verdicts(own: list[str]) -> Verdicts:
+def verdicts(own: Sequence[str]) -> Verdicts:
     """Verdicts of particles in the order of their rows, the first row quarantined."""
     return Verdicts.together([verdicts_of(["quarantined", *own])])
 

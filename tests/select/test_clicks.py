@@ -197,6 +197,6 @@ def test_a_file_that_is_no_selection_stays_as_it_is(tmp_path: Path, content: byt
         Clicks(folder, N, "digest")
     (folder / SELECTION).unlink()
     precious.rename(folder / SELECTION)
-    with pytest.raises(InputError, match="is no selection"):
+    with pytest.raises(InputError, match="is not a selection"):
         Clicks(folder, N, "digest")
     assert (folder / SELECTION).read_bytes() == content

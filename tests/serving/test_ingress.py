@@ -63,7 +63,7 @@ class InProcess:
         while not self.gate.is_set():
             await asyncio.sleep(0.005)
         if work.served.digest in self.breaks:
-            raise JudgesFailedError("The judges of tiny failed, ask again: they died.")
+            raise JudgesFailedError("The judges of tiny failed, try again: they died.")
         judged = self.together(work.served, work.ranges)
         return judged[1:] if self.loses_rows else judged
 
