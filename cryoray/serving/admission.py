@@ -7,9 +7,7 @@ Health and metrics need no slot. Those without a token get few slots, and take n
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from hmac import compare_digest
 
 from fastapi.responses import JSONResponse
@@ -130,8 +128,7 @@ class Doors:
         try:
             body = await self._body(receive, headers.get(b"content-length", b""))
             if not scope["path"].startswith("/v1") or scope["path"].startswith("/v1/sessions"):
-                with self._page():
-                    return await self._app(scope, _given(body, receive), send)
+                return await self._page(scope, _given(body, receive), send)
             return await self._app(scope, _given(body, receive), send)
         except FullError as error:
             problem = refusal(429, str(error), {"Retry-After": "1"})
@@ -165,15 +162,26 @@ class Doors:
         finally:
             self._bodies.pop(limit, None)
 
-    @contextmanager
-    def _page(self) -> Iterator[None]:
+    async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with a page; its place is free again before anybody has to read it.
+
+        Raises:
+            FullError: there is no place.
+        """
         if self._pages >= _PAGES:
-            raise FullError("The service is full; try again later.")
+            raise FullError("The service is full; ask again later.")
+        answer: list[Message] = []
+
+        async def keep(message: Message) -> None:
+            answer.append(message)
+
         self._pages += 1
         try:
-            yield
+            await self._app(scope, receive, keep)
         finally:
             self._pages -= 1
+        for message in answer:
+            await send(message)
 
 
 class _GoneError(Exception):

@@ -20,7 +20,6 @@ from typing import TypeVar
 
 import torch
 import uvicorn
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from cryoray.engine.local import cores
 from cryoray.errors import CryorayError, SettingsError
@@ -42,8 +41,8 @@ from cryoray.serving.judging import (
 )
 from cryoray.serving.lineup import Lineup, Served, attempt, sentence
 from cryoray.serving.preparer import prepared
-from cryoray.serving.proxy import with_deadline
 from cryoray.settings import ServeSettings, Settings
+from cryoray.web.server import config
 
 Made = TypeVar("Made")
 
@@ -181,9 +180,8 @@ def start(settings: Settings) -> Iterator[Here]:
         hold=threads.hold,
     )
     server = uvicorn.Server(
-        uvicorn.Config(
+        config(
             create(given, lineup, threads, Counts(given.batch)),
-            http=with_deadline(AutoHTTPProtocol),
             log_config=None,
             log_level="critical",
             timeout_graceful_shutdown=_DRAIN_SECONDS,

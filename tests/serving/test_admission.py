@@ -27,6 +27,7 @@ from cryoray.serving.application import PUBLIC
 from cryoray.serving.counts import Counts
 from cryoray.serving.lineup import Served
 from cryoray.session.ledger import Ledger
+from cryoray.web.server import with_deadline
 from tests.serving.test_ingress import ALLOWED, InProcess, application, over_http
 
 pytestmark = pytest.mark.long
@@ -49,6 +50,12 @@ def app(judging: InProcess, tiny_ensemble: Path, project: Path, tmp_path: Path) 
     return application(
         judging, served, roots=(project.parent,), ledger=ledger, max_queued=2, max_upload_mib=1
     )
+
+
+@pytest.fixture(params=[H11Protocol, HttpToolsProtocol])
+def protocol(request: pytest.FixtureRequest) -> type:
+    made: type = request.param
+    return made
 
 
 @contextmanager
@@ -271,38 +278,65 @@ def test_while_it_is_drained_what_was_begun_is_finished_and_nothing_more(
     judging.reset()
 
 
-@pytest.mark.parametrize("protocol", [H11Protocol, HttpToolsProtocol])
+def test_who_asks_for_pages_and_reads_none_keeps_nobody_from_them(app: FastAPI) -> None:
+    ask = b"GET /static/page.js HTTP/1.1\r\nHost: x\r\n\r\n"
+    with over_http(app, send_buffer=4096) as client, half_sent(client, 24, "") as deaf:
+        for one in deaf:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            one.sendall(ask * 150)
+        until = time.monotonic() + 15
+        while client.get("/login").status_code != 200:  # while the first answers are made
+            assert time.monotonic() < until
+            time.sleep(0.1)
+
+
+@contextmanager
+def answering(app: Any, protocol: type, **limits: Any) -> Iterator[httpx.Client]:
+    """A client of an application on a server of one sort, whose buffers are small."""
+    how = {"log_level": "critical", "lifespan": "off", "http": with_deadline(protocol, **limits)}
+    with over_http(app, send_buffer=4096, **how) as client:
+        yield client
+
+
+def test_an_answer_that_nobody_reads_is_given_up_and_a_slow_reader_gets_all(
+    protocol: type,
+) -> None:
+    body = bytes(1 << 20)
+
+    async def app(scope: object, receive: object, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    ask = "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    with answering(app, protocol, seconds=0.5) as client, half_sent(client, 2, ask) as made:
+        slow, deaf = made
+        got = sum(map(len, pieces(slow, pause=0.05)))  # for some seconds in all
+        assert got > len(body)
+        assert sum(map(len, pieces(deaf))) < len(body)
+
+
+def pieces(one: socket.socket, pause: float = 0.0) -> Iterator[bytes]:
+    """What comes on a connection until it ends."""
+    one.settimeout(20)
+    while piece := one.recv(64 << 10):
+        yield piece
+        time.sleep(pause)
+
+
 def test_a_head_that_does_not_end_is_cut_off(protocol: type) -> None:
     async def app(scope: object, receive: object, send: object) -> None:
         await asyncio.sleep(1.0)  # longer than a head may take
         await send({"type": "http.response.start", "status": 204, "headers": []})  # type: ignore[operator]
         await send({"type": "http.response.body", "body": b""})  # type: ignore[operator]
 
-    config = uvicorn.Config(
-        app,
-        port=0,
-        log_level="critical",
-        lifespan="off",
-        http=proxy.with_deadline(protocol, seconds=0.5),
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.005)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
-            for begun in ("", "GET / HTTP/1.1\r\nHost: x\r\nX-Slow: "):
-                with half_sent(client, 20, begun) as slow:
-                    for one in slow:
-                        one.settimeout(20)
-                        assert one.recv(100) == b""
-            for _ in range(2):  # a whole request takes its time, and so does the next
-                assert client.get("/").status_code == 204
-    finally:
-        server.should_exit = True
-        thread.join()
+    with answering(app, protocol, seconds=0.5) as client:
+        for begun in ("", "GET / HTTP/1.1\r\nHost: x\r\nX-Slow: "):
+            with half_sent(client, 20, begun) as slow:
+                for one in slow:
+                    one.settimeout(20)
+                    assert one.recv(100) == b""
+        for _ in range(2):  # a whole request takes its time, and so does the next
+            assert client.get("/").status_code == 204
 
 
 def test_rays_proxy_would_call_what_closes_such_connections(
@@ -319,37 +353,19 @@ def test_rays_proxy_would_call_what_closes_such_connections(
     assert uvicorn.Config("x:y", log_config=None).http == "auto"  # what Ray leaves it at
 
 
-def test_connections_that_ask_nothing_make_room_for_one_that_does() -> None:
-    async def app(scope: object, receive: object, send: object) -> None:
-        await send({"type": "http.response.start", "status": 204, "headers": []})  # type: ignore[operator]
-        await send({"type": "http.response.body", "body": b""})  # type: ignore[operator]
+def test_connections_that_ask_nothing_make_room_for_one_that_does(protocol: type) -> None:
+    async def app(scope: object, receive: object, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
 
-    for protocol in (H11Protocol, HttpToolsProtocol):
-        config = uvicorn.Config(
-            app,
-            port=0,
-            log_level="critical",
-            lifespan="off",
-            http=proxy.with_deadline(protocol, seconds=60, most=8),
-        )
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        while not server.started:
-            time.sleep(0.005)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
-                assert client.get("/").status_code == 204  # and its connection stays
-                with half_sent(client, 20, "GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ") as slow:
-                    for one in slow[:12]:
-                        one.settimeout(20)
-                        assert one.recv(100) == b""
-                    with httpx.Client(base_url=client.base_url, timeout=20) as fresh:
-                        assert fresh.get("/").status_code == 204
-        finally:
-            server.should_exit = True
-            thread.join()
+    with answering(app, protocol, seconds=60, most=8) as client:
+        assert client.get("/").status_code == 204  # and its connection stays
+        with half_sent(client, 20, "GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ") as slow:
+            for one in slow[:12]:
+                one.settimeout(20)
+                assert one.recv(100) == b""
+            with httpx.Client(base_url=client.base_url, timeout=20) as fresh:
+                assert fresh.get("/").status_code == 204
 
 
 def test_of_many_bodies_that_do_not_come_the_first_makes_room(

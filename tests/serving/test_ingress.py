@@ -34,6 +34,7 @@ from cryoray.serving.judging import JudgedRange, JudgesFailedError, Work, judge_
 from cryoray.serving.lineup import Lineup, Served, attempt
 from cryoray.serving.shadow import Comparison
 from cryoray.settings import ServeSettings
+from cryoray.web.server import config
 from tests.examples import particles, write_project, write_stack
 
 pytestmark = pytest.mark.long
@@ -113,18 +114,23 @@ def application(
 
 
 @contextmanager
-def over_http(app: FastAPI) -> Iterator[httpx.Client]:
-    """A client of the application on a real server."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))
+def over_http(app: Any, send_buffer: int | None = None, **how: Any) -> Iterator[httpx.Client]:
+    """A client of the application on a real server, which has so many bytes for what is not read yet."""
+    server = uvicorn.Server(config(app, port=0, **{"log_level": "critical", **how}))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
         time.sleep(0.005)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-        yield client
-    server.should_exit = True
-    thread.join()
+    listening = server.servers[0].sockets[0]
+    if send_buffer is not None:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+    port = listening.getsockname()[1]
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture(scope="module")
