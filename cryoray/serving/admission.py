@@ -23,8 +23,8 @@ from cryoray.session.ledger import Ledger
 
 #: A request in JSON is a path and two numbers, a form two names.
 SMALL_BYTES = 64 << 10
-#: Seconds for a small body, and between two pieces of a stack.
-BODY_SECONDS = 10.0
+#: Seconds for a small body, and in which a stack has to bring `BODY_BYTES` for each.
+BODY_SECONDS, BODY_BYTES = 10.0, 64 << 10
 #: Requests of pages at once; and small bodies that are waited for at once, of whoever. Each holds a
 #: descriptor, of which a process often has 1,024.
 _PAGES, _BODIES = 16, 256
@@ -231,16 +231,24 @@ def _nothing_of(receive: Receive) -> Receive:
 
 
 def _with_deadline(receive: Receive) -> Receive:
-    """A body whose pieces have a deadline each."""
-    more = True
+    """A body that has to keep coming: whoever waits has some patience, and every byte renews a bit of it."""
+    more, patience = True, BODY_SECONDS
 
     async def next_message() -> Message:
-        nonlocal more
+        nonlocal more, patience
+        if not more:
+            return await receive()
+        clock = asyncio.get_running_loop().time
+        begun = clock()
         try:
-            async with asyncio.timeout(BODY_SECONDS if more else None):
+            async with asyncio.timeout(patience):
                 message = await receive()
         except TimeoutError:
-            raise SlowError(f"The body stopped for {BODY_SECONDS:g} seconds.") from None
+            raise SlowError(
+                f"The body came slower than {BODY_BYTES >> 10} KiB a second for {BODY_SECONDS:g} seconds."
+            ) from None
+        patience += len(message.get("body", b"")) / BODY_BYTES - (clock() - begun)
+        patience = min(patience, BODY_SECONDS)
         more = bool(message.get("more_body"))
         return message
 

@@ -59,7 +59,7 @@ from cryoray.serving.parsers import BusyError, InThisProcess, Parsers, Question
 from cryoray.serving.sessions import OpenSessions
 from cryoray.serving.shadow import Comparison
 from cryoray.serving.sources import AbsentError, Chosen, TooMuchError
-from cryoray.serving.uploads import sweep, uploaded
+from cryoray.serving.uploads import Places, sweep, uploaded
 from cryoray.session.ledger import Ledger
 from cryoray.session.page import router as session_pages
 from cryoray.settings import ServeSettings
@@ -299,6 +299,7 @@ class Judge:
         self._settings, self._scope, self._lineup = settings, scope, lineup
         self._judging, self._counts, self._comparison = judging, counts, comparison
         self._ledger = ledger
+        self._uploads = Places(settings.max_queued)
         seconds = min(_PARSE_SECONDS, settings.timeout)
         self.parsers = Parsers(settings.max_rows, _PARSERS, seconds)
 
@@ -311,24 +312,32 @@ class Judge:
         return await self._in_time(self._profiled(request))
 
     async def _in_time(self, answer: Coroutine[Any, Any, Response]) -> Response:
-        if self._counts.waiting >= self._settings.max_queued:
-            answer.close()
-            raise FullError("The service is full; try again later.")
         seconds = self._settings.timeout
-        with self._counts.in_flight():
-            try:
-                async with asyncio.timeout(seconds) as limit:
-                    return await answer
-            except TimeoutError:
-                if not limit.expired():
-                    raise
-                return refusal(
-                    504, f"This took longer than {seconds:g} seconds; ask for fewer rows."
-                )
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                return await answer
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            return refusal(504, f"This took longer than {seconds:g} seconds; ask for fewer rows.")
+
+    def _check_room(self) -> None:
+        """Refuse what cannot be judged soon.
+
+        Raises:
+            FullError: the service is full.
+        """
+        if self._counts.waiting >= self._settings.max_queued:
+            raise FullError("The service is full; ask again later.")
 
     async def _profiled(self, request: Request) -> Response:
         asked = _asked(ProfileRequest, await request.body())
-        scope = await asyncio.to_thread(self._scope_of, request.state.session)
+        self._check_room()
+        with self._counts.in_flight():
+            return await self._profile_of(asked, request.state.session)
+
+    async def _profile_of(self, asked: ProfileRequest, session: str | None) -> Response:
+        scope = await asyncio.to_thread(self._scope_of, session)
         served = self._named(asked.ensemble)
         if not served.context:
             raise InputError(
@@ -350,24 +359,30 @@ class Judge:
         kind_of_body = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if kind_of_body == JSON_TYPE:
             asked = _asked(JudgeRequest, await request.body())
-            scope = await asyncio.to_thread(self._scope_of, request.state.session)
-            which = asked.ensemble or ensemble
-            return await self._answer(
-                self.parsers,
-                scope,
-                asked.source,
-                asked.rows,
-                which,
-                accept,
-                profile=_profile(asked.profile),
-            )
+            self._check_room()
+            with self._counts.in_flight():
+                scope = await asyncio.to_thread(self._scope_of, request.state.session)
+                return await self._answer(
+                    self.parsers,
+                    scope,
+                    asked.source,
+                    asked.rows,
+                    asked.ensemble or ensemble,
+                    accept,
+                    profile=_profile(asked.profile),
+                )
         if kind_of_body == STACK_TYPE:
+            self._check_room()
             async with AsyncExitStack() as keep:
                 most = self._settings.max_upload_mib << 20
-                stack = await keep.enter_async_context(uploaded(request, most))
+                with self._uploads.place(request.state.session):
+                    stack = await keep.enter_async_context(uploaded(request, most))
                 scope = Scope((stack.parent,))
                 opened = InThisProcess(self._settings.max_rows)
-                return await self._answer(opened, scope, stack.name, None, ensemble, accept, keep)
+                with self._counts.in_flight():  # it has come so far: it is not sent away any more
+                    return await self._answer(
+                        opened, scope, stack.name, None, ensemble, accept, keep
+                    )
         return refusal(415, f"Send {JSON_TYPE}, or a stack as {STACK_TYPE}.")
 
     def _named(self, ensemble: str | None) -> Served:

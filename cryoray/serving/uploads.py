@@ -7,17 +7,52 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 from fastapi import Request
 
+from cryoray.serving.admission import FullError
 from cryoray.serving.sources import TooMuchError
 
 _PREFIX = "cryoray-upload-"
+#: Of all places for uploads, the share that the holders of one token may take.
+_SHARE = 4
 #: What another machine left is nobody's after so long, seconds.
 _OLD = 24 * 3600.0
+
+
+class Places:
+    """Uploads that are received at once, which take nothing from what is judged meanwhile.
+
+    Args:
+        most: of all tokens together; of one, a quarter of them.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self._each = most, max(1, most // _SHARE)
+        self._taken: Counter[str | None] = Counter()
+
+    @contextmanager
+    def place(self, session: str | None) -> Iterator[None]:
+        """A place for as long as the block lasts.
+
+        Args:
+            session: whose token it is; None for the operator's.
+
+        Raises:
+            FullError: there is none, or the token has its share of them.
+        """
+        if self._taken.total() >= self._most or self._taken[session] >= self._each:
+            raise FullError("So many uploads are under way that no other is taken now.")
+        self._taken[session] += 1
+        try:
+            yield
+        finally:
+            self._taken[session] -= 1
+            self._taken += Counter()  # a session that has none is forgotten
 
 
 @asynccontextmanager

@@ -30,7 +30,9 @@ def config(app: Any, **how: Any) -> uvicorn.Config:
         app: the ASGI application.
         how: whatever else `uvicorn.Config` takes.
     """
-    return uvicorn.Config(app, **{"access_log": False, **how})
+    return uvicorn.Config(
+        app, **{"http": with_deadline(AutoHTTPProtocol), "access_log": False, **how}
+    )
 
 
 def with_deadline(protocol: Any, seconds: float = HEAD_SECONDS, most: int = WAITING) -> Any:

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +28,7 @@ from cryoray.serving.counts import Counts
 from cryoray.serving.lineup import Served
 from cryoray.session.ledger import Ledger
 from cryoray.web.server import with_deadline
+from tests.examples import particles, write_stack
 from tests.serving.test_ingress import ALLOWED, InProcess, application, over_http
 
 pytestmark = pytest.mark.long
@@ -165,6 +166,53 @@ def test_a_body_that_does_not_come_is_not_waited_for(
     with over_http(app) as client, half_sent(client, 1, head) as (slow,):
         slow.settimeout(20)
         assert slow.recv(4096).split(b" ", 2)[1] == status
+
+
+def test_a_stack_that_drips_is_not_waited_for_either(
+    app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "BODY_SECONDS", 0.5)
+    with over_http(app) as client, half_sent(client, 1, upload_head(ALLOWED)) as (slow,):
+        slow.settimeout(0.1)
+        answer = b""
+        for _ in range(100):  # a byte comes more often than every half second
+            slow.sendall(b"x")
+            with suppress(TimeoutError):
+                answer = slow.recv(4096)
+                break
+        assert b" 408 " in answer
+        assert b"slower than 64 KiB a second" in answer
+
+
+def test_uploads_of_one_session_leave_room_for_those_of_others(
+    app: FastAPI, project: Path, tmp_path: Path
+) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    token = ledger.open_session("mine", root=project.parent, folder=tmp_path)
+    mine = {"Authorization": f"Bearer {token}"}
+    stack = write_stack(tmp_path / "any.mrcs", particles(4)).read_bytes()
+    kind = {"Content-Type": STACK_TYPE}
+    body = {"source": str(project), "rows": [0, 3]}
+    with over_http(app) as client, half_sent(client, 3, upload_head(mine)) as dripping:
+        for late in dripping[1:]:  # one of two places is its share
+            late.settimeout(20)
+            assert b" 429 " in late.recv(4096)
+        assert client.post(JUDGE, content=stack, headers=ALLOWED | kind).status_code == 200
+        for _ in range(2):
+            assert client.post(JUDGE, json=body, headers=ALLOWED).status_code == 200
+        assert client.post(JUDGE, content=stack, headers=mine | kind).status_code == 429
+        dripping[0].close()
+        until = time.monotonic() + 20
+        while client.post(JUDGE, content=stack, headers=mine | kind).status_code != 200:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+
+
+def upload_head(token: dict[str, str]) -> str:
+    return (
+        f"POST {JUDGE} HTTP/1.1\r\nHost: x\r\nAuthorization: {token['Authorization']}\r\n"
+        f"Content-Type: {STACK_TYPE}\r\nContent-Length: 100000\r\n\r\nMAP"
+    )
 
 
 def test_pages_are_counted_and_bounded_as_requests_are(
