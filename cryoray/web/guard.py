@@ -33,6 +33,10 @@ class NoEntryError(InputError):
     """Nobody who may come in."""
 
 
+class MalformedError(InputError):
+    """What no browser and no program of ours sends."""
+
+
 class BusyError(InputError):
     """So many gave wrong tokens that no other is looked at now."""
 
@@ -47,6 +51,7 @@ class AbsentError(InputError):
 
 #: HTTP status of each kind of refusal; that of any other is 422.
 STATUS: dict[type[CryorayError], int] = {
+    MalformedError: 400,
     NoEntryError: 401,
     ForbiddenError: 403,
     AbsentError: 404,
@@ -63,6 +68,7 @@ class GuardedRoute(APIRoute):
 
         async def guarded(request: Request) -> Response:
             try:
+                check_form(request)
                 response = await handle(request)
             except CryorayError as error:
                 response = self.refusal(request, error)
@@ -82,6 +88,22 @@ class GuardedRoute(APIRoute):
             raise error
         headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, NoEntryError) else None
         return JSONResponse({"error": str(error)}, STATUS.get(type(error), 422), headers)
+
+
+def check_form(request: Request) -> None:
+    """Refuse a request that makes no sense, before anybody tries to understand it.
+
+    Raises:
+        MalformedError: no address, or with a null byte, which no file, database or page has in a name.
+    """
+    try:
+        for name in ("Host", "Origin"):
+            given = request.headers.get(name, "")
+            _ = urlsplit(given if "//" in given else f"//{given}").port
+    except ValueError:
+        raise MalformedError("the request names no address that can be understood") from None
+    if "\0" in request.scope["path"] or b"%00" in request.scope["query_string"]:
+        raise MalformedError("a null byte is in no address of ours")
 
 
 def check_origin(request: Request) -> None:
@@ -123,8 +145,11 @@ def as_json(body: bytes) -> dict[str, Any]:
     """
     try:
         fields = json.loads(body or b"{}")
+        _check_text(json.dumps(fields, ensure_ascii=False))
     except ValueError as error:
-        raise InputError(f"is not JSON: {error}") from error
+        raise InputError(f"is no JSON: {error}") from error
+    except RecursionError:
+        raise MalformedError("the JSON is nested too deeply") from None
     if not isinstance(fields, dict):
         raise InputError("give a JSON object")
     return fields
@@ -138,6 +163,19 @@ async def form(request: Request) -> dict[str, str]:
         return {str(k): v if isinstance(v, str) else json.dumps(v) for k, v in fields.items()}
     try:
         parsed = parse_qs(body.decode(), keep_blank_values=True, max_num_fields=50)
+        _check_text(*parsed, *(values[-1] for values in parsed.values()))
     except ValueError as error:
         raise InputError(f"is not a form: {error}") from error
     return {name: values[-1] for name, values in parsed.items()}
+
+
+def _check_text(*texts: str) -> None:
+    """Refuse what UTF-8 does not have, and null bytes, which databases do not take.
+
+    Raises:
+        ValueError: there is some.
+    """
+    for text in texts:
+        text.encode()
+        if "\0" in text or "\\u0000" in text:
+            raise ValueError("it holds a null byte")

@@ -20,6 +20,7 @@ from cryoray.select.selection import Selection
 from cryoray.select.table import open_table
 from cryoray.settings import PreparationSettings
 from tests.select.server import serving
+from tests.web import malformed
 
 
 class Visitor:
@@ -203,3 +204,29 @@ def test_similar_ones_begin_with_the_image_itself_and_then_its_like(visitor: Vis
     assert told["places"][0] == 6
     assert sorted(told["places"]) == list(range(40))
     assert told["among"] == 40
+
+
+def test_a_malformed_request_is_no_fault_of_ours(visitor: Visitor) -> None:
+    fields = {
+        "tab": "a",
+        "seen": 0,
+        "what": "turn",
+        "rows": [1],
+        "value": 1,
+        "line": 0.5,
+        "policy": "x",
+    }
+    asked = list(malformed.requests(visitor.page.app(), {"name": "select.js"}, fields))
+    for what in ("line", "ask", "undo"):
+        asked += malformed.requests(visitor.page.app(), {"name": "x"}, {**fields, "what": what})
+    headers = {"X-CSRF": visitor.csrf}
+    faults = []
+    for what, response in malformed.answers(
+        visitor.client, ((m, t, headers | h, b) for m, t, h, b in asked)
+    ):
+        if response.status_code >= 500:
+            faults.append((what, response.text[:200]))
+    assert len(asked) > 500
+    assert faults == []
+    headers["Content-Type"] = "application/json"
+    assert visitor.client.post("/save", headers=headers).status_code == 200

@@ -40,6 +40,7 @@ from cryoray.session.watcher import Watcher
 from cryoray.settings import WatchSettings
 from tests import examples
 from tests.session.service import running
+from tests.web import malformed
 
 pytestmark = pytest.mark.long
 
@@ -605,3 +606,24 @@ def test_who_guesses_waits_and_keeps_nobody_else_out(
         assert right.status_code == 303
         guesses = {one.result().status_code for one in guessing}
         assert guesses == {401, 429}
+
+
+def test_a_malformed_request_is_no_fault_of_ours(
+    site: Site, judged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access, "_DELAY", 0.0)
+    app = served(site.ledger, judged)
+    known = {"name": "s", "stack": site.stack.id, "row": "0"}
+    fields = {"stack": site.stack.id, "row": "0", "say": "none", "who": "x", "token": "x"}
+    fields |= {"next": "/", "from": "review", "csrf": "x", "trainable": "on"}
+    asked = list(malformed.requests(app, known, fields))
+    assert len(asked) > 1000
+    with site.program(OPERATOR) as program, site.browser(OPERATOR) as browser:
+        browser.follow_redirects = False
+        for client in (program, browser):
+            faults = [
+                (what, response.text[:200])
+                for what, response in malformed.answers(client, asked)
+                if response.status_code >= 500
+            ]
+            assert faults == []
