@@ -47,14 +47,16 @@ def select(
 
     from rich.markup import escape
 
+    from cryoray.select.link import private
     from cryoray.select.saving import saved
     from cryoray.verbs.select import select as open_page
 
     with open_page(verdicts, settings, source=source, ensemble=ensemble, out=out) as opened:
         terminal.out.print(f"The page, until you press Ctrl+C:\n{opened.url}", soft_wrap=True)
-        if settings.select.browser:
-            webbrowser.open(opened.url)
-        with suppress(KeyboardInterrupt):
+        with private(opened.url) as address, suppress(KeyboardInterrupt):
+            if settings.select.browser:
+                terminal.out.print("If no browser shows it, open this link yourself.")
+                webbrowser.open(address)
             opened.serve()
         record = saved(opened.page.out)
         clicks = opened.page.selection.clicks

@@ -20,12 +20,13 @@ import anyio.to_thread
 import numpy as np
 import uvicorn
 from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.responses import JSONResponse
 
 from cryoray.errors import CryorayError, InputError, printable
 from cryoray.imaging import pictures
 from cryoray.select import saving
 from cryoray.select.gallery import CANDIDATES, MOST, SIDES, VIEWS, Gallery, Look
+from cryoray.select.link import leading_to
 from cryoray.select.selection import Selection
 from cryoray.web.guard import (
     AbsentError,
@@ -34,8 +35,8 @@ from cryoray.web.guard import (
     NoEntryError,
     as_json,
     body_of,
-    check_origin,
 )
+from cryoray.web.server import config
 
 _HERE = Path(__file__).parent / "page"
 _STATIC = {"select.css": "text/css", "select.js": "text/javascript"}
@@ -95,10 +96,8 @@ class Page:
 
     def serve(self, listening: socket.socket) -> None:
         """Answer at a socket until the process is interrupted."""
-        config = uvicorn.Config(
-            self.app(), log_level="warning", access_log=False, timeout_graceful_shutdown=1
-        )
-        uvicorn.Server(config).run(sockets=[listening])
+        how = config(self.app(), log_level="warning", timeout_graceful_shutdown=1)
+        uvicorn.Server(how).run(sockets=[listening])
 
     def _enter(self, request: Request) -> None:
         """Refuse whoever does not come from this machine, by the link.
@@ -131,8 +130,9 @@ class Page:
             if token is not None:
                 if not compare_digest(token.encode(), self.token.encode()):
                     raise NoEntryError("the token in this link is wrong, or of an earlier start")
-                check_origin(request)
-                answer: Response = RedirectResponse("/", 303)
+                # No redirect: a browser that came from elsewhere, as from the file of `select.link`, would
+                # follow it without the cookie.
+                answer = Response(leading_to("/", "cryoray select"), media_type="text/html")
                 answer.set_cookie(self._name, self._cookie, httponly=True, samesite="strict")
                 return answer
             self._enter(request)

@@ -22,6 +22,7 @@ from cryoray.records import KINDS, REASON_WORDS, VERDICTS, Kind, Verdicts
 
 #: A particle's reason may be its class; those the line does not bring back.
 _BY_CLASS = "its class is discarded"
+_NO_SCORE = "its score is no number of 0 to 1"
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +54,13 @@ class Table:
         """Where the verdicts had the line."""
         given = self.verdicts.about.get("threshold", "")
         try:
-            return float(given)
+            line = float(given)
         except ValueError:
+            line = np.nan
+        if not np.isfinite(line):
             kept = self.verdicts.score[self.verdicts.verdict == "keep"]
-            return float(kept.min(initial=1.0))
+            line = float(kept.min(initial=1.0))
+        return line
 
     @cached_property
     def reasons(self) -> tuple[list[str], np.ndarray]:
@@ -195,7 +199,10 @@ def open_table(folder: Path, source: Path | None = None) -> Table:
             file=folder,
             remedy="give a folder that `cryoray classify` made",
         )
-    table, lost = _read(file), _read(folder / QUARANTINE_TABLE)
+    table, lost = _read(file), _read(folder / QUARANTINE)
+    for name in ("image", "score", "verdict"):
+        if name not in table.column_names:
+            raise FormatError(f"has no column {name!r}", file=file, remedy="classify again")
     about = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
     path = source or (Path(about["source"]) if "source" in about else None)
     if path is None:
@@ -220,11 +227,34 @@ def open_table(folder: Path, source: Path | None = None) -> Table:
         for name in table.column_names
         if name not in ("image", "uid") and not pa.types.is_nested(table[name].type)
     }
-    quarantined = zip(missing.tolist(), lost["reason"].to_pylist(), strict=True)
+    good = _scored(columns, file)
+    quarantined = [
+        *zip(missing.tolist(), lost["reason"].to_pylist(), strict=True),
+        *((row, _NO_SCORE) for row in rows[~good].tolist()),
+    ]
+    if not good.all():
+        rows, columns = rows[good], {name: values[good] for name, values in columns.items()}
+        images = [image for image, one in zip(images, good.tolist(), strict=True) if one]
     verdicts = Verdicts.of(rows, columns, quarantined, about)
     digest = hashlib.sha256("\n".join(images).encode(errors="surrogateescape"))
     digest.update(np.ascontiguousarray(columns["score"]).tobytes())
     return Table(folder, opened, verdicts, digest.hexdigest()[:32])
+
+
+def _scored(columns: dict[str, np.ndarray], file: Path) -> np.ndarray:
+    """Bool [n]: rows whose score is a number of 0 to 1; those of others are damaged.
+
+    Raises:
+        FormatError: none of them is one.
+    """
+    score = columns["score"]
+    numbers = np.issubdtype(score.dtype, np.number)
+    good: np.ndarray = (score >= 0) & (score <= 1) if numbers else np.zeros(len(score), bool)
+    if len(good) and not good.any():
+        raise FormatError(
+            "has no score that is a number of 0 to 1", file=file, remedy="classify again"
+        )
+    return good
 
 
 def _matched(

@@ -10,11 +10,13 @@ from contextlib import contextmanager
 import uvicorn
 from fastapi import FastAPI
 
+from cryoray.web.server import config
+
 
 @contextmanager
 def serving(app: FastAPI) -> Iterator[str]:
     """The URL at which an application answers while the block lasts."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", access_log=False))
+    server = uvicorn.Server(config(app, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cryosparc.dataset import Dataset
@@ -297,3 +298,37 @@ def test_a_table_of_no_judged_image_is_opened(tmp_path: Path, particles: Path) -
     assert isinstance(table, Table)
     assert len(table) == 0
     assert table.packed(table.verdicts.score)
+
+
+def test_damaged_scores_are_set_apart_and_counted_and_the_rest_is_saved(
+    particles: Path, tmp_path: Path
+) -> None:
+    file = particles / "verdicts.parquet"
+    table = pq.read_table(file)
+    score = table["score"].to_pylist()
+    score[1:5] = [float("nan"), None, float("inf"), -0.5]
+    place = table.column_names.index("score")
+    damaged = table.set_column(place, "score", pa.array(score, pa.float32()))
+    pq.write_table(
+        damaged.replace_schema_metadata({**table.schema.metadata, "threshold": "nan"}), file
+    )
+    selection = selection_of(particles)
+    try:
+        assert len(selection.table) == 36
+        reasons = [why for _, why in selection.table.verdicts.quarantined]
+        assert reasons.count("its score is no number of 0 to 1") == 4
+        assert np.isfinite(selection.table.threshold)
+        assert np.isfinite(selection.presets()[0]["line"])
+        saved = saving.save(selection, tmp_path / "selected")
+        assert saved["rows_in"] == 42
+        assert saved["quarantined"] == 6
+        assert saved["kept"] + saved["discarded"] == 36
+    finally:
+        selection.clicks.close()
+    nothing = table.set_column(place, "score", pa.nulls(len(table), pa.float32()))
+    pq.write_table(nothing.replace_schema_metadata(table.schema.metadata), file)
+    with pytest.raises(FormatError, match="has no score that is a number of 0 to 1"):
+        open_table(particles)
+    pq.write_table(table.drop_columns(["score"]), file)
+    with pytest.raises(FormatError, match="has no column 'score'"):
+        open_table(particles)
