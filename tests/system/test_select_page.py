@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from cryoray.formats.source import open_source
+from cryoray.select.link import private
 from cryoray.settings import Settings
 from cryoray.verbs.select import select
 from tests import examples
@@ -97,6 +98,19 @@ def shot(page: Page, name: str) -> None:
 
 def tile(page: Page, at: int) -> Any:
     return page.locator(f".tile[data-at='{at}']")
+
+
+def test_the_file_that_a_browser_is_started_with_leads_to_the_page(
+    particles: Path, browser: Browser
+) -> None:
+    with ExitStack() as stay:
+        opened = stay.enter_context(select(particles, Settings()))
+        url = stay.enter_context(serving(opened.page.app()))
+        address = stay.enter_context(private(f"{url}/?token={opened.page.token}"))
+        page = stay.enter_context(closing(browser.new_context())).new_page()
+        page.goto(address)
+        page.wait_for_selector(".tile")
+        assert page.url == f"{url}/"
 
 
 def test_the_line_is_dragged_and_moved_by_keys_and_says_what_it_does(
