@@ -73,6 +73,28 @@ def resized(images: np.ndarray, side: int) -> np.ndarray:
     return fourier_rescale(torch.from_numpy(images), side).numpy() if len(images) else images
 
 
+def reduced(image: np.ndarray, longest: int) -> np.ndarray:
+    """A micrograph resampled so that its longer side has at most ``longest`` px, float32 [h, w].
+
+    It is binned by whole pixels to at most twice that, which is quick, and then Fourier-cropped, which
+    removes most of what binning lets alias.
+
+    Args:
+        image: [H, W], of any numbers.
+        longest: px.
+    """
+    by = max(1, -(-max(image.shape) // (2 * longest)))
+    height, width = (size // by for size in image.shape)
+    binned = np.zeros((height, width), np.float32)
+    for y in range(by):
+        for x in range(by):  # strided views: no copy of a whole micrograph in float32
+            binned += image[y : y + height * by : by, x : x + width * by : by]
+    binned /= by**2
+    scale = min(1.0, longest / max(height, width))
+    box = (max(1, round(height * scale)), max(1, round(width * scale)))
+    return fourier_rescale(torch.from_numpy(binned)[None], box)[0].numpy()
+
+
 def greys(
     images: np.ndarray, side: int | None = None, *, cut: float = CUT, levels: int = 64
 ) -> np.ndarray:

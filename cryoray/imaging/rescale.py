@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 
-def fourier_rescale(images: torch.Tensor, box: int) -> torch.Tensor:
+def fourier_rescale(images: torch.Tensor, box: int | tuple[int, int]) -> torch.Tensor:
     """Images resampled to ``box`` × ``box`` pixels, covering the same field of view.
 
     All frequencies below the smaller Nyquist frequency are kept, the others are zero; grey values
@@ -19,15 +19,18 @@ def fourier_rescale(images: torch.Tensor, box: int) -> torch.Tensor:
 
     Args:
         images: float32 [n, H, W].
-        box: px.
+        box: px; of images that are not square, height and width.
 
     Returns:
         float32 [n, box, box]; ``images`` itself where there is nothing to do.
     """
-    height, width = images.shape[-2:]
-    if height == box == width:
+    before = tuple(images.shape[-2:])
+    after = (box, box) if isinstance(box, int) else box
+    if before == after:
         return images
-    left, right = (_resampling(size, box).to(images.device) for size in (height, width))
+    left, right = (
+        _resampling(*sizes).to(images.device) for sizes in zip(before, after, strict=True)
+    )
     return left @ images @ right.T
 
 

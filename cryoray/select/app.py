@@ -25,8 +25,7 @@ from fastapi.responses import JSONResponse
 from cryoray.errors import CryorayError, InputError, printable
 from cryoray.imaging import pictures
 from cryoray.select import saving
-from cryoray.select.gallery import CANDIDATES, MOST, SIDES, VIEWS, Gallery, Look
-from cryoray.select.link import leading_to
+from cryoray.select.gallery import CANDIDATES, MOST, Gallery
 from cryoray.select.selection import Selection
 from cryoray.web.guard import (
     AbsentError,
@@ -36,10 +35,14 @@ from cryoray.web.guard import (
     as_json,
     body_of,
 )
-from cryoray.web.server import config
+from cryoray.web.looks import SHARED_STYLE, SIDES, VIEWS, Look
 
 _HERE = Path(__file__).parent / "page"
-_STATIC = {"select.css": "text/css", "select.js": "text/javascript"}
+_STATIC = {
+    "shared.css": (SHARED_STYLE, "text/css"),
+    "select.css": (_HERE / "select.css", "text/css"),
+    "select.js": (_HERE / "select.js", "text/javascript"),
+}
 #: A list of every place of three million images has about so many bytes.
 _MOST_BYTES = 32 << 20
 #: Strips drawn at the same time.
@@ -145,7 +148,8 @@ class Page:
         def static(name: str) -> Response:
             if name not in _STATIC:
                 raise AbsentError("there is no such file")
-            return Response((_HERE / name).read_bytes(), media_type=_STATIC[name])
+            file, kind = _STATIC[name]
+            return Response(file.read_bytes(), media_type=kind)
 
         @made.get("/favicon.ico", include_in_schema=False)
         def icon() -> Response:
@@ -174,14 +178,8 @@ class Page:
             cut: float = pictures.CUT,
         ) -> Response:
             self._enter(request)
-            if view not in VIEWS or side not in SIDES:
-                raise InputError(
-                    f"views are {', '.join(VIEWS)}, sides {', '.join(map(str, SIDES))}"
-                )
-            if not 0 <= low <= 1000 or not 0 <= cut <= 40:
-                raise InputError("low runs from 0 to 1000 Å, cut from 0 to 40%")
+            look = Look.asked(view, side, low, cut)
             wanted = self._places(places.split(",") if places else [], MOST)
-            look = Look(view, side, low, cut)
             png = await anyio.to_thread.run_sync(
                 lambda: self.gallery.strip(wanted, look), limiter=self._drawing
             )

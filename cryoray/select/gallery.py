@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -18,33 +16,14 @@ from cryoray.preparation.reader import Headers
 from cryoray.records import Stack
 from cryoray.select.table import Table
 from cryoray.settings import PreparationSettings
+from cryoray.web.looks import Look
 
-#: How an image is shown: for the eye, as the networks had it, and as it is in the file.
-View = Literal["clear", "network", "file"]
-VIEWS: tuple[View, ...] = ("clear", "network", "file")
-#: Sides that pictures have, px, and how many are in one file.
-SIDES, MOST = (64, 96, 128, 192, 320), 64
+#: Pictures in one file.
+MOST = 64
 #: Images among which similar ones are looked for, those nearest in score; directions of their descriptors.
 CANDIDATES, _DIRECTIONS = 2000, 24
 #: px of what descriptors are made of.
 _SMALL = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """How a picture is drawn.
-
-    Attributes:
-        view: see `VIEWS`.
-        side: px.
-        low_pass: Å; 0 for none. Not of the file's own view.
-        cut: percent of the pixels that are black, and as many white.
-    """
-
-    view: View = "clear"
-    side: int = 96
-    low_pass: float = pictures.LOW_PASS
-    cut: float = pictures.CUT
 
 
 class Gallery:
@@ -78,20 +57,9 @@ class Gallery:
             look: how they are drawn.
         """
         drawn = np.full((len(places), look.side, look.side), 128, np.uint8)
-        if look.view == "network":
-            here, images, sizes = self._prepared(places)
-        else:
-            here, images, sizes = self._raw(places)
-            if self.dark and look.view == "clear":
-                images = [-image for image in images]
-        for shape in {image.shape for image in images}:
-            alike = [k for k, image in enumerate(images) if image.shape == shape]
-            together = np.stack([images[k] for k in alike])
-            if look.view != "file":
-                together = pictures.low_passed(
-                    together, np.array([sizes[k] for k in alike]), look.low_pass
-                )
-            drawn[[here[k] for k in alike]] = pictures.greys(together, look.side, cut=look.cut)
+        network = look.view == "network"
+        here, images, sizes = self._prepared(places) if network else self._raw(places)
+        drawn[here] = look.draw(images, sizes, dark=look.view == "clear" and self.dark)
         return pictures.png(pictures.strip(drawn), small=False)
 
     def similar(self, place: int, order: np.ndarray) -> np.ndarray:

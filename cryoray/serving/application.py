@@ -62,7 +62,7 @@ from cryoray.serving.sources import AbsentError, Chosen, TooMuchError
 from cryoray.serving.uploads import Places, sweep, uploaded
 from cryoray.session.ledger import Ledger
 from cryoray.session.page import router as session_pages
-from cryoray.settings import ServeSettings
+from cryoray.settings import PreparationSettings, ServeSettings
 
 Asked = TypeVar("Asked", JudgeRequest, ProfileRequest)
 
@@ -142,7 +142,13 @@ def create(
     app.include_router(_judgements(judge, anyone))
     if ledger is not None:
         counts.also(OpenSessions(ledger))
-        app.include_router(session_pages(ledger, token, scope))
+
+        def preparation_of(digest: str) -> PreparationSettings | None:
+            """Of an ensemble that is active now."""
+            there = (one for _, one in lineup.items() if one.digest == digest)
+            return next((one.preparation for one in there), None)
+
+        app.include_router(session_pages(ledger, token, scope, preparation_of))
     app.include_router(_nothing_else(operator))
     return app
 

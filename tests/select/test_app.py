@@ -15,10 +15,11 @@ from PIL import Image
 
 from cryoray.select.app import Page
 from cryoray.select.clicks import Clicks
-from cryoray.select.gallery import Gallery, Look
+from cryoray.select.gallery import Gallery
 from cryoray.select.selection import Selection
 from cryoray.select.table import open_table
 from cryoray.settings import PreparationSettings
+from cryoray.web.looks import Look
 from tests.select.server import serving
 from tests.web import malformed
 

@@ -495,10 +495,11 @@ def test_images_are_drawn_on_demand_and_only_from_where_they_may_be_read(
         answer = program.get(path)
         assert answer.headers["Content-Type"] == "image/png"
         image = np.asarray(Image.open(io.BytesIO(answer.content)), float)
-        assert image.shape == (96, 96)
+        assert image.shape == (128, 128)
         assert image.std() > 10
-        assert program.get(path, params={"size": 240}).status_code == 200
-        assert program.get(path, params={"size": 20_000}).status_code == 422
+        assert program.get(path, params={"side": 320}).status_code == 200
+        for wrong in ({"side": 20_000}, {"low": -1}, {"low": "nan"}, {"cut": 50}, {"view": "x"}):
+            assert program.get(path, params=wrong).status_code == 422, wrong
         assert program.get(f"/sessions/s/image/{site.stack.id}/4000.png").status_code == 422
         assert program.get("/sessions/s/image/..%2f..%2fetc/0.png").status_code == 404
         secret = examples.write_stack(tmp_path / "secret.mrcs", examples.particles(IMAGES))

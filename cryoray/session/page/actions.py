@@ -19,7 +19,7 @@ def add_actions(made: APIRouter, site: Site) -> None:
     async def say(request: Request, name: str) -> Response:
         visitor, session, fields = await site.change(request, name)
         done = await threaded(lambda: override(site, visitor, session, fields))
-        return _answer(request, f"/sessions/{name}{_own_part(fields)}", done)
+        return _answer(request, f"/sessions/{name}{_own_part(fields, done)}", done)
 
     @made.post("/sessions/{name}/audit", include_in_schema=False)
     async def label(request: Request, name: str) -> Response:
@@ -91,8 +91,12 @@ def override(
     return {"stack": key, "row": row, "image": tile.image, "keep": keep}
 
 
-def _own_part(fields: dict[str, str]) -> str:
-    return f"/{page}" if (page := fields.get("from", "")) in ("review", "informative") else ""
+def _own_part(fields: dict[str, str], done: dict[str, object]) -> str:
+    """The page of the session from which somebody said something."""
+    page = fields.get("from", "")
+    if page == "micrograph":
+        return f"/around/{done['stack']}/{done['row']}"
+    return f"/{page}" if page in ("review", "informative") else ""
 
 
 def _number(text: str) -> int:

@@ -8,8 +8,13 @@ from cryoray.session.ledger import OPERATOR
 from cryoray.session.page.access import COOKIE
 from cryoray.session.page.site import HERE, Site, show, threaded
 from cryoray.web.guard import AbsentError, form
+from cryoray.web.looks import SHARED_STYLE
 
-_STATIC = {"page.css": "text/css", "page.js": "text/javascript"}
+_STATIC = {
+    "shared.css": (SHARED_STYLE, "text/css"),
+    "page.css": (HERE / "page.css", "text/css"),
+    "page.js": (HERE / "page.js", "text/javascript"),
+}
 
 
 def add_entry(made: APIRouter, site: Site) -> None:
@@ -55,7 +60,8 @@ def add_entry(made: APIRouter, site: Site) -> None:
         if name not in _STATIC:
             raise AbsentError("there is no such file")
         headers = {"Cache-Control": "private, max-age=600"}
-        return Response((HERE / name).read_bytes(), media_type=_STATIC[name], headers=headers)
+        file, kind = _STATIC[name]
+        return Response(file.read_bytes(), media_type=kind, headers=headers)
 
     @made.get("/favicon.ico", include_in_schema=False)
     def icon() -> Response:

@@ -3,11 +3,11 @@
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
-from cryoray.errors import InputError
+from cryoray.imaging.pictures import CUT, LOW_PASS
 from cryoray.session.ledger import OPERATOR, SECOND_THOUGHTS
-from cryoray.session.page.pictures import SIZES
 from cryoray.session.page.site import Site, show
 from cryoray.web.guard import AbsentError
+from cryoray.web.looks import SIDES, VIEWS, Look
 
 
 def add_pages(made: APIRouter, site: Site) -> None:
@@ -31,7 +31,7 @@ def add_pages(made: APIRouter, site: Site) -> None:
             session=session,
             live=site.views.live(session),
             gallery=site.views.gallery(session),
-            classes=site.views.gallery(session, "class2d"),
+            classes=site.views.classes(session),
             unknown=site.views.unknown(session),
             unused=site.views.unused(session),
         )
@@ -49,7 +49,7 @@ def add_pages(made: APIRouter, site: Site) -> None:
             visitor,
             session=session,
             gallery=site.views.gallery(session),
-            classes=site.views.gallery(session, "class2d"),
+            classes=site.views.classes(session),
         )
 
     @made.get("/sessions/{name}/review", include_in_schema=False)
@@ -78,13 +78,21 @@ def add_pages(made: APIRouter, site: Site) -> None:
         )
 
     @made.get("/sessions/{name}/image/{stack}/{row}.png", include_in_schema=False)
-    def image(request: Request, name: str, stack: str, row: int, size: int = SIZES[0]) -> Response:
+    def image(
+        request: Request,
+        name: str,
+        stack: str,
+        row: int,
+        view: str = VIEWS[0],
+        side: int = SIDES[2],
+        low: float = LOW_PASS,
+        cut: float = CUT,
+    ) -> Response:
         _, session = site.known(request, name)
-        if size not in SIZES:
-            raise InputError(f"images have {' or '.join(map(str, SIZES))} px")
+        look = Look.asked(view, side, low, cut)
         found = site.ledger.stack(stack)
         if found is None or found.session != name or found.state != "judged":
             raise AbsentError("there is no such image")
-        png = site.pictures.png(session, found, row, size)
+        png = site.pictures.png(session, found, row, look)
         headers = {"Cache-Control": "private, max-age=3600"}
         return Response(png, media_type="image/png", headers=headers)

@@ -18,7 +18,9 @@ from cryoray.errors import CryorayError
 from cryoray.formats.opening import Scope
 from cryoray.session.ledger import OPERATOR, Ledger, LedgerAwayError
 from cryoray.session.page.access import Access, Visitor, check_csrf
-from cryoray.session.page.pictures import Pictures
+from cryoray.session.page.exposures import Exposures
+from cryoray.session.page.micrographs import Micrographs
+from cryoray.session.page.pictures import Pictures, PreparationOf
 from cryoray.session.page.views import Views
 from cryoray.web.guard import AbsentError, GuardedRoute, NoEntryError, form
 
@@ -52,12 +54,18 @@ class Site:
         ledger: of the sessions.
         operator: the operator's token.
         scope: what the service may read; for a session, what of it lies in that session's folders.
+        preparation_of: how an ensemble has its images prepared, by its digest; None where that is not
+            known here.
     """
 
-    def __init__(self, ledger: Ledger, operator: str, scope: Scope) -> None:
+    def __init__(
+        self, ledger: Ledger, operator: str, scope: Scope, preparation_of: PreparationOf
+    ) -> None:
         self.ledger, self.access = ledger, Access(ledger, operator)
-        self.pictures = Pictures(scope)
-        self.views = Views(ledger, self.pictures)
+        self.pictures = Pictures(scope, preparation_of)
+        self.micrographs = Micrographs(self.pictures)
+        self.exposures = Exposures(ledger)
+        self.views = Views(ledger, self.pictures, self.micrographs, self.exposures)
 
     def enter(self, request: Request) -> Visitor:
         """Who asks.

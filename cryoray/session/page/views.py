@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -14,15 +14,21 @@ from markupsafe import Markup
 
 from cryoray.errors import InputError
 from cryoray.records import REASON_WORDS, VERDICTS
+from cryoray.session.drift import WARM_UP
 from cryoray.session.ledger import SECOND_THOUGHTS, Ledger
 from cryoray.session.page import charts
+from cryoray.session.page.exposures import Exposures
+from cryoray.session.page.micrographs import Micrographs
 from cryoray.session.page.pictures import Pictures
 from cryoray.session.schema import FATES
 
 #: Seconds for which numbers are fresh enough, and at least so many times what they took to make.
 _FRESH, _SHARE = 2.0, 20.0
-#: Newest stacks that the gallery looks at, and tiles of each verdict.
-_STACKS, _TILES = 16, 12
+#: Newest stacks that the gallery looks at, images of each stack and tiles of each verdict.
+_STACKS, _OF_STACK, _TILES = 16, 4, 12
+_CLASSES = 400
+#: What RELION writes for a resolution that it does not know, Å.
+_UNKNOWN = 999.0
 _QUEUE = 24
 _SILENT = 60.0
 
@@ -39,6 +45,27 @@ class Tile:
     votes: tuple[tuple[str, float], ...]
     reason: str | None
     decision: bool | None
+    particle: bool = True
+    about: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Classes:
+    """The classes of one 2D classification, those with the highest scores first.
+
+    Attributes:
+        path: of its model.
+        at: when they were judged.
+        tiles: the judged ones.
+        kept: how many of them are kept, as people left them.
+        quarantined: image and reason of those that could not be judged.
+    """
+
+    path: str
+    at: float
+    tiles: list[Tile]
+    kept: int
+    quarantined: list[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +105,10 @@ class Live:
     state: str
     counts: dict[str, int]
     overridden: int
+    labelled: int
+    sample: int
+    marked: int
+    warm_up: int
     shares: dict[str, float]
     stacks: dict[str, int]
     micrographs: int
@@ -98,10 +129,15 @@ class Views:
     Args:
         ledger: of the sessions.
         pictures: reads verdicts.
+        micrographs: reads what STAR files say of judged images.
+        exposures: knows which are outside the session's limits.
     """
 
-    def __init__(self, ledger: Ledger, pictures: Pictures) -> None:
+    def __init__(
+        self, ledger: Ledger, pictures: Pictures, micrographs: Micrographs, exposures: Exposures
+    ) -> None:
         self._ledger, self._pictures = ledger, pictures
+        self._micrographs, self._exposures = micrographs, exposures
         self._live: dict[str, tuple[float, Live]] = {}
         self._lock = threading.Lock()
 
@@ -128,9 +164,10 @@ class Views:
         now = time.time()
         recent = when > now - 600
         alarms = [
-            {**row.data, "at": row.at}
+            {**row.data, "id": row.id, "at": row.at}
             for row in self._ledger.events(session.name, names=["drift.alarm"], latest=10)
         ]
+        sample = self._ledger.audit_sample(session.name)
         rates = kept[each > 0] / each[each > 0]
         bins = charts.binned(when, kept, each, 60)
         ticks = (
@@ -144,6 +181,10 @@ class Views:
             else "silent",
             counts=counts,
             overridden=judged.get("overridden", 0),
+            labelled=sum(row.keep is not None for row in sample),
+            sample=len(sample),
+            marked=self._exposures.marked(session.name),
+            warm_up=WARM_UP,
             shares={name: counts[name] / images if images else 0.0 for name in FATES[:3]},
             stacks={
                 state: sum(one["stacks"] for name, one in totals.items() if name.endswith(state))
@@ -186,33 +227,50 @@ class Views:
         with self._lock:
             self._live.pop(session, None)
 
-    def gallery(self, session: Any, kind: str = "particle") -> dict[str, list[Tile]]:
-        """The newest images of each verdict, but those that must stay blind."""
+    def gallery(self, session: Any) -> dict[str, list[Tile]]:
+        """The newest particles of each verdict, but those that must stay blind."""
         hidden = self._blind(session.name)
         decisions = self._decisions(session.name)
         tiles: dict[str, list[Tile]] = {verdict: [] for verdict in VERDICTS}
-        for stack in self._ledger.stacks(
-            session.name, "judged", kind=kind, newest=_STACKS if kind == "particle" else 1
-        ):
+        for stack in self._ledger.stacks(session.name, "judged", kind="particle", newest=_STACKS):
             try:
                 table = self._pictures.table(session, stack)
             except InputError:
                 continue
             verdict = np.array(table["verdict"].to_pylist(), dtype="<U8")
-            most = 4 if kind == "particle" else 1000
             for name, shown in tiles.items():
                 at = np.flatnonzero(verdict == name)
-                spread = (
-                    np.unique(np.linspace(0, len(at) - 1, most).round().astype(int))
-                    if len(at)
-                    else ()
-                )
-                for row in at[list(spread)].tolist() if len(at) else ():
-                    if (stack.id, row) not in hidden and len(shown) < (
-                        _TILES if kind == "particle" else 200
-                    ):
+                if not len(at):
+                    continue
+                spread = np.unique(np.linspace(0, len(at) - 1, _OF_STACK).round().astype(int))
+                for row in at[spread].tolist():
+                    if (stack.id, row) not in hidden and len(shown) < _TILES:
                         shown.append(_tile(stack, table, row, decisions.get((stack.id, row))))
         return tiles
+
+    def classes(self, session: Any) -> Classes | None:
+        """The classes of the 2D classification that was judged last, None where there is none."""
+        judged = self._ledger.stacks(session.name, "judged", kind="class2d", newest=1)
+        if not judged:
+            return None
+        (stack,) = judged
+        try:
+            table = self._pictures.table(session, stack)
+            lost = self._pictures.quarantined(session, stack)
+            columns = self._micrographs.columns(session, stack)
+        except InputError:
+            return None
+        decisions = self._decisions(session.name)
+        rows = np.argsort(-table["score"].to_numpy(), kind="stable")[:_CLASSES].tolist()
+        tiles = [
+            replace(
+                _tile(stack, table, row, decisions.get((stack.id, row))),
+                about=_about_class(table["image"][row].as_py(), columns, row),
+            )
+            for row in rows
+        ]
+        kept = sum(one.verdict == "keep" if one.decision is None else one.decision for one in tiles)
+        return Classes(stack.path, stack.judged, tiles, kept, lost)
 
     def review(self, session: Any, after: str | None = None) -> Review:
         """The images under review that come after a place, ``STACK:ROW``, and how far people are."""
@@ -303,6 +361,21 @@ class Views:
             return Tile(key, row, "", None, None, (), None, None)
         return _tile(stack, table, row, self._decisions(session.name).get((key, row)))
 
+    def tiles(self, session: Any, stack: Any, rows: Sequence[int]) -> list[Tile | None]:
+        """Images of a stack; None for those that must stay blind.
+
+        Raises:
+            InputError: its verdicts are not there now.
+        """
+        hidden, decisions = self._blind(session.name), self._decisions(session.name)
+        table = self._pictures.table(session, stack)
+        return [
+            None
+            if (stack.id, row) in hidden
+            else _tile(stack, table, row, decisions.get((stack.id, row)))
+            for row in rows
+        ]
+
     def unknown(self, session: Any) -> list[str]:
         """What RELION needs and nobody knows of the merged files, as they were written last."""
         last = self._ledger.events(session.name, names=["sides.merged"], latest=1)
@@ -343,7 +416,22 @@ def _tile(stack: Any, table: Any, row: int, decision: bool | None) -> Tile:
         votes=votes,
         reason=REASON_WORDS.get(values["reason"], values["reason"]),
         decision=decision,
+        particle=stack.kind == "particle",
     )
+
+
+def _about_class(image: str, columns: Mapping[str, np.ndarray], row: int) -> str:
+    """Number of a class, its share of the particles and its resolution, as far as they are known."""
+    number = image.partition("@")[0]
+    words = [f"class {int(number)}"] if number.isdecimal() else []
+    for name, scale, unit in (
+        ("rlnClassDistribution", 100, "%"),
+        ("rlnEstimatedResolution", 1, "Å"),
+    ):
+        value = columns[name][row] if name in columns else np.nan
+        if np.isfinite(value) and value < _UNKNOWN:
+            words.append(f"{scale * value:.1f} {unit}")
+    return " · ".join(words)
 
 
 def _squares(rows: Sequence[Any]) -> list[dict[str, Any]]:
