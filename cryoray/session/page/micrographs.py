@@ -20,7 +20,6 @@ from cryoray.errors import FormatError, InputError
 from cryoray.formats import mrc
 from cryoray.formats.opening import OutsideError, Scope
 from cryoray.formats.relion import image_table
-from cryoray.formats.rows import exists
 from cryoray.formats.star import parse
 from cryoray.formats.verdicts import SIDES
 from cryoray.imaging import pictures
@@ -229,7 +228,7 @@ class Micrographs:
                 scope = self._pictures.scope_of(session, path)
             except OutsideError:
                 continue
-            if exists(path):
+            if _is_file(path):
                 return path, scope
         raise InputError(
             "the micrograph's file is not in the session's folders",
@@ -251,6 +250,13 @@ def _candidates(session: Any, stack: Any, name: str) -> Iterator[Path]:
         if any(folder.is_relative_to(root) for root in roots):
             yield folder / name
     yield star.parent / Path(name).name
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # no name of a file
+        return False
 
 
 def _header(path: Path) -> Stack:
