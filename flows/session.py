@@ -15,7 +15,7 @@ from prefect.deployments import run_deployment
 from cryoray.records import Event, OnEvent
 from cryoray.session.schema import FATES
 from cryoray.session.watcher import Watcher, places
-from cryoray.settings import load
+from cryoray.settings import Settings, load
 from cryoray.verbs.watch import service_of
 
 from .reporter import Reporter, key
@@ -62,6 +62,7 @@ def session(
     name: str,
     hours: float = 96.0,
     idle: float = 12.0,
+    ensemble: str | None = None,
     overrides: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Judge a session while it is collected, and keep what became of its images.
@@ -73,10 +74,12 @@ def session(
         name: of the session.
         hours: after which the watch ends; 0: when what is there was judged.
         idle: hours without a new micrograph after which it ends as well.
+        ensemble: that judges the particles: a name that the service knows; where the session starts its
+            own, a name in the registry or a folder. Empty: as the settings say.
         overrides: settings over those of file and environment (``watch.service`` names the service,
             ``serve.ensembles`` the ensembles of one that is started here), nested as in the TOML file.
     """
-    row_counts = watch(folder, name, hours, idle, overrides or {})
+    row_counts = watch(folder, name, hours, idle, overrides or {}, ensemble)
     rows = [{"fate": fate, "images": row_counts[fate]} for fate in FATES]
     create_table_artifact(rows, key=key(f"session-{name}"), description=str(folder))
     return row_counts
@@ -84,10 +87,15 @@ def session(
 
 @task(cache_policy=NO_CACHE, task_run_name="watch {folder}")
 def watch(
-    folder: Path, name: str, hours: float, idle: float, overrides: dict[str, Any]
+    folder: Path,
+    name: str,
+    hours: float,
+    idle: float,
+    overrides: dict[str, Any],
+    ensemble: str | None = None,
 ) -> dict[str, Any]:
     """Call ``cryoray.session.watcher.Watcher``; its events are ``cryoray.micrograph.judged`` and so on."""
-    settings, stop = load(**overrides), threading.Event()
+    settings, stop = with_ensemble(load(**overrides), ensemble), threading.Event()
     clock = Clock(stop, hours * 3600, idle * 3600)
     where = places(folder, name, settings.watch)
     with Reporter("session", name) as reporter, service_of(settings, where) as client:
@@ -102,6 +110,17 @@ def watch(
         finally:
             stop.set()
             watcher.close()
+
+
+def with_ensemble(settings: Settings, ensemble: str | None) -> Settings:
+    """The settings, with the ensemble that the form named: a service's, or one that is served here."""
+    if not ensemble:
+        return settings
+    if settings.watch.service in (None, "start"):
+        serve = settings.serve.model_copy(update={"ensembles": (ensemble,)})
+        return settings.model_copy(update={"serve": serve})
+    watch = settings.watch.model_copy(update={"ensemble": ensemble})
+    return settings.model_copy(update={"watch": watch})
 
 
 class Clock(threading.Thread):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cryoray.records import Event
+from cryoray.settings import load
 from flows import session
 from tests import examples
 from tests.session.service import TOKEN, running
@@ -42,6 +43,16 @@ def test_a_session_is_judged_and_told(
     assert [one.name for one in told] == [
         "session.opened", "micrograph.judged", "sides.merged", "session.closed",
     ]  # fmt: skip
+
+
+def test_the_forms_ensemble_is_asked_of_a_service_and_served_where_there_is_none() -> None:
+    asked = load(watch={"service": "http://gpu1:8000"}, serve={"ensembles": ["other"]})
+    chosen = session.with_ensemble(asked, "mine")
+    assert (chosen.watch.ensemble, chosen.serve.ensembles) == ("mine", ("other",))
+    own = session.with_ensemble(load(serve={"ensembles": ["other"]}), "mine")
+    assert (own.watch.ensemble, own.serve.ensembles) == (None, ("mine",))
+    assert session.with_ensemble(asked, None) == session.with_ensemble(asked, "") == asked
+    assert "ensemble" in session.session.parameters.properties
 
 
 def test_a_watch_ends_when_time_is_up_and_when_nothing_came_for_a_while() -> None:

@@ -26,12 +26,12 @@ from tests import examples
 from tests.classes import write_class_job
 from tests.select.conftest import judged
 from tests.select.server import serving
+from tests.system.pages import AXE, shot
 
 pytestmark = pytest.mark.system
 
 #: A busy machine takes its time; what is waited for is what is seen, not when.
 expect.set_options(timeout=60_000)
-AXE = Path(__file__).parent / "vendor/axe-core/axe.min.js"
 MANY, IN_A_STACK = 300_000, 3_000
 COUNTS = (7, 4, 0, 9, 2, 120, 33, 18, 5, 61, 12, 3)
 
@@ -86,14 +86,6 @@ def visiting(folder: Path, browser: Browser, **how: Any) -> Iterator[tuple[Visit
 
 def actions(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()[1:]]
-
-
-def shot(page: Page, name: str) -> None:
-    """A picture of the page, where somebody wants it."""
-    if folder := os.environ.get("CRYORAY_SCREENSHOTS"):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        page.wait_for_load_state("networkidle")
-        page.screenshot(path=Path(folder) / f"{name}.png")
 
 
 def tile(page: Page, at: int) -> Any:
