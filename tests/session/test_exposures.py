@@ -103,7 +103,7 @@ def test_what_is_not_known_of_any_exposure_has_no_column(
         page = browser.get("/sessions/s/exposures").text
         titles = re.findall(r'<th scope="col".*?>([^<>↓↑]+?) *<', page)
         assert [one for one in titles if one.strip()] == [
-            *("exposure", "judged", "picks", "kept", "mean score", "defocus", "CTF resolution")
+            *("exposure", "picks", "kept", "mean score", "defocus", "CTF resolution", "judged")
         ]
         assert page.count("not known") == 2, "defocus and CTF resolution of the bare stack"
         rows = list(csv.DictReader(io.StringIO(browser.get("/v1/sessions/s/exposures.csv").text)))

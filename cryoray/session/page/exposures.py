@@ -63,7 +63,6 @@ _judged = _table.kept + _table.discarded + _table.review
 #: In the order in which they are shown.
 COLUMNS: Mapping[str, Column] = {
     "name": Column("exposure", limited=False),
-    "time": Column("judged", limited=False),
     "picks": Column("picks", show="{:,}".format),
     "rate": Column("kept", "%", "{:.0f} %".format, 100.0),
     "score": Column("mean score", show="{:.2f}".format),
@@ -71,10 +70,10 @@ COLUMNS: Mapping[str, Column] = {
     "ctf": Column("CTF resolution", "Å", "{:.1f} Å".format),
     "square": Column("grid square", limited=False),
     "hole": Column("foil hole", limited=False),
+    "time": Column("judged", limited=False),
 }
 _values: Mapping[str, sql.ColumnElement[Any]] = {
     "name": _table.name,
-    "time": _table.judged,
     "picks": _judged + _table.quarantined,
     "rate": 1.0 * _table.kept / sql.func.nullif(_judged, 0),
     "score": _table.score,
@@ -82,6 +81,7 @@ _values: Mapping[str, sql.ColumnElement[Any]] = {
     "ctf": _table.ctf_resolution,
     "square": _table.square,
     "hole": _table.hole,
+    "time": _table.judged,
 }
 #: Sorted downwards at first: the newest, the most.
 _DOWN = ("time", "picks", "rate", "score")
