@@ -28,7 +28,7 @@ def builders() -> dict[str, Build]:
     """How the ensemble of each kind that has one of its own is made."""
     return {
         kind: cast("Build", importlib.import_module(module).build)
-        for kind in KINDS
+        for kind in (*KINDS, "class3d")
         if importlib.util.find_spec(module := f"cryoray.recipes.{kind}")
     }
 

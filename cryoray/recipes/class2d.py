@@ -61,7 +61,7 @@ _ALONE = (
     *("relation", "central_structure"),
 )
 #: Not learned from: a class's share of the particles, by which what is lost is counted.
-_SHARE = "class_distribution"
+SHARE = "class_distribution"
 #: Those that take the particles' file, which few classes come with.
 _WITH_PARTICLES = ("particle_number", "weighted_resolution", "relative_resolution")
 #: The human selections: the protein, and how the names of its stacks begin.
@@ -86,7 +86,7 @@ def settings_of(epochs: int = _EPOCHS, seed: int = 0, confidence: float = _CONFI
     return load(
         ingest={
             "kind": "class2d",
-            "preparation": {"features": (*features(), _SHARE), "geometry": "job"},
+            "preparation": {"features": (*features(), SHARE), "geometry": "job"},
         },
         train={
             "features": features(),
@@ -104,21 +104,37 @@ def settings_of(epochs: int = _EPOCHS, seed: int = 0, confidence: float = _CONFI
 
 
 def prepared_sets(
-    work: Path, projects: int, relion: int, real: Path | None, show: Show
+    work: Path,
+    projects: int,
+    relion: int,
+    real: Path | None,
+    show: Show,
+    settings: Settings | None = None,
+    folder: str = "sets",
 ) -> dict[str, list[Path]]:
     """The prepared sets of so many simulated proteins, of so many jobs of RELION, and of human selections.
+
+    Args:
+        work: where the jobs are made and lie.
+        projects: simulated proteins.
+        relion: jobs of RELION.
+        real: folder with ``class-averages-human``; None for none.
+        show: what tells of progress.
+        settings: of their preparation; None for `settings_of`.
+        folder: in ``work``, of the sets that are prepared like this.
 
     Returns:
         paths of the sets `SIMULATED`, of those of `RELION`, and of each protein of `HUMAN` in ``real``.
     """
+    settings = settings or settings_of()
     sets: dict[str, list[Path]] = {SIMULATED: [], RELION: []}
     # Not forked: torch's threads do not survive that.
     with ProcessPoolExecutor(
         os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,)
     ) as pool:
         for kind, make, number in (
-            (SIMULATED, partial(_simulated, work, JOBS), projects),
-            (RELION, partial(_classified, work), relion),
+            (SIMULATED, partial(_simulated, work, folder, settings, JOBS), projects),
+            (RELION, partial(_classified, work, folder, settings), relion),
         ):
             for made in pool.map(make, range(number)):
                 sets[kind].append(made)
@@ -127,29 +143,28 @@ def prepared_sets(
     if human is not None and human.is_dir():
         for protein, begins in HUMAN.items():
             sources = sorted(human.glob(f"{begins}*_model.star"))
-            sets[protein] = [prepared(sources, work / "sets" / protein)]
+            sets[protein] = [prepared(sources, work / folder / protein, settings)]
     return sets
 
 
-def _simulated(work: Path, jobs: int, number: int) -> Path:
+def _simulated(work: Path, folder: str, settings: Settings, jobs: int, number: int) -> Path:
     """The prepared set of one simulated protein."""
     name = f"simulated-{number + 1:03d}"
-    folder = simulate_classes(work / "simulated" / name, number, jobs)
-    return prepared([folder], work / "sets" / name)
+    source = simulate_classes(work / "simulated" / name, number, jobs)
+    return prepared([source], work / folder / name, settings)
 
 
-def _classified(work: Path, number: int) -> Path:
+def _classified(work: Path, folder: str, settings: Settings, number: int) -> Path:
     """The prepared set of a job of RELION's."""
     name = f"relion-{number + 1:03d}"
     job = class2d_job(work / "relion" / name, number)
     # One by one: a folder of RELION's is opened at its last iteration alone.
-    return prepared(sorted(job.glob("run_it*_model.star")), work / "sets" / name)
+    return prepared(sorted(job.glob("run_it*_model.star")), work / folder / name, settings)
 
 
-def prepared(sources: Sequence[Path], out: Path) -> Path:
+def prepared(sources: Sequence[Path], out: Path, settings: Settings) -> Path:
     """A set that is its own group, named as its folder."""
     if not (out / "set.json").is_file():
-        settings = settings_of()
         chosen = settings.ingest.model_copy(update={"group": out.name})
         ingest(sources, out, settings.model_copy(update={"ingest": chosen}))
     return out
@@ -170,20 +185,28 @@ def learned_from(
     return examples, level, np.repeat(list(times.values()), [len(r) for r in examples.rows])
 
 
-def build(out: Path, work: Path, real: Path | None) -> Path:
+def build(
+    out: Path,
+    work: Path,
+    real: Path | None,
+    settings: Settings | None = None,
+    folder: str = "sets",
+) -> Path:
     """Simulate, prepare, train, measure and write the ensemble with its card.
 
     Args:
         out: folder of the ensemble; an older one there is replaced.
         work: folder of what takes long; a build that was stopped goes on from it.
         real: folder with ``class-averages-human``; None: simulated jobs alone are learned from.
+        settings: of preparation and training; None for `settings_of`.
+        folder: of `prepared_sets`.
     """
-    settings = settings_of()
+    settings = settings or settings_of()
     with Show() as show, one_thread():
         relion = RELION_JOBS if there_is_relion() else 0
         if relion < RELION_JOBS:
             show.event(Event("relion.missing", {"program": PROGRAM, "jobs_not_made": RELION_JOBS}))
-        sets = prepared_sets(work, PROJECTS, relion, real, show)
+        sets = prepared_sets(work, PROJECTS, relion, real, show, settings, folder)
         examples, level, times = learned_from(sets, settings)
         levels: Levels = {
             "project": examples.groups("project"),
@@ -346,7 +369,8 @@ def card(rows: Mapping[str, Mapping[str, Any]], lost: np.ndarray, settings: Sett
     }
     counted = (
         f"; Class2D jobs of RELION itself on {RELION_JOBS} simulated collections (iterations 6, 9 and 12 of "
-        "300 to 700 particles in small boxes), where a class is good if most of its particles are, each "
+        "300 to 700 particles in small boxes), where a class is good if most of its particles are and bad if "
+        "at most a third is (what is between, and a class of fewer than ten particles, is left out), each "
         f"counted {RELION_WEIGHT} times"
     )
     lines = [

@@ -1,8 +1,8 @@
 """Classes that RELION itself makes of simulated collections: what is true of each of them is counted.
 
 How a class of RELION looks follows from its expectation maximisation, whose halos, spokes and mixed
-classes no formula gives. So ``relion_refine`` classifies simulated particles, whose truth is known, and a
-class is good if most of its particles are.
+classes no formula gives. So ``relion_refine`` classifies simulated particles, whose truth is known. A class
+is good if most of its particles are, and bad if few of them are; what is between teaches nothing.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ OPTIONS_2D = ("--tau2_fudge", "2", "--psi_step", "12")
 _SEED = 520_000
 #: Iterations of a job, and those whose classes are learned from: people look before the end, too.
 _ITERATIONS, _LOOKED_AT = 12, (6, 9, 12)
+#: A class of fewer particles shows noise, whatever they are, and has no label; nor has one whose share of
+#: good ones lies between these: it may well look like protein, since junk averages out.
+_FEWEST_PARTICLES, _UNSURE = 10, (1 / 3, 1 / 2)
 #: What a refinement finds out.
 _POSE = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst")
 
@@ -52,14 +55,12 @@ def class2d_job(folder: Path, number: int) -> Path:
 
     Returns:
         folder of the job: of some iterations ``run_itNNN_model.star``, the classes and ``…_data.star``,
-        and of all of these ``labels.csv``, in which a class is selected if most of its particles are good.
+        and of all of these ``labels.csv``: 1 selects a class, and 0 does not; an empty field says nothing.
 
     Raises:
         CryorayError: RELION failed; the message is what it said.
     """
     out = folder / "class2d"
-    if (out / "labels.csv").is_file():
-        return out
     rng = np.random.default_rng((_SEED, number))
     made = SimulateSettings(
         projects=1,
@@ -74,25 +75,43 @@ def class2d_job(folder: Path, number: int) -> Path:
     (project,) = simulate(folder, Settings(simulate=made))
     (pixel_size,) = parse(project / "particles.star")["optics"].numbers("rlnImagePixelSize")
     diameter = rng.uniform(0.65, 0.9) * made.box * pixel_size
-    refine(
-        out,
-        project,
-        np.arange(made.images),
-        *("--particle_diameter", f"{diameter:.0f}", "--K", str(rng.integers(8, 17))),
-        *("--offset_range", str(rng.integers(3, 6)), "--iter", str(_ITERATIONS)),
-        *("--random_seed", str(number + 1), *OPTIONS_2D),
-    )
-    labels = []
+    if not (out / "labels.csv").is_file():
+        refine(
+            out,
+            project,
+            np.arange(made.images),
+            *("--particle_diameter", f"{diameter:.0f}", "--K", str(rng.integers(8, 17))),
+            *("--offset_range", str(rng.integers(3, 6)), "--iter", str(_ITERATIONS)),
+            *("--random_seed", str(number + 1), *OPTIONS_2D),
+        )
+    labels: list[tuple[str, int, int | str]] = []
     for iteration in range(_ITERATIONS + 1):
         run = f"run_it{iteration:03d}"
         if iteration not in _LOOKED_AT:
             for path in out.glob(f"{run}_*"):
                 path.unlink()
             continue
-        good, bad = counted(out / f"{run}_data.star", project)
-        labels += [(f"{run}_classes.mrcs", i + 1, int(good[i] > bad[i])) for i in range(len(good))]
+        selected = labelled(*counted(out / f"{run}_data.star", project))
+        labels += [
+            (f"{run}_classes.mrcs", i + 1, "" if label < 0 else label)
+            for i, label in enumerate(selected.tolist())
+        ]
+    # Written last: it says that the job is done.
     write_csv(out / "labels.csv", ("stack", "index", "selected"), labels)
     return out
+
+
+def labelled(good: np.ndarray, bad: np.ndarray) -> np.ndarray:
+    """Labels of classes by what their particles are: 1 keep, 0 discard, -1 none.
+
+    Args:
+        good: int64 [classes], particles that a person would keep.
+        bad: int64 [classes], the others.
+    """
+    share = good / np.maximum(good + bad, 1)
+    label = (share > _UNSURE[1]).astype(np.int8)
+    label[(good + bad < _FEWEST_PARTICLES) | ((share > _UNSURE[0]) & (label == 0))] = -1
+    return label
 
 
 def refine(out: Path, project: Path, rows: np.ndarray, *options: str) -> None:

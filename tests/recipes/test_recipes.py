@@ -16,13 +16,35 @@ from cryoray.models.rounds import Boosted
 from cryoray.preparation.features import feature_names
 from cryoray.recipes import build as ensembles
 from cryoray.recipes import class2d as ensemble_class2d
+from cryoray.recipes import class3d as ensemble_class3d
 from cryoray.recipes import particle as ensemble_particle
+from cryoray.recipes.relion_jobs import labelled
 from cryoray.simulation.classes import simulate_classes
 from tests.examples import save_ensemble, with_heads
 
 
 def test_the_target_finds_the_kinds_it_can_make() -> None:
-    assert "class2d" in ensembles.builders()
+    assert {path.name for path in registry.SHIPPED.iterdir()} <= ensembles.builders().keys()
+
+
+def test_mixed_and_tiny_classes_of_relion_have_no_label() -> None:
+    good = np.array([80, 51, 50, 34, 33, 0, 9, 0, 10, 0])
+    bad = np.array([20, 49, 50, 66, 67, 100, 0, 9, 0, 0])
+    assert labelled(good, bad).tolist() == [1, 1, -1, -1, 0, 0, -1, -1, 1, -1]
+
+
+def test_what_judges_maps_learns_from_images_alone_in_the_whole_box(tmp_path: Path) -> None:
+    settings = ensemble_class3d.settings_of()
+    source = simulate_classes(tmp_path / "classes", 0, 1)
+    made = ensemble_class2d.prepared([source], tmp_path / "set", settings)
+    sets = {ensemble_class2d.SIMULATED: [made], ensemble_class2d.RELION: []}
+    names = ("a", "b")
+    sets["TcdA1"] = [ensemble_class2d.prepared([source], tmp_path / n, settings) for n in names]
+    examples, _, _ = ensemble_class2d.learned_from(sets, settings)
+    assert examples.names == ()
+    assert examples.features.shape == (len(examples), 0)
+    assert {s.settings.geometry for s in examples.sets} == {"box"}
+    assert examples.particles is not None  # by which what is lost is counted
 
 
 def test_features_are_comparisons_within_the_job_and_need_no_particles() -> None:
@@ -91,7 +113,7 @@ def test_a_protein_that_is_held_out_is_not_learned_from_and_relions_classes_coun
         **{protein: [protein] for protein in ensemble_class2d.HUMAN},
     }
     sets = {
-        kind: [ensemble_class2d.prepared([source], tmp_path / name) for name in names]
+        kind: [ensemble_class2d.prepared([source], tmp_path / name, settings) for name in names]
         for kind, names in kinds.items()
     }
     examples, level, times = ensemble_class2d.learned_from(sets, settings, without="TcdA1")
