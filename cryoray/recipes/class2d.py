@@ -34,7 +34,7 @@ from cryoray.preparation.examples import Level, SetExamples, gather
 from cryoray.preparation.features import FEATURES
 from cryoray.recipes.relion_jobs import PROGRAM, class2d_job, there_is_relion
 from cryoray.records import Event, Progress
-from cryoray.settings import Settings, load
+from cryoray.settings import PreparationSettings, Settings, load
 from cryoray.simulation.classes import simulate_classes
 from cryoray.terminal import Show
 from cryoray.verbs.ingest import ingest
@@ -43,9 +43,10 @@ from cryoray.verbs.train import write_ensemble
 #: Simulated proteins, and jobs of each: enough that their mean loss can be bounded. Since networks see how
 #: classes stand to each other in their job, thirty teach as much as ten times as many did before.
 PROJECTS, JOBS = 70, 5
-#: Simulated collections that RELION itself classified, and how often each of their classes counts beside
-#: one of a simulated job: a twentieth of all, together.
-RELION_JOBS, RELION_WEIGHT = 4, 8
+#: Simulated collections that RELION itself classified, and how often a class of theirs counts beside one of a
+#: simulated job, on average: good and bad ones as much together, since most of them are good, and the look of
+#: RELION's classes must not tell that. A fifth of all.
+RELION_JOBS, RELION_WEIGHT = 30, 8
 #: Of policy each. Simulated proteins do not vouch for real ones: at 0.95 each of the two real ones, held
 #: out, lost 4 to 5% of its good classes where 3% were allowed.
 _CONFIDENCE = 0.98
@@ -120,21 +121,21 @@ def prepared_sets(
         relion: jobs of RELION.
         real: folder with ``class-averages-human``; None for none.
         show: what tells of progress.
-        settings: of their preparation; None for `settings_of`.
+        settings: of `ingest`, how they are prepared; None for `settings_of`.
         folder: in ``work``, of the sets that are prepared like this.
 
     Returns:
         paths of the sets `SIMULATED`, of those of `RELION`, and of each protein of `HUMAN` in ``real``.
     """
-    settings = settings or settings_of()
+    how = (settings or settings_of()).ingest.preparation
     sets: dict[str, list[Path]] = {SIMULATED: [], RELION: []}
     # Not forked: torch's threads do not survive that.
     with ProcessPoolExecutor(
         os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,)
     ) as pool:
         for kind, make, number in (
-            (SIMULATED, partial(_simulated, work, folder, settings, JOBS), projects),
-            (RELION, partial(_classified, work, folder, settings), relion),
+            (SIMULATED, partial(_simulated, work, folder, how, JOBS), projects),
+            (RELION, partial(_classified, work, folder, how), relion),
         ):
             for made in pool.map(make, range(number)):
                 sets[kind].append(made)
@@ -143,29 +144,30 @@ def prepared_sets(
     if human is not None and human.is_dir():
         for protein, begins in HUMAN.items():
             sources = sorted(human.glob(f"{begins}*_model.star"))
-            sets[protein] = [prepared(sources, work / folder / protein, settings)]
+            sets[protein] = [prepared(sources, work / folder / protein, how)]
     return sets
 
 
-def _simulated(work: Path, folder: str, settings: Settings, jobs: int, number: int) -> Path:
+def _simulated(work: Path, folder: str, how: PreparationSettings, jobs: int, number: int) -> Path:
     """The prepared set of one simulated protein."""
     name = f"simulated-{number + 1:03d}"
     source = simulate_classes(work / "simulated" / name, number, jobs)
-    return prepared([source], work / folder / name, settings)
+    return prepared([source], work / folder / name, how)
 
 
-def _classified(work: Path, folder: str, settings: Settings, number: int) -> Path:
+def _classified(work: Path, folder: str, how: PreparationSettings, number: int) -> Path:
     """The prepared set of a job of RELION's."""
     name = f"relion-{number + 1:03d}"
     job = class2d_job(work / "relion" / name, number)
     # One by one: a folder of RELION's is opened at its last iteration alone.
-    return prepared(sorted(job.glob("run_it*_model.star")), work / folder / name, settings)
+    return prepared(sorted(job.glob("run_it*_model.star")), work / folder / name, how)
 
 
-def prepared(sources: Sequence[Path], out: Path, settings: Settings) -> Path:
+def prepared(sources: Sequence[Path], out: Path, how: PreparationSettings) -> Path:
     """A set that is its own group, named as its folder."""
     if not (out / "set.json").is_file():
-        chosen = settings.ingest.model_copy(update={"group": out.name})
+        settings = settings_of()
+        chosen = settings.ingest.model_copy(update={"group": out.name, "preparation": how})
         ingest(sources, out, settings.model_copy(update={"ingest": chosen}))
     return out
 
@@ -180,9 +182,16 @@ def learned_from(
     """
     human = [path for name in HUMAN if name != without for path in sets.get(name, ())]
     times = dict.fromkeys(sets[SIMULATED], 1)
-    times |= dict.fromkeys(sets[RELION], RELION_WEIGHT) | dict.fromkeys(human, HUMAN_WEIGHT)
+    times |= dict.fromkeys(sets[RELION], 1) | dict.fromkeys(human, HUMAN_WEIGHT)
     examples, level = gather(list(times), settings.train)
-    return examples, level, np.repeat(list(times.values()), [len(r) for r in examples.rows])
+    often = np.repeat(list(times.values()), [len(r) for r in examples.rows])
+    of_relion = np.isin(examples.groups("project"), [Path(path).name for path in sets[RELION]])
+    for label in (0, 1):
+        mine = of_relion & (examples.labels == label)
+        if mine.any():
+            share = mine.sum() / of_relion.sum()
+            often[mine] = max(1, round(RELION_WEIGHT / 2 / share))
+    return examples, level, often
 
 
 def build(
@@ -369,9 +378,9 @@ def card(rows: Mapping[str, Mapping[str, Any]], lost: np.ndarray, settings: Sett
     }
     counted = (
         f"; Class2D jobs of RELION itself on {RELION_JOBS} simulated collections (iterations 6, 9 and 12 of "
-        "300 to 700 particles in small boxes), where a class is good if most of its particles are and bad if "
-        "at most a third is (what is between, and a class of fewer than ten particles, is left out), each "
-        f"counted {RELION_WEIGHT} times"
+        "300 to 700 particles in small boxes), where a class is good if most of its particles are, of ten or "
+        "more, and bad if at most a third is (the others are left out), counted "
+        f"{RELION_WEIGHT} times each on average, good and bad ones as much together"
     )
     lines = [
         "# 2D classes: what its numbers rest on",

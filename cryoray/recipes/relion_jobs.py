@@ -34,8 +34,8 @@ OPTIONS_2D = ("--tau2_fudge", "2", "--psi_step", "12")
 _SEED = 520_000
 #: Iterations of a job, and those whose classes are learned from: people look before the end, too.
 _ITERATIONS, _LOOKED_AT = 12, (6, 9, 12)
-#: A class of fewer particles shows noise, whatever they are, and has no label; nor has one whose share of
-#: good ones lies between these: it may well look like protein, since junk averages out.
+#: A class of fewer particles shows noise, and is never taken for a good one; nor is one whose share of good
+#: ones lies between these taken for a bad one: it may well look like protein, since junk averages out.
 _FEWEST_PARTICLES, _UNSURE = 10, (1 / 3, 1 / 2)
 #: What a refinement finds out.
 _POSE = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst")
@@ -110,7 +110,8 @@ def labelled(good: np.ndarray, bad: np.ndarray) -> np.ndarray:
     """
     share = good / np.maximum(good + bad, 1)
     label = (share > _UNSURE[1]).astype(np.int8)
-    label[(good + bad < _FEWEST_PARTICLES) | ((share > _UNSURE[0]) & (label == 0))] = -1
+    few = good + bad < _FEWEST_PARTICLES
+    label[(share > _UNSURE[0]) & (few | (label == 0))] = -1
     return label
 
 
