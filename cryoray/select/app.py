@@ -26,6 +26,7 @@ from cryoray.errors import CryorayError, InputError, printable
 from cryoray.imaging import pictures
 from cryoray.select import saving
 from cryoray.select.gallery import CANDIDATES, MOST, Gallery
+from cryoray.select.link import leading_to
 from cryoray.select.selection import Selection
 from cryoray.web.guard import (
     AbsentError,
@@ -36,6 +37,7 @@ from cryoray.web.guard import (
     body_of,
 )
 from cryoray.web.looks import SHARED_STYLE, SIDES, VIEWS, Look
+from cryoray.web.server import config
 
 _HERE = Path(__file__).parent / "page"
 _STATIC = {

@@ -199,7 +199,7 @@ def open_table(folder: Path, source: Path | None = None) -> Table:
             file=folder,
             remedy="give a folder that `cryoray classify` made",
         )
-    table, lost = _read(file), _read(folder / QUARANTINE)
+    table, lost = _read(file), _read(folder / QUARANTINE_TABLE)
     for name in ("image", "score", "verdict"):
         if name not in table.column_names:
             raise FormatError(f"has no column {name!r}", file=file, remedy="classify again")

@@ -79,8 +79,10 @@ def open_to_all(process: int) -> list[str]:
 
 def is_rays(command: str) -> bool:
     """Whether it is a part of Ray, which has no setting for where it listens (SECURITY.md)."""
-    parts = ("gcs_server", "raylet", "ray::", "default_worker", "ray/dashboard", "runtime_env")
-    parts += ("ray/autoscaler/_private/monitor.py",)
+    parts = (
+        *("gcs_server", "raylet", "ray::", "default_worker", "ray/dashboard", "runtime_env"),
+        "ray/autoscaler/_private/monitor.py",
+    )
     return any(part in command for part in parts)
 
 

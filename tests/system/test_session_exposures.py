@@ -33,7 +33,9 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service,
         projects=1, images=200, per_micrograph=25, micrographs=True, snr=0.3, seed=7
     )
     (root,) = simulate(out, Settings(simulate=wanted))
-    ensembles = {"particle": registry.shipped("particle")}
+    ships = registry.shipped("particle")
+    assert ships is not None
+    ensembles = {"particle": ships}
     url = str(root / "cryoray/ledger.sqlite")
     ledger = Ledger(url)
     with running([root], ensembles, ledger=url) as service:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import httpx
@@ -43,14 +44,14 @@ def requests(
         queries: names of what may follow an address, for routes that do not declare it.
     """
     for route in _routes(app):
-        for method in sorted(route.methods - {"HEAD", "OPTIONS"}):
+        for method in sorted((route.methods or set()) - {"HEAD", "OPTIONS"}):
             good = re.sub(r"\{(\w+)(:\w+)?\}", lambda found: known[found[1]], route.path)
             for name in re.findall(r"\{(\w+)", route.path):
                 for value in VALUES:
                     parts = {**known, name: value}
                     yield (
                         method,
-                        re.sub(r"\{(\w+)(:\w+)?\}", lambda found, p=parts: p[found[1]], route.path),
+                        re.sub(r"\{(\w+)(:\w+)?\}", partial(_part, parts), route.path),
                         {},
                         None,
                     )
@@ -69,6 +70,10 @@ def requests(
                         yield method, good, {"Content-Type": "application/json"}, body
 
 
+def _part(parts: Mapping[str, str], found: re.Match[str]) -> str:
+    return parts[found[1]]
+
+
 def _routes(holder: Any) -> Iterator[APIRoute]:
     for route in holder.routes:
         inner = getattr(route, "original_router", None)
@@ -83,8 +88,8 @@ def answers(
 ) -> Iterator[tuple[str, httpx.Response]]:
     """What is answered to each, with what was asked."""
     for method, target, headers, body in asked:
-        lines = {name: value.encode("latin-1") for name, value in headers.items()}
-        lines["Connection"] = b"close"  # else the next one might meet the end of this one
+        lines = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        lines.append((b"Connection", b"close"))  # else the next one might meet the end of this one
         request = client.build_request(method, "/", content=body, headers=lines)
         request.url = request.url.copy_with(raw_path=target.encode())
         try:

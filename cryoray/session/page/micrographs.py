@@ -21,7 +21,7 @@ from cryoray.formats import mrc
 from cryoray.formats.opening import OutsideError, Scope
 from cryoray.formats.relion import image_table
 from cryoray.formats.star import parse
-from cryoray.formats.verdicts import SIDES
+from cryoray.formats.verdicts import PARTITIONS
 from cryoray.imaging import pictures
 from cryoray.records import VERDICTS, Stack
 from cryoray.session.cache import Cache
@@ -102,9 +102,11 @@ class Micrographs:
                 rows = np.flatnonzero(_equal(verdict, side))
                 if not len(rows):
                     continue
-                table = image_table(parse(folder / f"{SIDES[side]}.star"), stack.kind)
+                table = image_table(parse(folder / f"{PARTITIONS[side]}.star"), stack.kind)
                 if len(table) != len(rows):
-                    raise InputError("is not what was judged", file=folder / f"{SIDES[side]}.star")
+                    raise InputError(
+                        "is not what was judged", file=folder / f"{PARTITIONS[side]}.star"
+                    )
                 texts = [name for name in (_NAME,) if name in table.columns]
                 numbers = [name for name in _NUMBERS[stack.kind] if name in table.columns]
                 columns = table.read(texts, numbers)

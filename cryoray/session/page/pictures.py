@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 
 from cryoray.errors import FormatError, InputError
 from cryoray.formats import mrc
-from cryoray.formats.names import VERDICTS_TABLE
 from cryoray.formats.opening import OutsideError, Scope
 from cryoray.formats.rows import resolve
 from cryoray.formats.stacks import open_stacks
