@@ -22,7 +22,7 @@ from cryoray.records import KINDS, REASON_WORDS, VERDICTS, Kind, Verdicts
 
 #: A particle's reason may be its class; those the line does not bring back.
 _BY_CLASS = "its class is discarded"
-_NO_SCORE = "its score is no number of 0 to 1"
+_NO_SCORE = "its score is not a number from 0 to 1"
 
 
 @dataclass(frozen=True, eq=False)

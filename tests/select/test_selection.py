@@ -316,7 +316,7 @@ def test_damaged_scores_are_set_apart_and_counted_and_the_rest_is_saved(
     try:
         assert len(selection.table) == 36
         reasons = [why for _, why in selection.table.verdicts.quarantined]
-        assert reasons.count("its score is no number of 0 to 1") == 4
+        assert reasons.count("its score is not a number from 0 to 1") == 4
         assert np.isfinite(selection.table.threshold)
         assert np.isfinite(selection.presets()[0]["line"])
         saved = saving.save(selection, tmp_path / "selected")

@@ -345,7 +345,7 @@ def _number(text: str, column: Column) -> float | None:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise InputError(f"a limit of {column.title} is no number", remedy="write it as 3.5")
+        raise InputError(f"a limit of {column.title} is not a number", remedy="write it as 3.5")
     return value
 
 

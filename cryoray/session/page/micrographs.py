@@ -269,7 +269,7 @@ def _header(path: Path) -> Stack:
     """
     if path.suffix not in (".mrc", ".mrcs"):
         raise FormatError(
-            "is no MRC file, and only those are shown", file=path, remedy="look at it elsewhere"
+            "is not an MRC file, and only those are shown", file=path, remedy="look at it elsewhere"
         )
     header = mrc.read_header(path)
     if header.count > 1:
