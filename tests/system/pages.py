@@ -19,7 +19,10 @@ def shot(page: Page, name: str) -> None:
         page.wait_for_load_state("networkidle")
         page.screenshot(path=file)
         with Image.open(file) as picture:
-            few = picture.convert("RGB").quantize(48, dither=Image.Dither.NONE)
+            large = picture.width > 1000  # the site's column is narrower
+            size = (1080, 1080 * picture.height // picture.width) if large else picture.size
+            smaller = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+            few = smaller.quantize(48, dither=Image.Dither.NONE)
         few.save(file, optimize=True)
 
 

@@ -115,11 +115,11 @@ def test_sliders_and_the_larger_view_show_pictures_anew_and_stay_as_they_were_le
 ) -> None:
     page = visiting().page
     first = page.locator(".gallery form.tile img").first
-    page.get_by_label("Low-pass").focus()
+    page.get_by_role("slider", name="Low-pass").focus()
     for _ in range(5):
         page.keyboard.press("ArrowRight")
     expect(first).to_have_attribute("src", re.compile(r"low=25\b"))
-    page.get_by_label("Contrast").focus()
+    page.get_by_role("slider", name="Contrast").focus()
     page.keyboard.press("ArrowRight")
     expect(first).to_have_attribute("src", re.compile(r"cut=1\b"))
     page.locator(".gallery form.tile .picture").first.focus()

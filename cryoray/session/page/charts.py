@@ -81,7 +81,7 @@ def over_time(
         alarms: their times.
         ticks: times and what to write below them.
     """
-    if len(bins) < 2:
+    if len(bins) < 2 or bins[0].x == bins[-1].x:
         return _empty("Keep rate over time")
     low, high = bins[0].x, bins[-1].x
     at = _scale(low, high)
@@ -109,7 +109,7 @@ def over_time(
 def against(bins: Sequence[Bin], title: str, unit: str) -> Markup:
     """Keep rate against a number of the micrographs, with standard errors."""
     if len(bins) < 2:
-        return _empty(title)
+        return _empty(title, "not enough micrographs yet" if bins else "not known")
     low, high = bins[0].x, bins[-1].x
     at = _scale(low, high)
     parts = [f'<polyline class="line" points="{_points([(at(b.x), _y(b.rate)) for b in bins])}"/>']
@@ -162,5 +162,5 @@ def _chart(title: str, parts: Sequence[str], ticks: Sequence[tuple[float, str]])
     )
 
 
-def _empty(title: str) -> Markup:
-    return Markup(f'<p class="none" aria-label="{escape(title)}">not enough micrographs yet</p>')
+def _empty(title: str, why: str = "not enough micrographs yet") -> Markup:
+    return Markup(f'<p class="none" aria-label="{escape(title)}">{escape(why)}</p>')
