@@ -19,10 +19,10 @@ def shot(page: Page, name: str) -> None:
         page.wait_for_load_state("networkidle")
         page.screenshot(path=file)
         with Image.open(file) as picture:
-            large = picture.width > 1000  # the site's column is narrower
-            size = (1080, 1080 * picture.height // picture.width) if large else picture.size
+            large = picture.width > 1000  # the column of the site is narrower; few colours, but all hues
+            size = (900, 900 * picture.height // picture.width) if large else picture.size
             smaller = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-            few = smaller.quantize(48, dither=Image.Dither.NONE)
+            few = smaller.quantize(64, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
         few.save(file, optimize=True)
 
 
