@@ -19,7 +19,8 @@ def shot(page: Page, name: str) -> None:
         page.wait_for_load_state("networkidle")
         page.screenshot(path=file)
         with Image.open(file) as picture:
-            large = picture.width > 1000  # the column of the site is narrower; few colours, but all hues
+            # The column of the site is narrower; few colours are enough, but of all hues.
+            large = picture.width > 1000
             size = (900, 900 * picture.height // picture.width) if large else picture.size
             smaller = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
             few = smaller.quantize(64, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
