@@ -12,8 +12,6 @@ from cryoray.formats.files import replacing
 from cryoray.recipes import class2d
 from cryoray.settings import Settings
 
-#: Images alone take longer to learn from.
-_EPOCHS = 2
 #: Before the card of a training on 2D classes.
 _CARD = """# 3D classes: judged by an ensemble of 2D classes that learned from images alone
 
@@ -26,7 +24,7 @@ numbers below are of 2D classes, by their images alone.
 
 def settings_of() -> Settings:
     """Those of 2D classes, without what compares a class with others of its job."""
-    settings = class2d.settings_of(_EPOCHS)
+    settings = class2d.settings_of()
     preparation = settings.ingest.preparation.model_copy(
         update={"features": (class2d.SHARE,), "geometry": "box"}
     )
