@@ -62,6 +62,10 @@ EVENTS: Mapping[str, str] = {
     "micrograph.judged": "One micrograph: kept, discarded, review, keep rate, mean score, CTF resolution,"
     " defocus.",
     "page.ready": "The address of the session page, and the file with the session's token.",
+    "profile.applied": "All particles of a session rest on its profile; the row counts of the session.",
+    "profile.failed": "No profile could be made of a session, and why; its verdicts stay as they are.",
+    "profile.made": "A session has a new profile: images that it rests on, images that the session had,"
+    " stacks that are judged again.",
     "project.simulated": "A simulated collection is written.",
     "rank.done": "The 2D classes of a job were ranked: classes and particles, selected and in all.",
     "reasons.learned": "The network that names reasons is trained; how often it is right.",
@@ -84,6 +88,8 @@ EVENTS: Mapping[str, str] = {
     "tune.done": "The best trial.",
     "validation.done": "The numbers of a validation.",
     "verdict.overridden": "A person changed a verdict.",
+    "verdicts.changed": "A stack was judged again by the session's new profile: images whose verdict changed,"
+    " and the counts as they are now.",
     "views.unknown": "Orientations or defocus are not known, so error rates by view are left out.",
 }
 

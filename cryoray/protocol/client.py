@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -114,7 +114,7 @@ class Client:
         """
         some = None if rows is None else (int(rows[0]), int(rows[1]))
         request = JudgeRequest(
-            source=str(Path(source).absolute()),
+            source=_absolute(source),
             rows=some,
             ensemble=ensemble,
             profile=None if profile is None else dict(profile),
@@ -123,11 +123,14 @@ class Client:
         headers = {"Content-Type": JSON_TYPE, "Accept": _ANSWERS}
         return self._verdicts(lambda: self._http.post(JUDGE, content=body, headers=headers))
 
-    def profile(self, source: str | Path, *, ensemble: str | None = None) -> dict[str, Any]:
+    def profile(
+        self, source: str | Path | Sequence[str | Path], *, ensemble: str | None = None
+    ) -> dict[str, Any]:
         """The profile of the project whose images are a source's, as `profile.json` has it.
 
         Args:
-            source: path of all of the project; a relative one is meant from here.
+            source: path of all of the project; a relative one is meant from here. Or several, at most
+                `messages.MOST_SOURCES`, of which those that cannot be read are left out.
             ensemble: name of one of the service's; None for its first.
 
         Raises:
@@ -135,7 +138,10 @@ class Client:
             UnreachableError: nothing answers.
             CryorayError: the service failed, or stayed full for longer than ``patience``.
         """
-        asked = ProfileRequest(source=str(Path(source).absolute()), ensemble=ensemble)
+        if isinstance(source, str | Path):
+            asked = ProfileRequest(source=_absolute(source), ensemble=ensemble)
+        else:
+            asked = ProfileRequest(sources=tuple(map(_absolute, source)), ensemble=ensemble)
         body, headers = asked.model_dump_json(), {"Content-Type": JSON_TYPE}
         response = self._successful(
             lambda: self._http.post(PROFILES, content=body, headers=headers)
@@ -254,6 +260,10 @@ class Client:
         if response.status_code == httpx.codes.OK:
             return response
         raise _failure(response)
+
+
+def _absolute(path: str | Path) -> str:
+    return str(Path(path).absolute())
 
 
 def _lost(response: httpx.Response) -> bool:

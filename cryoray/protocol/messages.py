@@ -12,6 +12,9 @@ from cryoray.records import Kind, Verdict
 JUDGE, HEALTH, METRICS = "/v1/judge", "/healthz", "/metrics"
 ENSEMBLES, SHADOW, PROFILES = "/v1/ensembles", "/v1/shadow", "/v1/profiles"
 
+#: Sources of one profile: it rests on 512 images, and a body of JSON is small.
+MOST_SOURCES = 128
+
 #: The body of an upload: a whole `.mrcs` file.
 STACK_TYPE = "application/octet-stream"
 
@@ -25,12 +28,13 @@ class Message(BaseModel):
 #: Strict: true is no row.
 _First = Annotated[int, Field(strict=True, ge=0)]
 _End = Annotated[int, Field(strict=True, ge=1)]
+_Path = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 
 
 class JudgeRequest(Message):
     """Rows of a source that lies on a disk which the service sees."""
 
-    source: Annotated[str, StringConstraints(min_length=1, max_length=4096)] = Field(
+    source: _Path = Field(
         description="path of a .star, .cs or .mrcs under one of the service's roots"
     )
     rows: tuple[_First, _End] | None = Field(
@@ -51,10 +55,28 @@ class JudgeRequest(Message):
 class ProfileRequest(Message):
     """The project whose profile is wanted; the answer is a `profile.json`."""
 
-    source: Annotated[str, StringConstraints(min_length=1, max_length=4096)] = Field(
-        description="path of a .star, .cs or .mrcs under one of the service's roots, all of the project"
+    source: _Path | None = Field(
+        None,
+        description="path of a .star, .cs or .mrcs under one of the service's roots, all of the project",
+    )
+    sources: tuple[_Path, ...] = Field(
+        (),
+        max_length=MOST_SOURCES,
+        description="instead of source: the paths that make up the project, in order; those that cannot"
+        " be read are left out",
     )
     ensemble: str | None = Field(None, description="name of one of the service's; null: its first")
+
+    @model_validator(mode="after")
+    def _either(self) -> ProfileRequest:
+        if (self.source is None) == (not self.sources):
+            raise ValueError("either source or sources is needed")
+        return self
+
+    @property
+    def every(self) -> tuple[str, ...]:
+        """The paths, in order."""
+        return self.sources if self.source is None else (self.source,)
 
 
 class JudgedRow(Message):
@@ -101,6 +123,7 @@ class ServedEnsemble(Message):
     digest: str
     kind: Kind
     training: Training
+    context: bool = Field(False, description="whether it judges within projects by their profiles")
     before: str | None = Field(
         None, description="digest that takes its place if it fails; null when it has proved itself"
     )

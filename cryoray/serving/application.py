@@ -8,6 +8,7 @@ import os
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -64,6 +65,11 @@ from cryoray.session.ledger import Ledger
 from cryoray.session.page import router as session_pages
 from cryoray.settings import PreparationSettings, ServeSettings
 
+
+class OtherProfileError(InputError):
+    """A profile is of another ensemble than the one that is active: one was promoted since."""
+
+
 Asked = TypeVar("Asked", JudgeRequest, ProfileRequest)
 
 _log = logging.getLogger("ray.serve.cryoray")
@@ -76,6 +82,7 @@ _STATUS: Mapping[type[CryorayError], int] = {
     OutsideError: 403,
     AbsentError: 404,
     SlowError: 408,
+    OtherProfileError: 409,
     TooMuchError: 413,
     FullError: 429,
     BusyError: 503,
@@ -196,6 +203,7 @@ def _about_ensembles(
                     digest=served.digest,
                     kind=served.kind,
                     training=served.training,
+                    context=served.context,
                     before=before.digest if (before := lineup.before(served)) else None,
                 )
                 for name, served in lineup.items()
@@ -220,7 +228,7 @@ def _judgements(judge: "Judge", anyone: Bearer) -> APIRouter:
         response_model=JudgeAnswer,
         responses=_REFUSALS
         | {200: {"content": {ARROW_TYPE: {"schema": {"type": "string", "format": "binary"}}}}}
-        | {status: {"model": Problem} for status in (400, 403, 404, 415, 422, 500, 507)},
+        | {status: {"model": Problem} for status in (400, 403, 404, 409, 415, 422, 500, 507)},
         dependencies=[Security(anyone)],
         openapi_extra={
             "requestBody": {
@@ -351,14 +359,37 @@ class Judge:
                 remedy="judge without a profile",
             )
         together = self._settings.batch
-        chosen = await self.parsers.choose(
-            Question(asked.source, None, served.kind, served.preparation, together, scope)
-        )
-        seen = await self._judging.embed(Work(served, profiled_rows(chosen.ranges), scope))
+        questions = [
+            Question(source, None, served.kind, served.preparation, together, scope)
+            for source in asked.every
+        ]
+        chosen = await self._readable(questions)
+        # One row after the other through all of the sources, as if they were one.
+        starts = np.cumsum([0, *(each.rows for each in chosen)]).tolist()
+        ranges = [
+            replace(part, rows=part.rows + start)
+            for each, start in zip(chosen, starts, strict=False)
+            for part in each.ranges
+        ]
+        seen = await self._judging.embed(Work(served, profiled_rows(ranges), scope))
         made = await asyncio.to_thread(profile_of, seen, served.digest)
         if made is None:
-            raise InputError("none of its images can be read", file=asked.source)
+            raise InputError("none of its images can be read", file=asked.every[0])
         return Response(made.model_dump_json(), media_type=JSON_TYPE)
+
+    async def _readable(self, questions: Sequence[Question]) -> list[Chosen]:
+        """What is chosen of several sources, those left out that cannot be read.
+
+        Raises:
+            InputError: none can.
+        """
+        found = await asyncio.gather(*map(self.parsers.choose, questions), return_exceptions=True)
+        chosen = [one for one in found if isinstance(one, Chosen)]
+        failures = [one for one in found if isinstance(one, BaseException)]
+        grave = [one for one in failures if not isinstance(one, InputError)]
+        for error in grave or (failures if not chosen else ()):
+            raise error
+        return chosen
 
     async def _heard(self, request: Request, ensemble: str | None) -> Response:
         accept = request.headers.get("Accept", "")
@@ -442,7 +473,7 @@ class Judge:
         counts = self._counts
         while True:
             if profile is not None and profile.ensemble != served.digest:
-                raise InputError(
+                raise OtherProfileError(
                     f"the profile {profile.digest[:12]} is of another ensemble than {served.digest[:12]}, "
                     f"which is active as {name!r}",
                     remedy=f"ask for one at {PROFILES}",

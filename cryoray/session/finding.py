@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from cryoray.formats.rows import Source
 from cryoray.formats.source import find_sources, open_source
 from cryoray.formats.star import parse
 from cryoray.records import Kind
-from cryoray.session.judging import Unit, digest
+from cryoray.session.judging import Unit, digest, images_of
 from cryoray.session.settling import Scanner
 
 _ITERATION = re.compile(r"_it(\d+)(?=_)")
@@ -52,7 +53,7 @@ class Finder:
             for one in self._affected(path):
                 unit = self._unit(Path(one))
                 if unit is not None:
-                    found[one] = unit
+                    found[one] = replace(unit, images=images_of(unit))
         return list(found.values())
 
     def superseded(self, model: Path) -> list[str]:

@@ -10,10 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +26,7 @@ from cryoray.boosting.information import information_gain
 from cryoray.errors import CryorayError, FormatError, InputError, printable
 from cryoray.formats import mrc
 from cryoray.formats.companion import rows_of
-from cryoray.formats.files import replacing
+from cryoray.formats.files import replacing, replacing_folder
 from cryoray.formats.names import QUARANTINE_TABLE, VERDICTS_TABLE
 from cryoray.formats.opening import OutsideError, Scope
 from cryoray.formats.rows import Source
@@ -32,6 +35,7 @@ from cryoray.formats.verdicts import write_verdicts
 from cryoray.records import Kind, Verdicts
 from cryoray.session.grid import Grid
 from cryoray.session.ledger import Micrograph, Outcome
+from cryoray.session.profiling import SessionProfile
 
 RECORD = "record.json"
 #: Rows of a request; the service takes 100,000 by default.
@@ -52,8 +56,14 @@ class JudgeClient(Protocol):
         rows: tuple[int, int] | None = None,
         *,
         ensemble: str | None = None,
+        profile: Mapping[str, Any] | None = None,
     ) -> Verdicts:
         """Judge rows of a source."""
+
+    def profile(
+        self, source: str | Path | Sequence[str | Path], *, ensemble: str | None = None
+    ) -> dict[str, Any]:
+        """The profile of a source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +75,9 @@ class Unit:
         kind: what its rows are.
         own: the STAR file that has the rows of this stack and no others.
         shared: a STAR file that has the rows of several stacks, this one among them.
-        digest: of everything the verdicts depend on but the ensemble.
+        digest: of everything the verdicts depend on but the ensemble and the profile.
         unused: names of STAR files that lie beside the stack and do not describe it, and why not.
+        images: how many particles it has; 0 where that cannot be seen.
     """
 
     path: Path
@@ -75,6 +86,7 @@ class Unit:
     shared: Path | None
     digest: str
     unused: tuple[tuple[str, str], ...] = ()
+    images: int = 0
 
     @property
     def asked(self) -> Path:
@@ -95,6 +107,8 @@ class SessionContext:
         grid: reads places from names.
         max_quarantined: fraction of a stack's rows.
         ensembles: names of the service's, by kind; None for its first.
+        within: kinds whose ensemble judges within projects, by their profiles.
+        swapping: held while the verdicts of a stack take the place of older ones.
     """
 
     root: Path
@@ -105,6 +119,8 @@ class SessionContext:
     grid: Grid
     max_quarantined: float
     ensembles: dict[Kind, str | None]
+    within: frozenset[Kind] = frozenset()
+    swapping: threading.Lock = field(default_factory=threading.Lock)
 
     def place(self, path: Path) -> Path:
         """The folder of a unit's verdicts."""
@@ -144,8 +160,32 @@ def incomplete(path: Path, own: Path | None) -> str | None:
     return None
 
 
-def judge(unit: Unit, context: SessionContext, service: JudgeClient) -> Outcome:
+def images_of(unit: Unit) -> int:
+    """How many images of a unit a profile may rest on; 0 where it cannot be read."""
+    if unit.kind != "particle":
+        return 0
+    try:
+        if unit.path.suffix != ".mrcs":
+            return len(open_source(unit.path))
+        stack = mrc.read_header(unit.path)
+    except InputError:
+        return 0
+    return stack.count if max(stack.height, stack.width) <= _LARGEST_BOX else 0
+
+
+def judge(
+    unit: Unit,
+    context: SessionContext,
+    service: JudgeClient,
+    profile: SessionProfile | None = None,
+) -> Outcome:
     """Have a unit judged, unless its verdicts are there already, and write them.
+
+    Args:
+        unit: which.
+        context: of the session.
+        service: judges.
+        profile: of the session, for particles; a job of classes is a project by itself.
 
     Raises:
         InputError: the unit cannot be read, or the service refuses it.
@@ -153,23 +193,54 @@ def judge(unit: Unit, context: SessionContext, service: JudgeClient) -> Outcome:
     """
     folder = context.place(unit.path)
     there = recorded(folder, unit.digest)
-    if there is not None:
+    if there is not None and (profile is None or there.profile == profile.digest):
         return there
     source, rows, by_frame = _rows_in_scope(unit, context)
-    verdicts = _ask(unit, len(by_frame) if by_frame is not None else len(source), context, service)
+    body = None if profile is None else profile.body
+    if unit.kind == "class2d" and unit.kind in context.within:
+        body = service.profile(unit.asked, ensemble=context.ensembles.get(unit.kind))
+    count = len(by_frame) if by_frame is not None else len(source)
+    verdicts = _ask(unit, count, context, service, body)
     if by_frame is not None:
         verdicts = Verdicts.together([verdicts.renumbered(by_frame)])
-    (folder / RECORD).unlink(missing_ok=True)
-    # What is merged are STAR files, also where a cryoSPARC table is the source.
-    write_verdicts(folder, source, verdicts, also_star=True)
-    outcome = _outcome(unit, context, source, rows, verdicts)
-    _durable(folder)
-    with replacing(folder / RECORD) as temporary:
-        temporary.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
-        temporary.chmod(0o600)
-        _sync(temporary)
-    _sync(folder)
+    if body is None and unit.kind in context.within:
+        verdicts = verdicts.with_about({**verdicts.about, "provisional": "yes"})
+    outcome = replace(
+        _outcome(unit, context, source, rows, verdicts),
+        profile=None if body is None else str(body["digest"]),
+        changed=0 if there is None else _changed(folder, verdicts),
+    )
+    # Held last and let go when the folder is in its place: whoever reads sees the old one, or the new one.
+    with ExitStack() as swap, replacing_folder(folder, "folder of verdicts", _is_ours) as made:
+        # What is merged are STAR files, also where a cryoSPARC table is the source.
+        write_verdicts(made, source, verdicts, also_star=True)
+        with replacing(made / RECORD) as temporary:
+            temporary.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
+        _durable(made)
+        swap.enter_context(context.swapping)
+    _sync(folder.parent)
     return outcome
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder may be replaced: it is in the place of a unit's verdicts, so it holds them."""
+    return folder.is_dir() and not folder.is_symlink()
+
+
+def _changed(folder: Path, verdicts: Verdicts) -> int:
+    """How many of the images have another verdict than in the table that is there."""
+    before = pq.read_table(folder / VERDICTS_TABLE, columns=["verdict"])["verdict"].to_numpy()
+    now = verdicts.verdict
+    same = len(before) == len(now)
+    return int(np.count_nonzero(before != now)) if same else len(now)
+
+
+def verdict_of(folder: Path, rows: Sequence[int]) -> dict[int, tuple[str, float]]:
+    """Verdict and score of some rows of a unit's `verdicts.parquet`."""
+    table = pq.read_table(folder / VERDICTS_TABLE, columns=["verdict", "score"])
+    some = [row for row in rows if row < len(table)]
+    columns = (table[name].take(some).to_pylist() for name in ("verdict", "score"))
+    return dict(zip(some, zip(*columns, strict=True), strict=True))
 
 
 def _rows_in_scope(
@@ -222,16 +293,20 @@ def _rows(unit: Unit) -> tuple[Source, np.ndarray, np.ndarray | None]:
     return source, np.arange(len(source)), None
 
 
-def _ask(unit: Unit, rows: int, context: SessionContext, service: JudgeClient) -> Verdicts:
+def _ask(
+    unit: Unit,
+    rows: int,
+    context: SessionContext,
+    service: JudgeClient,
+    profile: Mapping[str, Any] | None,
+) -> Verdicts:
     """The service's verdicts on ``rows`` rows of what it is asked about."""
     ensemble = context.ensembles.get(unit.kind)
-    if rows <= _ROWS:
-        parts = [service.judge(unit.asked, ensemble=ensemble)]
-    else:
-        parts = [
-            service.judge(unit.asked, (first, min(first + _ROWS, rows)), ensemble=ensemble)
-            for first in range(0, rows, _ROWS)
-        ]
+    some = [(first, min(first + _ROWS, rows)) for first in range(0, rows, _ROWS)]
+    parts = [
+        service.judge(unit.asked, part, ensemble=ensemble, profile=profile)
+        for part in (some if len(some) > 1 else [None])
+    ]
     if len({part.ensemble for part in parts}) > 1:
         raise CryorayError("The ensemble was replaced while a stack was judged.")
     verdicts = Verdicts.together(parts)

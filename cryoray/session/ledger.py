@@ -20,6 +20,12 @@ ledger holds of the stack. So whoever is killed when: either the record is missi
 judged anew into the same files; or it is there and the ledger does not know, and learns it again from
 the record. Every id is derived from content or position, so what is done twice is done once.
 
+*Profiles.* Where the ensemble judges within a project, the verdicts of a stack rest on a profile, whose
+digest is beside them here and in the record. When the session has another one, the stack stays ``judged``,
+and counts, until its new verdicts take the place of the old ones in the same way; when it was judged first
+and what people said of its images are left as they were. Which stacks are left to be judged again is seen
+from their profiles, so a watcher that is killed goes on with those.
+
 Images are named by a stack and a ``row``: the 0-based row of the stack's `verdicts.parquet`.
 
 The watcher alone writes stacks, micrographs and events; the page alone writes overrides, labels and
@@ -36,7 +42,7 @@ import shutil
 import socket
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from hmac import compare_digest
@@ -152,6 +158,8 @@ class Outcome:
         candidates: (row of `verdicts.parquet`, expected information gain of its label, bits), the best
             of this stack.
         sample: (row of `verdicts.parquet`, image, draw), the lowest draws of this stack.
+        profile: digest of the profile that the verdicts rest on; None where it is none.
+        changed: images whose verdict was another one by the profile before.
     """
 
     digest: str
@@ -168,17 +176,23 @@ class Outcome:
     micrographs: tuple[Micrograph, ...] = ()
     candidates: tuple[tuple[int, float], ...] = ()
     sample: tuple[tuple[int, str, float], ...] = ()
+    profile: str | None = None
+    changed: int = 0
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Outcome:
         """What `dataclasses.asdict` made of one, after a trip through JSON."""
-        known = {one.name: record[one.name] for one in fields(cls)}
+        known = {one.name: record[one.name] for one in fields(cls) if one.name in record}
         if known["state"] == "aside":  # what earlier versions called it
             known["state"] = "rejected"
         known["micrographs"] = tuple(Micrograph(**one) for one in record["micrographs"])
         known["candidates"] = tuple((int(row), float(t)) for row, t in record["candidates"])
         known["sample"] = tuple((int(r), str(i), float(d)) for r, i, d in record["sample"])
         return cls(**known)
+
+
+#: Verdict and score of some rows of a stack's `verdicts.parquet`.
+VerdictOf = Callable[[Sequence[int]], Mapping[int, tuple[str, float]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -509,6 +523,7 @@ class Ledger:
                 reason=None,
                 judged=None,
                 ensemble=None,
+                profile=None,
                 **dict.fromkeys(FATES, 0),
             )
         )
@@ -534,9 +549,24 @@ class Ledger:
             )
 
     def commit(
-        self, session: str, key: str, outcome: Outcome, happened: Iterable[Happened] = ()
+        self,
+        session: str,
+        key: str,
+        outcome: Outcome,
+        happened: Iterable[Happened] = (),
+        verdict_of: VerdictOf | None = None,
     ) -> bool:
         """Replace all that is known of a stack by its outcome, in one transaction.
+
+        What was judged before, by another profile, keeps the time at which it was judged first, and what
+        people said of it.
+
+        Args:
+            session: its name.
+            key: of the stack.
+            outcome: of it.
+            happened: events that go with it.
+            verdict_of: the new verdicts of images that people decided about.
 
         Returns:
             False, and nothing is changed, where the stack was rewritten or vanished meanwhile.
@@ -544,10 +574,14 @@ class Ledger:
         counts = {name: getattr(outcome, name) for name in FATES}
         with self._writing() as connection:
             there = connection.execute(
-                sql.select(stacks.c.digest, stacks.c.state).where(stacks.c.id == key)
+                sql.select(stacks.c.digest, stacks.c.state, stacks.c.judged).where(
+                    stacks.c.id == key
+                )
             ).first()
             if there is None or there.digest != outcome.digest or there.state == "vanished":
                 return False
+            again = there.state == "judged" and there.judged is not None
+            at = there.judged if again else outcome.at
             self._forget(connection, key)
             connection.execute(
                 stacks.update()
@@ -557,17 +591,22 @@ class Ledger:
                     rows=outcome.rows,
                     score=outcome.score,
                     ensemble=outcome.ensemble,
-                    judged=outcome.at,
+                    judged=at,
+                    profile=outcome.profile,
                     reason=outcome.reason,
                     **counts,
                 )
             )
             if outcome.state == "judged":
-                self._fill(connection, session, key, outcome)
+                self._fill(connection, session, key, outcome, at)
+                if verdict_of is not None:
+                    _renew_overrides(connection, key, outcome.digest, verdict_of)
             self._note(connection, session, happened, outcome.at)
         return True
 
-    def _fill(self, connection: Connection, session: str, key: str, outcome: Outcome) -> None:
+    def _fill(
+        self, connection: Connection, session: str, key: str, outcome: Outcome, judged: float
+    ) -> None:
         if outcome.micrographs:
             connection.execute(
                 micrographs.insert(),
@@ -576,7 +615,7 @@ class Ledger:
                         "stack": key,
                         "ordinal": at,
                         "session": session,
-                        "judged": outcome.at,
+                        "judged": judged,
                         **asdict(one),
                     }
                     for at, one in enumerate(outcome.micrographs)
@@ -616,6 +655,41 @@ class Ledger:
                 .values(keep=None, who=None, at=None, **values)
             )
             connection.execute(self._insert(audit).values(stack=key, row=row, **values))
+
+    def set_profile(
+        self,
+        session: str,
+        profile: Mapping[str, object] | None,
+        seen: int = 0,
+        happened: Iterable[Happened] = (),
+    ) -> None:
+        """By which profile the session judges from now on; None: each image alone.
+
+        Args:
+            session: its name.
+            profile: as `profile.json` has it.
+            seen: images that the session had when it was made.
+            happened: events that go with it.
+        """
+        body, images = (dict(profile), seen) if profile is not None else (None, None)
+        with self._writing() as connection:
+            connection.execute(
+                sessions.update()
+                .where(sessions.c.name == session)
+                .values(profile=body, profiled=images)
+            )
+            self._note(connection, session, happened, time.time())
+
+    def outdated(self, session: str, profile: str) -> list[str]:
+        """Ids of the judged stacks of particles whose verdicts rest on another profile, the oldest first."""
+        wanted = (
+            sql.select(stacks.c.id)
+            .where(stacks.c.session == session, stacks.c.state == "judged")
+            .where(stacks.c.kind == "particle", stacks.c.profile.is_distinct_from(profile))
+            .order_by(stacks.c.judged, stacks.c.id)
+        )
+        with self._reading() as connection:
+            return list(connection.execute(wanted).scalars())
 
     # --- events: the watcher's
 
@@ -905,6 +979,18 @@ class Ledger:
                 .values(keep=keep, who=who, at=time.time())
             )
             return done.rowcount == 1
+
+
+def _renew_overrides(connection: Connection, key: str, digest: str, verdict_of: VerdictOf) -> None:
+    """What people said stands; what it counts in place of is the verdict that there is now."""
+    mine = (overrides.c.stack == key) & (overrides.c.digest == digest)
+    rows = list(connection.execute(sql.select(overrides.c.row).where(mine)).scalars())
+    for row, (verdict, score) in verdict_of(rows).items() if rows else ():
+        connection.execute(
+            overrides.update()
+            .where(mine, overrides.c.row == row)
+            .values(before=verdict, score=score)
+        )
 
 
 def _url(given: str | Path) -> sql.URL:

@@ -21,6 +21,7 @@ the table and the STAR file may spell them differently.
 from __future__ import annotations
 
 import shutil
+import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -64,7 +65,7 @@ class Part:
         bare: whether no STAR file described it.
         overrides: what people said of its images: keep, by the row of `verdicts.parquet`.
         rows: kept, discarded and review together.
-        digest: of what was judged: with it, what is in the folder changes.
+        digest: of what was judged, and by which profile: with it, what is in the folder changes.
     """
 
     folder: Path
@@ -148,10 +149,12 @@ class Merger:
     Args:
         out: the session's folder.
         root: the watched folder.
+        swapping: held while the verdicts of a stack are replaced by others, and while they are read.
     """
 
-    def __init__(self, out: Path, root: Path) -> None:
+    def __init__(self, out: Path, root: Path, swapping: threading.Lock | None = None) -> None:
         self._out, self._root = out, root
+        self._swapping = swapping or threading.Lock()
         self._shapes: dict[tuple[Path, str], _Shape] = {}
 
     def merge(self, parts: Iterable[Part]) -> Merged:
@@ -166,8 +169,9 @@ class Merger:
         groups = _Groups(self._root)
         sorts: dict[str, list[_Described]] = {"": [], "-no-optics": [], "-bare": []}
         for part in given:
-            shape = self._shape(part)
-            optics = {number: groups.find(part, number) for number in sorted(shape.groups)}
+            with self._swapping:
+                shape = self._shape(part)
+                optics = {number: groups.find(part, number) for number in sorted(shape.groups)}
             described = not any(row is None or unknown_optics(row) for row in optics.values())
             sort = "-bare" if part.bare else "" if described else "-no-optics"
             sorts[sort].append(_Described(part, shape, optics))
@@ -210,7 +214,9 @@ class Merger:
                     old: str(optics.number(row)) if numbered and row is not None else old
                     for old, row in one.optics.items()
                 }
-                for verdict, rows in _sides(one.part, columns, numbers, verbatim):
+                with self._swapping:
+                    sides = list(_sides(one.part, columns, numbers, verbatim))
+                for verdict, rows in sides:
                     bodies[verdict].write(rows)
                     counts[verdict] += rows.count(b"\n")
             missing = unknown_optics(optics.columns) if parts else ()

@@ -32,6 +32,12 @@ MIGRATIONS: Mapping[int, Sequence[str]] = {
         # Bits: the expected information gain of a label.
         "ALTER TABLE candidates RENAME COLUMN teaches TO information",
     ),
+    3: (
+        # By which profile a session judges, of how many images it was made; and of each stack's verdicts.
+        "ALTER TABLE sessions ADD COLUMN profile JSON",
+        "ALTER TABLE sessions ADD COLUMN profiled INTEGER",
+        "ALTER TABLE stacks ADD COLUMN profile VARCHAR(64)",
+    ),
 }
 VERSION = max(MIGRATIONS)
 
@@ -62,6 +68,8 @@ sessions = sql.Table(
     sql.Column("audit", sql.Integer, nullable=False),  # size of the blind sample
     sql.Column("baseline", sql.JSON, nullable=False),  # what the ensemble says of its training
     sql.Column("roots", sql.JSON),  # folders beyond root that it may read
+    sql.Column("profile", sql.JSON(none_as_null=True)),  # by which its particles are judged
+    sql.Column("profiled", sql.Integer),  # images that the session had when it was made
 )
 stacks = sql.Table(
     "stacks",
@@ -82,7 +90,8 @@ stacks = sql.Table(
     sql.Column("attempts", sql.Integer, nullable=False, default=0),
     sql.Column("reason", sql.Text),
     sql.Column("settled", sql.Float, nullable=False),
-    sql.Column("judged", sql.Float),
+    sql.Column("judged", sql.Float),  # for the first time, whatever profile came since
+    sql.Column("profile", sql.String(64)),  # digest of the one that its verdicts rest on
     sql.Index("stacks_by_state", "session", "state"),
     sql.Index("stacks_by_time", "session", "judged"),
 )

@@ -2,6 +2,9 @@
 
 One thread looks, writes events and follows drift; a few ask the service; one merges. Whatever fails at
 the service is asked again, later and later, until the verdicts are in the ledger: nothing else retries.
+
+Where the ensemble judges within a project, a profile is made of what has come (`session.profiling`), and
+what was judged by another one is judged again, after all that is new.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +35,15 @@ from cryoray.records import Event, Kind, OnEvent, ignore
 from cryoray.session.drift import Drift
 from cryoray.session.finding import Finder
 from cryoray.session.grid import Grid
-from cryoray.session.judging import SessionContext, Unit, digest, incomplete, judge, refuse
+from cryoray.session.judging import (
+    SessionContext,
+    Unit,
+    digest,
+    incomplete,
+    judge,
+    refuse,
+    verdict_of,
+)
 from cryoray.session.labels import overrides_csv, training_csv
 from cryoray.session.ledger import (
     Happened,
@@ -44,6 +56,7 @@ from cryoray.session.ledger import (
 )
 from cryoray.session.merging import Merger, Part
 from cryoray.session.names import recordable, unwritable
+from cryoray.session.profiling import PROFILE, SessionProfile, is_due, spread, stands
 from cryoray.session.settling import MANY, File, Scanner
 from cryoray.settings import WatchSettings
 
@@ -60,6 +73,8 @@ _POST_SECONDS = 10.0
 #: Merging takes at most this share of the time.
 _MERGING_SHARE = 0.05
 _TAIL_BYTES = 1 << 16
+#: The service's status where a profile is of another ensemble than the one that is active.
+_OTHER_PROFILE = 409
 #: Micrographs of its past that a session is compared with after a restart.
 _REMEMBERED = 20_000
 
@@ -163,12 +178,24 @@ class Watcher:
             ignore=settings.ignore,
             skip=(self.places.folder.parent, self.places.folder),
         )
-        self._merger = Merger(self.places.folder, self.places.root)
+        self._swapping = threading.Lock()
+        self._merger = Merger(self.places.folder, self.places.root, self._swapping)
         self._units: dict[str, Unit] = {}
         self._pending: dict[str, float] = {}  # by id: not before
         self._waits: dict[str, float] = {}
         self._half: dict[str, float] = {}  # by id: since when it is incomplete
         self._flying: dict[str, Future[Outcome]] = {}
+        self._sent: dict[str, str | None] = {}  # by id: digest of the profile by which it is judged
+        self._profile: SessionProfile | None = None
+        self._profiling: Future[SessionProfile | None] | None = None
+        self._profile_wanted = False  # whatever the size of the session
+        self._ensemble: str | None = None  # digest of the one that judges particles
+        self._profile_tried = 0  # images of which none could be made
+        self._profile_due = 0.0  # not before
+        self._profile_wait = _FIRST_WAIT
+        self._seen: int | None = 0  # images; None: to be counted
+        self._outdated: set[str] = set()  # ids: judged by another profile
+        self._mixed = False  # whether there were such when it was looked last
         self._merging: Future[float] | None = None
         self._merge_due = time.monotonic() + settings.merge_every
         self._dirty = False
@@ -235,7 +262,9 @@ class Watcher:
                 self._ledger_is_back()
                 idle_since = None if self._busy else (idle_since or time.monotonic())
                 if once and idle_since and time.monotonic() - idle_since >= self.settings.poll:
-                    break
+                    if not self._want_last_profile():
+                        break
+                    idle_since = None
             for future in self._flying.values():
                 future.exception()
             if self._merging is not None:
@@ -243,7 +272,9 @@ class Watcher:
             if ready:
                 self._collect()
                 self._merge()
-            closed = Happened(f"closed:{time.time():.6f}", "session.closed", self.row_counts())
+            left = {"outdated": len(self._outdated)} if self._outdated else {}
+            counts = {**self.row_counts(), **left}
+            closed = Happened(f"closed:{time.time():.6f}", "session.closed", counts)
             self._note(closed)
             self._flush()
             self._deliver()
@@ -289,6 +320,7 @@ class Watcher:
         self._look()
         while True:
             self._flush()
+            self._renew_profile(judges)
             self._send(judges)
             self._collect()
             self._deliver()
@@ -296,7 +328,7 @@ class Watcher:
             if left <= 0 or stop.is_set():
                 break
             # What is judged is committed at once, not at the next look.
-            stop.wait(min(left, 0.05 if self._flying else left))
+            stop.wait(min(left, 0.05 if self._flying or self._profiling else left))
         self._maybe_merge(merger)
         self._live()
 
@@ -304,7 +336,7 @@ class Watcher:
     def _busy(self) -> bool:
         """Whether something is left to be done."""
         work = self._pending or self._flying or self.scanner.unsettled or self._found or self._gone
-        return bool(work) or self._absent is None
+        return bool(work) or self._profiling is not None or self._absent is None
 
     def _wait_for_ledger(self, error: LedgerAwayError, stop: threading.Event) -> None:
         """Say so once, which cannot be noted, and wait."""
@@ -347,18 +379,24 @@ class Watcher:
             grid=self.grid,
             max_quarantined=self.settings.max_quarantined,
             ensembles=ensembles.names,
+            within=ensembles.within,
+            swapping=self._swapping,
         )
+        self._resume_profile(row, ensembles)
         self.finder = Finder(self.scanner, ensembles.names)
-        self.drift = Drift(
-            ensembles.baseline or row.baseline,
-            run_length=self.settings.micrographs_between_false_alarms,
-        )
+        self._baseline = ensembles.baseline or row.baseline
         known = self.ledger.stacks(self.session, "pending", "judged", "rejected")
         self._inherited = {row.id: row.path for row in known}
-        for micrograph in self.ledger.micrographs(self.session)[-_REMEMBERED:]:
-            self.drift.add(micrograph)
+        self._follow_drift()
         self._dirty = True
         return True
+
+    def _follow_drift(self) -> None:
+        """Follow the session from its beginning, as its micrographs are judged by now."""
+        drift = Drift(self._baseline, run_length=self.settings.micrographs_between_false_alarms)
+        for micrograph in self.ledger.micrographs(self.session)[-_REMEMBERED:]:
+            drift.add(micrograph)
+        self.drift = drift
 
     def _act_as_session(self) -> None:
         """Ask with the session's own token where the service knows it: it judges those folders alone.
@@ -434,10 +472,15 @@ class Watcher:
                     settled=now,
                 )
             )
-        for key in self.ledger.expect(self.session, seen):
+        pending = self.ledger.expect(self.session, seen)
+        self._outdated -= set(pending)
+        outdated = self._outdated_by_ledger() & {stack_id(self.session, one.path) for one in seen}
+        self._outdated |= outdated
+        for key in (*pending, *outdated):
             self._pending[key] = 0.0
             self._waits.pop(key, None)
         self._found.clear()
+        self._seen = None
 
     def _reconcile(self) -> None:
         """Find the stacks of the ledger that vanished while nobody watched.
@@ -468,7 +511,9 @@ class Watcher:
             known = self._inherited.pop(key, None)
             if self._units.pop(key, None) or known:
                 self._pending.pop(key, None)
+                self._outdated.discard(key)
                 self._gone[key] = recordable(path)
+                self._seen = None
 
     def _vanish(self) -> None:
         # What is there again was expected anew, and is not gone.
@@ -481,9 +526,132 @@ class Watcher:
             self._dirty = True
         self._gone.clear()
 
+    # --- the profile
+
+    def _resume_profile(self, row: Any, ensembles: _Ensembles) -> None:
+        """Go on with the profile that the ledger has, where it is of the ensemble that judges now."""
+        self._profile, self._ensemble = None, ensembles.digest
+        if row.profile is None:
+            return
+        known = SessionProfile(row.profile, row.profiled or 0)
+        if known.ensemble == ensembles.digest:
+            self._profile = known
+            known.save(self.places.folder)
+        else:
+            self._profile_wanted = True
+
+    def _renew_profile(self, judges: ThreadPoolExecutor) -> None:
+        """Have a profile made where one is due, and judge by it when it is there."""
+        if self._profiling is not None:
+            if self._profiling.done():
+                self._take_profile(self._profiling)
+                self._profiling = None
+            return
+        if self._seen is None:
+            self._seen = sum(unit.images for unit in self._units.values())
+        before = max(self._profile_tried, self._profile.seen if self._profile else 0)
+        due = "particle" in self.context.within and is_due(self._seen, before)
+        if (due or self._profile_wanted) and time.monotonic() >= self._profile_due:
+            rejected = {row.id for row in self.ledger.stacks(self.session, "rejected")}
+            sources = sorted(
+                unit.asked
+                for key, unit in self._units.items()
+                if unit.images and key not in rejected
+            )
+            if sources:
+                self._profiling = judges.submit(self._make_profile, sources, self._seen)
+            else:
+                self._profile_wanted, self._profile_tried = False, self._seen
+
+    def _make_profile(self, sources: list[Path], seen: int) -> SessionProfile | None:
+        """In a thread of its own; None where the ensemble that is active by now judges each image alone."""
+        if "particle" not in _ensembles(self._judge_client, self.settings).within:
+            return None
+        name = self.context.ensembles.get("particle")
+        return SessionProfile(self._judge_client.profile(spread(sources), ensemble=name), seen)
+
+    def _take_profile(self, making: Future[SessionProfile | None]) -> None:
+        try:
+            made = making.result()
+        except (CryorayError, OSError, httpx.HTTPError) as error:
+            data: dict[str, object] = {"reason": str(error)}
+            self._profile_due = time.monotonic() + self._profile_wait
+            self._profile_wait = min(_LAST_WAIT, 2 * self._profile_wait)
+            if isinstance(error, RefusedError) and error.status not in (401, 404):
+                self._profile_wanted, self._profile_tried = False, self._seen or 0
+                self._note(Happened(f"profile.failed:{time.time():.6f}", "profile.failed", data))
+            else:
+                self._note_service_away(error)
+            return
+        if made is None:
+            self.ledger.set_profile(self.session, None)
+            (self.places.folder / PROFILE).unlink(missing_ok=True)
+            self._outdated.clear()
+            self.context = replace(self.context, within=self.context.within - {"particle"})
+        else:
+            left = self.ledger.outdated(self.session, made.digest)
+            data = {
+                "profile": made.digest,
+                "ensemble": made.ensemble,
+                "images": made.images,
+                "seen": made.seen,
+                "outdated": len(left),
+            }
+            happened = Happened(f"profile.made:{made.digest[:40]}", "profile.made", data)
+            made.save(self.places.folder)
+            self.ledger.set_profile(self.session, made.body, made.seen, [happened])
+            self.context = replace(self.context, within=self.context.within | {"particle"})
+            self._outdated = {key for key in left if key in self._units}
+            self._pending |= dict.fromkeys(self._outdated, 0.0)
+        self._profile, self._profile_wanted = made, False
+        self._profile_wait = _FIRST_WAIT
+
+    def _outdated_by_ledger(self) -> set[str]:
+        if self._profile is None:
+            return set()
+        return set(self.ledger.outdated(self.session, self._profile.digest))
+
+    def _want_last_profile(self) -> bool:
+        """Whether another profile is worth making at the end, of all that came; then it is wanted."""
+        before = self._profile.seen if self._profile else 0
+        seen = self._seen or 0
+        self._profile_wanted = (
+            "particle" in self.context.within
+            and seen > max(before, self._profile_tried)
+            and not stands(before)
+        )
+        return self._profile_wanted
+
+    def _rests_on_profile(self, key: str, outcome: Outcome) -> None:
+        """Have a stack judged again where there is another profile since."""
+        self._outdated.discard(key)
+        if outcome.state != "judged":
+            return
+        if self._profile is None:
+            # What was promoted may judge within projects, and what it took the place of did not.
+            self._profile_wanted |= outcome.ensemble != self._ensemble
+            self._ensemble = outcome.ensemble
+        elif outcome.profile != self._profile.digest:
+            self._outdated.add(key)
+            self._pending[key] = 0.0
+
+    def _see_whether_applied(self) -> None:
+        """Go on from a session that is judged by one profile, once it is."""
+        mixed, self._mixed = self._mixed, bool(self._outdated)
+        if mixed and not self._mixed and self._profile is not None:
+            self._follow_drift()
+            data = {"profile": self._profile.digest, **self.row_counts()}
+            id_ = f"profile.applied:{self._profile.digest[:40]}"
+            self._note(Happened(id_, "profile.applied", data))
+
+    # --- judging
+
     def _send(self, judges: ThreadPoolExecutor) -> None:
+        if self._profiling is not None:
+            return  # what is judged now would be judged again in a moment
         now = time.monotonic()
-        for key in [key for key, due in self._pending.items() if due <= now]:
+        due = [key for key, at in self._pending.items() if at <= now]
+        for key in sorted(due, key=self._outdated.__contains__):
             if len(self._flying) >= self.settings.max_concurrent:
                 return
             unit = self._units.get(key)
@@ -491,7 +659,9 @@ class Watcher:
                 continue
             if not unwritable(str(unit.path)) and self._wait_for_rest(key, unit, now):
                 continue
-            self._flying[key] = judges.submit(self._judge, unit)
+            profile = self._profile if unit.kind == "particle" else None
+            self._sent[key] = profile.digest if profile else None
+            self._flying[key] = judges.submit(self._judge, unit, profile)
 
     def _wait_for_rest(self, key: str, unit: Unit, now: float) -> bool:
         """Whether a stack is not whole yet, and may still become so."""
@@ -510,16 +680,16 @@ class Watcher:
         self._pending[key] = now + min(self.settings.settle, 5.0)
         return True
 
-    def _judge(self, unit: Unit) -> Outcome:
+    def _judge(self, unit: Unit, profile: SessionProfile | None) -> Outcome:
         """In a thread of its own."""
         if reason := unwritable(str(unit.path)):
             path = recordable(str(unit.path))
             return refuse(InputError(reason, file=path, remedy="rename it"), unit.digest)
         try:
             incomplete(unit.path, unit.own)
-            outcome = judge(unit, self.context, self._judge_client)
+            outcome = judge(unit, self.context, self._judge_client, profile)
         except RefusedError as error:
-            if error.status in (401, 404):
+            if error.status in (401, 404, _OTHER_PROFILE):
                 raise
             return refuse(error, unit.digest)
         except InputError as error:
@@ -533,9 +703,16 @@ class Watcher:
             if not future.done():
                 continue
             del self._flying[key]
+            by = self._sent.pop(key, None)
             unit = self._units.get(key)
             try:
                 outcome = future.result()
+            except RefusedError as error:
+                if error.status != _OTHER_PROFILE or unit is None or unit.kind != "particle":
+                    self._failed(key, error)
+                elif self._profile is not None and self._profile.digest == by:
+                    self._profile, self._profile_wanted = None, True  # of an ensemble that made way
+                continue
             except (CryorayError, OSError, httpx.HTTPError) as error:
                 self._failed(key, error)
                 continue
@@ -545,6 +722,7 @@ class Watcher:
             if unit is None or unit.digest != outcome.digest:
                 continue  # rewritten or gone meanwhile; what is pending then is sent again
             self._commit(key, unit, outcome)
+        self._see_whether_applied()
 
     def _failed(self, key: str, error: BaseException) -> None:
         wait = min(_LAST_WAIT, 2 * self._waits.get(key, _FIRST_WAIT / 2))
@@ -555,9 +733,12 @@ class Watcher:
         self._note_service_away(error)
 
     def _commit(self, key: str, unit: Unit, outcome: Outcome) -> None:
-        happened = list(self._happened(key, unit, outcome))
+        there = self.ledger.stack(key)
+        again = there is not None and there.state == "judged" and there.digest == outcome.digest
+        happened = list((self._changed if again else self._happened)(key, unit, outcome))
+        reread = partial(verdict_of, self.context.place(unit.path))
         try:
-            if not self.ledger.commit(self.session, key, outcome, happened):
+            if not self.ledger.commit(self.session, key, outcome, happened, reread):
                 return
         except UnstorableError as error:
             refused = InputError(printable(error.what), file=unit.path)
@@ -569,6 +750,10 @@ class Watcher:
         self._waits.pop(key, None)
         self._half.pop(key, None)
         self._dirty = True
+        if unit.kind == "particle":
+            self._rests_on_profile(key, outcome)
+        if again:  # its micrographs were followed and counted then
+            return
         later: list[Happened] = []
         for square in dict.fromkeys(one.square for one in outcome.micrographs if one.square):
             data = dict(self.ledger.square(self.session, square)._mapping)
@@ -576,15 +761,35 @@ class Watcher:
             later.append(
                 Happened(id_, "grid_square.judged", _summary({"grid_square": square, **data}))
             )
-        for one in outcome.micrographs:
+        # While some are judged by one profile and some by another, that is what would be seen.
+        for one in outcome.micrographs if not self._outdated else ():
             for alarm in self.drift.add(one):
                 id_ = f"{key}:{outcome.digest}:{alarm.against}:{alarm.channel}"
                 later.append(Happened(id_, "drift.alarm", asdict(alarm)))
         self._unnoted += later
 
+    def _changed(self, key: str, unit: Unit, outcome: Outcome) -> Iterator[Happened]:
+        """What is told of a stack that was judged again, by another profile."""
+        where = {
+            "stack": recordable(str(unit.path)),
+            "ensemble": outcome.ensemble,
+            "profile": outcome.profile,
+        }
+        mark = f"{key}:{outcome.digest}:{(outcome.profile or '')[:24]}"
+        if outcome.state == "rejected":
+            yield Happened(mark, "stack.rejected", {**where, "reason": outcome.reason})
+        elif outcome.changed:
+            counts = {name: getattr(outcome, name) for name in ("kept", "discarded", "review")}
+            data = {**where, "changed": outcome.changed, **counts}
+            yield Happened(mark, "verdicts.changed", _summary(data))
+
     def _happened(self, key: str, unit: Unit, outcome: Outcome) -> Iterator[Happened]:
         mark = f"{key}:{outcome.digest}"
-        where = {"stack": recordable(str(unit.path)), "ensemble": outcome.ensemble}
+        where = {
+            "stack": recordable(str(unit.path)),
+            "ensemble": outcome.ensemble,
+            "profile": outcome.profile,
+        }
         if outcome.state == "rejected":
             yield Happened(mark, "stack.rejected", {**where, "reason": outcome.reason})
         elif unit.kind == "class2d":
@@ -646,7 +851,7 @@ class Watcher:
                 bare=row.path.endswith(".mrcs") and row.described_by is None,
                 overrides=overrides.get(row.id, {}),
                 rows=row.kept + row.discarded + row.review,
-                digest=f"{row.digest}:{row.judged}",
+                digest=f"{row.digest}:{row.judged}:{row.profile}",
             )
             for row in self.ledger.stacks(self.session, "judged", kind="particle")
         ]
@@ -761,6 +966,8 @@ async def _post_one(url: str, message: dict[str, object]) -> None:
 class _Ensembles:
     names: dict[Kind, str | None]
     baseline: dict[str, object]
+    digest: str | None  # of the one for particles
+    within: frozenset[Kind]
 
 
 def _ensembles(client: Client, settings: WatchSettings) -> _Ensembles:
@@ -772,7 +979,11 @@ def _ensembles(client: Client, settings: WatchSettings) -> _Ensembles:
     if settings.class_ensemble is not None:
         names["class2d"] = settings.class_ensemble
     mine = next((one for one in served if one.name == names.get("particle")), None)
-    return _Ensembles(names, mine.training.model_dump() if mine else {})
+    within = frozenset(
+        one.kind for one in served if one.context and one.name == names.get(one.kind)
+    )
+    baseline = mine.training.model_dump() if mine else {}
+    return _Ensembles(names, baseline, mine.digest if mine else None, within)
 
 
 def _summary(data: Mapping[str, Any]) -> dict[str, object]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import uvicorn
 
 from cryoray.models.ensemble import Ensemble
-from cryoray.models.predict import Embedded
+from cryoray.models.predict import Embedded, embed_ranges
 from cryoray.preparation.prepare import prepare_range
 from cryoray.protocol.client import Client
 from cryoray.serving.application import create
@@ -33,21 +33,20 @@ class InProcess:
         self.calls = 0
 
     async def judge(self, work: Work) -> list[JudgedRange]:
-        assert work.profile is None
         self.calls += 1
         if self.broken:
             raise RuntimeError("a replica died")
+        ensemble = self.ensembles[work.served.name].within(work.profile)
         return await asyncio.to_thread(
             lambda: [
-                judge_timed(
-                    self.ensembles[work.served.name], [prepare_range(part, work.served.preparation)]
-                )[0]
+                judge_timed(ensemble, [prepare_range(part, work.served.preparation)])[0]
                 for part in work.ranges
             ]
         )
 
     async def embed(self, work: Work) -> list[Embedded]:
-        raise AssertionError("nobody asks for a profile")
+        ensemble = self.ensembles[work.served.name]
+        return await asyncio.to_thread(lambda: embed_ranges(work.ranges, ensemble))
 
     async def beside(self, work: Work) -> list[JudgedRange]:
         raise AssertionError("there is no shadow")

@@ -55,7 +55,7 @@ class Pictures:
         Raises:
             InputError: it is not there now.
         """
-        key = stack.id, stack.digest, stack.judged
+        key = stack.id, stack.digest, stack.judged, stack.profile
         return self._tables.get(key, lambda: _read(session, stack, "verdicts.parquet"))
 
     def quarantined(self, session: Any, stack: Any) -> list[tuple[str, str]]:
