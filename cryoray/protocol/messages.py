@@ -61,9 +61,8 @@ class ProfileRequest(Message):
     )
     sources: tuple[_Path, ...] = Field(
         (),
-        max_length=MOST_SOURCES,
-        description="instead of source: the paths that make up the project, in order; those that cannot"
-        " be read are left out",
+        description="instead of source: the paths that make up the project, in order, at most"
+        f" {MOST_SOURCES}; those that cannot be read are left out",
     )
     ensemble: str | None = Field(None, description="name of one of the service's; null: its first")
 
@@ -71,6 +70,8 @@ class ProfileRequest(Message):
     def _either(self) -> ProfileRequest:
         if (self.source is None) == (not self.sources):
             raise ValueError("either source or sources is needed")
+        if len(self.sources) > MOST_SOURCES:
+            raise ValueError(f"{len(self.sources)} sources are more than {MOST_SOURCES}")
         return self
 
     @property

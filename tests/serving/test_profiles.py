@@ -105,8 +105,9 @@ def test_python_and_the_service_judge_alike_by_the_same_profile(
         with pytest.raises(RefusedError, match="digest names"):
             client.judge(project, profile={**made, "images": 3})
         other = Profile.parse(json.dumps(made)).model_copy(update={"ensemble": "0" * 64}).named()
-        with pytest.raises(RefusedError, match="of another ensemble"):
+        with pytest.raises(RefusedError, match="of another ensemble") as refused:
             client.judge(project, profile=other.model_dump(mode="json"))
+        assert refused.value.status == 409
         # Judges would fail over it, and a promoted ensemble whose judges fail is rolled back.
         one, *rest = Profile.parse(json.dumps(made)).members
         small = one.model_copy(update={"mean": (0.0,), "deviation": (1.0,)})
@@ -136,6 +137,34 @@ def test_a_service_whose_ensemble_has_no_context_makes_no_profiles(
         pytest.raises(RefusedError, match="makes no profiles"),
     ):
         client.profile(project)
+
+
+def test_a_profile_of_several_sources_is_that_of_all_their_rows(
+    judge: Path, project: Path, tmp_path: Path
+) -> None:
+    job = project.parent / "Extract/job001"
+    stacks = [job / f"mic_{number}.mrcs" for number in (1, 2, 3)]
+    head, _, rows = project.read_text().rpartition("\n_")
+    label, *rows = rows.splitlines()
+    place = "@Extract/job001/"
+    in_order = sorted(rows, key=lambda row: row.partition(" ")[0].partition("@")[::-1])
+    whole = tmp_path / "whole.star"
+    whole.write_text("\n".join([f"{head}\n_{label}", *in_order, ""]).replace(place, f"@{job}/"))
+    bad = tmp_path / "bad.mrcs"
+    bad.write_bytes(b"no stack at all")
+    serve = ServeSettings(ensembles=(str(judge),), token=TOKEN, roots=(Path("/"),))
+    with (
+        local.start(Settings(registry=tmp_path, serve=serve)) as here,
+        here.client() as client,
+    ):
+        made = client.profile(whole)
+        assert made["images"] == 175
+        assert client.profile(stacks) == made
+        assert client.profile([stacks[0], bad, *stacks[1:]]) == made
+        with pytest.raises(RefusedError, match="MRC"):
+            client.profile([bad])
+        with pytest.raises(RefusedError, match="either source or sources"):
+            client.profile([])
 
 
 @pytest.mark.ray

@@ -294,10 +294,10 @@ def test_a_text_that_the_ledger_cannot_hold_rejects_its_stack(
     watcher = Watcher(root, "s", WatchSettings(**SLOW), service.client(), on_event=events.append)
     commit = watcher.ledger.commit
 
-    def refusing(session: str, key: str, outcome: Any, happened: Any = ()) -> bool:
+    def refusing(session: str, key: str, outcome: Any, *more: Any) -> bool:
         if any(one.name == "bad.mrc" for one in outcome.micrographs):
             raise ledgers.UnstorableError("has text that the ledger cannot hold: NUL")
-        return commit(session, key, outcome, happened)
+        return commit(session, key, outcome, *more)
 
     monkeypatch.setattr(watcher.ledger, "commit", refusing)
     watcher.run(threading.Event(), once=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -292,3 +293,49 @@ def test_the_doctor_looks_at_the_ledger(ledger: Ledger, monkeypatch: pytest.Monk
     )
     monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
     assert machine._ledger(given).state == ("bad" if ledger.is_sqlite else "good")
+
+
+def test_what_is_judged_again_by_another_profile_counts_all_the_while_and_keeps_its_time(
+    ledger: Ledger,
+) -> None:
+    ledger.expect("s", [SEEN])
+    ledger.commit("s", KEY, OUTCOME)
+    assert ledger.outdated("s", "p") == [KEY]
+    ledger.set_profile("s", {"digest": "p"}, 64)
+    assert ledger.expect("s", [SEEN]) == [], "it is not pending"
+    assert fates(ledger)["kept"] == 5
+    again = replace(OUTCOME, kept=3, discarded=5, profile="p", at=900.0)
+    assert ledger.commit("s", KEY, again)
+    row = ledger.stack(KEY)
+    assert row is not None
+    assert (row.judged, row.profile, row.kept) == (200.0, "p", 3)
+    assert [one.judged for one in ledger.micrographs("s")] == [200.0]
+    assert ledger.outdated("s", "p") == []
+    assert [one.row for one in ledger.audit_sample("s")] == [2, 4]
+    session = ledger.session("s")
+    assert session is not None
+    assert (session.profile, session.profiled) == ({"digest": "p"}, 64)
+    ledger.set_profile("s", None)
+    session = ledger.session("s")
+    assert session is not None
+    assert (session.profile, session.profiled) == (None, None)
+
+
+def test_what_people_said_counts_in_place_of_the_verdict_that_there_is_now(ledger: Ledger) -> None:
+    ledger.expect("s", [SEEN])
+    ledger.commit("s", KEY, OUTCOME)
+    said = {"image": "000001@a.mrcs", "before": "discard", "score": 0.2, "digest": "one"}
+    ledger.override("s", KEY, 0, True, who="Ada", **said)  # type: ignore[arg-type]
+    assert fates(ledger) == {"kept": 6, "discarded": 2, "review": 1, "quarantined": 1}
+    asked: list[list[int]] = []
+
+    def verdict_of(rows: Sequence[int]) -> dict[int, tuple[str, float]]:
+        asked.append(list(rows))
+        return {0: ("review", 0.5)}
+
+    again = replace(OUTCOME, kept=5, discarded=2, review=2, profile="p")
+    ledger.commit("s", KEY, again, verdict_of=verdict_of)
+    assert asked == [[0]]
+    assert fates(ledger) == {"kept": 6, "discarded": 2, "review": 1, "quarantined": 1}
+    (row,) = ledger.overrides("s")
+    assert (row.keep, row.before, row.score, row.who) == (True, "review", 0.5, "Ada")

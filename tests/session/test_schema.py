@@ -78,6 +78,23 @@ def test_a_migrated_ledger_has_the_tables_of_a_new_one(old: str, tmp_path: Path)
     assert columns(old) == columns(new)
 
 
+def test_the_second_version_judged_without_a_profile(old: str) -> None:
+    engine = sql.create_engine(old.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.begin() as connection:
+        for statement in schema.MIGRATIONS[2]:
+            connection.exec_driver_sql(statement)
+        connection.exec_driver_sql("CREATE TABLE schema_version (version INTEGER NOT NULL)")
+        connection.exec_driver_sql("INSERT INTO schema_version VALUES (2)")
+    engine.dispose()
+    ledger = Ledger(old)
+    session, stack = ledger.session("s"), ledger.stack("k1")
+    assert session is not None
+    assert stack is not None
+    assert (session.profile, session.profiled, stack.profile) == (None, None, None)
+    assert ledger.outdated("s", "p") == ["k1"], "not what was rejected"
+    ledger.close()
+
+
 def test_whoever_comes_first_migrates_and_the_others_find_it_done(old: str) -> None:
     failures: list[BaseException] = []
 
@@ -117,4 +134,5 @@ def test_a_record_of_an_earlier_version_is_understood() -> None:
         "quarantined": 0, "score": None, "ensemble": None, "at": 1.0, "reason": "why",
         "micrographs": [], "candidates": [], "sample": [],
     }  # fmt: skip
-    assert Outcome.from_record(record).state == "rejected"
+    outcome = Outcome.from_record(record)
+    assert (outcome.state, outcome.profile) == ("rejected", None)
