@@ -144,8 +144,8 @@ def test_a_profile_of_several_sources_is_that_of_all_their_rows(
 ) -> None:
     job = project.parent / "Extract/job001"
     stacks = [job / f"mic_{number}.mrcs" for number in (1, 2, 3)]
-    head, _, rows = project.read_text().rpartition("\n_")
-    label, *rows = rows.splitlines()
+    head, _, rest = project.read_text().rpartition("\n_")
+    label, *rows = rest.splitlines()
     place = "@Extract/job001/"
     in_order = sorted(rows, key=lambda row: row.partition(" ")[0].partition("@")[::-1])
     whole = tmp_path / "whole.star"

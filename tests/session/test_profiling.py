@@ -57,7 +57,7 @@ def root(tmp_path: Path) -> Path:
 
 def tables(session: Session | Any) -> dict[str, pa.Table]:
     """`verdicts.parquet` of each stack, by its name."""
-    watcher = getattr(session, "watcher", session)
+    watcher: Any = getattr(session, "watcher", session)
     return {
         Path(row.path).name: pq.read_table(
             watcher.context.place(Path(row.path)) / "verdicts.parquet"
