@@ -142,7 +142,7 @@ MAY_USE = {
     "cryoray/serving": ("serve",),
     "cryoray/select": ("select",),
     "cryoray/session": ("session",),
-    "cryoray/web": ("session",),
+    "cryoray/web": ("select",),
     "docs": ("all", "dev"),
     "flows": ("flows",),
     "benchmarks": ("all", "dev"),
