@@ -190,7 +190,7 @@ def test_where_micrographs_are_not_there_particles_go_on_as_they_are(project: Pa
 
     assert workflow(project, **given).left_out("reextract", selected(project)) is None
     assert workflow(project).left_out("class2d", {}) is None
-    assert "is of no Extract job of this project" in left_out()
+    assert "comes from no Extract job of this project" in left_out()
     first = project / "MotionCorr/job001/micrograph_0001.mrc"
     first.rename(first.with_suffix(".gone"))
     said = left_out(**given)
