@@ -49,7 +49,7 @@ class Look:
         if view not in VIEWS or side not in sides:
             raise InputError(f"views are {', '.join(VIEWS)}, sides {', '.join(map(str, sides))}")
         if not 0 <= low <= 1000 or not 0 <= cut <= 40:
-            raise InputError("low runs from 0 to 1000 Å, cut from 0 to 40 %")
+            raise InputError("low runs from 0 to 1000 Å, cut from 0 to 40%")
         return cls(view, side, low, cut)
 
     def draw(

@@ -84,7 +84,7 @@ def test_what_ray_serve_would_ignore_or_fail_on_later_is_refused(
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("a: [", "no YAML"),
+        ("a: [", "not YAML"),
         ("proxy_location: HeadOnly\nproxy_location: Disabled\napplications: []", "there twice"),
         ("- 1", "changed.yaml: "),
     ],

@@ -109,7 +109,7 @@ def not_a_number(tmp_path: Path) -> Path:
     [
         ("damaged", "d1 are missing or damaged"),
         ("other kind", "judges class2d images"),
-        ("no numbers", "no probabilities"),
+        ("no numbers", "not probabilities"),
         ("absent", "no ensemble.json"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,12 +46,9 @@ def test_a_watcher_s_session_is_on_the_service_s_page(service: Service, session:
         page = browser.get("/")
         assert (page.status_code, page.url.path) == (200, "/sessions/s")
         assert "12" in browser.get("/sessions/s/live").text
-        picture = (
-            browser.get(page.text.split('<img src="')[1].split('"')[0])
-            if "<img" in page.text
-            else None
-        )
-        assert picture is None or picture.headers["Content-Type"] == "image/png"
+        tiles = browser.get("/sessions/s/audit").text
+        picture = browser.get(re.findall(r' src="([^"]+\.png)"', tiles)[0])
+        assert picture.headers["Content-Type"] == "image/png"
     with httpx.Client(
         base_url=service.url, headers={"Authorization": f"Bearer {TOKEN}"}
     ) as operator:

@@ -614,7 +614,7 @@ def test_a_malformed_request_is_no_fault_of_ours(
 ) -> None:
     monkeypatch.setattr(access, "_DELAY", 0.0)
     app = served(site.ledger, judged)
-    known = {"name": "s", "stack": site.stack.id, "row": "0"}
+    known = {"name": "s", "stack": site.stack.id, "row": "0", "number": "0"}
     fields = {"stack": site.stack.id, "row": "0", "say": "none", "who": "x", "token": "x"}
     fields |= {"next": "/", "from": "review", "csrf": "x", "trainable": "on"}
     asked = list(malformed.requests(app, known, fields))

@@ -431,7 +431,7 @@ def test_particles_become_a_map_and_what_is_done_is_not_done_again(
     assert [stage["stage"] for stage in without["stages"]] == wanted
     assert {stage["particles"] for stage in without["stages"]} == {120}
     (sentence,) = without["notes"]
-    assert "is of no Extract job of this project" in sentence
+    assert "comes from no Extract job of this project" in sentence
     assert sentence in caplog.text
     log.removeHandler(caplog.handler)
     assert "Without cryoray, reextract was left out" in page.read_text()

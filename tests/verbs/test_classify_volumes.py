@@ -52,7 +52,7 @@ def test_every_side_is_written_with_its_particles_and_a_page(
 
 def test_no_policy_draws_the_line_among_3d_classes(class_ensemble: Path, tmp_path: Path) -> None:
     chosen = ClassifySettings(ensemble=str(class_ensemble), kind="class3d", policy="share=0.5")
-    with pytest.raises(SettingsError, match=r"no policy \(share=0.5\) draws the line"):
+    with pytest.raises(SettingsError, match=r"no policy \(share=0.5\) applies to 3D classes"):
         classify(tmp_path, tmp_path / "out", Settings(classify=chosen))
 
 

@@ -88,7 +88,7 @@ def test_maps_that_do_not_belong_together_are_refused(
     for second, said in ((other, "32³"), (coarse, "Å/px"), (halves[0], "same map")):
         with pytest.raises(InputError, match=said):
             validate_fsc(halves[0], second, tmp_path / "out", Settings())
-    with pytest.raises(InputError, match="no mask"):
+    with pytest.raises(InputError, match="is not a mask"):
         validate_fsc(*halves, tmp_path / "out", Settings(), mask=str(halves[0]))
     assert not (tmp_path / "out").exists()
 

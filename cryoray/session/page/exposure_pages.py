@@ -121,7 +121,7 @@ def add_exposures(made: APIRouter, site: Site) -> None:
         if side not in SIDES_PX:
             raise InputError(f"micrographs have {' or '.join(map(str, SIDES_PX))} px")
         if not 0 <= low <= 1000 or not 0 <= cut <= 40:
-            raise InputError("low runs from 0 to 1000 Å, cut from 0 to 40 %")
+            raise InputError("low runs from 0 to 1000 Å, cut from 0 to 40%")
         found, exposure = _exposure(site, session, stack, number)
         png = site.micrographs.png(session, found, exposure.name, side, low, cut)
         headers = {"Cache-Control": "private, max-age=3600"}
@@ -168,7 +168,9 @@ def _pictured(site: Site, session: Any, listing: Listing) -> set[tuple[str, int]
 
 def _exposure(site: Site, session: Any, stack: str, number: int) -> tuple[Any, Exposure]:
     found = site.ledger.stack(stack)
-    exposure = site.exposures.one(session.name, stack, number)
+    # A number that no database holds is none of an exposure either.
+    known = 0 <= number < 1 << 31
+    exposure = site.exposures.one(session.name, stack, number) if known else None
     if found is None or exposure is None:
         raise AbsentError("there is no such exposure, or its stack was rewritten")
     return found, exposure
