@@ -96,7 +96,7 @@ def test_the_page_is_there_with_numbers_charts_and_images(visit: Visit) -> None:
     expect(page.locator(".squares > div")).to_have_count(4)
     expect(page.get_by_text("1 stack rejected").first).to_be_visible()
     # Not wait_for_function, which the page's own policy forbids as soon as it has to ask twice.
-    expect(page.locator(".gallery img").first).to_have_js_property("naturalWidth", 96)
+    expect(page.locator(".gallery img").first).to_have_js_property("naturalWidth", 128)
     weight = page.evaluate(
         """() => performance.getEntries().filter(e => e.decodedBodySize && e.initiatorType !== "img")
           .reduce((sum, e) => sum + e.decodedBodySize, 0)"""
