@@ -174,7 +174,7 @@ def test_the_blind_sample_shows_nothing_before_its_label(
     visit: Visit, session: tuple[Service, Ledger, str]
 ) -> None:
     page, ledger = visit.page, session[1]
-    page.get_by_role("link", name="blind sample", exact=True).click()
+    page.locator("header").get_by_role("link", name="blind sample", exact=True).click()
     page.wait_for_selector("form.tile.current")
     assert page.locator("[data-queue] .score").count() == 0
     assert page.locator("[data-queue] .keep, [data-queue] .discard").count() == 0
