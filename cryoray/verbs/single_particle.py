@@ -229,7 +229,7 @@ class Workflow:
             given = (
                 (f"{jobs['select2d'].name}/classes", of_classes, "class2d"),
                 (jobs["select2d"].name, particle, "particle"),
-                (jobs["select3d"].name, of_classes, "class3d"),
+                (jobs["select3d"].name, self.settings.classify.class_ensemble, "class3d"),
             )
             return {what: self._doubtful(*one) for what, one in zip(ASKED, given, strict=True)}
         classes = [self._filled(jobs[stage]) for stage in ("class2d", "class3d")]
@@ -336,7 +336,9 @@ class Workflow:
 
     def _select3d(self, before: Mapping[str, Job]) -> tuple[str, dict[str, str]]:
         data = before["class3d"].file("run_it*_data.star")
-        judges = {"kind": "class3d", "ensemble": self._judges()[1], "review": "No"}
+        # Where none is named, that of its own kind: pictures of maps are no class averages.
+        ensemble = self.settings.classify.class_ensemble
+        judges = {"kind": "class3d", "ensemble": ensemble, "review": "No"}
         return "External", self._external(data, judges)
 
     def _external(self, data: str, given: Mapping[str, str | None]) -> dict[str, str]:
