@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cryoray.errors import CryorayError
-from cryoray.formats.companion import SHARED, candidates, own_names, rows_of, stacks_of
+from cryoray.errors import CryorayError, FormatError
+from cryoray.formats.companion import SHARED, find, own_names, stacks_of
 from cryoray.formats.rows import Source
 from cryoray.formats.source import find_sources, open_source
 from cryoray.formats.star import parse
@@ -31,6 +31,10 @@ _ITERATION = re.compile(r"_it(\d+)(?=_)")
 _AVERAGES = re.compile(r"(classes|class_averages|templates|autopick.*)\.mrcs$")
 #: Columns by which a STAR file is known to name particles.
 _IMAGE = "rlnImageName"
+
+
+class _UnsettledError(Exception):
+    """What describes a stack is still written."""
 
 
 class Finder:
@@ -104,29 +108,35 @@ class Finder:
         if "particle" not in self.kinds or _AVERAGES.search(path.name):
             return None
         self._bare.discard(str(path))
-        own, unused = own_names(path), []
-        for star in candidates(path):
-            if star in own and self.scanner.is_there(str(star)) and not self.scanner.get(str(star)):
-                return None  # the pair settles when both have
-            settled = self.scanner.get(str(star))
-            if settled is None:
-                continue
+        own = own_names(path)
+
+        def opened(star: Path) -> Source:
+            if self.scanner.get(str(star)) is None:
+                if star in own and self.scanner.is_there(str(star)):
+                    raise _UnsettledError  # the pair settles when both have
+                raise FormatError("is not watched, or is still written", file=star)
             source = self._opened(star)
-            rows = np.empty(0, np.int64) if source is None else rows_of(source, path)
-            if source is None or not len(rows):
-                if star in own:
-                    why = "names no particles" if source is None else "names other stacks"
-                    unused.append((star.name, why))
-                continue
-            if len(rows) == len(source) and star in own:
-                alone = digest(identity, settled.identity)
-                return Unit(path, "particle", star, None, alone, tuple(unused))
-            if star not in own:
-                self._bare.add(str(path))
-            described = digest(identity, _rows_digest(source, rows, star))
-            return Unit(path, "particle", None, star, described, tuple(unused))
-        self._bare.add(str(path))
-        return Unit(path, "particle", None, None, digest(identity), tuple(unused))
+            if source is None:
+                raise FormatError("names no particles", file=star)
+            return source
+
+        try:
+            found = find(path, open_star=opened)
+        except _UnsettledError:
+            return None
+        unused = tuple((star.name, why) for star, why in found.unused)
+        described = found.companion
+        star = None if described is None else described.star.path
+        if star not in own:  # a STAR file of several stacks may come to describe it, or change
+            self._bare.add(str(path))
+        if described is None or star is None:
+            return Unit(path, "particle", None, None, digest(identity), unused)
+        settled = self.scanner.get(str(star))
+        if described.alone and star in own and settled is not None:
+            alone = digest(identity, settled.identity)
+            return Unit(path, "particle", star, None, alone, unused)
+        rows = digest(identity, _rows_digest(described.star, described.rows, star))
+        return Unit(path, "particle", None, star, rows, unused)
 
     def _opened(self, path: Path) -> Source | None:
         """A source that several units need, read once for each state of its file; None if it is none."""
