@@ -23,7 +23,7 @@ def shot(page: Page, name: str) -> None:
             large = picture.width > 1000
             size = (900, 900 * picture.height // picture.width) if large else picture.size
             smaller = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-            few = smaller.quantize(64, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+            few = smaller.quantize(128, Image.Quantize.MAXCOVERAGE, kmeans=4)
         few.save(file, optimize=True)
 
 
