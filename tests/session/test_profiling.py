@@ -276,7 +276,8 @@ def test_an_ensemble_that_is_promoted_gets_a_profile_of_its_own(
         rows = session.ledger.stacks("s")
         assert {(row.state, row.ensemble) for row in rows} == {("judged", digest)}
         assert session.names()["stack.rejected"] == 0
-        assert session.names()["micrograph.judged"] == 2
+        # The ledger has it first, the file of events a moment later.
+        session.until(lambda: session.names()["micrograph.judged"] == 2)
         assert json.loads((session.folder / "profile.json").read_text())["ensemble"] == digest
 
 
