@@ -62,7 +62,8 @@ def test_replicas_that_die_cost_a_session_nothing(
         said = httpx.get(
             f"{running.url}/v1/sessions/s", headers={"Authorization": f"Bearer {token}"}
         ).json()
-    assert len(killed) == 2
+    # However many there were: the busier the machine, the more.
+    assert {name.split("#")[1] for name in killed} == {"judge-tiny", "preparer"}
     assert (row_counts["stacks"], row_counts["rows"]) == (STACKS, STACKS * IMAGES)
     assert said["stacks"] == {"particle/judged": STACKS}
     images = Counter(
