@@ -5,8 +5,8 @@ The partitions (``kept.star`` …) are in `formats.verdicts`, RELION's names in 
 
 from __future__ import annotations
 
-#: Of a folder of verdicts.
-VERDICTS_TABLE = "verdicts.parquet"
+#: Of a folder of verdicts, and the project's profile there and in a session's folder.
+VERDICTS_TABLE, PROFILE = "verdicts.parquet", "profile.json"
 #: What `select` keeps beside verdicts.
 SELECTION = "selection.jsonl"
 #: Of a prepared set.

@@ -266,16 +266,20 @@ class Heads(nn.Module):
             parts += [mean, deviation.log()]
         return torch.cat(parts, 1)
 
+    def _points(self, project: Sequence[Moments]) -> Tensor:
+        """float32 [p, k], where projects lie along the axes."""
+        return (self.described(project) - self.centre) @ self.axes
+
     @torch.no_grad()
     def distance(self, project: Sequence[Moments]) -> Tensor:
         """float32 [p], how far projects are from those of training."""
-        points = (self.described(project) - self.centre) @ self.axes
+        points = self._points(project)
         return nearness(points[:, : self.profiles.shape[1]], self.profiles)
 
     @torch.no_grad()
     def values(self, project: Sequence[Moments]) -> Tensor:
         """float32 [p, 3 · 5 + directions], what a project's shift follows from."""
-        points = (self.described(project) - self.centre) @ self.axes
+        points = self._points(project)
         quantiles = [of_member.quantiles.to(points.device) for of_member in project]
         return torch.cat([*quantiles, points[:, : self.along]], 1)
 

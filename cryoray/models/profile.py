@@ -20,8 +20,6 @@ from cryoray.errors import InputError
 from cryoray.formats.files import replacing
 from cryoray.models.context import QUANTILES, Moments, moments
 
-#: Beside verdicts.
-PROFILE = "profile.json"
 #: Instead of a profile's file or digest: judge without one.
 NO_PROFILE = "none"
 #: Images that a profile rests on: means and deviations of so many are as good as those of all.

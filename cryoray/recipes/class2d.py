@@ -26,6 +26,7 @@ from cryoray.boosting.filtering import folds_of_groups
 from cryoray.boosting.operating_point import ask_third
 from cryoray.boosting.voting import score
 from cryoray.formats.files import replacing
+from cryoray.formats.names import CARD, SET
 from cryoray.metrics.accuracy import auroc, confusion
 from cryoray.models.fit import Epoch, Examples
 from cryoray.models.networks import NetworkConfig
@@ -165,7 +166,7 @@ def _classified(work: Path, folder: str, how: PreparationSettings, number: int) 
 
 def prepared(sources: Sequence[Path], out: Path, how: PreparationSettings) -> Path:
     """A set that is its own group, named as its folder."""
-    if not (out / "set.json").is_file():
+    if not (out / SET).is_file():
         settings = settings_of()
         chosen = settings.ingest.model_copy(update={"group": out.name, "preparation": how})
         ingest(sources, out, settings.model_copy(update={"ingest": chosen}))
@@ -239,8 +240,8 @@ def build(
         for kind, mine in of.items()
     }
     lost = lost_of_each(boosted, examples, of[SIMULATED])
-    text = (out / "card.md").read_text(encoding="utf-8")
-    with replacing(out / "card.md") as temporary:
+    text = (out / CARD).read_text(encoding="utf-8")
+    with replacing(out / CARD) as temporary:
         temporary.write_text(card(rows, lost, settings) + text, encoding="utf-8")
     return out
 

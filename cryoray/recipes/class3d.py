@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cryoray.formats.files import replacing
+from cryoray.formats.names import CARD
 from cryoray.recipes import class2d
 from cryoray.settings import Settings
 
@@ -39,7 +40,7 @@ def settings_of() -> Settings:
 def build(out: Path, work: Path, real: Path | None) -> Path:
     """As `class2d.build`, of the jobs in its folder of work: they are made once for both."""
     made = class2d.build(out, work.with_name("class2d.work"), real, settings_of(), "pictures")
-    text = (made / "card.md").read_text(encoding="utf-8")
-    with replacing(made / "card.md") as temporary:
+    text = (made / CARD).read_text(encoding="utf-8")
+    with replacing(made / CARD) as temporary:
         temporary.write_text(_CARD + text, encoding="utf-8")
     return made

@@ -22,8 +22,9 @@ import torch
 
 from cryoray.formats.files import replacing_folder
 from cryoray.formats.mrc import StackWriter, read_frames, read_header
+from cryoray.formats.names import CARD
 from cryoray.metrics.accuracy import auroc
-from cryoray.models.ensemble import MANIFEST, Context, Ensemble, Manifest, training_record
+from cryoray.models.ensemble import HELD_OUT, MANIFEST, Context, Ensemble, Manifest, training_record
 from cryoray.models.reasons import section
 from cryoray.settings import (
     AugmentSettings,
@@ -228,7 +229,7 @@ class HeldOut(NamedTuple):
 
 def held_out(trained: Path, collections: Path) -> HeldOut:
     """The predictions that training kept, and the truth of those that were simulated."""
-    table = pq.read_table(trained / "held-out.parquet")
+    table = pq.read_table(trained / HELD_OUT)
     project_of, image = (np.array(table[name].to_pylist(), object) for name in ("project", "image"))
     kind = np.full(len(project_of), "", object)
     for project in sorted(file.parent for file in collections.glob("*/*/truth.csv")):
@@ -250,7 +251,7 @@ def _ship(ensemble: Ensemble, unseen: HeldOut, out: Path) -> Path:
     with replacing_folder(out, "ensemble", lambda folder: (folder / MANIFEST).is_file()) as folder:
         for file in (ensemble.path / MANIFEST, *ensemble.path.glob("*.safetensors")):
             shutil.copyfile(file, folder / file.name)
-        (folder / "card.md").write_text(_card(ensemble, unseen) + reasons, encoding="utf-8")
+        (folder / CARD).write_text(_card(ensemble, unseen) + reasons, encoding="utf-8")
     return out
 
 

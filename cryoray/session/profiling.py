@@ -23,10 +23,9 @@ from typing import Any
 import numpy as np
 
 from cryoray.formats.files import replacing
+from cryoray.formats.names import PROFILE
 from cryoray.protocol.messages import MOST_SOURCES
 
-#: In the session's folder, for `cryoray classify --profile`.
-PROFILE = "profile.json"
 #: Images that a session has when its profile is made, and made anew.
 SIZES = (64, 256, 1024, 4096, 16_384)
 #: Of the paths in a request: the service takes bodies of 64 KiB.

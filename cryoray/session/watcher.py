@@ -29,6 +29,7 @@ import httpx
 
 from cryoray.errors import CryorayError, InputError, SettingsError, printable
 from cryoray.formats.files import naming, replacing
+from cryoray.formats.names import PROFILE
 from cryoray.protocol.client import Client, RefusedError
 from cryoray.protocol.network import by_proxy
 from cryoray.records import Event, Kind, OnEvent, ignore
@@ -56,7 +57,7 @@ from cryoray.session.ledger import (
 )
 from cryoray.session.merging import Merger, Part
 from cryoray.session.names import recordable, unwritable
-from cryoray.session.profiling import PROFILE, SessionProfile, is_due, spread, stands
+from cryoray.session.profiling import SessionProfile, is_due, spread, stands
 from cryoray.session.settling import MANY, File, Scanner
 from cryoray.settings import WatchSettings
 

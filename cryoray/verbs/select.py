@@ -16,9 +16,10 @@ import torch
 from cryoray.boosting import adaptation, prevalence
 from cryoray.boosting.adaptation import Change
 from cryoray.errors import EnsembleError, InputError, SettingsError
+from cryoray.formats.names import PROFILE
 from cryoray.models.adaptation import adapted
 from cryoray.models.ensemble import MANIFEST, Ensemble, Manifest
-from cryoray.models.profile import PROFILE, Profile
+from cryoray.models.profile import Profile
 from cryoray.models.registry import SHIPPED, resolve
 from cryoray.records import Event, OnEvent, ignore
 from cryoray.select import saving

@@ -24,7 +24,7 @@ from cryoray.boosting.within_job import review_band
 from cryoray.errors import InputError, SettingsError
 from cryoray.formats.files import replacing
 from cryoray.formats.mrc import read_header
-from cryoray.formats.names import REPORT, VERDICTS_TABLE
+from cryoray.formats.names import PROFILE, REPORT, VERDICTS_TABLE
 from cryoray.formats.relion import project
 from cryoray.formats.source import open_source
 from cryoray.formats.star import parse
@@ -39,7 +39,7 @@ from cryoray.integrations.extraction import (
 from cryoray.integrations.relion import Job, Relion, options_of
 from cryoray.maps.fsc import automatic_mask
 from cryoray.models.ensemble import Ensemble
-from cryoray.models.profile import PROFILE, Profile
+from cryoray.models.profile import Profile
 from cryoray.models.registry import resolve
 from cryoray.report.workflow import ASKED, WorkflowPage
 from cryoray.settings import Settings

@@ -22,6 +22,7 @@ from cryoray.boosting.prevalence import log_odds
 from cryoray.boosting.voting import score
 from cryoray.engine.local import in_threads
 from cryoray.formats.files import replacing
+from cryoray.formats.names import CARD, TRAINING
 from cryoray.imaging.augment import AugmentParameters, augment, draw
 from cryoray.metrics.accuracy import auroc
 from cryoray.models.context import (
@@ -117,7 +118,7 @@ def train_context(
         head=_HEAD,
         profiles=len(kept.profiles),
         directions=kept.profiles.shape[1],
-        shift=kept.along if kept.shift is not None else 0,
+        shift=kept.along,
         familiar=familiar,
         calibration=(c1, c2, c3),
         threshold=drawn.point.threshold,
@@ -139,10 +140,10 @@ def train_context(
     }
     with replacing(ensemble / HELD_OUT) as temporary:
         pq.write_table(_with_scores(table, deployed), temporary)
-    with replacing(ensemble / "training.json") as temporary:
+    with replacing(ensemble / TRAINING) as temporary:
         text = json.dumps({**training_record(ensemble), "context": numbers}, indent=1)
         temporary.write_text(text, encoding="utf-8")
-    card = (ensemble / "card.md").read_text(encoding="utf-8").rstrip("\n")
+    card = (ensemble / CARD).read_text(encoding="utf-8").rstrip("\n")
     judge = Ensemble.load(ensemble)
     judge.with_context(context, kept).save(ensemble, card + "\n" + _section(context, numbers))
     on_event(Event("context.learned", numbers))

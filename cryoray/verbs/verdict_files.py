@@ -13,13 +13,12 @@ from cryoray.errors import InputError
 from cryoray.formats.class_selection import is_model
 from cryoray.formats.class_volumes import write_particles
 from cryoray.formats.files import replacing
-from cryoray.formats.names import METRICS, SELECTION, VERDICTS_TABLE
+from cryoray.formats.names import METRICS, PROFILE, SELECTION, VERDICTS_TABLE
 from cryoray.formats.source import Source
 from cryoray.formats.verdicts import write_verdicts
 from cryoray.models.class_verdicts import ClassVerdicts, write_selection
 from cryoray.models.class_volumes import VolumeVerdicts
 from cryoray.models.ensemble import Ensemble
-from cryoray.models.profile import PROFILE
 from cryoray.records import RowCounts, Verdicts
 from cryoray.report import class_volumes, verdicts
 from cryoray.settings import ClassifySettings

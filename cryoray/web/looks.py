@@ -21,6 +21,16 @@ SHARED_STYLE = Path(__file__).with_name("shared.css")
 SIDES = (64, 96, 128, 192, 320)
 
 
+def check_sliders(low: float, cut: float) -> None:
+    """Refuse what the sliders of low-pass (Å) and contrast (%) cannot ask for.
+
+    Raises:
+        InputError: a number is out of its range.
+    """
+    if not 0 <= low <= 1000 or not 0 <= cut <= 40:
+        raise InputError("low runs from 0 to 1000 Å, cut from 0 to 40%")
+
+
 @dataclass(frozen=True, slots=True)
 class Look:
     """How a picture is drawn.
@@ -48,8 +58,7 @@ class Look:
         """
         if view not in VIEWS or side not in sides:
             raise InputError(f"views are {', '.join(VIEWS)}, sides {', '.join(map(str, sides))}")
-        if not 0 <= low <= 1000 or not 0 <= cut <= 40:
-            raise InputError("low runs from 0 to 1000 Å, cut from 0 to 40%")
+        check_sliders(low, cut)
         return cls(view, side, low, cut)
 
     def draw(

@@ -14,6 +14,14 @@ import pytest
 from cryoray.session.ledger import Ledger
 
 
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """An empty folder that is watched."""
+    made = tmp_path / "data"
+    made.mkdir()
+    return made
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """The URL of a PostgreSQL of our own, on a socket in a folder; gone at the end."""

@@ -41,13 +41,6 @@ def service(tiny_ensemble: Path) -> Iterator[Service]:
         yield made
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    made = tmp_path / "data"
-    made.mkdir()
-    return made
-
-
 def stack(root: Path, name: str, seed: int = 0) -> Path:
     return examples.write_stack(root / name, examples.particles(6, seed=seed))
 

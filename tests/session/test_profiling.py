@@ -48,13 +48,6 @@ def service(ensemble: Path) -> Iterator[Service]:
         yield made
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    made = tmp_path / "data"
-    made.mkdir()
-    return made
-
-
 def tables(session: Session | Any) -> dict[str, pa.Table]:
     """`verdicts.parquet` of each stack, by its name."""
     watcher: Any = getattr(session, "watcher", session)

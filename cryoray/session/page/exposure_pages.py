@@ -17,6 +17,7 @@ from cryoray.session.page.micrographs import SIDES_PX, Micrograph
 from cryoray.session.page.site import Site, show, threaded
 from cryoray.session.page.views import Tile
 from cryoray.web.guard import AbsentError
+from cryoray.web.looks import check_sliders
 
 #: Tiles below a micrograph.
 _TILES = 200
@@ -65,12 +66,11 @@ class Around:
 def add_exposures(made: APIRouter, site: Site) -> None:
     """Add the pages of exposures."""
 
-    @made.get("/sessions/{name}/exposures", include_in_schema=False)
-    def exposures(request: Request, name: str) -> Response:
+    def listed(template: str, request: Request, name: str) -> Response:
         visitor, session = site.known(request, name)
         listing = site.exposures.list(name, Query.of(request.query_params))
         return show(
-            "exposures.html",
+            template,
             visitor,
             session=session,
             listing=listing,
@@ -78,18 +78,13 @@ def add_exposures(made: APIRouter, site: Site) -> None:
             pictured=_pictured(site, session, listing),
         )
 
+    @made.get("/sessions/{name}/exposures", include_in_schema=False)
+    def exposures(request: Request, name: str) -> Response:
+        return listed("exposures.html", request, name)
+
     @made.get("/sessions/{name}/exposures/list", include_in_schema=False)
     def exposures_part(request: Request, name: str) -> Response:
-        visitor, session = site.known(request, name)
-        listing = site.exposures.list(name, Query.of(request.query_params))
-        return show(
-            "_exposures.html",
-            visitor,
-            session=session,
-            listing=listing,
-            columns=COLUMNS,
-            pictured=_pictured(site, session, listing),
-        )
+        return listed("_exposures.html", request, name)
 
     @made.post("/sessions/{name}/limits", include_in_schema=False)
     async def limits(request: Request, name: str) -> Response:
@@ -120,8 +115,7 @@ def add_exposures(made: APIRouter, site: Site) -> None:
         _, session = site.known(request, name)
         if side not in SIDES_PX:
             raise InputError(f"micrographs have {' or '.join(map(str, SIDES_PX))} px")
-        if not 0 <= low <= 1000 or not 0 <= cut <= 40:
-            raise InputError("low runs from 0 to 1000 Å, cut from 0 to 40%")
+        check_sliders(low, cut)
         found, exposure = _exposure(site, session, stack, number)
         png = site.micrographs.png(session, found, exposure.name, side, low, cut)
         headers = {"Cache-Control": "private, max-age=3600"}

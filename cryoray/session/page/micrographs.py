@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from cryoray.errors import FormatError, InputError
 from cryoray.formats import mrc
@@ -94,12 +93,12 @@ class Micrographs:
         return self._columns.get(key, lambda: self._read_columns(session, stack))
 
     def _read_columns(self, session: Any, stack: Any) -> dict[str, np.ndarray]:
-        verdict = self._pictures.table(session, stack)["verdict"]
+        verdict = np.array(self._pictures.table(session, stack)["verdict"].to_pylist(), object)
         folder = place(Path(session.root), Path(session.folder), Path(stack.path))
         found: dict[str, np.ndarray] = {}
         with Scope((Path(session.folder),)).reading():
             for side in VERDICTS:
-                rows = np.flatnonzero(_equal(verdict, side))
+                rows = np.flatnonzero(verdict == side)
                 if not len(rows):
                     continue
                 table = image_table(parse(folder / f"{PARTITIONS[side]}.star"), stack.kind)
@@ -285,7 +284,3 @@ _NUMBERS = {
     "class2d": ("rlnClassDistribution", "rlnEstimatedResolution"),
     "class3d": (),
 }
-
-
-def _equal(verdict: pa.ChunkedArray, side: str) -> np.ndarray:
-    return np.array(verdict.to_pylist(), dtype="<U8") == side

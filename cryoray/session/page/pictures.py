@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from cryoray.errors import FormatError, InputError
 from cryoray.formats import mrc
+from cryoray.formats.names import QUARANTINE_TABLE, VERDICTS_TABLE
 from cryoray.formats.opening import OutsideError, Scope
 from cryoray.formats.rows import resolve
 from cryoray.formats.stacks import open_stacks
@@ -56,7 +57,7 @@ class Pictures:
             InputError: it is not there now.
         """
         key = stack.id, stack.digest, stack.judged, stack.profile
-        return self._tables.get(key, lambda: _read(session, stack, "verdicts.parquet"))
+        return self._tables.get(key, lambda: _read(session, stack, VERDICTS_TABLE))
 
     def quarantined(self, session: Any, stack: Any) -> list[tuple[str, str]]:
         """Image and reason of the rows of a stack that have no verdict.
@@ -66,7 +67,7 @@ class Pictures:
         """
         if not stack.quarantined:
             return []
-        lost = _read(session, stack, "quarantine.parquet")
+        lost = _read(session, stack, QUARANTINE_TABLE)
         return list(zip(lost["image"].to_pylist(), lost["reason"].to_pylist(), strict=True))
 
     def png(self, session: Any, stack: Any, row: int, look: Look) -> bytes:
