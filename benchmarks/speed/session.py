@@ -1,9 +1,9 @@
 """How soon after a stack has settled its verdicts are on disk, how much a session can take, what faults cost.
 
 The whole chain runs as people run it: ``cryoray serve`` and ``cryoray watch --service`` in processes of
-their own, and then ``cryoray watch`` that judges by itself (parts ``arriving-alone`` and so on), with an
-ensemble of untrained networks of the default shape, which take as long as trained ones. A microscope that
-writes 256 px stacks of 280 images in float16 stands before it. The seconds of each part are
+their own, and then ``cryoray watch`` that judges by itself (parts ``arriving-alone`` and so on), with the
+ensemble that ships: sessions judge by a profile, which is renewed as images come. A microscope that writes
+256 px stacks of 280 images in float16 stands before it. The seconds of each part are
 ``CRYORAY_BENCH_SECONDS`` (40 by default; an hour of microscope wants 1,200, the soak 3,600), the images a
 second ``CRYORAY_BENCH_RATE``, the seconds between faults ``CRYORAY_BENCH_FAULT_EVERY``;
 ``python -m benchmarks.speed.session soak`` runs that part alone.
@@ -37,11 +37,9 @@ import pyarrow.parquet as pq
 from benchmarks.common import Row, main, result
 from cryoray.formats.mrc import StackWriter
 from cryoray.formats.star import parse
-from cryoray.models.ensemble import Calibration, Ensemble, Manifest
-from cryoray.models.networks import DEFAULT_MEMBERS, build
+from cryoray.models.registry import shipped
 from cryoray.session.ledger import Ledger
 from cryoray.session.schema import FATES
-from cryoray.settings import PreparationSettings
 
 SECONDS = float(os.environ.get("CRYORAY_BENCH_SECONDS", "40"))
 RATE = float(os.environ.get("CRYORAY_BENCH_RATE", "140"))
@@ -60,6 +58,7 @@ _START_SECONDS = 1200.0
 #: Of a watcher that judges by itself.
 _PORT_ALONE = 8392
 _RECORDS = "mic_*.mrcs/record.json"
+_EVENTS = "cryoray/bench/events.jsonl"
 _MARK = f"cryoray-benchmark-{os.getpid()}"
 
 
@@ -72,7 +71,8 @@ def measure() -> dict[str, Any]:
     rows = []
     with tempfile.TemporaryDirectory(prefix="cryoray-session-") as name:
         work = Path(name)
-        ensemble = _ensemble(work / "ensemble")
+        ensemble = shipped("particle")
+        assert ensemble is not None
         masters = [_images(work / f"master-{seed}.mrcs", seed) for seed in range(4)]
         if on_ray := [one for one in wanted if one in parts]:
             with _service(work, ensemble) as url:
@@ -340,13 +340,19 @@ def _row(
 
 
 def _delays(root: Path) -> list[float]:
-    """Seconds from settled to verdicts on disk, of each stack."""
-    found = []
+    """Seconds from settled to the first verdicts of each stack; later ones are by a newer profile."""
+    first: dict[str, float] = {}
     for record in root.rglob(_RECORDS):
-        stack = root / record.parent.name
+        first[record.parent.name] = record.stat().st_mtime
+    for line in map(json.loads, (root / _EVENTS).read_text().splitlines()):
+        if line["event"] == "micrograph.judged":
+            name = Path(line["data"]["stack"]).name
+            first[name] = min(first[name], line["time"])
+    found = []
+    for name, judged in first.items():
+        stack = root / name
         star = stack.with_name(f"{stack.stem}_extract.star")
-        settled = max(star.stat().st_ctime, stack.stat().st_mtime) + SETTLE
-        found.append(record.stat().st_mtime - settled)
+        found.append(judged - max(star.stat().st_ctime, stack.stat().st_mtime) - SETTLE)
     return found
 
 
@@ -367,7 +373,7 @@ def _check(root: Path, stacks: int) -> None:
             merged.update(table.column("rlnImageName").tolist())
     if own != merged or set(own.values()) != {1} or len(own) != stacks * IMAGES:
         raise RuntimeError(f"{len(own)} and {len(merged)} images of {stacks * IMAGES}")
-    lines = (root / "cryoray/bench/events.jsonl").read_text().splitlines()
+    lines = (root / _EVENTS).read_text().splitlines()
     ids = Counter(json.loads(line)["id"] for line in lines)
     if set(ids.values()) != {1}:
         raise RuntimeError("an event was told twice")
@@ -380,7 +386,21 @@ def _until(root: Path, stacks: int, seconds: float) -> int:
         time.sleep(0.5)
     if done < stacks:
         raise RuntimeError(f"{done} of {stacks} stacks after {seconds:g} s")
+    while (left := _outdated(root)) and time.monotonic() < end:
+        time.sleep(0.5)
+    if left:
+        raise RuntimeError(f"{left} stacks are judged by an older profile after {seconds:g} s")
     return done
+
+
+def _outdated(root: Path) -> int:
+    """How many stacks were judged by another profile than the session's last."""
+    ledger = Ledger(root / "cryoray/ledger.sqlite")
+    session = ledger.session("bench")
+    profile = session.profile["digest"] if session and session.profile else None
+    left = ledger.outdated("bench", profile) if profile else []
+    ledger.close()
+    return len(left)
 
 
 def _until_rejected(root: Path, files: int, seconds: float) -> None:
@@ -392,27 +412,6 @@ def _until_rejected(root: Path, files: int, seconds: float) -> None:
     ledger.close()
     if len(rows) != files or not all(row.reason for row in rows):
         raise RuntimeError(f"{len(rows)} of {files} hostile files were rejected")
-
-
-def _ensemble(path: Path) -> Path:
-    features = ("defocus", "ctf_max_resolution", "prepared_pixel_size")
-    d1, d2, d3 = (build(c, len(features), seed) for seed, c in enumerate(DEFAULT_MEMBERS))
-    manifest = Manifest(
-        kind="particle",
-        members=DEFAULT_MEMBERS,
-        features=features,
-        preparation=PreparationSettings(),
-        calibration=(Calibration(slope=1.0, offset=0.0),) * 3,
-        threshold=0.5,
-        review=(0.45, 0.55),
-        operating_point={"level": "image", "bound": 0.03},
-        prevalence=0.5,
-        split_by="project",
-        training_groups=("none",),
-        calibration_groups=("none",),
-    )
-    Ensemble(manifest, (d1, d2, d3)).save(path, "# Untrained\n")
-    return path
 
 
 def _images(path: Path, seed: int) -> Path:
