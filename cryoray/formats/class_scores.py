@@ -19,12 +19,13 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from cryoray.formats import rln
 from cryoray.formats.star import Block, StarFile
 
 #: Marks a folder in which ``backup_selection.star`` holds grades.
 JOB_SCORE = "job_score.txt"
 #: Columns of the tables of features; the score, and an image cut to 64 px for RELION's own network.
-SCORE, SUBIMAGES = "rlnClassScore", "rlnSubImageStack"
+SCORE, SUBIMAGES = rln.CLASS_SCORE, "rlnSubImageStack"
 #: Files of them.
 FEATURES = re.compile(r"^(features(_normali[sz]ed)?|normali[sz]ed_features)\.star$")
 #: What RELION 4 and 5 and the entry call these tables.

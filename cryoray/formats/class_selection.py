@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from cryoray.errors import InputError, InternalError
+from cryoray.formats import rln
 from cryoray.formats.files import replacing
 from cryoray.formats.relion import VERSION, image_table, loop
 from cryoray.formats.relion import Optimiser as Optimiser
@@ -64,9 +65,9 @@ def model_of(data: Path) -> Path:
 def class_numbers(data: StarFile) -> np.ndarray | None:
     """int64 [n]: the class of each particle, from 1; 0 where it has none; None without the column."""
     table = image_table(data, "particle")
-    if "rlnClassNumber" not in table.columns:
+    if rln.CLASS_NUMBER not in table.columns:
         return None
-    return np.nan_to_num(table.numbers("rlnClassNumber"), posinf=0, neginf=0).astype(np.int64)
+    return np.nan_to_num(table.numbers(rln.CLASS_NUMBER), posinf=0, neginf=0).astype(np.int64)
 
 
 def particle_counts(numbers: np.ndarray, classes: int) -> np.ndarray:
@@ -131,9 +132,7 @@ def write_class_selection(
 
 def write_backup(out: Path, keep: np.ndarray) -> None:
     """Write ``backup_selection.star``: 1 for each class that is kept (bool [classes]), 0 for others."""
-    _write(
-        out / BACKUP, b"\n" + loop("", ["rlnSelected"], [["01"[kept]] for kept in keep.tolist()])
-    )
+    _write(out / BACKUP, b"\n" + loop("", [rln.SELECTED], [["01"[kept]] for kept in keep.tolist()]))
 
 
 def write_ranking(
@@ -150,7 +149,7 @@ def write_ranking(
     """
     names = f"{out}/" if names is None else names
     classes = image_table(parse(optimiser.model), "class2d")
-    added = {"rlnClassScore": [f"{value:.9g}" for value in score.tolist()]}
+    added = {rln.CLASS_SCORE: [f"{value:.9g}" for value in score.tolist()]}
     _write(
         out / f"{root}_model.star",
         VERSION + _with_columns(classes, _CLASSES, np.arange(len(classes)), added),
@@ -158,11 +157,11 @@ def write_ranking(
     data = parse(optimiser.data)
     with replacing(out / f"{root}_data.star") as temporary, temporary.open("wb") as file:
         write_partition(file, data, "particle", np.arange(len(image_table(data, "particle"))))
-    table = next(b for b in parse(optimiser.path).blocks if "rlnModelStarFile" in b.columns)
+    table = next(b for b in parse(optimiser.path).blocks if rln.MODEL_STAR_FILE in b.columns)
     text = BytesIO()
     table.copy(text)
     given = text.getvalue()
-    for column, end in (("rlnModelStarFile", "model"), ("rlnExperimentalDataStarFile", "data")):
+    for column, end in ((rln.MODEL_STAR_FILE, "model"), (rln.EXPERIMENTAL_DATA_STAR_FILE, "data")):
         head, tail = re.split(rb"(?m)^_%s\s.*$" % column.encode(), given)
         given = head + f"_{column:<45} {names}{root}_{end}.star".encode() + tail
     _write(out / f"{root}_optimiser.star", VERSION + given + b"\n")

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from cryoray.errors import FormatError, InputError, printable
-from cryoray.formats import relion
+from cryoray.formats import relion, rln
 from cryoray.formats.class_selection import class_numbers, model_of, particle_counts, particles_of
 from cryoray.formats.files import changed, replacing, without_apostrophe
 from cryoray.formats.rows import Source, resolve
@@ -33,11 +33,11 @@ PARTICLES: Mapping[str, str] = {
 }
 #: RELION's columns by what they are here. Of `metadata_label.h`; 3.0 has translations in pixels.
 _COLUMNS: Mapping[str, str] = {
-    "distribution": "rlnClassDistribution",
-    "resolution": "rlnEstimatedResolution",
+    "distribution": rln.CLASS_DISTRIBUTION,
+    "resolution": rln.ESTIMATED_RESOLUTION,
     "completeness": "rlnOverallFourierCompleteness",
-    "rotations": "rlnAccuracyRotations",
-    "translations": "rlnAccuracyTranslationsAngst",
+    "rotations": rln.ACCURACY_ROTATIONS,
+    "translations": rln.ACCURACY_TRANSLATIONS_ANGST,
 }
 #: What RELION writes for a number that it does not know.
 _UNKNOWN = (999.0, -999.0)
@@ -141,7 +141,7 @@ def open_volumes(path: Path) -> VolumeClasses:
 def _of_model(path: Path) -> VolumeClasses:
     star = parse(path)
     classes = relion.image_table(star, "class2d")
-    dimension = _one(star, "model_general", "rlnReferenceDimensionality")
+    dimension = _one(star, "model_general", rln.REFERENCE_DIMENSIONALITY)
     if dimension != 3:
         raise FormatError(
             "describes no 3D classes", file=path, remedy="give a Class3D job, or --kind class2d"
@@ -165,8 +165,8 @@ def _of_model(path: Path) -> VolumeClasses:
         statistics=statistics,
         data=data,
         number=class_numbers(parse(data)) if data else None,
-        diameter=_one(general, "optimiser_general", "rlnParticleDiameter") if general else None,
-        pixel_size=_one(star, "model_general", "rlnPixelSize"),
+        diameter=_one(general, "optimiser_general", rln.PARTICLE_DIAMETER) if general else None,
+        pixel_size=_one(star, "model_general", rln.PIXEL_SIZE),
     )
 
 

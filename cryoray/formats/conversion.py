@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from cryoray.errors import FormatError, printable
+from cryoray.formats import rln
 from cryoray.formats.cryosparc import open_joined
 from cryoray.formats.files import replacing
 from cryoray.formats.relion import IMAGE_COLUMNS, VERSION, field_texts, loop, quoted
@@ -28,41 +29,41 @@ from cryoray.formats.star import unwritable
 
 _log = logging.getLogger(__name__)
 
+_TILT = (rln.BEAM_TILT_X, rln.BEAM_TILT_Y)
 #: What RELION keeps for an optics group, the first of which numbers them.
 _OPTICS = (
-    "rlnOpticsGroup",
-    "rlnVoltage",
-    "rlnSphericalAberration",
-    "rlnAmplitudeContrast",
-    "rlnImagePixelSize",
-    "rlnImageSize",
-    "rlnMicrographPixelSize",
-    "rlnBeamTiltX",
-    "rlnBeamTiltY",
+    rln.OPTICS_GROUP,
+    rln.VOLTAGE,
+    rln.SPHERICAL_ABERRATION,
+    rln.AMPLITUDE_CONTRAST,
+    rln.IMAGE_PIXEL_SIZE,
+    rln.IMAGE_SIZE,
+    rln.MICROGRAPH_PIXEL_SIZE,
+    *_TILT,
 )
-_NECESSARY = ("rlnVoltage", "rlnSphericalAberration", "rlnImagePixelSize", "rlnImageSize")
+_NECESSARY = (rln.VOLTAGE, rln.SPHERICAL_ABERRATION, rln.IMAGE_PIXEL_SIZE, rln.IMAGE_SIZE)
 #: What RELION keeps for a particle.
 _PARTICLE = (
-    "rlnCoordinateX",
-    "rlnCoordinateY",
-    "rlnDefocusU",
-    "rlnDefocusV",
-    "rlnDefocusAngle",
-    "rlnPhaseShift",
-    "rlnCtfBfactor",
-    "rlnCtfScalefactor",
-    "rlnCtfMaxResolution",
-    "rlnCtfFigureOfMerit",
-    "rlnAngleRot",
-    "rlnAngleTilt",
-    "rlnAnglePsi",
-    "rlnOriginXAngst",
-    "rlnOriginYAngst",
-    "rlnClassNumber",
-    "rlnRandomSubset",
+    rln.COORDINATE_X,
+    rln.COORDINATE_Y,
+    rln.DEFOCUS_U,
+    rln.DEFOCUS_V,
+    rln.DEFOCUS_ANGLE,
+    rln.PHASE_SHIFT,
+    rln.CTF_BFACTOR,
+    rln.CTF_SCALEFACTOR,
+    rln.CTF_MAX_RESOLUTION,
+    rln.CTF_FIGURE_OF_MERIT,
+    rln.ANGLE_ROT,
+    rln.ANGLE_TILT,
+    rln.ANGLE_PSI,
+    rln.ORIGIN_X_ANGST,
+    rln.ORIGIN_Y_ANGST,
+    rln.CLASS_NUMBER,
+    rln.RANDOM_SUBSET,
 )
-_CLASS = ("rlnClassDistribution", "rlnEstimatedResolution")
-_WHOLE = ("rlnClassNumber", "rlnRandomSubset", "rlnImageSize")
+_CLASS = (rln.CLASS_DISTRIBUTION, rln.ESTIMATED_RESOLUTION)
+_WHOLE = (rln.CLASS_NUMBER, rln.RANDOM_SUBSET, rln.IMAGE_SIZE)
 #: What has no counterpart in RELION, or none that is known to be right.
 _LEFT_OUT = ("ctf/trefoil_A", "ctf/tetra_A", "ctf/anisomag", "ctf/shift_A")
 
@@ -120,8 +121,8 @@ def write_star(
     column = IMAGE_COLUMNS[source.kind]
     kept = _PARTICLE if source.kind == "particle" else _CLASS
     columns = {name: source.metadata[name] for name in kept if name in source.metadata}
-    if len(np.unique(columns.get("rlnRandomSubset", ()))) == 1:
-        del columns["rlnRandomSubset"]  # all in one half: RELION would refine nothing against it
+    if len(np.unique(columns.get(rln.RANDOM_SUBSET, ()))) == 1:
+        del columns[rln.RANDOM_SUBSET]  # all in one half: RELION would refine nothing against it
     texts = [
         [f"{value:.0f}" if name in _WHOLE else f"{value:.6f}" for value in values[rows].tolist()]
         for name, values in columns.items()
@@ -139,7 +140,7 @@ def write_star(
         texts.insert(0, [_micrograph(source, row) for row in rows.tolist()])
         texts.insert(1, [str(number) for number in group[rows].tolist()])
         lines = _with(list(zip(names, *texts, strict=True)), further, rows)
-        labels = [column, "rlnMicrographName", "rlnOpticsGroup", *columns, *further]
+        labels = [column, rln.MICROGRAPH_NAME, rln.OPTICS_GROUP, *columns, *further]
         file.write(VERSION + loop("particles", labels, lines))
 
 
@@ -176,19 +177,19 @@ def _optics(source: Source) -> tuple[bytes, np.ndarray]:
     group = np.ones(len(source), np.int64)
     group[whole] = code + 1
     table = dict(zip(present, different.T, strict=True))
-    exposure = table.pop("rlnOpticsGroup", np.ones(len(different))) - 1
-    tilted = any(np.any(table.get(name, 0)) for name in ("rlnBeamTiltX", "rlnBeamTiltY"))
+    exposure = table.pop(rln.OPTICS_GROUP, np.ones(len(different))) - 1
+    tilted = any(np.any(table.get(name, 0)) for name in _TILT)
     columns = {
         name: [f"{value:.0f}" if name in _WHOLE else f"{value:.6f}" for value in column.tolist()]
         for name, column in table.items()
-        if tilted or not name.startswith("rlnBeamTilt")
+        if tilted or name not in _TILT
     }
     lines = [
         (f"{number}", f"exposureGroup{exposure[number - 1]:.0f}", "2", "0", *line)
         for number, line in enumerate(zip(*columns.values(), strict=True), start=1)
     ]
-    labels = ["rlnOpticsGroup", "rlnOpticsGroupName", "rlnImageDimensionality"]
-    labels += ["rlnCtfDataAreCtfPremultiplied", *columns]
+    labels = [rln.OPTICS_GROUP, rln.OPTICS_GROUP_NAME, rln.IMAGE_DIMENSIONALITY]
+    labels += [rln.CTF_DATA_ARE_CTF_PREMULTIPLIED, *columns]
     return loop("optics", labels, lines), group
 
 

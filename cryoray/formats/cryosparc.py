@@ -28,7 +28,7 @@ import numpy as np
 import yaml
 
 from cryoray.errors import FormatError, printable
-from cryoray.formats import mrc
+from cryoray.formats import mrc, rln
 from cryoray.formats.csfile import CsTable, read_table
 from cryoray.formats.rows import Source, resolve, unique
 from cryoray.records import Kind
@@ -67,23 +67,23 @@ class _Meaning:
 
 #: Where two have the same name, the first that a table has counts.
 _MEANINGS = (
-    _Meaning("rlnVoltage", "ctf/accel_kv"),
-    _Meaning("rlnSphericalAberration", "ctf/cs_mm"),
-    _Meaning("rlnAmplitudeContrast", "ctf/amp_contrast"),
-    _Meaning("rlnDefocusU", "ctf/df1_A"),
-    _Meaning("rlnDefocusV", "ctf/df2_A"),
-    _Meaning("rlnDefocusAngle", "ctf/df_angle_rad", np.degrees),
-    _Meaning("rlnPhaseShift", "ctf/phase_shift_rad", np.degrees),
-    _Meaning("rlnCtfBfactor", "ctf/bfactor"),
-    _Meaning("rlnCtfScalefactor", "ctf/scale"),
-    _Meaning("rlnCtfMaxResolution", "ctf/ctf_fit_to_A"),
-    _Meaning("rlnCtfFigureOfMerit", "ctf/cross_corr_ctffind4"),
-    _Meaning("rlnImagePixelSize", "blob/psize_A"),
-    _Meaning("rlnMicrographPixelSize", "location/micrograph_psize_A"),
-    _Meaning("rlnEstimatedResolution", "blob/res_A"),
-    _Meaning("rlnClassNumber", "alignments2D/class", _next),
-    _Meaning("rlnClassNumber", "alignments3D/class", _next),
-    _Meaning("rlnRandomSubset", "alignments3D/split", _next),
+    _Meaning(rln.VOLTAGE, "ctf/accel_kv"),
+    _Meaning(rln.SPHERICAL_ABERRATION, "ctf/cs_mm"),
+    _Meaning(rln.AMPLITUDE_CONTRAST, "ctf/amp_contrast"),
+    _Meaning(rln.DEFOCUS_U, "ctf/df1_A"),
+    _Meaning(rln.DEFOCUS_V, "ctf/df2_A"),
+    _Meaning(rln.DEFOCUS_ANGLE, "ctf/df_angle_rad", np.degrees),
+    _Meaning(rln.PHASE_SHIFT, "ctf/phase_shift_rad", np.degrees),
+    _Meaning(rln.CTF_BFACTOR, "ctf/bfactor"),
+    _Meaning(rln.CTF_SCALEFACTOR, "ctf/scale"),
+    _Meaning(rln.CTF_MAX_RESOLUTION, "ctf/ctf_fit_to_A"),
+    _Meaning(rln.CTF_FIGURE_OF_MERIT, "ctf/cross_corr_ctffind4"),
+    _Meaning(rln.IMAGE_PIXEL_SIZE, "blob/psize_A"),
+    _Meaning(rln.MICROGRAPH_PIXEL_SIZE, "location/micrograph_psize_A"),
+    _Meaning(rln.ESTIMATED_RESOLUTION, "blob/res_A"),
+    _Meaning(rln.CLASS_NUMBER, "alignments2D/class", _next),
+    _Meaning(rln.CLASS_NUMBER, "alignments3D/class", _next),
+    _Meaning(rln.RANDOM_SUBSET, "alignments3D/split", _next),
 )  # fmt: skip
 #: Numbers that keep cryoSPARC's name: how well a particle fitted, how sure the picker was.
 _OWN = re.compile(
@@ -222,9 +222,9 @@ def open_cs(path: Path, kind: Kind) -> Source:
         metadata |= {name: columns[name] for name in own}
         metadata |= _in_relions_terms(columns)
     if kind == "class2d":
-        metadata["rlnClassNumber"] = position + 1.0
+        metadata[rln.CLASS_NUMBER] = position + 1.0
         metadata |= _distribution(path, position)
-    pixel = metadata.get("rlnImagePixelSize", np.full(n, np.nan))
+    pixel = metadata.get(rln.IMAGE_PIXEL_SIZE, np.full(n, np.nan))
     return Source(
         path=path,
         kind=kind,
@@ -552,34 +552,34 @@ def _in_relions_terms(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
     """RELION's columns that are made of several numbers."""
     made: dict[str, np.ndarray] = {}
     if _has(columns, "blob/shape", 2):
-        made["rlnImageSize"] = columns["blob/shape"][:, 0]
+        made[rln.IMAGE_SIZE] = columns["blob/shape"][:, 0]
     if "ctf/exp_group_id" in columns:
-        made["rlnOpticsGroup"] = columns["ctf/exp_group_id"] + 1
+        made[rln.OPTICS_GROUP] = columns["ctf/exp_group_id"] + 1
     if _has(columns, "location/micrograph_shape", 2):
         height, width = columns["location/micrograph_shape"].T
         made["micrographWidth"], made["micrographHeight"] = width, height
         if {"location/center_x_frac", "location/center_y_frac"} <= columns.keys():
             # cryoSPARC counts y from the bottom, RELION from the top (pyem issues 81 and 101).
-            made["rlnCoordinateX"] = columns["location/center_x_frac"] * width
-            made["rlnCoordinateY"] = (1 - columns["location/center_y_frac"]) * height
+            made[rln.COORDINATE_X] = columns["location/center_x_frac"] * width
+            made[rln.COORDINATE_Y] = (1 - columns["location/center_y_frac"]) * height
     if _has(columns, "ctf/tilt_A", 2) and "ctf/cs_mm" in columns:
         with np.errstate(divide="ignore", invalid="ignore"):
             tilt = np.arcsin(columns["ctf/tilt_A"] / (columns["ctf/cs_mm"][:, None] * 1e7)) * 1e3
-        made["rlnBeamTiltX"], made["rlnBeamTiltY"] = np.where(np.isfinite(tilt), tilt, 0).T
+        made[rln.BEAM_TILT_X], made[rln.BEAM_TILT_Y] = np.where(np.isfinite(tilt), tilt, 0).T
     for name in ("alignments3D", "alignments2D"):
         if not (_has(columns, f"{name}/shift", 2) and f"{name}/psize_A" in columns):
             continue
         if name == "alignments3D" and _has(columns, "alignments3D/pose", 3):
             angles = euler_angles(columns["alignments3D/pose"])
-            made["rlnAngleRot"], made["rlnAngleTilt"], made["rlnAnglePsi"] = angles.T
+            made[rln.ANGLE_ROT], made[rln.ANGLE_TILT], made[rln.ANGLE_PSI] = angles.T
         elif (
             name == "alignments2D" and columns.get("alignments2D/pose", np.empty((0, 0))).ndim == 1
         ):
-            made["rlnAnglePsi"] = _wrapped(np.degrees(columns["alignments2D/pose"]))
+            made[rln.ANGLE_PSI] = _wrapped(np.degrees(columns["alignments2D/pose"]))
         else:
             continue
         shift = columns[f"{name}/shift"] * columns[f"{name}/psize_A"][:, None]
-        made["rlnOriginXAngst"], made["rlnOriginYAngst"] = shift.T
+        made[rln.ORIGIN_X_ANGST], made[rln.ORIGIN_Y_ANGST] = shift.T
         break
     return made
 
@@ -640,7 +640,7 @@ def _distribution(path: Path, position: np.ndarray) -> dict[str, np.ndarray]:
         return {}
     numbers, counts = np.unique(np.concatenate(classes), return_counts=True)
     at = np.searchsorted(numbers, position).clip(max=len(numbers) - 1)
-    return {"rlnClassDistribution": np.where(numbers[at] == position, counts[at], 0) / counts.sum()}
+    return {rln.CLASS_DISTRIBUTION: np.where(numbers[at] == position, counts[at], 0) / counts.sum()}
 
 
 def _particles_beside(path: Path) -> Iterator[Path]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cryoray.errors import FormatError, printable
-from cryoray.formats import mrc
+from cryoray.formats import mrc, rln
 from cryoray.formats.class_scores import FEATURES, SUBIMAGES, features_table
 from cryoray.formats.rows import Source, exists, resolve, unique
 from cryoray.formats.star import MALFORMED, Block, Columns, StarFile, as_objects, parse
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 #: What RELION 3.1 to 5 read; a newer number would stop an older RELION.
 VERSION = b"\n# version 30001\n\n"
 #: Columns that name an image, by kind.
-IMAGE_COLUMNS: Mapping[Kind, str] = {"particle": "rlnImageName", "class2d": "rlnReferenceImage"}
+IMAGE_COLUMNS: Mapping[Kind, str] = {"particle": rln.IMAGE_NAME, "class2d": rln.REFERENCE_IMAGE}
 #: Tables in which RELION 3.1 to 5, 3.0 and 1.x keep particles; and classes, in a model or a selection.
 _TABLES: Mapping[Kind, tuple[str, ...]] = {
     "particle": ("particles", "images", ""),
@@ -33,9 +33,9 @@ _TABLES: Mapping[Kind, tuple[str, ...]] = {
 }
 #: Without these in the optics table, RELION stops.
 NECESSARY_OPTICS = (
-    ("rlnVoltage",),
-    ("rlnSphericalAberration",),
-    ("rlnImagePixelSize", "rlnMicrographPixelSize", "rlnMicrographOriginalPixelSize"),
+    (rln.VOLTAGE,),
+    (rln.SPHERICAL_ABERRATION,),
+    (rln.IMAGE_PIXEL_SIZE, rln.MICROGRAPH_PIXEL_SIZE, rln.MICROGRAPH_ORIGINAL_PIXEL_SIZE),
 )
 _SELECTION = re.compile(rf"_selected\.star$|^backup_selection\.star$|{FEATURES.pattern}")
 #: run_it025_data.star, run_ct25_it030_data.star (continued), run_data.star (the end of a refinement)
@@ -72,7 +72,7 @@ def read_optimiser(path: Path) -> Optimiser:
     path = Path(path).absolute()
     star = parse(path)
     found: list[Path] = []
-    for column in ("rlnModelStarFile", "rlnExperimentalDataStarFile"):
+    for column in (rln.MODEL_STAR_FILE, rln.EXPERIMENTAL_DATA_STAR_FILE):
         table = next((b for b in star.blocks if not b.is_loop and column in b.columns), None)
         name = table.fields(0)[table.columns.index(column)] if table else ""
         if not name:
@@ -96,7 +96,7 @@ def open_star(path: Path, kind: Kind) -> Source:
     _refuse_volumes(star)
     table, image_column = _images(star, kind)
     _refuse_tomograms(star, table)
-    texts = [name for name in (image_column, "rlnMicrographName") if name in table.columns]
+    texts = [name for name in (image_column, rln.MICROGRAPH_NAME) if name in table.columns]
     if not len(table):
         raise FormatError(f"has no rows in its table data_{table.name}", file=path)
     columns = table.read(texts, _numeric(table, texts))
@@ -159,8 +159,8 @@ def _micrographs(columns: Columns, image_column: str) -> np.ndarray:
     if image_column == SUBIMAGES:
         names = columns.strings[SUBIMAGES].to_pylist()
         return np.array([str(PurePosixPath(name).parent) for name in names], object)
-    if "rlnMicrographName" in columns.strings:
-        return as_objects(columns.strings["rlnMicrographName"])
+    if rln.MICROGRAPH_NAME in columns.strings:
+        return as_objects(columns.strings[rln.MICROGRAPH_NAME])
     return np.full(len(columns.strings[image_column]), "", object)
 
 
@@ -199,18 +199,18 @@ def _optics(
     names = [
         name
         for name in _numeric(optics, ())
-        if name != "rlnOpticsGroup"
+        if name != rln.OPTICS_GROUP
         and (name not in metadata or not np.isfinite(metadata[name]).any())
     ]
     columns = optics.read(numbers=names)
     _mention_texts(star.path, columns)
     values = columns.numbers
-    groups = metadata.get("rlnOpticsGroup")
+    groups = metadata.get(rln.OPTICS_GROUP)
     if len(optics) == 1 and groups is None:
         return {name: np.broadcast_to(values[name], len(table)) for name in names}
-    if groups is None or "rlnOpticsGroup" not in optics.columns:
+    if groups is None or rln.OPTICS_GROUP not in optics.columns:
         return {}
-    known = optics.numbers("rlnOpticsGroup")
+    known = optics.numbers(rln.OPTICS_GROUP)
     order = np.argsort(known)
     at = np.searchsorted(known[order], groups).clip(max=len(known) - 1)
     row = np.where(known[order][at] == groups, order[at], -1)
@@ -222,15 +222,15 @@ def _optics(
 def _pixel_size(star: StarFile, metadata: Mapping[str, np.ndarray], n: int) -> np.ndarray:
     """Å/px of each row: as 3.1 has it, or 3.0 (detector µm over magnification), or a model."""
     sizes = []
-    if "rlnImagePixelSize" in metadata:
-        sizes.append(metadata["rlnImagePixelSize"])
-    if {"rlnDetectorPixelSize", "rlnMagnification"} <= metadata.keys():
+    if rln.IMAGE_PIXEL_SIZE in metadata:
+        sizes.append(metadata[rln.IMAGE_PIXEL_SIZE])
+    if {rln.DETECTOR_PIXEL_SIZE, rln.MAGNIFICATION} <= metadata.keys():
         with np.errstate(divide="ignore", invalid="ignore"):
-            sizes.append(metadata["rlnDetectorPixelSize"] / metadata["rlnMagnification"] * 1e4)
-    if "rlnPixelSize" in metadata:
-        sizes.append(metadata["rlnPixelSize"])
-    if "model_general" in star and "rlnPixelSize" in star["model_general"].columns:
-        sizes.append(np.broadcast_to(star["model_general"].numbers("rlnPixelSize")[:1], n))
+            sizes.append(metadata[rln.DETECTOR_PIXEL_SIZE] / metadata[rln.MAGNIFICATION] * 1e4)
+    if rln.PIXEL_SIZE in metadata:
+        sizes.append(metadata[rln.PIXEL_SIZE])
+    if "model_general" in star and rln.PIXEL_SIZE in star["model_general"].columns:
+        sizes.append(np.broadcast_to(star["model_general"].numbers(rln.PIXEL_SIZE)[:1], n))
     size = np.full(n, np.nan)
     for each in sizes[::-1]:
         size = np.where(np.isfinite(each) & (each > 0), each, size)
@@ -385,7 +385,7 @@ def complaint(source: Source) -> str | None:
             f" ({malformed})"
         )
     if optics is None or not len(optics):
-        if "rlnOpticsGroup" not in table.columns:
+        if rln.OPTICS_GROUP not in table.columns:
             return _already_converted(star)
         return (
             "seems to be from a previous version of Relion (it names optics groups, and has no table"
@@ -398,10 +398,10 @@ def complaint(source: Source) -> str | None:
         return "not all necessary variables defined in _optics.star file: " + ", ".join(
             " or ".join(name) for name in missing
         )
-    if "rlnOpticsGroup" not in table.columns:
+    if rln.OPTICS_GROUP not in table.columns:
         return "Failed to get optics group for particle #0"
-    known = optics.numbers("rlnOpticsGroup")
-    used = np.unique(table.numbers("rlnOpticsGroup"))
+    known = optics.numbers(rln.OPTICS_GROUP)
+    used = np.unique(table.numbers(rln.OPTICS_GROUP))
     undefined = used[~np.isin(used, known)]
     if undefined.size:
         return "The following optics groups were not defined in the optics table: " + " ".join(
@@ -412,7 +412,7 @@ def complaint(source: Source) -> str | None:
 
 def _wrong_size(source: Source) -> str | None:
     """What there is to say where the optics table and the headers of some stacks differ in box size."""
-    image_size = source.metadata.get("rlnImageSize")
+    image_size = source.metadata.get(rln.IMAGE_SIZE)
     if image_size is None:
         return None
     stacks, rows = np.unique(source.stack, return_index=True)
@@ -463,7 +463,7 @@ def _of_optimiser(path: Path, kind: Kind) -> Path:
 
 def _refuse_volumes(star: StarFile) -> None:
     general = star.get("model_general")
-    column = "rlnReferenceDimensionality"
+    column = rln.REFERENCE_DIMENSIONALITY
     if general is None or column not in general.columns:
         return
     if general.numbers(column)[:1].tolist() == [3.0]:
@@ -516,7 +516,7 @@ def _refuse_tomograms(star: StarFile, table: Block) -> None:
     """Refuse particles of tilt series, whose images are tilts, sections or volumes."""
     marks = [name for name in table.columns if _TOMOGRAPHY.match(name)]
     optics = star.get("optics")
-    column = "rlnImageDimensionality"
+    column = rln.IMAGE_DIMENSIONALITY
     if optics is not None and column in optics.columns and (optics.numbers(column) == 3).any():
         marks.append(f"{column} 3")
     general = star.get("general")

@@ -19,7 +19,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from cryoray.errors import FormatError, SelectionError
-from cryoray.formats import mrc
+from cryoray.formats import mrc, rln
 from cryoray.formats.class_scores import (
     FEATURES,
     SCORE,
@@ -157,12 +157,12 @@ def _from_star(path: Path, source: Source) -> np.ndarray:
     scored = features_table(star)
     if scored is not None:
         return _from_scores(path, scored, source)
-    selected = star.with_column("rlnSelected")
+    selected = star.with_column(rln.SELECTED)
     if selected is not None:
         _check_some(path, len(selected))
-        read = selected.read(numbers=["rlnSelected"])
+        read = selected.read(numbers=[rln.SELECTED])
         _refuse_malformed(path, read)
-        values = read.numbers["rlnSelected"]
+        values = read.numbers[rln.SELECTED]
         if is_graded(path):
             return _by_class(path, of_grades(values), source)
         return _by_class(path, np.where(np.isnan(values), -1, values != 0).astype(np.int8), source)
@@ -170,7 +170,7 @@ def _from_star(path: Path, source: Source) -> np.ndarray:
     if subset is not None:
         return _from_subset(path, subset, source)
     classes = star.with_column(IMAGE_COLUMNS["class2d"])
-    if classes is not None and "rlnClassNumber" in classes.columns:
+    if classes is not None and rln.CLASS_NUMBER in classes.columns:
         return _from_class_numbers(path, classes, source)
     raise SelectionError(
         f"has neither a column {IMAGE_COLUMNS[source.kind]} nor rlnSelected",
@@ -214,9 +214,9 @@ def _rows_of(joined: Joined, file: Path, source: Source, kind: Kind) -> np.ndarr
     except FormatError:
         return None
     if kind == "class2d":
-        if "rlnClassNumber" not in source.metadata:
+        if rln.CLASS_NUMBER not in source.metadata:
             return None
-        return np.isin(source.metadata["rlnClassNumber"], listed.frame[listed.stack >= 0] + 1)
+        return np.isin(source.metadata[rln.CLASS_NUMBER], listed.frame[listed.stack >= 0] + 1)
     stack = _match([str(path) for path in listed.stacks], source, file.parent)[listed.stack]
     wanted = _keys(stack, listed.frame)
     return np.isin(_keys(source.stack, source.frame), wanted[wanted >= 0])
@@ -234,7 +234,7 @@ def _from_subset(path: Path, subset: Block, source: Source) -> np.ndarray:
     labels = np.isin(_keys(source.stack, source.frame), kept[kept >= 0]).astype(np.int8)
     labels[source.stack < 0] = -1
     if not labels.any() or (labels < 1).all():
-        if source.kind == "class2d" and "rlnClassNumber" in subset.columns:
+        if source.kind == "class2d" and rln.CLASS_NUMBER in subset.columns:
             return _from_class_numbers(path, subset, source)
         raise _nothing_matches(path, len(subset), source)
     return labels
@@ -262,7 +262,7 @@ def _from_scores(path: Path, table: Block, source: Source) -> np.ndarray:
 def _from_class_numbers(path: Path, classes: Block, source: Source) -> np.ndarray:
     """Classes that were written anew, into a stack of their own, and kept their number in the model."""
     _check_some(path, len(classes))
-    numbers = classes.numbers("rlnClassNumber")
+    numbers = classes.numbers(rln.CLASS_NUMBER)
     numbers = numbers[numbers >= 1].astype(np.int64)
     if source.kind == "class2d":
         known = len(source)
@@ -301,13 +301,13 @@ def _by_class(path: Path, selected: np.ndarray, source: Source) -> np.ndarray:
 
 
 def _class_numbers(path: Path, source: Source) -> np.ndarray:
-    if "rlnClassNumber" not in source.metadata:
+    if rln.CLASS_NUMBER not in source.metadata:
         raise SelectionError(
             f"selects classes, and the particles of {source.path} have no rlnClassNumber",
             file=path,
             remedy="give the *_data.star of the classification as the source",
         )
-    return source.metadata["rlnClassNumber"]
+    return source.metadata[rln.CLASS_NUMBER]
 
 
 def _from_csv(path: Path, source: Source) -> np.ndarray:

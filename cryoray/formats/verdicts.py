@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from cryoray.errors import FormatError, InternalError, printable
-from cryoray.formats import mrc
+from cryoray.formats import mrc, rln
 from cryoray.formats.conversion import write_star
 from cryoray.formats.cryosparc import Joined, group_text, open_joined
 from cryoray.formats.files import changed, replacing, write_parquet
@@ -286,10 +286,10 @@ def _write_bare(
             continue  # its rows are quarantined, and belong to no group in particular
         optics = (stack.pixel_size or 0.0, stack.width)
         group_of[number] = groups.setdefault(optics, len(groups) + 1)
-    columns = ["rlnOpticsGroup", "rlnOpticsGroupName", "rlnImageSize", "rlnImageDimensionality"]
+    columns = [rln.OPTICS_GROUP, rln.OPTICS_GROUP_NAME, rln.IMAGE_SIZE, rln.IMAGE_DIMENSIONALITY]
     lines = [[f"{n}", f"opticsGroup{n}", f"{side}", "2"] for (_, side), n in groups.items()]
     if all(pixel for pixel, _ in groups):
-        columns.append("rlnImagePixelSize")
+        columns.append(rln.IMAGE_PIXEL_SIZE)
         lines = [[*line, f"{pixel:.6f}"] for line, (pixel, _) in zip(lines, groups, strict=True)]
     file.write(optics_comment(unknown_optics(columns)) + VERSION + loop("optics", columns, lines))
     numbers = group_of[source.stack[rows]].tolist()
@@ -297,4 +297,4 @@ def _write_bare(
         [name, f"{number}", *values]
         for name, number, values in zip(names, numbers, field_texts(further, rows), strict=True)
     ]
-    file.write(VERSION + loop("particles", [column, "rlnOpticsGroup", *further], lines))
+    file.write(VERSION + loop("particles", [column, rln.OPTICS_GROUP, *further], lines))

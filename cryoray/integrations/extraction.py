@@ -18,17 +18,18 @@ from pathlib import Path
 import numpy as np
 
 from cryoray.errors import InputError
+from cryoray.formats import rln
 from cryoray.formats.files import replacing
 from cryoray.formats.mrc import read_header
 from cryoray.formats.relion import image_table
 from cryoray.formats.star import parse
 from cryoray.formats.verdicts import write_partition
 
-_NAME, _PIXEL_SIZE = "rlnMicrographName", "rlnMicrographPixelSize"
+_NAME, _PIXEL_SIZE = rln.MICROGRAPH_NAME, rln.MICROGRAPH_PIXEL_SIZE
 #: Px of the micrograph, and Å.
 _PLACE, _ORIGIN = (
-    ("rlnCoordinateX", "rlnCoordinateY"),
-    ("rlnOriginXAngst", "rlnOriginYAngst"),
+    (rln.COORDINATE_X, rln.COORDINATE_Y),
+    (rln.ORIGIN_X_ANGST, rln.ORIGIN_Y_ANGST),
 )
 _GIVE = "give workflow.micrographs, a STAR file of theirs"
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryoray.errors import CryorayError, FormatError, InputError, SettingsError
+from cryoray.formats import rln
 from cryoray.formats.files import replacing
 from cryoray.formats.relion import VERSION, loop, quoted
 from cryoray.formats.star import StarFile, parse
@@ -232,7 +233,7 @@ class Relion:
             [name, quoted(value) if '"' in value else f'"{value}"']
             for name, value in options.items()
         ]
-        values = loop("joboptions_values", ["rlnJobOptionVariable", "rlnJobOptionValue"], rows)
+        values = loop("joboptions_values", [rln.JOB_OPTION_VARIABLE, rln.JOB_OPTION_VALUE], rows)
         return VERSION + head.encode() + VERSION + values
 
     def _pipeliner(self, *arguments: str) -> str:
@@ -292,8 +293,8 @@ def options_of(job: Path) -> dict[str, str]:
     with suppress(FormatError, OSError):
         star: StarFile = parse(job)
         table = star["joboptions_values"]
-        names = table.column("rlnJobOptionVariable").tolist()
-        return dict(zip(names, table.column("rlnJobOptionValue").tolist(), strict=True))
+        names = table.column(rln.JOB_OPTION_VARIABLE).tolist()
+        return dict(zip(names, table.column(rln.JOB_OPTION_VALUE).tolist(), strict=True))
     return {}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cryoray.errors import FormatError, InputError
-from cryoray.formats import mrc
+from cryoray.formats import mrc, rln
 from cryoray.formats.source import Source
 from cryoray.maps import reconstruct
 from cryoray.maps.reconstruct import Poses
@@ -17,8 +17,8 @@ from cryoray.records import Stack
 #: Images read at a time, which bounds memory.
 _READ_TOGETHER = 512
 
-_ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
-_ORIGINS = (("rlnOriginXAngst", "rlnOriginYAngst"), ("rlnOriginX", "rlnOriginY"))
+_ANGLES = (rln.ANGLE_ROT, rln.ANGLE_TILT, rln.ANGLE_PSI)
+_ORIGINS = ((rln.ORIGIN_X_ANGST, rln.ORIGIN_Y_ANGST), (rln.ORIGIN_X, rln.ORIGIN_Y))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,7 +111,7 @@ def particles_of(source: Source, *, in_plane: bool = False) -> Particles:
         )
     pixel_size = float(source.pixel_size[there][0])
     unit = 1.0 if origins == _ORIGINS[0] else pixel_size
-    premultiplied = known.get("rlnCtfDataAreCtfPremultiplied", np.zeros(n))
+    premultiplied = known.get(rln.CTF_DATA_ARE_CTF_PREMULTIPLIED, np.zeros(n))
     poses = Poses(
         np.stack([known.get(name, np.zeros(n)) for name in _ANGLES], 1),
         np.stack([known[name] for name in origins], 1) * unit,
@@ -121,7 +121,7 @@ def particles_of(source: Source, *, in_plane: bool = False) -> Particles:
     )
     finite = np.isfinite(poses.angles).all(1) & np.isfinite(poses.origins).all(1)
     rows = np.flatnonzero(there & finite)
-    half = known.get("rlnRandomSubset", np.zeros(n))
+    half = known.get(rln.RANDOM_SUBSET, np.zeros(n))
     half = np.where(np.isin(half, (1, 2)), half, 0).astype(np.int8)
     renumber = np.cumsum([header is not None for header in headers]) - 1
     return Particles(

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from cryoray.errors import SettingsError
+from cryoray.formats import rln
 from cryoray.imaging.pose import rotations
 
 #: Oversampling of the transform that particles are inserted into.
@@ -64,15 +65,15 @@ class Poses:
 
 #: RELION's columns of the CTF and what stands where one is absent; None: it may not be.
 CTF_COLUMNS: Mapping[str, float | None] = {
-    "rlnDefocusU": None,
-    "rlnDefocusV": None,
-    "rlnDefocusAngle": 0.0,
-    "rlnVoltage": None,
-    "rlnSphericalAberration": None,
-    "rlnAmplitudeContrast": 0.1,
-    "rlnPhaseShift": 0.0,
-    "rlnCtfBfactor": 0.0,
-    "rlnCtfScalefactor": 1.0,
+    rln.DEFOCUS_U: None,
+    rln.DEFOCUS_V: None,
+    rln.DEFOCUS_ANGLE: 0.0,
+    rln.VOLTAGE: None,
+    rln.SPHERICAL_ABERRATION: None,
+    rln.AMPLITUDE_CONTRAST: 0.1,
+    rln.PHASE_SHIFT: 0.0,
+    rln.CTF_BFACTOR: 0.0,
+    rln.CTF_SCALEFACTOR: 1.0,
 }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from cryoray.boosting.voting import with_class
 from cryoray.errors import FormatError
+from cryoray.formats import rln
 from cryoray.formats.class_selection import model_of, write_class_selection
 from cryoray.formats.source import Source, open_source
 from cryoray.models.ensemble import Ensemble
@@ -57,7 +58,7 @@ def judge_classes_of(particles: Source, ensemble: Ensemble) -> ClassVerdicts:
         InputError: it has no model beside its particles, or these have no class numbers.
         EnsembleError: the ensemble judges particles.
     """
-    if "rlnClassNumber" not in particles.metadata:
+    if rln.CLASS_NUMBER not in particles.metadata:
         raise FormatError(
             "has no column rlnClassNumber",
             file=particles.path,
@@ -78,7 +79,7 @@ def with_classes(verdicts: Verdicts, particles: Source, classes: ClassVerdicts) 
         the verdicts with what becomes of each particle as its verdict, the reason where its class is why
         it is discarded, and ``class_score`` float32, null where its class has no verdict.
     """
-    number = np.nan_to_num(particles.metadata["rlnClassNumber"], posinf=0, neginf=0)
+    number = np.nan_to_num(particles.metadata[rln.CLASS_NUMBER], posinf=0, neginf=0)
     number = number[verdicts.rows].astype(np.int64)
     known = (number >= 1) & (number <= len(classes.score))
     place = np.where(known, number - 1, len(classes.score))

@@ -20,6 +20,7 @@ import torch
 from scipy import fft, ndimage
 
 from cryoray.errors import FormatError
+from cryoray.formats import rln
 from cryoray.formats.class_selection import class_numbers, particle_counts
 from cryoray.formats.mrc import read_frames, read_header
 from cryoray.formats.source import Source
@@ -142,7 +143,7 @@ class _JobImages:
             for name in ("optimiser", "model", "data")
         )
         options = _parsed(stack.with_name("job.star"))
-        diameter = _value(optimiser, "optimiser_general", "rlnParticleDiameter") or _option(
+        diameter = _value(optimiser, "optimiser_general", rln.PARTICLE_DIAMETER) or _option(
             options, "particle_diameter"
         )
         box = _value(model, "model_general", "rlnOriginalImageSize")
@@ -168,11 +169,11 @@ def _value(star: StarFile | None, table: str, column: str) -> float | None:
 def _option(star: StarFile | None, name: str) -> float | None:
     """A positive number among the options of RELION's job.star."""
     block = None if star is None else star.get("joboptions_values")
-    if block is None or "rlnJobOptionVariable" not in block.columns:
+    if block is None or rln.JOB_OPTION_VARIABLE not in block.columns:
         return None
-    options = block.read(["rlnJobOptionVariable"], ["rlnJobOptionValue"])
-    names = options.strings["rlnJobOptionVariable"].to_pylist()
-    value = dict(zip(names, options.numbers["rlnJobOptionValue"].tolist(), strict=True)).get(name)
+    options = block.read([rln.JOB_OPTION_VARIABLE], [rln.JOB_OPTION_VALUE])
+    names = options.strings[rln.JOB_OPTION_VARIABLE].to_pylist()
+    value = dict(zip(names, options.numbers[rln.JOB_OPTION_VALUE].tolist(), strict=True)).get(name)
     return value if value is not None and np.isfinite(value) and value > 0 else None
 
 
@@ -195,14 +196,14 @@ def _count(
     if job.assigned is not None:
         frame = source.frame[rows]
         table["particleNr"][rows] = particle_counts(job.assigned, int(frame.max()) + 1)[frame]
-    resolution = source.metadata.get("rlnEstimatedResolution")
+    resolution = source.metadata.get(rln.ESTIMATED_RESOLUTION)
     if resolution is None:
         return
     resolution = np.where(np.isin(resolution[rows], (999.0, 0.0)), np.nan, resolution[rows])
     resolution = np.where(np.isfinite(resolution), resolution, np.nan)
     if pixel_size is not None:
         table["relativeResolution"][rows] = resolution / ((job.box or width) * pixel_size)
-    share = source.metadata.get("rlnClassDistribution")
+    share = source.metadata.get(rln.CLASS_DISTRIBUTION)
     if share is not None and job.assigned is not None:
         particles = np.maximum(share[rows] * len(job.assigned), _FEWEST_PARTICLES)
         table["weightedResolution"][rows] = 1 / (resolution**2 * np.log(particles))

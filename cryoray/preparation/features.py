@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from cryoray.errors import SettingsError
+from cryoray.formats import rln
 from cryoray.formats.source import Source
 from cryoray.preparation.class_features import (
     COUNTED,
@@ -109,15 +110,15 @@ _ERROR, _IMAGE_POWER, _CROSS, _CLASS_POWER = (
 
 _PARTICLES: tuple[Feature, ...] = (
     Feature(
-        "ctf_max_resolution", ("rlnCtfMaxResolution",), "Å", "log",
+        "ctf_max_resolution", (rln.CTF_MAX_RESOLUTION,), "Å", "log",
         "to which the CTF could be fitted in the micrograph", _LABELS,
     ),
     Feature(
-        "ctf_figure_of_merit", ("rlnCtfFigureOfMerit",), "", "",
+        "ctf_figure_of_merit", (rln.CTF_FIGURE_OF_MERIT,), "", "",
         "correlation of the CTF with the micrograph's power spectrum", _LABELS,
     ),
     Feature(
-        "autopick_figure_of_merit", ("rlnAutopickFigureOfMerit",), "", "",
+        "autopick_figure_of_merit", (rln.AUTOPICK_FIGURE_OF_MERIT,), "", "",
         "how sure the picker was", _LABELS,
     ),
     Feature(
@@ -137,14 +138,14 @@ _PARTICLES: tuple[Feature, ...] = (
         "number of orientations that could not be ruled out", _LABELS,
     ),
     Feature(
-        "defocus", ("rlnDefocusU", "rlnDefocusV"), "µm", "",
+        "defocus", (rln.DEFOCUS_U, rln.DEFOCUS_V), "µm", "",
         "mean of the two axes", _LABELS, lambda u, v: (u + v) / 2e4,
     ),
     Feature(
-        "astigmatism", ("rlnDefocusU", "rlnDefocusV"), "Å", "log1p",
+        "astigmatism", (rln.DEFOCUS_U, rln.DEFOCUS_V), "Å", "log1p",
         "difference of the two axes of defocus", _LABELS, lambda u, v: np.abs(u - v),
     ),
-    Feature("phase_shift", ("rlnPhaseShift",), "°", "", "of a phase plate", _LABELS),
+    Feature("phase_shift", (rln.PHASE_SHIFT,), "°", "", "of a phase plate", _LABELS),
     Feature(
         "prepared_pixel_size", (PREPARED_PIXEL_SIZE,), "Å/px", "log",
         "of the network's input", "cryoray", kinds=KINDS,
@@ -233,20 +234,20 @@ def _moments(area: str, where: str, names: Sequence[str]) -> tuple[Feature, ...]
 #: circle, and zero an image's level outside it.
 _CLASSES: tuple[Feature, ...] = (
     Feature(
-        "class_distribution", ("rlnClassDistribution",), "", "log",
+        "class_distribution", (rln.CLASS_DISTRIBUTION,), "", "log",
         "fraction of the particles in this class", _LABELS, lambda x: np.maximum(x, 1e-5),
         ("class2d",),
     ),
     _of_class(
-        "estimated_resolution", "rlnEstimatedResolution", "Å", "log", "of the class average",
+        "estimated_resolution", rln.ESTIMATED_RESOLUTION, "Å", "log", "of the class average",
         _LABELS,
     ),
     _of_class(
-        "accuracy_rotations", "rlnAccuracyRotations", "°", "log",
+        "accuracy_rotations", rln.ACCURACY_ROTATIONS, "°", "log",
         "to which particles could be turned to the class", _LABELS,
     ),
     _of_class(
-        "accuracy_translations", "rlnAccuracyTranslationsAngst", "Å", "log",
+        "accuracy_translations", rln.ACCURACY_TRANSLATIONS_ANGST, "Å", "log",
         "to which particles could be moved to the class; from px in files of RELION 3.0", _LABELS,
     ),
     _of_class(
@@ -468,11 +469,11 @@ def _made(
 def _accuracy(source: Source) -> dict[str, np.ndarray]:
     """Accuracy of translations in Å where the source has it in pixels, as RELION 3.0 wrote it."""
     known = source.metadata
-    if "rlnAccuracyTranslations" not in known or "rlnAccuracyTranslationsAngst" in known:
+    if rln.ACCURACY_TRANSLATIONS not in known or rln.ACCURACY_TRANSLATIONS_ANGST in known:
         return {}
-    pixels = known["rlnAccuracyTranslations"]
+    pixels = known[rln.ACCURACY_TRANSLATIONS]
     pixels = np.where(np.isin(pixels, _UNKNOWN), np.nan, pixels)
-    return {"rlnAccuracyTranslationsAngst": pixels * source.pixel_size}
+    return {rln.ACCURACY_TRANSLATIONS_ANGST: pixels * source.pixel_size}
 
 
 def _state(path: Path) -> tuple[int, int] | None:

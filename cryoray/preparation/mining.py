@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 
 from cryoray.errors import FormatError, InputError
+from cryoray.formats import rln
 from cryoray.formats.files import check_replaceable, replacing, write_csv
 from cryoray.formats.mrc import StackWriter, read_frames, read_header
 from cryoray.formats.relion import VERSION, loop, quoted
 from cryoray.formats.star import StarFile, as_objects, parse
 from cryoray.records import OnProgress, Progress, ignore
 
-_COLUMNS = ("rlnMicrographName", "rlnCoordinateX", "rlnCoordinateY")
+_COLUMNS = (rln.MICROGRAPH_NAME, rln.COORDINATE_X, rln.COORDINATE_Y)
 #: What cryoSPARC puts before a micrograph's name.
 _UID = re.compile(r"^\d{15,}_")
 #: Places tried for each negative, before a micrograph is too full for more.
@@ -194,11 +195,11 @@ def _write(
     pixel_size: float,
     side: int,
 ) -> None:
-    optics = ["rlnOpticsGroup", "rlnOpticsGroupName", "rlnImagePixelSize", "rlnImageSize"]
-    optics += ["rlnImageDimensionality", "rlnVoltage", "rlnSphericalAberration"]
+    optics = [rln.OPTICS_GROUP, rln.OPTICS_GROUP_NAME, rln.IMAGE_PIXEL_SIZE, rln.IMAGE_SIZE]
+    optics += [rln.IMAGE_DIMENSIONALITY, rln.VOLTAGE, rln.SPHERICAL_ABERRATION]
     # Neither voltage nor aberration is known here; RELION wants both.
     values = ["1", "mined", f"{pixel_size:.4f}", f"{side}", "2", "0", "0"]
-    columns = ["rlnImageName", *_COLUMNS, "rlnOpticsGroup"]
+    columns = [rln.IMAGE_NAME, *_COLUMNS, rln.OPTICS_GROUP]
     with replacing(out / PARTICLES) as temporary:
         temporary.write_bytes(
             VERSION + loop("optics", optics, [values]) + VERSION + loop("particles", columns, rows)

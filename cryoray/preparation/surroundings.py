@@ -14,6 +14,7 @@ import pyarrow as pa
 from scipy.spatial import cKDTree
 
 from cryoray.errors import FormatError
+from cryoray.formats import rln
 from cryoray.formats.mrc import read_header
 from cryoray.formats.rows import resolve
 from cryoray.formats.source import Source
@@ -42,9 +43,9 @@ def surroundings(source: Source) -> dict[str, np.ndarray]:
         where a particle is alone. Empty where the source has no coordinates.
     """
     known = source.metadata
-    if not {"rlnCoordinateX", "rlnCoordinateY"} <= known.keys():
+    if not {rln.COORDINATE_X, rln.COORDINATE_Y} <= known.keys():
         return {}
-    at = np.stack([known["rlnCoordinateX"], known["rlnCoordinateY"]], axis=1)
+    at = np.stack([known[rln.COORDINATE_X], known[rln.COORDINATE_Y]], axis=1)
     encoded = pa.array(source.micrograph, pa.string()).dictionary_encode()
     names, micrograph = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
     named = np.array([bool(name) for name in names], bool)
@@ -54,9 +55,9 @@ def surroundings(source: Source) -> dict[str, np.ndarray]:
     if width is None or height is None:
         width, height = sizes.width[micrograph], sizes.height[micrograph]
     pixel = _first(
-        known.get("rlnMicrographPixelSize"),
+        known.get(rln.MICROGRAPH_PIXEL_SIZE),
         sizes.pixel_size[micrograph],
-        known.get("rlnMicrographOriginalPixelSize"),
+        known.get(rln.MICROGRAPH_ORIGINAL_PIXEL_SIZE),
     )
     boxes = pixel / _box(source)  # that a micrograph's pixel is
     x, y = at.T
@@ -91,7 +92,7 @@ def _first(*values: np.ndarray | None) -> np.ndarray:
 
 def _box(source: Source) -> np.ndarray:
     """Side of the particle images, Å: what the source says, else the first stack that is there."""
-    stated = source.metadata.get("rlnImageSize")
+    stated = source.metadata.get(rln.IMAGE_SIZE)
     if stated is not None and np.isfinite(source.pixel_size).all():
         return _first(stated) * source.pixel_size
     first = next(filter(None, map(_header, source.stacks[:_TRIED])), None)

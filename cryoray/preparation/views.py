@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cryoray.errors import InputError
+from cryoray.formats import rln
 from cryoray.formats.source import open_source
 from cryoray.preparation.prepared import PreparedSet
 
@@ -20,7 +21,7 @@ from cryoray.preparation.prepared import PreparedSet
 #: Least cosine of the tilt, and parts of the circle.
 _RINGS = ((11 / 12, 1), (8 / 12, 3), (0.0, 8))
 
-_ANGLES, _CLASS = ("rlnAngleRot", "rlnAngleTilt"), "rlnClassNumber"
+_ANGLES, _CLASS = (rln.ANGLE_ROT, rln.ANGLE_TILT), rln.CLASS_NUMBER
 MISSING = "missing"
 
 

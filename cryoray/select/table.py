@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cryoray.errors import FormatError, InputError
+from cryoray.formats import rln
 from cryoray.formats.names import QUARANTINE_TABLE, VERDICTS_TABLE
 from cryoray.formats.source import Source, open_source
 from cryoray.preparation.features import chosen_features, source_features
@@ -104,7 +105,7 @@ class Table:
     def resolution(self) -> np.ndarray:
         """Å, float32 [n]: of a class its own, of a particle its micrograph's CTF; NaN where not known."""
         if self.kind == "particle":
-            values = self.source.metadata.get("rlnCtfMaxResolution")
+            values = self.source.metadata.get(rln.CTF_MAX_RESOLUTION)
             return self._of_rows(values)
         return self._feature("estimated_resolution")
 
@@ -115,7 +116,7 @@ class Table:
             return (self.source.frame + (self.source.format != "cs"))[self.verdicts.rows].astype(
                 "i4"
             )
-        values = self._of_rows(self.source.metadata.get("rlnClassNumber"))
+        values = self._of_rows(self.source.metadata.get(rln.CLASS_NUMBER))
         return np.where(np.isfinite(values), values, -1).astype(np.int32)
 
     def _of_rows(self, values: np.ndarray | None) -> np.ndarray:

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from cryoray.errors import CryorayError, FormatError
+from cryoray.formats import rln
 from cryoray.formats.companion import SHARED, find, own_names, stacks_of
 from cryoray.formats.rows import Source
 from cryoray.formats.source import find_sources, open_source
@@ -30,7 +31,7 @@ _ITERATION = re.compile(r"_it(\d+)(?=_)")
 #: Stacks of averages and of references, which are nobody's particles.
 _AVERAGES = re.compile(r"(classes|class_averages|templates|autopick.*)\.mrcs$")
 #: Columns by which a STAR file is known to name particles.
-_IMAGE = "rlnImageName"
+_IMAGE = rln.IMAGE_NAME
 
 
 class _UnsettledError(Exception):

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from cryoray.boosting.information import information_gain
 from cryoray.errors import CryorayError, FormatError, InputError, printable
-from cryoray.formats import mrc
+from cryoray.formats import mrc, rln
 from cryoray.formats.companion import rows_of
 from cryoray.formats.files import replacing, replacing_folder
 from cryoray.formats.names import QUARANTINE_TABLE, VERDICTS_TABLE
@@ -370,10 +370,10 @@ def _micrographs(
     nothing = np.full(len(source), np.nan)
     known = {
         name: np.where(np.isin(values, _UNKNOWN) | ~np.isfinite(values), np.nan, values)
-        for name in ("rlnDefocusU", "rlnDefocusV", "rlnCtfMaxResolution")
+        for name in (rln.DEFOCUS_U, rln.DEFOCUS_V, rln.CTF_MAX_RESOLUTION)
         for values in [np.asarray(source.metadata.get(name, nothing), float)]
     }
-    defocus = (known["rlnDefocusU"] + known["rlnDefocusV"]) / 2e4
+    defocus = (known[rln.DEFOCUS_U] + known[rln.DEFOCUS_V]) / 2e4
     _, first, which = np.unique(names.astype(str), return_index=True, return_inverse=True)
     made = []
     for group in np.argsort(first).tolist():
@@ -392,7 +392,7 @@ def _micrographs(
                 quarantined=len(here) - len(here_verdict),
                 score=_mean(score[of]),
                 defocus=_mean(defocus[here]),
-                ctf_resolution=_mean(known["rlnCtfMaxResolution"][here]),
+                ctf_resolution=_mean(known[rln.CTF_MAX_RESOLUTION][here]),
             )
         )
     return made

@@ -33,7 +33,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from cryoray.errors import CryorayError, InternalError
-from cryoray.formats import mrc
+from cryoray.formats import mrc, rln
 from cryoray.formats.companion import SHARED
 from cryoray.formats.files import replacing
 from cryoray.formats.names import VERDICTS_TABLE
@@ -43,15 +43,15 @@ from cryoray.formats.star import Block, parse
 from cryoray.formats.verdicts import PARTITIONS, optics_comment, unknown_optics
 
 _IMAGE = IMAGE_COLUMNS["particle"]
-_GROUP, _GROUP_NAME = "rlnOpticsGroup", "rlnOpticsGroupName"
+_GROUP, _GROUP_NAME = rln.OPTICS_GROUP, rln.OPTICS_GROUP_NAME
 _VERDICTS = ("keep", "discard", "review")
-_NOT_IN_HEADERS = ("rlnVoltage", "rlnSphericalAberration")
+_NOT_IN_HEADERS = (rln.VOLTAGE, rln.SPHERICAL_ABERRATION)
 #: By which rows of RELION 3.0 and older tell their optics; the last two make the pixel size.
 _OLD_OPTICS = (
     *_NOT_IN_HEADERS,
-    "rlnAmplitudeContrast",
-    "rlnDetectorPixelSize",
-    "rlnMagnification",
+    rln.AMPLITUDE_CONTRAST,
+    rln.DETECTOR_PIXEL_SIZE,
+    rln.MAGNIFICATION,
 )
 
 
@@ -353,7 +353,7 @@ class _Groups:
         for path in self._micrographs(part):
             for row in self._groups(path):
                 if row.get(_GROUP) == number:
-                    kept = {k: v for k, v in row.items() if k != "rlnMicrographPixelSize"}
+                    kept = {k: v for k, v in row.items() if k != rln.MICROGRAPH_PIXEL_SIZE}
                     return {**kept, **_of_header(part.path)}
         return _of_rows(part)
 
@@ -361,8 +361,8 @@ class _Groups:
         """STAR files of the job that made the stack's micrographs."""
         for verdict in _VERDICTS:
             table = _table(part, verdict)
-            if len(table) and "rlnMicrographName" in table.columns:
-                name = table.fields(0)[table.columns.index("rlnMicrographName")]
+            if len(table) and rln.MICROGRAPH_NAME in table.columns:
+                name = table.fields(0)[table.columns.index(rln.MICROGRAPH_NAME)]
                 for folder in part.path.parents:
                     if (
                         len(Path(name).parts) > 2
@@ -403,9 +403,9 @@ def _of_header(path: Path) -> dict[str, str]:
     if header is None or not header.pixel_size:
         return {}
     return {
-        "rlnImagePixelSize": f"{header.pixel_size:.6f}",
-        "rlnImageSize": str(header.width),
-        "rlnImageDimensionality": "2",
+        rln.IMAGE_PIXEL_SIZE: f"{header.pixel_size:.6f}",
+        rln.IMAGE_SIZE: str(header.width),
+        rln.IMAGE_DIMENSIONALITY: "2",
     }
 
 
@@ -425,5 +425,5 @@ def _of_rows(part: Part) -> dict[str, str] | None:
     detector, magnification = (float(own.pop(name)) for name in _OLD_OPTICS[-2:])
     if not (detector > 0 and magnification > 0):
         return None
-    pixel = {"rlnImagePixelSize": f"{detector / magnification * 1e4:.6f}"}
+    pixel = {rln.IMAGE_PIXEL_SIZE: f"{detector / magnification * 1e4:.6f}"}
     return {**own, **_of_header(part.path), **pixel}

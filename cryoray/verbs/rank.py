@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cryoray.boosting.class_choice import Choice
-from cryoray.formats import class_selection
+from cryoray.formats import class_selection, rln
 from cryoray.formats.class_selection import (
     class_numbers,
     particle_counts,
@@ -67,7 +67,7 @@ def rank(
     counts = particle_counts(
         np.empty(0, np.int64) if numbers is None else numbers, len(classes.score)
     )
-    distribution = classes.source.metadata.get("rlnClassDistribution", np.zeros(len(classes.score)))
+    distribution = classes.source.metadata.get(rln.CLASS_DISTRIBUTION, np.zeros(len(classes.score)))
     ranked = (classes.verdict != "") & ((counts > 0) | (distribution > 0))
     score = np.where(ranked, classes.score, 0).astype(np.float32)
     keep = (

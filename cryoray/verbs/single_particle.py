@@ -22,6 +22,7 @@ import torch
 
 from cryoray.boosting.within_job import review_band
 from cryoray.errors import InputError, SettingsError
+from cryoray.formats import rln
 from cryoray.formats.files import replacing
 from cryoray.formats.mrc import read_header
 from cryoray.formats.names import PROFILE, REPORT, VERDICTS_TABLE
@@ -254,7 +255,7 @@ class Workflow:
     def _filled(self, job: Job) -> int:
         """Classes of a job that have particles."""
         data = parse(self.project / job.file("run_it*_data.star"))["particles"]
-        return len(np.unique(data.numbers("rlnClassNumber")))
+        return len(np.unique(data.numbers(rln.CLASS_NUMBER)))
 
     def particles_after(self, stage: str, before: Mapping[str, Job]) -> int:
         """How many particles a stage was given; how many a selection or extraction left."""
@@ -453,8 +454,8 @@ class Workflow:
     def _best(self, class3d: Job) -> str:
         """The map of the class with most particles."""
         model = parse(self.project / class3d.file("run_it*_model.star"))["model_classes"]
-        share = model.numbers("rlnClassDistribution")
-        return str(model.column("rlnReferenceImage")[int(share.argmax())])
+        share = model.numbers(rln.CLASS_DISTRIBUTION)
+        return str(model.column(rln.REFERENCE_IMAGE)[int(share.argmax())])
 
     def _mask(self, before: Mapping[str, Job]) -> tuple[str, dict[str, str]]:
         refined = before["refine"].file("run_class001.mrc")

@@ -10,6 +10,7 @@ import numpy as np
 
 from cryoray.engine import each, local
 from cryoray.errors import InputError, SelectionError
+from cryoray.formats import rln
 from cryoray.formats.files import replacing_folder
 from cryoray.formats.names import METRICS, REPORT
 from cryoray.formats.selection import find_selection, read_selection
@@ -62,7 +63,7 @@ def validate_similarity(
     """
     chosen = settings.validation
     opened = open_source(Path(source))
-    if "rlnClassNumber" not in opened.metadata:
+    if rln.CLASS_NUMBER not in opened.metadata:
         raise InputError(
             "has no classes (rlnClassNumber)",
             file=opened.path,
@@ -78,7 +79,7 @@ def validate_similarity(
     verdict = verdicts_of(Path(verdicts), opened)[particles.row]
     both = np.flatnonzero((label >= 0) & (verdict != ""))
     particles, person, ours = particles[both], label[both] == 1, verdict[both] == "keep"
-    classes = opened.metadata["rlnClassNumber"][particles.row].astype(np.int64)
+    classes = opened.metadata[rln.CLASS_NUMBER][particles.row].astype(np.int64)
     numbers_of = np.unique(classes)
     with replacing_folder(Path(out).absolute(), "folder of a validation", is_validation) as folder:
         read = None

@@ -48,6 +48,19 @@ def test_every_module_stands_on_a_floor() -> None:
 
 
 @pytest.mark.long
+def test_a_star_column_that_several_modules_read_is_spelled_in_one() -> None:
+    """`simulation` and `recipes` play RELION's part and spell the names themselves."""
+    spelled: dict[str, set[str]] = {}
+    for path in MODULES:
+        module = path.relative_to(ROOT)
+        if module.parts[0] == "cryoray" and module.parts[1] not in ("simulation", "recipes"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Constant) and re.fullmatch(r"rln[A-Z]\w+", str(node.value)):
+                    spelled.setdefault(str(node.value), set()).add(str(module))
+    assert {name: modules for name, modules in spelled.items() if len(modules) > 1} == {}
+
+
+@pytest.mark.long
 def test_every_module_says_first_what_it_is_for() -> None:
     purposes = {path: ast.get_docstring(ast.parse(path.read_text())) or "" for path in MODULES}
     silent = [

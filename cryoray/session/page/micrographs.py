@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from cryoray.errors import FormatError, InputError
-from cryoray.formats import mrc
+from cryoray.formats import mrc, rln
 from cryoray.formats.opening import OutsideError, Scope
 from cryoray.formats.relion import image_table
 from cryoray.formats.star import parse
@@ -32,7 +32,7 @@ SIDES_PX = (128, 1024)
 _SHOWN, _ROWS = 48, 16
 #: A larger image is none of a camera that exists, and would fill the memory.
 _LARGEST = 130_000_000
-_NAME, _X, _Y = "rlnMicrographName", "rlnCoordinateX", "rlnCoordinateY"
+_NAME, _X, _Y = rln.MICROGRAPH_NAME, rln.COORDINATE_X, rln.COORDINATE_Y
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +281,6 @@ def _header(path: Path) -> Stack:
 #: Columns of numbers that are shown of each kind.
 _NUMBERS = {
     "particle": (_X, _Y),
-    "class2d": ("rlnClassDistribution", "rlnEstimatedResolution"),
+    "class2d": (rln.CLASS_DISTRIBUTION, rln.ESTIMATED_RESOLUTION),
     "class3d": (),
 }

@@ -13,6 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from cryoray.errors import InputError
+from cryoray.formats import rln
 from cryoray.records import REASON_WORDS, VERDICTS
 from cryoray.session.drift import WARM_UP
 from cryoray.session.ledger import SECOND_THOUGHTS, Ledger
@@ -425,8 +426,8 @@ def _about_class(image: str, columns: Mapping[str, np.ndarray], row: int) -> str
     number = image.partition("@")[0]
     words = [f"class {int(number)}"] if number.isdecimal() else []
     for name, scale, unit in (
-        ("rlnClassDistribution", 100, "%"),
-        ("rlnEstimatedResolution", 1, "Å"),
+        (rln.CLASS_DISTRIBUTION, 100, "%"),
+        (rln.ESTIMATED_RESOLUTION, 1, "Å"),
     ):
         value = columns[name][row] if name in columns else np.nan
         if np.isfinite(value) and value < _UNKNOWN:
