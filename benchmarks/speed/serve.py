@@ -29,7 +29,7 @@ import torch
 from ray import serve as ray_serve
 
 from benchmarks.common import Row, main, result
-from cryoray.boosting.voting import disagree, score, verdicts
+from cryoray.boosting.voting import decide, disagree, score
 from cryoray.engine import runtime
 from cryoray.formats.source import open_source
 from cryoray.models.ensemble import Calibration, Ensemble
@@ -233,7 +233,7 @@ class Voter:
         said = score(d1, d2, d3)
         columns = {
             "score": said,
-            "verdict": verdicts(said, self.ensemble.review),
+            "verdict": decide(said, self.ensemble.review),
             "d1": d1,
             "d2": d2,
             "d3": d3,

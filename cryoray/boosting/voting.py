@@ -38,8 +38,11 @@ def score(
     return np.where(np.isnan(d3), (d1 + d2) / np.float32(2), median)
 
 
-def verdicts(score: NDArray[np.floating], review: tuple[float, float]) -> NDArray[np.object_]:
-    """Keep, discard or review, object [n]: review where ``low <= score < high``."""
+def decide(score: NDArray[np.floating], review: tuple[float, float]) -> NDArray[np.object_]:
+    """Keep, discard or review, object [n]: review where ``low <= score < high``.
+
+    Nothing else makes a verdict of a score.
+    """
     low, high = np.float32(review[0]), np.float32(review[1])
     keep, discard, undecided = VERDICTS
     answer = np.full(len(score), discard, object)

@@ -9,8 +9,8 @@ import numpy as np
 from scipy.special import expit
 
 from cryoray.boosting.prevalence import log_odds
+from cryoray.boosting.voting import decide
 from cryoray.boosting.voting import score as vote_score
-from cryoray.boosting.voting import verdicts
 from cryoray.boosting.within_job import TRAITS, beside_the_best, evidence, review_band
 from cryoray.formats.class_volumes import VolumeClasses
 from cryoray.models.ensemble import Ensemble
@@ -84,7 +84,7 @@ def judge_volumes(
     ensemble = ensemble.with_line(ensemble.threshold, band, POLICY)
     columns = {
         "score": score,
-        "verdict": verdicts(score, ensemble.review),
+        "verdict": decide(score, ensemble.review),
         "d1": d1,
         "d2": d2,
         "d3": d3,

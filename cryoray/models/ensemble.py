@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save
 
 from cryoray.boosting.calibration import Platt
 from cryoray.boosting.operating_point import Policy
-from cryoray.boosting.voting import disagree, score, verdicts
+from cryoray.boosting.voting import decide, disagree, score
 from cryoray.errors import EnsembleError, InternalError
 from cryoray.formats.files import replacing
 from cryoray.formats.names import CARD, TRAINING
@@ -211,8 +211,8 @@ class Ensemble:
         """How images are prepared for it, with its own features."""
         return self.manifest.preparation.model_copy(update={"features": self.features})
 
-    def decided(self) -> Ensemble:
-        """The same judges, who leave nothing under review: their threshold decides."""
+    def without_review(self) -> Ensemble:
+        """The same judges with no review band: their threshold decides about every image."""
         return self.with_line(self.threshold, (self.threshold, self.threshold))
 
     def with_line(
@@ -226,15 +226,15 @@ class Ensemble:
 
     @property
     def awaits_share(self) -> bool:
-        """Whether a share of a source is to be kept whose line is not known yet (`models.line`)."""
+        """Whether a share of a source is to be kept whose line is not known yet (`models.decide`)."""
         return self.threshold == _ABOVE_ALL
 
-    def drawn(self, policy: str | None) -> Ensemble:
-        """The same judges with the line that a policy draws; None: with their own.
+    def with_policy(self, policy: str | None) -> Ensemble:
+        """The same judges with the line of a policy; None: with their own.
 
         A threshold or a share that a person gives leaves nothing under review. With a share the line is only
-        known when a whole source has been judged (`models.line.settled`): until then d3 is asked about
-        every image, and all are discarded.
+        known when a whole source has been judged (`models.decide`): until then d3 is asked about every image,
+        and all are discarded.
 
         Raises:
             EnsembleError: it was made before there was this policy.
@@ -302,10 +302,14 @@ class Ensemble:
             return inside
         lines = {name: getattr(self.manifest.context, name) for name in LINES}
         lines["calibration"] = _moved(lines["calibration"], -self.heads.moved(profile.moments()))
-        inside = inside._as(self.manifest.model_copy(update=lines), self.path).drawn(self.policy)
-        return inside.decided() if self.review == (self.threshold, self.threshold) else inside
+        inside = inside._as(self.manifest.model_copy(update=lines), self.path).with_policy(
+            self.policy
+        )
+        return (
+            inside.without_review() if self.review == (self.threshold, self.threshold) else inside
+        )
 
-    def relined(self, lines: Manifest, inside: Ensemble) -> Manifest:
+    def with_lines(self, lines: Manifest, inside: Ensemble) -> Manifest:
         """This ensemble's manifest with the lines of another one.
 
         Args:
@@ -345,7 +349,7 @@ class Ensemble:
     def judge(
         self, images: np.ndarray, features: np.ndarray, *, everyone: bool = False
     ) -> Verdicts:
-        """Judge prepared images; d3 is asked about the disagreements alone.
+        """Judge prepared images, and decide by the ensemble's own line; d3 is asked where d1 and d2 disagree.
 
         Args:
             images: float32 [n, box, box], prepared with ``self.preparation``.
@@ -370,7 +374,7 @@ class Ensemble:
             where = torch.from_numpy(np.flatnonzero(ask))
             d3[ask] = self._probability(2, x[where], f[where])
         deployed = score(d1, d2, np.where(asked, d3, np.float32(np.nan)))
-        verdict = verdicts(deployed, self.review)
+        verdict = decide(deployed, self.review)
         columns = {
             "score": score(d1, d2, d3) if everyone else deployed,
             "verdict": verdict,
@@ -455,8 +459,8 @@ class Ensemble:
 
         Args:
             path: the folder.
-            review: False: as `decided` has it.
-            policy: as `drawn` has it.
+            review: False: as `without_review` has it.
+            policy: as `with_policy` has it.
 
         Raises:
             EnsembleError: a file is missing, damaged, of an unknown format, or not the one that the
@@ -509,8 +513,8 @@ class Ensemble:
                 file=path,
                 remedy="copy the ensemble again, or train it again",
             )
-        ensemble = cls(manifest, (d1, d2, d3), path, reasons, heads).drawn(policy)
-        return ensemble if review else ensemble.decided()
+        ensemble = cls(manifest, (d1, d2, d3), path, reasons, heads).with_policy(policy)
+        return ensemble if review else ensemble.without_review()
 
     def check_kind(self, kind: Kind, source: Path) -> None:
         """Refuse to judge what this ensemble was not trained on.

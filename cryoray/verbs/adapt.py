@@ -140,7 +140,7 @@ def adapt(
         "operating_point": point,
         "threshold": after.threshold,
     }
-    made = _write(judge, judge.relined(after, inside), after, out, record)
+    made = _write(judge, judge.with_lines(after, inside), after, out, record)
     on_event(Event("adapt.done", {"ensemble": str(out), "digest": made.digest, **record["labels"]}))
     return record
 

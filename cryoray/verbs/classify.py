@@ -16,8 +16,8 @@ from cryoray.formats.relion import complaint
 from cryoray.formats.source import Source
 from cryoray.models.class_verdicts import ClassVerdicts, judge_classes_of, with_classes
 from cryoray.models.class_volumes import judge_volumes
+from cryoray.models.decide import decide_source
 from cryoray.models.ensemble import Ensemble
-from cryoray.models.line import settled
 from cryoray.models.registry import resolve
 from cryoray.preparation.described import Described, describe
 from cryoray.preparation.plan import Plan, plan
@@ -114,7 +114,7 @@ def _images(
     for name, planned, verdicts, judge, of_job in zip(
         names, plans, judged, judges, classes, strict=True
     ):
-        verdicts, judge = settled(verdicts, judge, chosen.review_at_most)
+        verdicts, judge = decide_source(verdicts, judge, chosen.review_at_most)
         if of_job is not None:
             verdicts = with_classes(verdicts, planned.source, of_job)
         yield name, Decided(planned.source, verdicts, judge, planned.invert, of_job)
@@ -141,7 +141,7 @@ def _volumes(
 def _classes_of(particles: Source, ensemble: Ensemble, review_at_most: float) -> ClassVerdicts:
     """What is decided of the 2D classes of the job that these particles are of."""
     of_job = judge_classes_of(particles, ensemble)
-    verdicts, _ = settled(of_job.verdicts, ensemble, review_at_most)
+    verdicts, _ = decide_source(of_job.verdicts, ensemble, review_at_most)
     return ClassVerdicts.of(of_job.source, verdicts)
 
 

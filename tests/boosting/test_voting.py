@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cryoray.boosting.voting import disagree, error_bound, score, verdicts, with_class
+from cryoray.boosting.voting import decide, disagree, error_bound, score, with_class
 
 probabilities = hnp.arrays(
     np.float32, (3, 40), elements=st.floats(0, 1, width=32, allow_subnormal=False)
@@ -33,12 +33,12 @@ def test_score_is_the_mean_without_d3_and_the_median_with_it():
 
 
 def test_review_is_between_the_two_ends_of_the_band():
-    answer = verdicts(np.array([0.1, 0.3, 0.49, 0.5, 0.9], np.float32), (0.3, 0.5))
+    answer = decide(np.array([0.1, 0.3, 0.49, 0.5, 0.9], np.float32), (0.3, 0.5))
     assert answer.tolist() == ["discard", "review", "review", "keep", "keep"]
 
 
 def test_no_review_where_the_band_is_empty():
-    answer = verdicts(np.array([0.1, 0.5], np.float32), (0.5, 0.5))
+    answer = decide(np.array([0.1, 0.5], np.float32), (0.5, 0.5))
     assert answer.tolist() == ["discard", "keep"]
 
 

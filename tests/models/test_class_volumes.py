@@ -74,7 +74,9 @@ def test_without_review_every_class_is_kept_or_discarded(
     job = open_volumes(write_volume_job(tmp_path))
     monkeypatch.setattr(within_job, "_DOUBTFUL", (-20.0, 20.0))
     made = Ensemble.load(class_ensemble)
-    doubtful, decided = (judge_volumes(job, judge).verdicts for judge in (made, made.decided()))
+    doubtful, decided = (
+        judge_volumes(job, judge).verdicts for judge in (made, made.without_review())
+    )
     assert set(doubtful.verdict) == {"review"}
     np.testing.assert_array_equal(doubtful.score, decided.score)
     kept = decided.score >= np.float32(made.threshold)

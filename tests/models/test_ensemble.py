@@ -89,7 +89,7 @@ def test_asking_everyone_changes_no_forced_decision_and_no_verdict(saved, inputs
 
 
 def test_without_review_the_threshold_decides(saved, inputs):
-    said, decided = saved.judge(*inputs), saved.decided().judge(*inputs)
+    said, decided = saved.judge(*inputs), saved.without_review().judge(*inputs)
     assert "review" in said.verdict
     assert np.array_equal(decided.verdict == "keep", said.score >= np.float32(saved.threshold))
     assert set(decided.verdict) == {"keep", "discard"}

@@ -80,7 +80,7 @@ def test_within_a_project_scores_and_line_are_those_of_the_context(judge: Ensemb
     # Another project's profile, other scores of the same images.
     other = judge.within(judge.profiled(judge.embed(*images(60, seed=9)))).judge(some, known)
     assert np.abs(other.d1 - within.d1).max() > 1e-3
-    decided = judge.decided().within(profile)
+    decided = judge.without_review().within(profile)
     assert decided.review == (0.55, 0.55)
 
 
@@ -200,7 +200,7 @@ def test_every_member_is_moved_by_what_the_profile_says_and_adapting_keeps_that(
         )
     # Lines that were found within the project are found there again, and move along in another.
     again = Ensemble(
-        judge.relined(inside.manifest, inside), judge.networks, heads=judge.heads
+        judge.with_lines(inside.manifest, inside), judge.networks, heads=judge.heads
     ).within(profile)
     offsets = [c.offset for c in again.manifest.calibration]
     assert offsets == pytest.approx([c.offset for c in inside.manifest.calibration], abs=1e-12)

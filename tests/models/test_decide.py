@@ -1,4 +1,4 @@
-"""A policy's line: what an ensemble knows of it, and what a whole source makes of it."""
+"""A policy's line: what an ensemble knows of it, and what it decides of a whole source."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from cryoray.boosting import operating_point
 from cryoray.boosting.voting import disagree
 from cryoray.errors import EnsembleError
 from cryoray.models.card import lines_section
+from cryoray.models.decide import decide_source
 from cryoray.models.ensemble import DrawnLine, Ensemble
-from cryoray.models.line import settled
 from cryoray.records import Verdicts
 from tests.verbs.untrained import make_ensemble
 
@@ -56,7 +56,7 @@ def test_each_policy_of_an_ensemble_has_its_own_line_and_names_itself(both, draw
     assert each.about["policy"] == "each"
     assert float(each.about["threshold"]) == each.threshold
     assert each.digest == both.digest
-    assert both.drawn("expected") is both
+    assert both.with_policy("expected") is both
     assert Ensemble.load(both.path, policy="each", review=False).review == (each.threshold,) * 2
 
 
@@ -78,7 +78,7 @@ def test_a_threshold_that_a_person_gives_decides_alone(tmp_path: Path):
     judge = make_ensemble(tmp_path / "e")
     said = judge.judge(*images(40))
     line = float(np.median(said.score))
-    given = judge.drawn(f"threshold={line}")
+    given = judge.with_policy(f"threshold={line}")
     verdicts = given.judge(*images(40))
     assert given.policy == f"threshold={line}"
     np.testing.assert_array_equal(verdicts.verdict == "keep", verdicts.score >= np.float32(line))
@@ -87,9 +87,9 @@ def test_a_threshold_that_a_person_gives_decides_alone(tmp_path: Path):
 
 @pytest.mark.parametrize(("share", "kept"), [(0.25, 10), (0.0, 0), (1.0, 40)])
 def test_a_share_keeps_the_best_and_the_vote_agrees_with_its_line(tmp_path: Path, share, kept):
-    judge = make_ensemble(tmp_path / "e").drawn(f"share={share}")
+    judge = make_ensemble(tmp_path / "e").with_policy(f"share={share}")
     assert judge.awaits_share
-    verdicts, after = settled(judge.judge(*images(40)), judge, 0.05)
+    verdicts, after = decide_source(judge.judge(*images(40)), judge, 0.05)
     keep = verdicts.verdict == "keep"
     assert keep.sum() == kept
     assert not after.awaits_share
@@ -108,7 +108,7 @@ def test_a_source_has_few_under_review_and_no_forced_decision_changes(tmp_path: 
     columns["verdict"] = np.where(score < 0.1, "discard", np.where(score < 0.9, "review", "keep"))
     columns["reason"] = np.array([None, "ice"], object)[(score < 0.1).astype(int)]
     before = Verdicts.of(np.arange(100), columns, [(100, "gone")], judge.about)
-    after, line = settled(before, judge, 0.05)
+    after, line = decide_source(before, judge, 0.05)
     assert before.counts()["review"] > 70
     assert after.counts()["review"] == 5
     assert after.counts()["quarantined"] == 1
@@ -116,7 +116,7 @@ def test_a_source_has_few_under_review_and_no_forced_decision_changes(tmp_path: 
     np.testing.assert_array_equal((after.verdict == "keep")[decided], (score >= 0.5)[decided])
     np.testing.assert_array_equal(after.score, score)
     assert after.about["review"] == f"{line.review[0]!r} {line.review[1]!r}"
-    few, same = settled(before, judge.with_line(0.5, (0.495, 0.505)), 0.05)
+    few, same = decide_source(before, judge.with_line(0.5, (0.495, 0.505)), 0.05)
     assert few.counts()["review"] <= 5
     assert same.review == (0.495, 0.505)
 

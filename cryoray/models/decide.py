@@ -1,20 +1,24 @@
-"""A whole source's verdicts once more: the line that a share draws, and a review list that can be finished.
+"""Decide: the line of a whole source, which its scores draw, and the verdicts at that line.
 
-What the ensemble alone decides, image by image, is the same in a table, in the service and in a session.
-This comes after it, where a whole source is at hand: it only takes images off the list of those under
-review, which the threshold then decides, and never changes a score or a forced decision.
+A line is a threshold with the review band around it, and `boosting.voting.decide` alone makes verdicts of
+scores. `Ensemble.judge` has it do so by the ensemble's own line, image by image, for a table, the service
+and a session alike. Where a whole source is at hand, a share can be turned into a threshold, and the review
+band is narrowed to a list that a person can finish: images leave that list, and no score and no forced
+decision changes.
 """
 
 from __future__ import annotations
 
 from cryoray.boosting.operating_point import narrowed, threshold_for_share
-from cryoray.boosting.voting import verdicts as verdicts_of
+from cryoray.boosting.voting import decide
 from cryoray.models.ensemble import Ensemble
 from cryoray.records import VERDICTS, Verdicts
 
 
-def settled(verdicts: Verdicts, ensemble: Ensemble, at_most: float) -> tuple[Verdicts, Ensemble]:
-    """The verdicts on all of a source, at a line that is known only now, with few under review.
+def decide_source(
+    verdicts: Verdicts, ensemble: Ensemble, at_most: float
+) -> tuple[Verdicts, Ensemble]:
+    """The verdicts on all of a source, at the line that its scores draw, with few under review.
 
     Args:
         verdicts: on every row of a source.
@@ -30,7 +34,7 @@ def settled(verdicts: Verdicts, ensemble: Ensemble, at_most: float) -> tuple[Ver
         ensemble = ensemble.with_line(line, (line, line))
     band = narrowed(score, ensemble.review, ensemble.threshold, at_most)
     ensemble = ensemble.with_line(ensemble.threshold, band)
-    verdict = verdicts_of(score, band)
+    verdict = decide(score, band)
     reason = verdicts.reason.copy()
     reason[verdict != VERDICTS[1]] = None
     made = verdicts.with_column("verdict", verdict).with_column("reason", reason)
