@@ -275,13 +275,13 @@ class Ensemble:
         judge, source = self._loaded, given.source
         dark = given._described.is_dark(judge.preparation)
         planned = plan(source, judge.preparation, _RANGE_MIB, rows=given.rows, invert=dark)
-        if judge.has_context:
+        if judge.takes_profile:
             # A profile that is given needs no look at the other rows.
             whole = planned
             if profile is None:
                 whole = plan(source, judge.preparation, _RANGE_MIB, invert=dark)
             given_profile = None if profile is None else str(profile)
-            (judge,) = local.within_projects([whole], judge, given_profile)
+            (judge,) = local.with_profiles([whole], judge, given_profile)
         (judged,) = local.judge_plans([planned], judge, _RANGE_MIB, on_progress)
         return Verdicts(judged, given, judge)
 

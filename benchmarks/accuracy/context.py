@@ -134,7 +134,7 @@ def compared(ensemble: Ensemble, projects: list[Project]) -> tuple[list[Row], li
     """Rows of one ensemble, and what it finds of each kind of junk."""
     rows: list[Row] = []
     notes: list[str] = []
-    ways = ("without", "profile") if ensemble.has_context else ("without",)
+    ways = ("without", "profile") if ensemble.takes_profile else ("without",)
     for way in ways:
         judged = [_judged(project, ensemble, way) for project in projects]
         if way == "profile":

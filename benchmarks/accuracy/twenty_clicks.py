@@ -84,8 +84,8 @@ def prepared(settings: SimulateSettings, work: Path) -> tuple[PreparedSet, np.nd
 def judged(judge: Ensemble, examples: PreparedSet) -> tuple[Ensemble, np.ndarray]:
     """The judge within the project where it can be, and its scores, d3 asked everywhere, float32 [n]."""
     rows = np.arange(examples.n)
-    if judge.has_context:
-        judge = judge.within(profile_set(examples, rows, judge))
+    if judge.takes_profile:
+        judge = judge.with_profile(profile_set(examples, rows, judge))
     said = judge.logits(examples.images(rows), examples.feature_matrix(judge.features))
     p = [
         Platt(c.slope, c.offset)(logit)
@@ -168,7 +168,7 @@ def measure(
             "accuracy and good images lost in %, of forced decisions on all images of a project",
             f"random: mean of {DRAWS} draws; chosen: `boosting.adaptation.to_label`",
             f"ensemble {judge.digest[:12]}, policy {judge.policy}"
-            f"{', each project by its profile' if judge.has_context else ''}; seed {SEED}",
+            f"{', each project by its profile' if judge.takes_profile else ''}; seed {SEED}",
         ],
     )
 

@@ -88,9 +88,7 @@ def profiles(plans: Sequence[Plan], ensemble: Ensemble) -> list[Profile | None]:
     return made
 
 
-def within_projects(
-    plans: Sequence[Plan], ensemble: Ensemble, profile: str | None
-) -> list[Ensemble]:
+def with_profiles(plans: Sequence[Plan], ensemble: Ensemble, profile: str | None) -> list[Ensemble]:
     """Who judges each plan: the ensemble within the plan's project, where it can.
 
     Args:
@@ -102,11 +100,11 @@ def within_projects(
         InputError: the profile that is given cannot be read.
         EnsembleError: it is of another ensemble.
     """
-    if not ensemble.has_context or profile == NO_PROFILE:
+    if not ensemble.takes_profile or profile == NO_PROFILE:
         return [ensemble] * len(plans)
     if profile is not None:
-        return [ensemble.within(Profile.load(Path(profile)))] * len(plans)
-    return [ensemble.within(made) for made in profiles(plans, ensemble)]
+        return [ensemble.with_profile(Profile.load(Path(profile)))] * len(plans)
+    return [ensemble.with_profile(made) for made in profiles(plans, ensemble)]
 
 
 def judge_plans(

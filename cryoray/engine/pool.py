@@ -68,8 +68,8 @@ class _Judge:
         path: the ensemble's folder.
         review: False: it leaves nothing under review.
         everyone: ask d3 about every image.
-        policy: of `Ensemble.drawn`.
-        profiles: of the projects that rows are of (`Ensemble.within`).
+        policy: of `Ensemble.with_policy`.
+        profiles: of the projects that rows are of (`Ensemble.with_profile`).
         starts: the first row of each, ascending.
     """
 
@@ -83,7 +83,7 @@ class _Judge:
         starts: Sequence[int] = (0,),
     ) -> None:
         ensemble = Ensemble.load(path, review=review, policy=policy)
-        self.judges = [ensemble.within(profile).to() for profile in profiles]
+        self.judges = [ensemble.with_profile(profile).to() for profile in profiles]
         self.starts = np.array(starts)
         self.everyone = everyone
 

@@ -1,5 +1,7 @@
 """What a member says of an image within its project: a small head on what the member sees.
 
+The *profile* (`models.profile`) is what one project looks like; the *context* is how an ensemble uses it.
+
 A network cannot know from one image how strong a particle of this project is. The head is given, beside
 the image, the mean and the deviation of what the member sees in the project's own images, and quantiles of
 its logits there, all without labels (adaptive risk minimisation, Zhang et al. 2021, arXiv 2007.02931; sets

@@ -1,7 +1,7 @@
 """The ensemble: three members, their calibration and one threshold, in a folder that executes nothing.
 
 A fourth network may name the likeliest reason of what they discard. It has no part in any verdict.
-Where it has heads for a context, it judges within a project by the project's profile (`Ensemble.within`).
+Where it has heads, it can judge within a project by that project's profile (`Ensemble.with_profile`).
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Reasons(BaseModel):
 
 
 class Context(BaseModel):
-    """How an ensemble judges within a project whose profile is known.
+    """What an ensemble that takes a profile has beside its heads: how it judges within a project.
 
     Attributes:
         head: what the heads of its members look like.
@@ -157,7 +157,7 @@ class Ensemble:
         path: the folder it was loaded from.
         reasons: the network that ``manifest.reasons`` describes, where it describes one.
         heads: those that ``manifest.context`` describes, where it describes some.
-        profile: of the project in which it judges; see `within`.
+        profile: of the project in which it judges; see `with_profile`.
     """
 
     def __init__(
@@ -266,16 +266,16 @@ class Ensemble:
         return Ensemble(manifest, self.networks, path, self.reasons, self.heads, self.profile)
 
     @property
-    def has_context(self) -> bool:
-        """Whether it can judge within a project."""
+    def takes_profile(self) -> bool:
+        """Whether it has heads, and so can judge by a project's profile."""
         return self.heads is not None
 
     @property
-    def inside(self) -> bool:
-        """Whether it judges within a project, by a profile that is familiar."""
+    def uses_profile(self) -> bool:
+        """Whether it judges by a profile: it was given one, and one that is familiar."""
         return self._members is not self.networks
 
-    def within(self, profile: Profile | None) -> Ensemble:
+    def with_profile(self, profile: Profile | None) -> Ensemble:
         """The same judge within a project: scores, threshold and review band are those of the context.
 
         A profile that is unlike any in training is not used: then the context-free score stands, and
@@ -314,7 +314,7 @@ class Ensemble:
 
         Args:
             lines: whose calibration, threshold, review and operating points are taken.
-            inside: this judge in the project that they are of (`within`): of its profile, or of none.
+            inside: this judge with the profile of the project that they are of, or with none.
         """
         if inside.profile is None or not inside.familiar or self.manifest.context is None:
             return lines

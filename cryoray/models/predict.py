@@ -37,9 +37,9 @@ def judge_source(source: Source, ensemble: Ensemble, rows: np.ndarray | None = N
     """
     ensemble.check_kind(source.kind, source.path)
     planned = plan(source, ensemble.preparation, _RANGE_MIB, rows=rows)
-    if ensemble.has_context and ensemble.profile is None:
+    if ensemble.takes_profile and ensemble.profile is None:
         whole = planned if rows is None else plan(source, ensemble.preparation, _RANGE_MIB)
-        ensemble = ensemble.within(profile_plan(whole, ensemble.to()))
+        ensemble = ensemble.with_profile(profile_plan(whole, ensemble.to()))
     judged = judge_ranges(planned.ranges, ensemble.to())
     return finished(planned.quarantined, judged, ensemble.about)
 

@@ -92,9 +92,9 @@ def write_page(
 def _profile(ensemble: Ensemble) -> dict[str, str]:
     """By which profile the project was judged, or why by none; nothing where the ensemble knows none."""
     if ensemble.profile is None:
-        return {"profile": "none: each image by itself"} if ensemble.has_context else {}
+        return {"profile": "none: each image by itself"} if ensemble.takes_profile else {}
     name, images = ensemble.profile.digest[:12], ensemble.profile.images
-    if ensemble.inside:
+    if ensemble.uses_profile:
         return {"profile": f"{name}, of {images:,} images of this project"}
     return {"profile": f"{name}, unlike any project of training: each image was judged by itself"}
 

@@ -92,7 +92,7 @@ class Held:
             return ensemble
         key = (served.digest, profile.digest)
         if key not in self._within:
-            self._within[key] = ensemble.within(profile).to()
+            self._within[key] = ensemble.with_profile(profile).to()
         self._within.move_to_end(key)
         while len(self._within) > _PROJECTS:
             self._within.popitem(last=False)

@@ -60,7 +60,7 @@ class Served:
             kind=ensemble.kind,
             preparation=ensemble.preparation,
             threshold=ensemble.threshold,
-            context=ensemble.has_context,
+            context=ensemble.takes_profile,
             seen=tuple(network.channels for network in ensemble.networks),
             training=Training(
                 prevalence=ensemble.manifest.prevalence,

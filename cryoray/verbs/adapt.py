@@ -77,8 +77,8 @@ def adapt(
     clicked = np.full(examples.n, -1, np.int8) if labels is None else labels_from(examples, labels)
     rows = _some(examples, clicked, settings.adapt.images)
     inside = judge.to()
-    if judge.has_context:
-        inside = judge.within(profile_set(examples, np.arange(examples.n), judge))
+    if judge.takes_profile:
+        inside = judge.with_profile(profile_set(examples, np.arange(examples.n), judge))
     member_logits = _logits(inside, examples, rows, on_progress)
     given, own = clicked[rows], examples.labels[rows]
     known = given >= 0

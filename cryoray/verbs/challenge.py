@@ -13,7 +13,7 @@ from cryoray.models.ensemble import Ensemble
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.records import Event, OnEvent, ignore
 from cryoray.settings import Settings
-from cryoray.verbs.predictions import within_projects
+from cryoray.verbs.predictions import with_profiles
 from cryoray.verbs.suitability import check_same_preparation, unseen
 
 
@@ -52,7 +52,7 @@ def challenge(
         for ensemble, scores_of_one in zip(both, scores, strict=True):
             # Above or below the line: a project may have one of its own.
             margin = np.empty(len(rows), np.float32)
-            for some, judge in within_projects(ensemble, examples, rows):
+            for some, judge in with_profiles(ensemble, examples, rows):
                 judged = judge_set(examples, rows[some], judge, ignore, everyone=True)
                 margin[some] = judged.score - np.float32(judge.threshold)
             scores_of_one.append(margin)

@@ -108,7 +108,7 @@ def _images(
         if each.source.format == "cs":
             check_convertible(each.source)
     plans = [_planned(each, ensemble, chosen.range_mib, on_event) for each in described]
-    judges = _within(plans, ensemble, chosen.profile, on_event)
+    judges = _with_profiles(plans, ensemble, chosen.profile, on_event)
     judged = _judged(plans, judges, settings, on_progress)
     names = folder_names([each.source for each in plans])
     for name, planned, verdicts, judge, of_job in zip(
@@ -181,11 +181,11 @@ def _planned(described: Described, ensemble: Ensemble, range_mib: int, on_event:
     return planned
 
 
-def _within(
+def _with_profiles(
     plans: Sequence[Plan], ensemble: Ensemble, profile: str | None, on_event: OnEvent
 ) -> list[Ensemble]:
-    """The judge of each plan (`engine.local.within_projects`), with an event where it is of a project."""
-    judges = local.within_projects(plans, ensemble, profile)
+    """The judge of each plan (`engine.local.with_profiles`), with an event where it is of a project."""
+    judges = local.with_profiles(plans, ensemble, profile)
     for each, judge in zip(plans, judges, strict=True):
         if judge.profile is None:  # it knows none, or nothing of the source can be read
             continue

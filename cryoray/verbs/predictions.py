@@ -44,7 +44,7 @@ def predictions_of(
         runtime.connect(settings.runtime)
     judge_set = local.judge_set if here else pool.judge_set
     parts, threshold = [], np.full(len(rows), judge.threshold, np.float32)
-    for some, within in within_projects(judge, examples, rows):
+    for some, within in with_profiles(judge, examples, rows):
         parts.append(judge_set(examples, rows[some], within, on_progress, everyone=True))
         threshold[some] = within.threshold
     judged = Verdicts.together(parts)
@@ -67,17 +67,17 @@ def predictions_of(
     )
 
 
-def within_projects(
+def with_profiles(
     judge: Ensemble, examples: PreparedSet, rows: np.ndarray
 ) -> Iterator[tuple[np.ndarray, Ensemble]]:
     """Places in ``rows`` (int64 [n], of a set) and who judges those: one judge of all, or one per project."""
-    if not judge.has_context:
+    if not judge.takes_profile:
         yield np.arange(len(rows)), judge
         return
     judge, projects = judge.to(), examples.groups("project").astype(str)
     for project in np.unique(projects[rows]):
         profile = profile_set(examples, np.flatnonzero(projects == project), judge)
-        yield np.flatnonzero(projects[rows] == project), judge.within(profile)
+        yield np.flatnonzero(projects[rows] == project), judge.with_profile(profile)
 
 
 def is_evaluation(folder: Path) -> bool:

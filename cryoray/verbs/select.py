@@ -83,7 +83,7 @@ def select(
     table = open_table(folder, None if source is None else Path(source).absolute())
     target = folder / SELECTED if out is None else Path(out).absolute()
     saving.check(target)
-    found = _within(table, _ensemble_of(table, settings.registry, ensemble))
+    found = _with_profile(table, _ensemble_of(table, settings.registry, ensemble))
     preparation = PreparationSettings() if found is None else found.preparation
     try:
         clicks = Clicks(folder, len(table), table.digest)
@@ -154,12 +154,12 @@ def _ensemble_of(table: Table, registry: Path, given: str | Path | None) -> Ense
     return None
 
 
-def _within(table: Table, ensemble: Ensemble | None) -> Ensemble | None:
+def _with_profile(table: Table, ensemble: Ensemble | None) -> Ensemble | None:
     """The ensemble within the project, where it judged by the profile beside the verdicts."""
     file = table.folder / PROFILE
     if ensemble is None or "profile" not in table.verdicts.about or not file.is_file():
         return ensemble
-    return ensemble.within(Profile.load(file))
+    return ensemble.with_profile(Profile.load(file))
 
 
 def _judge(ensemble: Ensemble, settings: Settings) -> Judge:

@@ -245,7 +245,7 @@ class Workflow:
         """Images of a job of ours whose score is in the review band of their kind."""
         judge = Ensemble.load(resolve(ensemble, self.settings.registry, kind))
         if (profile := self.project / folder / PROFILE).is_file():
-            judge = judge.within(Profile.load(profile))
+            judge = judge.with_profile(Profile.load(profile))
         band = review_band(judge.threshold) if kind == "class3d" else judge.review
         low, high = (np.float32(end) for end in band)
         table = pq.read_table(self.project / folder / VERDICTS_TABLE, columns=["score"])

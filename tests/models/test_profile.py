@@ -65,8 +65,8 @@ def test_a_profile_comes_back_from_its_file_and_a_changed_one_is_refused(
 def test_within_a_project_scores_and_line_are_those_of_the_context(judge: Ensemble) -> None:
     some, known = images(60)
     profile = judge.profiled(judge.embed(some, known))
-    inside = judge.within(profile)
-    assert judge.within(None) is judge
+    inside = judge.with_profile(profile)
+    assert judge.with_profile(None) is judge
     assert (inside.threshold, inside.review) == (0.55, (0.5, 0.6))
     assert (judge.threshold, inside.digest) == (0.5, judge.digest)
     free, within = judge.judge(some, known), inside.judge(some, known)
@@ -78,9 +78,9 @@ def test_within_a_project_scores_and_line_are_those_of_the_context(judge: Ensemb
     alone = inside.judge(some[17:18], known[17:18])
     assert alone.d1[0] == within.d1[17]
     # Another project's profile, other scores of the same images.
-    other = judge.within(judge.profiled(judge.embed(*images(60, seed=9)))).judge(some, known)
+    other = judge.with_profile(judge.profiled(judge.embed(*images(60, seed=9)))).judge(some, known)
     assert np.abs(other.d1 - within.d1).max() > 1e-3
-    decided = judge.without_review().within(profile)
+    decided = judge.without_review().with_profile(profile)
     assert decided.review == (0.55, 0.55)
 
 
@@ -92,21 +92,21 @@ def test_an_unfamiliar_profile_leaves_the_context_free_score_and_is_named(
     strict = Ensemble.load(tmp_path / "strict")
     some, known = images(50)
     profile = strict.profiled(strict.embed(some, known))
-    inside = strict.within(profile)
+    inside = strict.with_profile(profile)
     free, said = strict.judge(some, known), inside.judge(some, known)
     assert said.about["profile"] == profile.digest
     assert said.about["unfamiliar"] == "yes"
     assert inside.threshold == strict.threshold
     np.testing.assert_array_equal(free.score, said.score)
     with pytest.raises(EnsembleError, match="is of the ensemble"):
-        judge.within(profile)
+        judge.with_profile(profile)
 
 
 def test_an_ensemble_without_heads_judges_as_before(tmp_path: Path, judge: Ensemble) -> None:
     plain = save_ensemble(tmp_path / "plain")
-    assert not plain.has_context
+    assert not plain.takes_profile
     profile = judge.profiled(judge.embed(*images(10)))
-    assert plain.within(profile) is plain
+    assert plain.with_profile(profile) is plain
 
 
 def test_a_profile_rests_on_rows_evenly_spread() -> None:
@@ -189,7 +189,7 @@ def test_every_member_is_moved_by_what_the_profile_says_and_adapting_keeps_that(
     assert judge.heads is not None
     by = judge.heads.moved(profile.moments())
     assert 0.01 < abs(by) <= 2
-    inside = judge.within(profile)
+    inside = judge.with_profile(profile)
     for member, calibration in enumerate(inside.manifest.calibration):
         expected = inside.logits(some, known)[:, member] + 0.1 - by
         assert calibration.offset == pytest.approx(0.1 - by)
@@ -201,7 +201,7 @@ def test_every_member_is_moved_by_what_the_profile_says_and_adapting_keeps_that(
     # Lines that were found within the project are found there again, and move along in another.
     again = Ensemble(
         judge.with_lines(inside.manifest, inside), judge.networks, heads=judge.heads
-    ).within(profile)
+    ).with_profile(profile)
     offsets = [c.offset for c in again.manifest.calibration]
     assert offsets == pytest.approx([c.offset for c in inside.manifest.calibration], abs=1e-12)
 

@@ -214,7 +214,7 @@ def test_what_ships_loads_and_is_small_and_particles_are_judged_within_projects(
     stripes = np.broadcast_to(6 * np.sign(np.sin(np.arange(64) / 2)), (64, 64, 64))
     nothing = np.empty((64, 0), np.float32)
     familiar = [
-        ensemble.within(ensemble.profiled(ensemble.embed(images, nothing))).inside
+        ensemble.with_profile(ensemble.profiled(ensemble.embed(images, nothing))).uses_profile
         for images in (noise, stripes.astype(np.float32) + 0.1 * noise)
     ]
     assert familiar == [True, False]

@@ -172,7 +172,7 @@ def test_rays_actors_judge_each_project_by_its_own_profile(
     ensemble = Ensemble.load(judge)
     second = write_project(tmp_path / "second", (30, 20))
     plans = [plan(open_source(path), ensemble.preparation, 1) for path in (project, second)]
-    judges = [ensemble.within(profile) for profile in threads.profiles(plans, ensemble)]
+    judges = [ensemble.with_profile(profile) for profile in threads.profiles(plans, ensemble)]
     assert judges[0].profile != judges[1].profile
     here = threads.judge_plans(plans, judges, 1, ignore)
     there = pool.judge_plans(plans, judges, True, 1, ignore)

@@ -36,7 +36,7 @@ class InProcess:
         self.calls += 1
         if self.broken:
             raise RuntimeError("a replica died")
-        ensemble = self.ensembles[work.served.name].within(work.profile)
+        ensemble = self.ensembles[work.served.name].with_profile(work.profile)
         return await asyncio.to_thread(
             lambda: [
                 judge_timed(ensemble, [prepare_range(part, work.served.preparation)])[0]

@@ -205,6 +205,8 @@ def test_within_a_project_its_context_is_adapted_and_the_rest_stays(
     assert old is not None
     assert new is not None
     assert new.calibration != old.calibration
-    judges = [e.within(profile_set(project, np.arange(project.n), e)) for e in (before, after)]
+    judges = [
+        e.with_profile(profile_set(project, np.arange(project.n), e)) for e in (before, after)
+    ]
     assert judges[1].threshold == new.threshold
-    assert judges[1].inside
+    assert judges[1].uses_profile

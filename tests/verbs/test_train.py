@@ -150,5 +150,5 @@ def test_heads_for_a_context_are_cross_fitted_and_kept_with_the_ensemble(
     assert "## Within a project" in (out / "card.md").read_text()
     one = PreparedSet.open(sets[0])
     profile = profile_set(one, np.arange(one.n), ensemble)
-    inside = ensemble.within(profile)
+    inside = ensemble.with_profile(profile)
     assert inside.threshold == context.threshold
