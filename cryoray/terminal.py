@@ -33,7 +33,7 @@ INTERRUPTED = 130
 
 @contextmanager
 def complaints(*, debug: bool) -> Iterator[None]:
-    """Turn what is raised inside into one sentence on stderr and the exit code of the contracts."""
+    """Turn what is raised inside into one sentence on stderr and its exit code (`cryoray.errors`)."""
     try:
         yield
     except (typer.Exit, typer.Abort):

@@ -16,7 +16,7 @@ from cryoray.errors import SettingsError
 
 @contextmanager
 def command(*, debug: bool = False) -> Iterator[None]:
-    """What a flow's command does; ends the process with the exit code of the contracts where it fails.
+    """What a flow's command does; ends the process with a command's exit code where it fails.
 
     Prefect's server is asked first: a flow that cannot reach the one that it was told of says so in a
     hundred lines.

@@ -1,4 +1,8 @@
-"""Who reads what: from the headers alone, rows become ranges, and unusable rows become reasons."""
+"""Plan: rows become ranges that can be read, and rows that cannot become reasons.
+
+That takes the headers of the stacks. Pixels are read in two cases: of up to 200 images where nobody says
+whether protein is bright or dark, and of the 2D classes of a job, whose features and windows follow from all.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Raw images become a network's input (the order is design.md's): each by itself, whatever the batch."""
+"""Raw images become a network's input: each by itself, whatever the batch.
+
+Windowed, rescaled, made bright where protein is dark, levelled and normalised by the background, clipped.
+"""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class ProfileRequest(Message):
 
 
 class JudgedRow(Message):
-    """One verdict; ``row`` is 0-based, in what was asked about (contracts: Verdicts)."""
+    """One verdict; ``row`` is 0-based, in what was asked about (docs/reference/file-formats.md: Verdicts)."""
 
     row: int
     image: str

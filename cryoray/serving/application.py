@@ -1,4 +1,4 @@
-"""The HTTP application: its addresses, and every answer in the contract's words."""
+"""The HTTP application: its addresses, and every answer as `protocol.messages` has it."""
 # No `from __future__ import annotations` here: FastAPI reads the annotations of functions made below.
 
 import asyncio

@@ -77,7 +77,7 @@ def cross_validate(
         on_event: called when a fold is done.
 
     Returns:
-        what `metrics.json` holds: the contract's numbers over all images (over all repeats, where
+        what `metrics.json` holds: the numbers of `measuring.measure` over all images (over all repeats, where
         there are several), ``bound_held``, ``folds`` with each fold's own, their ``spread_over_folds``,
         and, where ``settings.cross_validate.ablate``, ``ablation``: each fold is then also trained without
         metadata, and without images.

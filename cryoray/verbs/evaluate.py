@@ -50,7 +50,7 @@ def evaluate(
         on_event: called with what was left out, and with the numbers.
 
     Returns:
-        what `metrics.json` holds: the contract's numbers, ``bound_held`` and ``prevalence``,
+        what `metrics.json` holds: the numbers of `measuring.measure`, ``bound_held`` and ``prevalence``,
         ``ablation`` where ``settings.evaluate.ablate``, and ``reasons`` where the ensemble names them
         and the set knows some.
 

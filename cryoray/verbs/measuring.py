@@ -21,7 +21,7 @@ from cryoray.records import REASONS, Event, OnEvent, ignore
 def measure(
     examples: PreparedSet, predictions: pa.Table, level: Level, on_event: OnEvent = ignore
 ) -> dict[str, Any]:
-    """The contract's numbers of a table of predictions; a source that cannot say a view is an event."""
+    """The numbers of metrics.json of a table of predictions; a source that cannot say a view is an event."""
     rows = predictions["row"].to_numpy()
     bins, complaints = views(examples, rows)
     for complaint in complaints:

@@ -43,7 +43,7 @@ def validate_fsc(
         on_event: ``validation.done``, with the resolutions.
 
     Returns:
-        what ``metrics.json`` holds (contracts: FSC metrics).
+        what ``metrics.json`` holds: the curves, ``fsc.…``, and ``resolution`` by each definition.
 
     Raises:
         FormatError: a map or curve cannot be read.

@@ -61,7 +61,7 @@ class Decided:
 def write_decided(
     folder: Path, decided: Decided, chosen: ClassifySettings, seconds: float
 ) -> tuple[RowCounts, dict[str, object]]:
-    """Write the folder of verdicts on one source (contracts: Verdicts).
+    """Write the folder of verdicts on one source (docs/reference/file-formats.md).
 
     Args:
         folder: made where it is missing.

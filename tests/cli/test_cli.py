@@ -1,4 +1,4 @@
-"""The command line says in one sentence what is wrong, with the exit code of the contracts."""
+"""The command line says in one sentence what is wrong, with the exit code of that kind of error."""
 
 from __future__ import annotations
 

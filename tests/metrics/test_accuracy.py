@@ -1,4 +1,4 @@
-"""The numbers of metrics.json mean what the contract says they mean."""
+"""The numbers of metrics.json mean what docs/reference/file-formats.md says."""
 
 from __future__ import annotations
 
