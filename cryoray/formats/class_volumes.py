@@ -39,8 +39,6 @@ _COLUMNS: Mapping[str, str] = {
     "rotations": rln.ACCURACY_ROTATIONS,
     "translations": rln.ACCURACY_TRANSLATIONS_ANGST,
 }
-#: What RELION writes for a number that it does not know.
-_UNKNOWN = (999.0, -999.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,9 +147,7 @@ def _of_model(path: Path) -> VolumeClasses:
     statistics = {}
     for name, column in _COLUMNS.items():
         if column in classes.columns:
-            values = classes.numbers(column).astype(np.float64)
-            good = np.isfinite(values) & ~np.isin(values, _UNKNOWN)
-            statistics[name] = np.where(good, values, np.nan)
+            statistics[name] = relion.known(classes.numbers(column))
     images = as_objects(classes.read([relion.IMAGE_COLUMNS["class2d"]]).strings.popitem()[1])
     data = particles_of(path)
     optimiser = path.with_name(path.name.replace("_model.star", "_optimiser.star"))

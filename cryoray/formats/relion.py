@@ -24,6 +24,8 @@ _log = logging.getLogger(__name__)
 
 #: What RELION 3.1 to 5 read; a newer number would stop an older RELION.
 VERSION = b"\n# version 30001\n\n"
+#: What RELION writes for a number that it does not know; some of its programs write it negative.
+UNKNOWN = 999.0
 #: Columns that name an image, by kind.
 IMAGE_COLUMNS: Mapping[Kind, str] = {"particle": rln.IMAGE_NAME, "class2d": rln.REFERENCE_IMAGE}
 #: Tables in which RELION 3.1 to 5, 3.0 and 1.x keep particles; and classes, in a model or a selection.
@@ -53,6 +55,21 @@ _ZERO = re.compile(r"0+@")
 _LOOKED_AT = 8  # stacks whose headers are held against the optics table
 _HEAD = 1 << 16  # bytes in which a file's version is looked for
 _WITH_OPTICS = 30000  # the version of STAR files since RELION 3.1
+
+
+def known(values: np.ndarray) -> np.ndarray:
+    """Numbers as they are, NaN where RELION wrote that it does not know: 999, -999, or an infinity.
+
+    Only of columns in which 999 is no measurement: of a resolution, not of a coordinate.
+
+    Args:
+        values: numbers, of any shape.
+
+    Returns:
+        float64 of the same shape.
+    """
+    values = np.asarray(values, np.float64)
+    return np.where(np.isfinite(values) & (np.abs(values) != UNKNOWN), values, np.nan)
 
 
 class Optimiser(NamedTuple):

@@ -23,6 +23,7 @@ from cryoray.errors import FormatError
 from cryoray.formats import rln
 from cryoray.formats.class_selection import class_numbers, particle_counts
 from cryoray.formats.mrc import read_frames, read_header
+from cryoray.formats.relion import known
 from cryoray.formats.source import Source
 from cryoray.formats.star import StarFile, parse
 from cryoray.imaging.rescale import fourier_rescale
@@ -199,8 +200,8 @@ def _count(
     resolution = source.metadata.get(rln.ESTIMATED_RESOLUTION)
     if resolution is None:
         return
-    resolution = np.where(np.isin(resolution[rows], (999.0, 0.0)), np.nan, resolution[rows])
-    resolution = np.where(np.isfinite(resolution), resolution, np.nan)
+    resolution = known(resolution[rows])
+    resolution = np.where(resolution == 0, np.nan, resolution)
     if pixel_size is not None:
         table["relativeResolution"][rows] = resolution / ((job.box or width) * pixel_size)
     share = source.metadata.get(rln.CLASS_DISTRIBUTION)
@@ -444,9 +445,9 @@ def _by_job(
     values: np.ndarray, job: np.ndarray, measure: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
     found = np.full(len(values), np.nan)
-    known = np.isfinite(values) & (job >= 0)
-    for one in np.unique(job[known]).tolist():
-        here = np.flatnonzero(known & (job == one))
+    there = np.isfinite(values) & (job >= 0)
+    for one in np.unique(job[there]).tolist():
+        here = np.flatnonzero(there & (job == one))
         if len(here) >= _FEWEST:
             found[here] = measure(np.asarray(values[here], np.float64))
     return found

@@ -18,6 +18,7 @@ import numpy as np
 
 from cryoray.errors import SettingsError
 from cryoray.formats import rln
+from cryoray.formats.relion import known
 from cryoray.formats.source import Source
 from cryoray.preparation.class_features import (
     COUNTED,
@@ -31,9 +32,6 @@ from cryoray.preparation.class_features import (
 from cryoray.preparation.class_relations import RELATED
 from cryoray.preparation.surroundings import EDGE_DISTANCE, NEIGHBOUR_DISTANCE, surroundings
 from cryoray.records import KINDS, Kind
-
-#: RELION's ways to say that a number is not known.
-_UNKNOWN = (999.0, -999.0)
 
 _TRANSFORMS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "": lambda x: x,
@@ -84,9 +82,9 @@ class Feature:
         """float64 [n], transformed, NaN where missing; not yet compared with others."""
         if any(name not in columns for name in self.columns):
             return np.full(n, np.nan)
-        raw = [np.asarray(columns[name], np.float64) for name in self.columns]
+        raw = [known(columns[name]) for name in self.columns]
         with np.errstate(divide="ignore", invalid="ignore"):
-            value = self.combine(*(np.where(np.isin(x, _UNKNOWN), np.nan, x) for x in raw))
+            value = self.combine(*raw)
             value = _TRANSFORMS[self.transform](value)
         return np.where(np.isfinite(value), value, np.nan)
 
@@ -362,16 +360,16 @@ def chosen_features(kind: Kind, names: Sequence[str] | None) -> tuple[Feature, .
     Raises:
         SettingsError: there is no such feature.
     """
-    known = {feature.name: feature for feature in FEATURES if kind in feature.kinds}
+    there = {feature.name: feature for feature in FEATURES if kind in feature.kinds}
     if names is None:
-        return tuple(known.values())
+        return tuple(there.values())
     for name in names:
-        if name not in known:
+        if name not in there:
             raise SettingsError(
                 f"there is no feature {name!r} of kind {kind}",
-                remedy=f"take some of {', '.join(known)}, or none",
+                remedy=f"take some of {', '.join(there)}, or none",
             )
-    return tuple(known[name] for name in names)
+    return tuple(there[name] for name in names)
 
 
 def source_features(
@@ -468,11 +466,10 @@ def _made(
 
 def _accuracy(source: Source) -> dict[str, np.ndarray]:
     """Accuracy of translations in Å where the source has it in pixels, as RELION 3.0 wrote it."""
-    known = source.metadata
-    if rln.ACCURACY_TRANSLATIONS not in known or rln.ACCURACY_TRANSLATIONS_ANGST in known:
+    columns = source.metadata
+    if rln.ACCURACY_TRANSLATIONS not in columns or rln.ACCURACY_TRANSLATIONS_ANGST in columns:
         return {}
-    pixels = known[rln.ACCURACY_TRANSLATIONS]
-    pixels = np.where(np.isin(pixels, _UNKNOWN), np.nan, pixels)
+    pixels = known(columns[rln.ACCURACY_TRANSLATIONS])
     return {rln.ACCURACY_TRANSLATIONS_ANGST: pixels * source.pixel_size}
 
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from cryoray.errors import FormatError, InputError
 from cryoray.formats import rln
 from cryoray.formats.names import QUARANTINE_TABLE, VERDICTS_TABLE
+from cryoray.formats.relion import known
 from cryoray.formats.source import Source, open_source
 from cryoray.preparation.features import chosen_features, source_features
 from cryoray.records import KINDS, REASON_WORDS, VERDICTS, Kind, Verdicts
@@ -106,7 +107,7 @@ class Table:
         """Å, float32 [n]: of a class its own, of a particle its micrograph's CTF; NaN where not known."""
         if self.kind == "particle":
             values = self.source.metadata.get(rln.CTF_MAX_RESOLUTION)
-            return self._of_rows(values)
+            return self._of_rows(None if values is None else known(values))
         return self._feature("estimated_resolution")
 
     @cached_property

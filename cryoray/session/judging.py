@@ -29,6 +29,7 @@ from cryoray.formats.companion import rows_of
 from cryoray.formats.files import replacing, replacing_folder
 from cryoray.formats.names import QUARANTINE_TABLE, VERDICTS_TABLE
 from cryoray.formats.opening import OutsideError, Scope
+from cryoray.formats.relion import known
 from cryoray.formats.rows import Source
 from cryoray.formats.source import open_source
 from cryoray.formats.verdicts import write_verdicts
@@ -44,7 +45,6 @@ _ROWS = 20_000
 _CANDIDATES, _WORTH = 4, 0.01
 #: Larger images are movies or micrographs, px.
 _LARGEST_BOX = 2048
-_UNKNOWN = (999.0, -999.0)
 
 
 class JudgeClient(Protocol):
@@ -368,12 +368,11 @@ def _micrographs(
 ) -> list[Micrograph]:
     names = np.where(source.micrograph[rows] == "", unit.path.stem, source.micrograph[rows])
     nothing = np.full(len(source), np.nan)
-    known = {
-        name: np.where(np.isin(values, _UNKNOWN) | ~np.isfinite(values), np.nan, values)
+    columns = {
+        name: known(source.metadata.get(name, nothing))
         for name in (rln.DEFOCUS_U, rln.DEFOCUS_V, rln.CTF_MAX_RESOLUTION)
-        for values in [np.asarray(source.metadata.get(name, nothing), float)]
     }
-    defocus = (known[rln.DEFOCUS_U] + known[rln.DEFOCUS_V]) / 2e4
+    defocus = (columns[rln.DEFOCUS_U] + columns[rln.DEFOCUS_V]) / 2e4
     _, first, which = np.unique(names.astype(str), return_index=True, return_inverse=True)
     made = []
     for group in np.argsort(first).tolist():
@@ -392,7 +391,7 @@ def _micrographs(
                 quarantined=len(here) - len(here_verdict),
                 score=_mean(score[of]),
                 defocus=_mean(defocus[here]),
-                ctf_resolution=_mean(known[rln.CTF_MAX_RESOLUTION][here]),
+                ctf_resolution=_mean(columns[rln.CTF_MAX_RESOLUTION][here]),
             )
         )
     return made

@@ -21,6 +21,7 @@ import torch
 from cryoray.errors import InputError
 from cryoray.formats.files import replacing, write_csv
 from cryoray.formats.mrc import StackWriter
+from cryoray.formats.relion import UNKNOWN
 from cryoray.simulation import junk
 from cryoray.simulation.junk import PARTICLE, Stage
 from cryoray.simulation.microscope import (
@@ -50,8 +51,6 @@ _SIDES = (64, 64, 72, 80, 96)
 _HARD, _MOSTLY = 0.3, (0.7, 0.94)
 #: Particles that stand for all of a class; broken forms of a protein; classes formed at a time.
 _MEMBERS, _FORMS, _TOGETHER = 8, 2, 16
-#: RELION's number for an accuracy that it did not find.
-_UNKNOWN = 999.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -508,8 +507,8 @@ def _accuracies(
     translations = 0.25 * loose * np.exp(rng.normal(0, 0.1, n))
     unknown = (rotations > rng.uniform(12, 30)) | (classes.count < 8)
     return (
-        np.where(unknown, _UNKNOWN, np.round(rotations / 0.05) * 0.05),
-        np.where(unknown, _UNKNOWN, np.round(translations, 4)),
+        np.where(unknown, UNKNOWN, np.round(rotations / 0.05) * 0.05),
+        np.where(unknown, UNKNOWN, np.round(translations, 4)),
     )
 
 
@@ -540,7 +539,7 @@ def _emptied(job: ClassJob, rng: np.random.Generator) -> ClassJob:
         least = np.argsort(job.share)[: int(rng.integers(1, 4))]
         job.images[least], job.share[least], job.selected[least] = 0, 0, False
         job.kind[least], job.shown[least] = "empty", 0
-        job.rotations[least] = job.translations[least] = _UNKNOWN
+        job.rotations[least] = job.translations[least] = UNKNOWN
         job.resolution[least] = np.inf
     return job
 

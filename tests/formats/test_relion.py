@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cryoray.errors import FormatError
-from cryoray.formats.relion import complaint, project
+from cryoray.formats.relion import complaint, known, project
 from cryoray.formats.source import find_sources, open_source
 from tests.formats.files import write_particles, write_stack
 
@@ -272,3 +272,11 @@ def test_relions_own_files_of_a_real_project(real_data: Path) -> None:
     assert "no table data_optics" in str(complaint(open_source(one)))
     assert open_source(one).name == "relion5-project"
     assert open_source(one).stacks[0] == extract / "Movies/20170629_00021_frameImage.mrcs"
+
+
+def test_what_relion_does_not_know_is_no_number() -> None:
+    written = np.array([4.5, 999, -999, np.inf, np.nan, 0, 998.9], np.float32)
+    np.testing.assert_allclose(
+        known(written), [4.5, np.nan, np.nan, np.nan, np.nan, 0, 998.9], rtol=1e-6
+    )
+    assert np.isnan(known(np.array(999)))

@@ -62,7 +62,9 @@ def service() -> Iterator[Service]:
     server.server_close()
 
 
-def test_a_request_has_the_address_and_form_that_the_service_takes(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_has_the_address_and_form_that_the_service_takes(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir("/tmp")
     service.reply(200, ANSWER.model_dump_json().encode())
     with Client(service.url + "/", "secret") as client:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from cryoray.select import saving
 from cryoray.select.clicks import Clicks
 from cryoray.select.selection import TWENTY, Judge, Selection, expected
 from cryoray.select.table import Table, open_table
+from tests import examples
 from tests.classes import COUNTS
 from tests.formats.files import write_cs_job
 from tests.select.conftest import THRESHOLD, judged
@@ -93,6 +95,15 @@ def test_columns_arrive_as_they_are(particles: Path) -> None:
         .astype("f4")
         .tolist()
     )
+
+
+def test_a_ctf_resolution_that_relion_does_not_know_is_no_number(tmp_path: Path) -> None:
+    star = examples.write_project(tmp_path / "project", (6,))
+    star.write_text(re.sub(r" [45]$", " 999.0", star.read_text(), flags=re.M))
+    table = open_table(judged(open_source(star), tmp_path / "verdicts"))
+    written = table.source.metadata["rlnCtfMaxResolution"]
+    np.testing.assert_array_equal(table.resolution, np.where(written == 999, np.nan, written))
+    assert 0 < np.isnan(table.resolution).sum() < len(table)
 
 
 def test_the_line_decides_and_a_person_overrides_it(selection: Selection) -> None:

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from cryoray.errors import InputError
 from cryoray.formats import rln
+from cryoray.formats.relion import known
 from cryoray.records import REASON_WORDS, VERDICTS
 from cryoray.session.drift import WARM_UP
 from cryoray.session.ledger import SECOND_THOUGHTS, Ledger
@@ -28,8 +29,6 @@ _FRESH, _SHARE = 2.0, 20.0
 #: Newest stacks that the gallery looks at, images of each stack and tiles of each verdict.
 _STACKS, _OF_STACK, _TILES = 16, 4, 12
 _CLASSES = 400
-#: What RELION writes for a resolution that it does not know, Å.
-_UNKNOWN = 999.0
 _QUEUE = 24
 _SILENT = 60.0
 
@@ -425,13 +424,13 @@ def _about_class(image: str, columns: Mapping[str, np.ndarray], row: int) -> str
     """Number of a class, its share of the particles and its resolution, as far as they are known."""
     number = image.partition("@")[0]
     words = [f"class {int(number)}"] if number.isdecimal() else []
-    for name, scale, unit in (
-        (rln.CLASS_DISTRIBUTION, 100, "%"),
-        (rln.ESTIMATED_RESOLUTION, 1, "Å"),
+    for name, what, scale, unit in (
+        (rln.CLASS_DISTRIBUTION, "share", 100, "%"),
+        (rln.ESTIMATED_RESOLUTION, "resolution", 1, "Å"),
     ):
-        value = columns[name][row] if name in columns else np.nan
-        if np.isfinite(value) and value < _UNKNOWN:
-            words.append(f"{scale * value:.1f} {unit}")
+        if name in columns:
+            value = float(known(columns[name][row]))
+            words.append(f"{scale * value:.1f} {unit}" if np.isfinite(value) else f"{what} unknown")
     return " · ".join(words)
 
 
