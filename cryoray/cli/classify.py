@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from cryoray import terminal
+from cryoray.boosting.promise import aim
 from cryoray.cli import common
 
 _ROWS = ("rows_in", "rows_out", "quarantined")
@@ -54,8 +55,8 @@ def classify(
         str | None,
         typer.Option(
             metavar="expected|each|threshold=X|share=X",
-            help="How the line is drawn. expected: a new project is expected to lose at most 3% of its good "
-            "images; each: 95 of 100 projects lose no more; or a score, or a share of the images to keep.",
+            help=f"How the line is drawn. expected: so that {aim('expected')}; each: so that {aim('each')}; "
+            "or a score, or a share of the images to keep. The report says what was measured of it.",
             rich_help_panel=_LINE,
         ),
     ] = None,

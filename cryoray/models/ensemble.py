@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from cryoray.boosting import promise
 from cryoray.boosting.calibration import Platt
 from cryoray.boosting.operating_point import Policy
 from cryoray.boosting.voting import decide, disagree, score
@@ -146,6 +147,13 @@ class Manifest(BaseModel):
     expectation: tuple[tuple[float, float, float], ...] = Field(
         (), exclude_if=lambda value: not value
     )
+
+    @property
+    def behind(self) -> str:
+        """What stands behind the line as it is drawn, in words."""
+        known = self.operating_points.get(cast(Policy, self.operating_point.get("policy")))
+        same = known is not None and known.threshold == self.threshold
+        return promise.in_words(self.operating_point, known.lost if known and same else None)
 
 
 class Ensemble:

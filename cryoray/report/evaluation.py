@@ -186,11 +186,8 @@ def trained(record: Mapping[str, Any]) -> list[report.Section]:
 
 
 def _promise(judge: Ensemble) -> str:
-    point = judge.manifest.operating_point
-    return (
-        f"The threshold is the ensemble’s own: {point['method']}, {point['groups']:,} of them, so that"
-        f" at most {report.percent(point['bound'], 0)} of good images are lost."
-    )
+    method = judge.manifest.operating_point["method"]
+    return f"The threshold is the ensemble’s own, {judge.manifest.behind}; by {method}."
 
 
 def things(examples: PreparedSet) -> str:

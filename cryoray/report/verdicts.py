@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from cryoray.boosting.prevalence import Prevalence
 from cryoray.formats.names import REPORT
 from cryoray.formats.source import Source
 from cryoray.imaging.pictures import LOW_PASS
-from cryoray.models.ensemble import Ensemble
+from cryoray.models.ensemble import Ensemble, Manifest
 from cryoray.preparation.features import chosen_features, source_features
 from cryoray.preparation.look import look_at
 from cryoray.records import REASON_WORDS, VERDICTS, RowCounts, Verdicts
@@ -81,7 +81,7 @@ def write_page(
             *_reasons(table),
             _gallery(source, table, ensemble.preparation, invert),
             report.scores_section(verdicts.score, manifest.threshold, manifest.review),
-            _vouched(manifest.operating_point),
+            _vouched(manifest),
         ]
     sections.append(
         report.provenance_section(report.command(), [chosen], {"ensemble": ensemble.digest})
@@ -124,8 +124,9 @@ def _estimated(share: Prevalence) -> str:
     return f"{estimate} ({low} to {high} by chance alone; in training {report.percent(share.training, 0)})"
 
 
-def _vouched(point: Mapping[str, object]) -> report.Section:
-    """What the ensemble promises of its errors."""
+def _vouched(manifest: Manifest) -> report.Section:
+    """What stands behind the line."""
+    point = manifest.operating_point
     rows = [
         (name.replace("_", " "), str(value)) for name, value in point.items() if name != "threshold"
     ]
@@ -136,6 +137,7 @@ def _vouched(point: Mapping[str, object]) -> report.Section:
         "How the threshold was set when the ensemble was trained: the bound on good images lost, the level at"
         " which it was calibrated, and what was achieved there. Nothing on this page measures errors: there"
         " are no labels here.",
+        f"The line is {manifest.behind}.",
     )
 
 

@@ -25,15 +25,13 @@ class Judge:
 
     Attributes:
         name: as a person reads it.
-        point: `operating_point` of its manifest.
-        lines: the threshold of each policy that it knows.
+        lines: of each policy that it knows, the threshold and what stands behind it in words.
         adapt: from scores as judged [n], the places [k] that were labelled and their labels [k], the
             change of all log-odds, and the line after it.
     """
 
     name: str
-    point: Mapping[str, object]
-    lines: Mapping[str, float]
+    lines: Mapping[str, tuple[float, str]]
     adapt: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[Change, float]]
 
 
@@ -87,13 +85,6 @@ def expected(
     )
 
 
-#: What stands behind the line of each policy.
-_POLICIES = {
-    "expected": "a new project loses {bound:.0%} of its good images on average, at most",
-    "each": "at least 95% of new projects lose at most {bound:.0%} of their good images",
-}
-
-
 class Selection:
     """What a person makes of a table.
 
@@ -137,19 +128,13 @@ class Selection:
     def presets(self) -> list[dict[str, Any]]:
         """Lines to choose from: name, score, and what stands behind it."""
         about = self.table.verdicts.about
-        policy = about.get("policy", "")
-        made = [
-            {
-                "name": "as judged",
-                "line": self.table.threshold,
-                "why": f"the policy {policy} of these verdicts" if policy else "the verdicts' own",
-            }
-        ]
-        if self.judge is not None:
-            bound = self.judge.point.get("bound")
-            for name, line in self.judge.lines.items():
-                why = _POLICIES[name].format(bound=bound)
-                made.append({"name": name, "line": line, "why": why})
+        policy, threshold = about.get("policy", ""), self.table.threshold
+        judged = f"the policy {policy} of these verdicts" if policy else "the verdicts' own"
+        lines = self.judge.lines if self.judge else {}
+        if policy in lines and abs(lines[policy][0] - threshold) < 1e-6:
+            judged += f", {lines[policy][1]}"
+        made = [{"name": "as judged", "line": threshold, "why": judged}]
+        made += [{"name": name, "line": line, "why": why} for name, (line, why) in lines.items()]
         why = "an image is kept if it is likelier good than not: fewest errors if scores are calibrated"
         made.append({"name": "even odds", "line": 0.5, "why": why})
         return made

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cryoray.boosting import adaptation, prevalence
+from cryoray.boosting import adaptation, prevalence, promise
 from cryoray.boosting.adaptation import Change
 from cryoray.errors import EnsembleError, InputError, SettingsError
 from cryoray.formats.names import PROFILE
@@ -172,7 +172,8 @@ def _judge(ensemble: Ensemble, settings: Settings) -> Judge:
         after = adapted(manifest, change, plain, known, labels, share.estimate, chosen)
         return change, after.threshold
 
-    lines: dict[str, float] = {
-        name: line.threshold for name, line in manifest.operating_points.items()
+    lines: dict[str, tuple[float, str]] = {
+        name: (line.threshold, promise.in_words(line.operating_point, line.lost))
+        for name, line in manifest.operating_points.items()
     }
-    return Judge(f"{manifest.kind} {ensemble.digest[:12]}", manifest.operating_point, lines, adapt)
+    return Judge(f"{manifest.kind} {ensemble.digest[:12]}", lines, adapt)

@@ -166,7 +166,7 @@ def test_teaching_asks_about_twenty_and_learns_from_those_alone(particles: Path)
         assert labels.tolist() == [True, False]
         return Change(1.0, -2.0), 0.3
 
-    chosen = selection_of(particles, Judge("a judge", {}, {}, adapt))
+    chosen = selection_of(particles, Judge("a judge", {}, adapt))
     clicks = chosen.clicks
     clicks.turn("a", [0], 0)
     asked = chosen.ask("a")
@@ -204,11 +204,13 @@ def test_teaching_without_the_ensemble_moves_the_line_with_the_scores(selection:
 
 
 def test_presets_are_what_verdicts_and_ensemble_say(particles: Path) -> None:
-    policies = {"expected": 0.2, "each": 0.12}
-    judge = Judge("a judge", {"bound": 0.03}, policies, lambda *_: (Change(), 0.5))
+    policies = {"expected": (0.2, "on average"), "each": (0.12, "in most")}
+    judge = Judge("a judge", policies, lambda *_: (Change(), 0.5))
     chosen = selection_of(particles, judge)
-    lines = {one["name"]: one["line"] for one in chosen.presets()}
+    presets = chosen.presets()
+    lines = {one["name"]: one["line"] for one in presets}
     assert lines == {"as judged": THRESHOLD, "expected": 0.2, "each": 0.12, "even odds": 0.5}
+    assert [one["why"] for one in presets[1:3]] == ["on average", "in most"]
     chosen.clicks.close()
 
 
