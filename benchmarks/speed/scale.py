@@ -37,7 +37,8 @@ from benchmarks.speed.plan import BOX, HEADER, write_sparse
 from cryoray.engine import runtime
 from cryoray.engine.datasource import ShardDatasource
 from cryoray.preparation.shards import Shard, Work, divide
-from cryoray.session.ledger import Happened, Ledger, Micrograph, Outcome, Seen
+from cryoray.session.ledger import Ledger
+from cryoray.session.ledger_records import Happened, Micrograph, Outcome, Seen
 from cryoray.settings import IngestSettings, load
 from cryoray.verbs.ingest import plan_sources
 

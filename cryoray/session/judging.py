@@ -35,7 +35,7 @@ from cryoray.formats.source import open_source
 from cryoray.formats.verdicts import write_verdicts
 from cryoray.records import Kind, Verdicts
 from cryoray.session.grid import Grid
-from cryoray.session.ledger import Micrograph, Outcome
+from cryoray.session.ledger_records import Micrograph, Outcome
 from cryoray.session.profiling import SessionProfile
 
 RECORD = "record.json"

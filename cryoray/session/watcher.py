@@ -33,6 +33,7 @@ from cryoray.formats.names import PROFILE
 from cryoray.protocol.client import Client, RefusedError
 from cryoray.protocol.network import by_proxy
 from cryoray.records import Event, Kind, OnEvent, ignore
+from cryoray.session.database import LedgerAwayError, UnstorableError
 from cryoray.session.drift import Drift
 from cryoray.session.finding import Finder
 from cryoray.session.grid import Grid
@@ -46,15 +47,8 @@ from cryoray.session.judging import (
     verdict_of,
 )
 from cryoray.session.labels import overrides_csv, training_csv
-from cryoray.session.ledger import (
-    Happened,
-    Ledger,
-    LedgerAwayError,
-    Outcome,
-    Seen,
-    UnstorableError,
-    stack_id,
-)
+from cryoray.session.ledger import Ledger
+from cryoray.session.ledger_records import Happened, Outcome, Seen, stack_id
 from cryoray.session.merging import Merger, Part
 from cryoray.session.names import recordable, unwritable
 from cryoray.session.profiling import SessionProfile, is_due, spread, stands

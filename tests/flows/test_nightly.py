@@ -15,7 +15,8 @@ from cryoray.models import registry
 from cryoray.models.ensemble import Calibration, Ensemble
 from cryoray.models.networks import logits
 from cryoray.preparation.prepared import PreparedSet
-from cryoray.session.ledger import Ledger, Outcome, Seen, stack_id
+from cryoray.session.ledger import Ledger
+from cryoray.session.ledger_records import Outcome, Seen, stack_id
 from flows import nightly as flow
 from flows.nightly import nightly
 from tests.examples import save_ensemble

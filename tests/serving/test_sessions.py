@@ -7,7 +7,8 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, generate_latest
 
 from cryoray.serving.sessions import OpenSessions
-from cryoray.session.ledger import Ledger, Outcome, Seen, stack_id
+from cryoray.session.ledger import Ledger
+from cryoray.session.ledger_records import Outcome, Seen, stack_id
 
 
 def test_open_sessions_are_summed_and_not_named(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cryoray.session.drift import Detector, Drift
-from cryoray.session.ledger import Micrograph
+from cryoray.session.ledger_records import Micrograph
 
 RUN_LENGTH = 4000
 BASELINE = {

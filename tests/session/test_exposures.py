@@ -18,7 +18,8 @@ from PIL import Image
 from cryoray.errors import InputError
 from cryoray.formats.mrc import StackWriter
 from cryoray.formats.opening import Scope
-from cryoray.session.ledger import Happened, Ledger, Micrograph, Outcome, Seen, stack_id
+from cryoray.session.ledger import Ledger
+from cryoray.session.ledger_records import Happened, Micrograph, Outcome, Seen, stack_id
 from cryoray.session.page.exposures import PAGE, Exposures, Limit, Query
 from cryoray.session.page.micrographs import Micrographs
 from cryoray.session.page.pictures import Pictures

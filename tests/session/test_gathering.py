@@ -11,7 +11,8 @@ from cryoray.formats.mrc import read_frames, read_header
 from cryoray.formats.selection import read_selection
 from cryoray.formats.source import Source, open_source
 from cryoray.session.gathering import Gathered, gather, use_of
-from cryoray.session.ledger import Ledger, Outcome, Seen, stack_id
+from cryoray.session.ledger import Ledger
+from cryoray.session.ledger_records import Outcome, Seen, stack_id
 from tests.preparation.sources import particles, write_source
 
 TEACHES = next(f"s{i}" for i in range(99) if use_of(f"s{i}", 0.5) == "teach")

@@ -19,7 +19,7 @@ import pytest
 from cryoray.errors import SettingsError
 from cryoray.formats.source import open_source
 from cryoray.records import Event
-from cryoray.session import ledger as ledgers
+from cryoray.session import database
 from cryoray.session.ledger import Ledger
 from cryoray.session.schema import FATES
 from cryoray.session.settling import Scanner
@@ -106,7 +106,7 @@ def locked(file: Path) -> Iterator[None]:
 def test_a_locked_ledger_is_waited_for_and_nothing_is_lost(
     service: Service, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledgers, "_BUSY_MS", 50)
+    monkeypatch.setattr(database, "_BUSY_MS", 50)
     stack(root, "first.mrcs")
     with watching(root, service) as session:
         session.judged(1)
@@ -289,7 +289,7 @@ def test_a_text_that_the_ledger_cannot_hold_rejects_its_stack(
 
     def refusing(session: str, key: str, outcome: Any, *more: Any) -> bool:
         if any(one.name == "bad.mrc" for one in outcome.micrographs):
-            raise ledgers.UnstorableError("has text that the ledger cannot hold: NUL")
+            raise database.UnstorableError("has text that the ledger cannot hold: NUL")
         return commit(session, key, outcome, *more)
 
     monkeypatch.setattr(watcher.ledger, "commit", refusing)

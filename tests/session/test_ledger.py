@@ -12,15 +12,9 @@ import numpy as np
 import pytest
 
 from cryoray.errors import InputError, SettingsError
-from cryoray.session.ledger import (
-    Happened,
-    Ledger,
-    Micrograph,
-    Outcome,
-    Seen,
-    hash_token,
-    stack_id,
-)
+from cryoray.session.ledger import Ledger
+from cryoray.session.ledger_records import Happened, Micrograph, Outcome, Seen, stack_id
+from cryoray.session.ledger_sessions import hash_token
 from cryoray.session.schema import FATES
 
 SEEN = Seen("/data/a.mrcs", None, "particle", "one", 1000, 5, 100.0)
@@ -277,7 +271,7 @@ def test_a_file_of_another_machine_is_refused(
     if ledger.is_sqlite:
         with pytest.raises(SettingsError, match="PostgreSQL for both"):
             ledger.check_host()
-        monkeypatch.setattr("cryoray.session.ledger._GIVEN_UP", -1.0)
+        monkeypatch.setattr("cryoray.session.ledger_sessions._GIVEN_UP", -1.0)
     ledger.check_host()
 
 

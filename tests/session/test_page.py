@@ -562,7 +562,7 @@ def test_an_override_waits_for_a_locked_ledger_and_then_says_so(
         row = next(row for row in range(IMAGES) if (site.stack.id, row) not in hidden)
         body = {"stack": site.stack.id, "row": row, "say": "discard", "who": "Grace"}
         site.ledger.engine.dispose()  # connections from now on wait for a moment
-        monkeypatch.setattr("cryoray.session.ledger._BUSY_MS", 50)
+        monkeypatch.setattr("cryoray.session.database._BUSY_MS", 50)
         with closing(sqlite3.connect(tmp_path / "ledger.sqlite", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             answer = program.post("/v1/sessions/s/overrides", json=body)

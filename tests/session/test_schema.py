@@ -10,7 +10,8 @@ import sqlalchemy as sql
 
 from cryoray.errors import SettingsError
 from cryoray.session import schema
-from cryoray.session.ledger import Ledger, Outcome
+from cryoray.session.ledger import Ledger
+from cryoray.session.ledger_records import Outcome
 
 ROWS = """
 INSERT INTO sessions (name, root, folder, state, trainable, token_hash, salt, host, opened, seen, audit,

@@ -11,7 +11,8 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from cryoray.models import registry
-from cryoray.session.ledger import Happened, Ledger
+from cryoray.session.ledger import Ledger
+from cryoray.session.ledger_records import Happened
 from cryoray.session.watcher import Watcher
 from cryoray.settings import Settings, SimulateSettings, WatchSettings
 from cryoray.simulation import simulate

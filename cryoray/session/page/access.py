@@ -15,7 +15,8 @@ from hmac import compare_digest
 
 from fastapi import Request
 
-from cryoray.session.ledger import OPERATOR, Ledger
+from cryoray.session.ledger import Ledger
+from cryoray.session.ledger_sessions import OPERATOR
 from cryoray.session.page.logins import Logins
 from cryoray.web.guard import BusyError, ForbiddenError
 

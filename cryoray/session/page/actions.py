@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 
 from cryoray.errors import InputError, printable
-from cryoray.session.ledger import SECOND_THOUGHTS
+from cryoray.session.ledger_labels import SECOND_THOUGHTS
 from cryoray.session.page.access import Visitor
 from cryoray.session.page.site import Site, threaded
 from cryoray.web.guard import AbsentError, ForbiddenError

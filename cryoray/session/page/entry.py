@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
 from cryoray.errors import printable
-from cryoray.session.ledger import OPERATOR
+from cryoray.session.ledger_sessions import OPERATOR
 from cryoray.session.page.access import COOKIE
 from cryoray.session.page.site import HERE, Site, show, threaded
 from cryoray.web.guard import AbsentError, form

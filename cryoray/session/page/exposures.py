@@ -18,7 +18,8 @@ import sqlalchemy as sql
 from sqlalchemy.exc import OperationalError
 
 from cryoray.errors import InputError
-from cryoray.session.ledger import Ledger, LedgerAwayError
+from cryoray.session.database import LedgerAwayError
+from cryoray.session.ledger import Ledger
 from cryoray.session.schema import micrographs
 
 #: Exposures on one page.

@@ -4,7 +4,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
 from cryoray.imaging.pictures import CUT, LOW_PASS
-from cryoray.session.ledger import OPERATOR, SECOND_THOUGHTS
+from cryoray.session.ledger_labels import SECOND_THOUGHTS
+from cryoray.session.ledger_sessions import OPERATOR
 from cryoray.session.page.site import Site, show
 from cryoray.web.guard import AbsentError
 from cryoray.web.looks import SIDES, VIEWS, Look

@@ -16,7 +16,9 @@ from fastapi.responses import JSONResponse, RedirectResponse
 
 from cryoray.errors import CryorayError
 from cryoray.formats.opening import Scope
-from cryoray.session.ledger import OPERATOR, Ledger, LedgerAwayError
+from cryoray.session.database import LedgerAwayError
+from cryoray.session.ledger import Ledger
+from cryoray.session.ledger_sessions import OPERATOR
 from cryoray.session.page.access import Access, Visitor, check_csrf
 from cryoray.session.page.exposures import Exposures
 from cryoray.session.page.micrographs import Micrographs

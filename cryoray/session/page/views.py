@@ -17,7 +17,8 @@ from cryoray.formats import rln
 from cryoray.formats.relion import known
 from cryoray.records import REASON_WORDS, VERDICTS
 from cryoray.session.drift import WARM_UP
-from cryoray.session.ledger import SECOND_THOUGHTS, Ledger
+from cryoray.session.ledger import Ledger
+from cryoray.session.ledger_labels import SECOND_THOUGHTS
 from cryoray.session.page import charts
 from cryoray.session.page.exposures import Exposures
 from cryoray.session.page.micrographs import Micrographs
