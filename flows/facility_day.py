@@ -36,7 +36,8 @@ from cryoray.formats.subset import write_star
 from cryoray.metrics import accuracy
 from cryoray.models.registry import shipped
 from cryoray.records import Event
-from cryoray.session.watcher import Watcher, places
+from cryoray.session.folder import places
+from cryoray.session.watcher import Watcher
 from cryoray.settings import FitSettings, load
 from cryoray.verbs.watch import service_of
 

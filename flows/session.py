@@ -13,8 +13,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.deployments import run_deployment
 
 from cryoray.records import Event, OnEvent
+from cryoray.session.folder import places
 from cryoray.session.schema import FATES
-from cryoray.session.watcher import Watcher, places
+from cryoray.session.watcher import Watcher
 from cryoray.settings import Settings, load
 from cryoray.verbs.watch import service_of
 

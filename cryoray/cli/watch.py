@@ -85,7 +85,8 @@ def watch(
             "trainable": trainable,
         },
     )
-    from cryoray.session.watcher import Watcher, places
+    from cryoray.session.folder import places
+    from cryoray.session.watcher import Watcher
     from cryoray.verbs.watch import service_of
 
     stop = threading.Event()

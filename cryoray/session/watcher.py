@@ -9,17 +9,10 @@ what was judged by another one is judged again, after all that is new.
 
 from __future__ import annotations
 
-import asyncio
-import errno
-import fcntl
-import json
-import os
-import re
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,15 +20,16 @@ from typing import Any
 
 import httpx
 
-from cryoray.errors import CryorayError, InputError, SettingsError, printable
-from cryoray.formats.files import naming, replacing
+from cryoray.errors import CryorayError, InputError, printable
+from cryoray.formats.files import replacing
 from cryoray.formats.names import PROFILE
 from cryoray.protocol.client import Client, RefusedError
-from cryoray.protocol.network import by_proxy
 from cryoray.records import Event, Kind, OnEvent, ignore
 from cryoray.session.database import LedgerAwayError, UnstorableError
 from cryoray.session.drift import Drift
+from cryoray.session.event_log import EventLog
 from cryoray.session.finding import Finder
+from cryoray.session.folder import alone, make_folder, places, write_token
 from cryoray.session.grid import Grid
 from cryoray.session.judging import (
     SessionContext,
@@ -52,65 +46,21 @@ from cryoray.session.ledger_records import Happened, Outcome, Seen, stack_id
 from cryoray.session.merging import Merger, Part
 from cryoray.session.names import recordable, unwritable
 from cryoray.session.profiling import SessionProfile, is_due, spread, stands
+from cryoray.session.retrying import FIRST_WAIT, longer
 from cryoray.session.settling import MANY, File, Scanner
 from cryoray.settings import WatchSettings
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
-#: Seconds between tries of the same stack: doubled from the first to the last.
-_FIRST_WAIT, _LAST_WAIT = 1.0, 60.0
 #: A stack that settled and is not whole is sent after so many settle times, and at least seconds.
 _PATIENCE, _LEAST_PATIENCE = 10.0, 60.0
 _SIGN_OF_LIFE = 10.0
 #: Seconds for which a full service is asked again before other stacks get their turn.
 _PATIENCE_WHEN_FULL = 30.0
-#: All that a webhook gets for one event.
-_POST_SECONDS = 10.0
 #: Merging takes at most this share of the time.
 _MERGING_SHARE = 0.05
-_TAIL_BYTES = 1 << 16
 #: The service's status where a profile is of another ensemble than the one that is active.
 _OTHER_PROFILE = 409
 #: Micrographs of its past that a session is compared with after a restart.
 _REMEMBERED = 20_000
-
-
-@dataclass(frozen=True, slots=True)
-class Places:
-    """Where a session's things are.
-
-    Attributes:
-        root: the watched folder.
-        folder: the session's files.
-        ledger: its URL or path.
-    """
-
-    root: Path
-    folder: Path
-    ledger: str
-
-
-def places(root: Path, session: str, settings: WatchSettings) -> Places:
-    """Where the things of a session are that watches ``root``.
-
-    Raises:
-        InputError: there is no such folder.
-        SettingsError: the session's name is no file's name.
-    """
-    # By its real path: reached by a link too, a session is one, and STAR files name real paths.
-    root = Path(root).resolve()
-    if not root.is_dir():
-        raise InputError("there is no such folder", file=recordable(str(root)))
-    if reason := unwritable(str(root)):
-        raise InputError(
-            f"cannot be watched: {reason}", file=recordable(str(root)), remedy="rename it"
-        )
-    if not _NAME.fullmatch(session):
-        raise SettingsError(
-            f"a session cannot be named {session!r}",
-            remedy="use letters, digits, dots, dashes and underscores, at most 80",
-        )
-    out = (settings.out or root / "cryoray").resolve()
-    return Places(root, out / session, settings.ledger or str(out / "ledger.sqlite"))
 
 
 class Watcher:
@@ -141,16 +91,7 @@ class Watcher:
         self.session, self.settings, self.client = session, settings, client
         self._judge_client = client
         self._on_event = on_event
-        if not self.places.folder.is_dir():
-            self.places.folder.mkdir(parents=True)
-            self.places.folder.chmod(
-                0o700
-            )  # who wants others to read it opens it, and we leave it so
-        elif self.places.folder.stat().st_uid != os.geteuid():
-            raise SettingsError(
-                f"the session's folder {self.places.folder} is somebody else's",
-                remedy="give another --session or --out, or watch as its owner",
-            )
+        make_folder(self.places.folder)
         self.ledger = Ledger(self.places.ledger)
         self.ledger.check_host()
         token = self.ledger.open_session(
@@ -164,7 +105,8 @@ class Watcher:
         if token is None and not self.token_file.is_file():
             token = self.ledger.new_token(session)  # whoever deletes the file wants another one
         if token is not None:
-            self._keep_token(token)
+            write_token(self.token_file, token)
+        self._log = EventLog(self.ledger, session, self.places.events, on_event, settings.webhook)
         self.grid = Grid(settings.grid)
         self.scanner = Scanner(
             self.places.root,
@@ -187,7 +129,7 @@ class Watcher:
         self._ensemble: str | None = None  # digest of the one that judges particles
         self._profile_tried = 0  # images of which none could be made
         self._profile_due = 0.0  # not before
-        self._profile_wait = _FIRST_WAIT
+        self._profile_wait = FIRST_WAIT
         self._seen: int | None = 0  # images; None: to be counted
         self._outdated: set[str] = set()  # ids: judged by another profile
         self._mixed = False  # whether there were such when it was looked last
@@ -198,7 +140,6 @@ class Watcher:
         self._gone: dict[
             str, str
         ] = {}  # by id: paths that vanished, and are not yet so in the ledger
-        self._unnoted: list[Happened] = []
         self._inherited: dict[str, str] = {}  # by id: paths of stacks that were known before
         self._absent: dict[str, str] | None = None  # those that are not there; None: not yet known
         self._began = time.monotonic()
@@ -207,21 +148,11 @@ class Watcher:
         self._away: str | None = None
         self._service_away = False
         self._alive = -1e18
-        self._written = _ids_in_tail(self._lines)
-
-    @property
-    def _lines(self) -> Path:
-        return self.places.folder / "events.jsonl"
 
     @property
     def token_file(self) -> Path:
         """Where the session's token is, mode 0600."""
-        return self.places.folder / "token"
-
-    def _keep_token(self, token: str) -> None:
-        with replacing(self.token_file) as temporary:
-            temporary.touch(0o600)
-            temporary.write_text(token + "\n", encoding="ascii")
+        return self.places.token_file
 
     def run(self, stop: threading.Event, *, once: bool = False) -> None:
         """Watch until ``stop`` is set, or, with ``once``, until nothing is left to be judged.
@@ -235,14 +166,14 @@ class Watcher:
             LedgerAwayError: the ledger cannot be had at the end; before, it is waited for.
         """
         with (
-            _alone(self.places.folder),
+            alone(self.places.folder),
             ThreadPoolExecutor(self.settings.max_concurrent, "judge") as judges,
             ThreadPoolExecutor(1, "merge") as merger,
-            self._posting(stop),
+            self._log.posting(),
         ):
-            _mend(self._lines)
+            self._log.mend()
             opened = {"session": self.session, "root": str(self.places.root)}
-            self._note(Happened(f"opened:{time.time():.6f}", "session.opened", opened))
+            self._log.note(Happened(f"opened:{time.time():.6f}", "session.opened", opened))
             ready = False
             idle_since: float | None = None
             while not stop.is_set():
@@ -270,9 +201,9 @@ class Watcher:
             left = {"outdated": len(self._outdated)} if self._outdated else {}
             counts = {**self.row_counts(), **left}
             closed = Happened(f"closed:{time.time():.6f}", "session.closed", counts)
-            self._note(closed)
-            self._flush()
-            self._deliver()
+            self._log.note(closed)
+            self._log.flush()
+            self._log.deliver()
             self.ledger.close_session(self.session)
 
     def close(self) -> None:
@@ -314,11 +245,11 @@ class Watcher:
         began = time.monotonic()
         self._look()
         while True:
-            self._flush()
+            self._log.flush()
             self._renew_profile(judges)
             self._send(judges)
             self._collect()
-            self._deliver()
+            self._log.deliver()
             left = self.settings.poll - (time.monotonic() - began)
             if left <= 0 or stop.is_set():
                 break
@@ -338,16 +269,16 @@ class Watcher:
         if not self._ledger_away:
             self._ledger_away = True
             self._on_event(Event("ledger.away", {"reason": str(error)}))
-        stop.wait(_FIRST_WAIT)
+        stop.wait(FIRST_WAIT)
 
     def _ledger_is_back(self) -> None:
         if self._ledger_away:
             self._ledger_away = False
-            self._note(Happened(f"ledger.back:{time.time():.6f}", "ledger.back"))
+            self._log.note(Happened(f"ledger.back:{time.time():.6f}", "ledger.back"))
 
     def _begin(self, stop: threading.Event) -> bool:
         """Ask the service what it has, however long that takes; False where there is no more time."""
-        self._flush()
+        self._log.flush()
         ensembles = None
         while ensembles is None and not stop.is_set():
             try:
@@ -356,9 +287,9 @@ class Watcher:
                 raise
             except (CryorayError, httpx.HTTPError) as error:
                 self._note_service_away(error)
-                self._flush()
-                self._deliver()
-                stop.wait(_FIRST_WAIT)
+                self._log.flush()
+                self._log.deliver()
+                stop.wait(FIRST_WAIT)
         row = self.ledger.session(self.session)
         if ensembles is None or row is None:
             return False
@@ -414,7 +345,7 @@ class Watcher:
         if not self._service_away:
             self._service_away = True
             data = {"service": self.client.url, "reason": str(error)}
-            self._note(Happened(f"service.away:{time.time():.6f}", "service.away", data))
+            self._log.note(Happened(f"service.away:{time.time():.6f}", "service.away", data))
 
     def _look(self) -> None:
         look = self.scanner.look()
@@ -422,11 +353,11 @@ class Watcher:
             self._away = look.away
             name = "folder.away" if look.away else "folder.back"
             data = {"root": str(self.places.root), "reason": look.away}
-            self._note(Happened(f"{name}:{time.time():.6f}", name, data))
+            self._log.note(Happened(f"{name}:{time.time():.6f}", name, data))
         for folder in look.unreadable.keys() - self._unreadable.keys():
             data = {"folder": recordable(folder), "reason": look.unreadable[folder]}
             id_ = f"unreadable:{stack_id(self.session, folder)}:{time.time():.6f}"
-            self._note(Happened(id_, "folder.unreadable", data))
+            self._log.note(Happened(id_, "folder.unreadable", data))
         self._unreadable = dict(look.unreadable) if look.away is None else self._unreadable
         if look.away is None:
             self._reconcile()
@@ -517,7 +448,9 @@ class Watcher:
             self.ledger.vanish(gone)
             stamp = f"{time.time():.6f}"
             for key, path in gone.items():
-                self._note(Happened(f"{key}:vanished:{stamp}", "stack.vanished", {"stack": path}))
+                self._log.note(
+                    Happened(f"{key}:vanished:{stamp}", "stack.vanished", {"stack": path})
+                )
             self._dirty = True
         self._gone.clear()
 
@@ -571,10 +504,12 @@ class Watcher:
         except (CryorayError, OSError, httpx.HTTPError) as error:
             data: dict[str, object] = {"reason": str(error)}
             self._profile_due = time.monotonic() + self._profile_wait
-            self._profile_wait = min(_LAST_WAIT, 2 * self._profile_wait)
+            self._profile_wait = longer(self._profile_wait)
             if isinstance(error, RefusedError) and error.status not in (401, 404):
                 self._profile_wanted, self._profile_tried = False, self._seen or 0
-                self._note(Happened(f"profile.failed:{time.time():.6f}", "profile.failed", data))
+                self._log.note(
+                    Happened(f"profile.failed:{time.time():.6f}", "profile.failed", data)
+                )
             else:
                 self._note_service_away(error)
             return
@@ -599,7 +534,7 @@ class Watcher:
             self._outdated = {key for key in left if key in self._units}
             self._pending |= dict.fromkeys(self._outdated, 0.0)
         self._profile, self._profile_wanted = made, False
-        self._profile_wait = _FIRST_WAIT
+        self._profile_wait = FIRST_WAIT
 
     def _outdated_by_ledger(self) -> set[str]:
         if self._profile is None:
@@ -637,7 +572,7 @@ class Watcher:
             self._follow_drift()
             data = {"profile": self._profile.digest, **self.row_counts()}
             id_ = f"profile.applied:{self._profile.digest[:40]}"
-            self._note(Happened(id_, "profile.applied", data))
+            self._log.note(Happened(id_, "profile.applied", data))
 
     # --- judging
 
@@ -713,14 +648,14 @@ class Watcher:
                 continue
             if self._service_away:
                 self._service_away = False
-                self._note(Happened(f"service.back:{time.time():.6f}", "service.back"))
+                self._log.note(Happened(f"service.back:{time.time():.6f}", "service.back"))
             if unit is None or unit.digest != outcome.digest:
                 continue  # rewritten or gone meanwhile; what is pending then is sent again
             self._commit(key, unit, outcome)
         self._see_whether_applied()
 
     def _failed(self, key: str, error: BaseException) -> None:
-        wait = min(_LAST_WAIT, 2 * self._waits.get(key, _FIRST_WAIT / 2))
+        wait = longer(self._waits.get(key, FIRST_WAIT / 2))
         self._waits[key] = wait
         if key in self._pending:
             self._pending[key] = time.monotonic() + wait
@@ -761,7 +696,7 @@ class Watcher:
             for alarm in self.drift.add(one):
                 id_ = f"{key}:{outcome.digest}:{alarm.against}:{alarm.channel}"
                 later.append(Happened(id_, "drift.alarm", asdict(alarm)))
-        self._unnoted += later
+        self._log.note(*later)
 
     def _changed(self, key: str, unit: Unit, outcome: Outcome) -> Iterator[Happened]:
         """What is told of a stack that was judged again, by another profile."""
@@ -823,9 +758,9 @@ class Watcher:
                 )
             except CryorayError as error:
                 self._dirty = True
-                self._merge_due = time.monotonic() + max(self.settings.merge_every, _FIRST_WAIT)
+                self._merge_due = time.monotonic() + max(self.settings.merge_every, FIRST_WAIT)
                 data = {"reason": str(error)}
-                self._note(Happened(f"merge.failed:{time.time():.6f}", "merge.failed", data))
+                self._log.note(Happened(f"merge.failed:{time.time():.6f}", "merge.failed", data))
             self._merging = None
         row = self.ledger.session(self.session)
         wanted = row is not None and row.merge_wanted is not None
@@ -873,88 +808,12 @@ class Watcher:
         else:
             labels.unlink(missing_ok=True)
 
-    # --- telling
-
-    def _note(self, happened: Happened) -> None:
-        """Have it noted with the next turn's first words to the ledger, and never lose it before."""
-        self._unnoted.append(happened)
-
-    def _flush(self) -> None:
-        if self._unnoted:
-            noted = len(self._unnoted)
-            self.ledger.note(self.session, self._unnoted[:noted])
-            del self._unnoted[:noted]
+    # --- signs of life
 
     def _live(self) -> None:
         if time.monotonic() - self._alive >= _SIGN_OF_LIFE:
             self._alive = time.monotonic()
             self.ledger.alive(self.session)
-
-    def _deliver(self) -> None:
-        """Write what happened as lines, and tell the caller: once each, in order."""
-        rows = self.ledger.events(self.session, unwritten=True)
-        if not rows:
-            return
-        new = [row for row in rows if row.id not in self._written]
-        with naming(self._lines), open(self._lines, "a", encoding="utf-8", opener=_own) as file:
-            for row in new:
-                file.write(json.dumps(_message(row), ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        # The ledger may not be there to learn it: then they are known here, and not passed on again.
-        self._written.update(row.id for row in new)
-        for row in new:
-            self._on_event(Event(row.name, row.data))
-        self.ledger.mark([row.number for row in rows], written=True)
-        self._written.clear()
-
-    @contextmanager
-    def _posting(self, stop: threading.Event) -> Iterator[None]:
-        """While the block lasts, post events to the webhook, in order, until each is taken."""
-        if not self.settings.webhook:
-            yield
-            return
-        done = threading.Event()
-        thread = threading.Thread(
-            target=self._post, args=(self.settings.webhook, done), name="post"
-        )
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-
-    def _post(self, url: str, done: threading.Event) -> None:
-        wait = _FIRST_WAIT
-        while True:
-            last = done.is_set()  # one more time after the end, for what happened last
-            try:
-                for row in self.ledger.events(self.session, unposted=True):
-                    asyncio.run(_post_one(url, _message(row)))
-                    wait = _FIRST_WAIT
-                    self.ledger.mark([row.number], posted=True)
-            except (httpx.HTTPError, TimeoutError, LedgerAwayError):
-                wait = min(_LAST_WAIT, 2 * wait)
-            if last:
-                return
-            done.wait(wait)
-
-
-async def _post_one(url: str, message: dict[str, object]) -> None:
-    """Post one event, in ten seconds all together: who answers drop by drop is not waited for.
-
-    Raises:
-        TimeoutError: that was not enough.
-        httpx.HTTPError: it was not taken.
-    """
-    async with (
-        asyncio.timeout(_POST_SECONDS),
-        httpx.AsyncClient(timeout=_POST_SECONDS, trust_env=by_proxy(url)) as http,
-        http.stream("POST", url, json=message) as answer,
-    ):
-        # The body is not read: it may be without end.
-        answer.raise_for_status()
 
 
 @dataclass(frozen=True, slots=True)
@@ -985,64 +844,3 @@ def _summary(data: Mapping[str, Any]) -> dict[str, object]:
     """Counts with the share of keep, which is what acquisition software decides by."""
     judged = sum(data[name] or 0 for name in ("kept", "discarded", "review"))
     return {**data, "keep_rate": (data["kept"] or 0) / judged if judged else None}
-
-
-def _message(row: Any) -> dict[str, object]:
-    return {
-        "id": row.id,
-        "event": row.name,
-        "session": row.session,
-        "time": row.at,
-        "data": row.data,
-    }
-
-
-def _ids_in_tail(lines: Path) -> set[str]:
-    """Ids of the events whose lines were written last: the ledger may not know that they were."""
-    try:
-        with lines.open("rb") as file:
-            file.seek(max(0, lines.stat().st_size - _TAIL_BYTES))
-            tail = file.read().split(b"\n")
-    except OSError:
-        return set()
-    found = set()
-    for line in tail:
-        try:
-            found.add(json.loads(line)["id"])
-        except (ValueError, KeyError, TypeError):
-            continue
-    return found
-
-
-def _mend(lines: Path) -> None:
-    """Take a last line away that a full disk or the end of its writer cut short; it is written again."""
-    with suppress(FileNotFoundError), open(lines, "r+b", opener=_own) as file:
-        start = file.seek(max(0, lines.stat().st_size - _TAIL_BYTES))
-        file.truncate(start + file.read().rfind(b"\n") + 1)
-
-
-def _own(path: str, flags: int) -> int:
-    """Opens a file of the session's folder: never what somebody laid a link to there."""
-    try:
-        return os.open(path, flags | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        raise SettingsError(
-            f"{printable(path)} is a link, and may lead to a file of yours", remedy="remove it"
-        ) from error
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """While the block lasts, no other process watches this session."""
-    with naming(folder), open(folder / ".lock", "a", opener=_own) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SettingsError(
-                "the session is watched by another process already",
-                file=folder,
-                remedy="stop that one first, or give another --session",
-            ) from None
-        yield

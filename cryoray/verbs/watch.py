@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from cryoray.protocol.client import Client
 from cryoray.records import Event, OnEvent, ignore
-from cryoray.session.watcher import Places
+from cryoray.session.folder import Places
 from cryoray.settings import Settings
 
 #: Seconds for which a full service is asked again before other stacks get their turn.

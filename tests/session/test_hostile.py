@@ -215,7 +215,7 @@ def test_a_session_reached_by_a_link_is_the_same_session(service: Service, root:
 def test_a_webhook_that_drips_does_not_hold_the_end(
     service: Service, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cryoray.session.watcher._POST_SECONDS", 0.5)
+    monkeypatch.setattr("cryoray.session.event_log._POST_SECONDS", 0.5)
     stack(root, "a.mrcs")
     done = threading.Event()
 

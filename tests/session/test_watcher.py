@@ -486,7 +486,7 @@ def test_squares_and_holes_are_summed_as_micrographs_come(service: Service, root
 def test_a_webhook_gets_each_event_once_it_listens(
     service: Service, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cryoray.session.watcher._FIRST_WAIT", 0.05)
+    monkeypatch.setattr("cryoray.session.event_log.FIRST_WAIT", 0.05)
     got: list[dict[str, Any]] = []
     fails = [2]
 

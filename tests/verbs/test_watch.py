@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cryoray.errors import SettingsError
-from cryoray.session.watcher import Watcher, places
+from cryoray.session.folder import places
+from cryoray.session.watcher import Watcher
 from cryoray.settings import ServeSettings, Settings, WatchSettings
 from cryoray.verbs.watch import service_of
 from tests import examples, without_ray
