@@ -16,8 +16,10 @@ import httpx
 from cryoray.formats.files import naming
 from cryoray.protocol.network import by_proxy
 from cryoray.records import Event, OnEvent
+from cryoray.session.database import LedgerAwayError
 from cryoray.session.folder import no_link
-from cryoray.session.ledger import Happened, Ledger, LedgerAwayError
+from cryoray.session.ledger import Ledger
+from cryoray.session.ledger_records import Happened
 from cryoray.session.retrying import FIRST_WAIT, longer
 
 #: All that a webhook gets for one event.

@@ -41,8 +41,8 @@ def classify(
         source: a STAR file, a stack, or a folder of those. Where it is several sources, each has its
             own folder in ``out``. Of kind class3d, what `open_volumes` takes.
         out: folder of the verdicts (docs/reference/file-formats.md), with the ``profile.json`` by which they
-            were reached, where the ensemble can judge within a project. Older ones there are replaced when the
-            new ones are complete. Of the classes of a job there is also what RELION's Select job writes; of
+            were reached, where the ensemble can judge within a project. Older ones there are replaced when
+            the new ones are complete. Of the classes of a job there is also what RELION's Select job writes; of
             3D classes, the particles of those kept in ``particles.star``, and of the others beside it.
         settings: ``runtime``, ``registry`` and ``classify`` are used. Where no ensemble is named, the
             default of the kind judges (`models.registry.default`).
