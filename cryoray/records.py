@@ -36,8 +36,8 @@ REASON_WORDS: Mapping[str, str] = {
 
 MEMBERS = ("d1", "d2", "d3")
 
-#: How many rows a source may always lose, however small the fraction allowed (`errors.QuarantineError`). Of
-#: sources in bulk alone: a session's stack may be smaller than this (`settings.WatchSettings.max_quarantined`).
+#: How many rows a source may always lose, however small the fraction allowed (`errors.QuarantineError`). Not
+#: of a session's stacks, which may be smaller (`settings.WatchSettings.max_quarantined`).
 QUARANTINE_FLOOR = 100
 
 Compression = Literal["gzip", "bzip2"]
