@@ -43,7 +43,8 @@ def classify(
         out: folder of the verdicts (docs/reference/file-formats.md), with the ``profile.json`` by which they
             were reached, where the ensemble can judge within a project. Older ones there are replaced when
             the new ones are complete. Of the classes of a job there is also what RELION's Select job
-            writes; of 3D classes, the particles of those kept in ``particles.star``, and of the others beside it.
+            writes; of 3D classes, the particles of those kept in ``particles.star``, and of the others
+            beside it.
         settings: ``runtime``, ``registry`` and ``classify`` are used. Where no ensemble is named, the
             default of the kind judges (`models.registry.default`).
         on_progress: as images are judged, or 3D classes are looked at.
