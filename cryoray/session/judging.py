@@ -107,7 +107,6 @@ class SessionContext:
         grid: reads places from names.
         max_quarantined: fraction of a stack's rows.
         ensembles: names of the service's, by kind; None for its first.
-        within: kinds whose ensemble judges within projects, by their profiles.
         swapping: held while the verdicts of a stack take the place of older ones.
     """
 
@@ -119,7 +118,6 @@ class SessionContext:
     grid: Grid
     max_quarantined: float
     ensembles: dict[Kind, str | None]
-    within: frozenset[Kind] = frozenset()
     swapping: threading.Lock = field(default_factory=threading.Lock)
 
     def place(self, path: Path) -> Path:
@@ -178,6 +176,8 @@ def judge(
     context: SessionContext,
     service: JudgeClient,
     profile: SessionProfile | None = None,
+    *,
+    within: frozenset[Kind] = frozenset(),
 ) -> Outcome:
     """Have a unit judged, unless its verdicts are there already, and write them.
 
@@ -186,6 +186,7 @@ def judge(
         context: of the session.
         service: judges.
         profile: of the session, for particles; a job of classes is a project by itself.
+        within: kinds whose ensemble judges within projects, by their profiles.
 
     Raises:
         InputError: the unit cannot be read, or the service refuses it.
@@ -197,13 +198,13 @@ def judge(
         return there
     source, rows, by_frame = _rows_in_scope(unit, context)
     body = None if profile is None else profile.body
-    if unit.kind == "class2d" and unit.kind in context.within:
+    if unit.kind == "class2d" and unit.kind in within:
         body = service.profile(unit.asked, ensemble=context.ensembles.get(unit.kind))
     count = len(by_frame) if by_frame is not None else len(source)
     verdicts = _ask(unit, count, context, service, body)
     if by_frame is not None:
         verdicts = Verdicts.together([verdicts.renumbered(by_frame)])
-    if body is None and unit.kind in context.within:
+    if body is None and unit.kind in within:
         verdicts = verdicts.with_about({**verdicts.about, "provisional": "yes"})
     outcome = replace(
         _outcome(unit, context, source, rows, verdicts),

@@ -127,7 +127,7 @@ def test_a_folder_that_was_allowed_may_be_led_to(tiny_ensemble: Path, tmp_path: 
         image = f"{service.url}/sessions/s/image/{judged.id}/0.png"
         assert httpx.get(image, headers={"Authorization": f"Bearer {word}"}).status_code == 200
         # It was the session that asked, whose token opens these folders and no others.
-        assert watcher._judge_client is not watcher.client
+        assert watcher.service.client is not watcher.client
         examples.write_stack(tmp_path / "other/c.mrcs", examples.particles(6, seed=2))
         with service.client(word) as owner:
             assert len(owner.judge(raw / "b.mrcs")) == 6
