@@ -205,7 +205,10 @@ def start(
     token = check_strength(find_token(args.token, create=True))
     ensembles = find_ensembles(args.ensembles, args.registry)
     port = _free_port(args.host, args.port)
-    os.environ.setdefault(VARIABLE, CALLBACK)  # a Ray that is started now passes it on
+    # A Ray that is started now passes these on. It makes workers nice by 15: what else computes on the
+    # machine then has nearly all of it, and a microscope waits for its verdicts.
+    os.environ.setdefault(VARIABLE, CALLBACK)
+    os.environ.setdefault("RAY_worker_niceness", "0")
     runtime.connect(settings.runtime)
     logging.getLogger("ray.serve").setLevel(
         logging.ERROR

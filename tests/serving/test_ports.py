@@ -110,7 +110,7 @@ def running(arguments: list[str], folder: Path, **more: str) -> Iterator[subproc
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_service_listens_at_home_and_ends_in_order(
+def test_the_service_listens_at_home_has_its_share_of_cores_and_ends_in_order(
     tiny_ensemble: Path, project: Path, tmp_path: Path
 ) -> None:
     with socket.socket() as probe:
@@ -126,6 +126,11 @@ def test_the_service_listens_at_home_and_ends_in_order(
                 assert time.monotonic() < end
                 time.sleep(0.2)
             assert len(client.judge(project)) == 175
+        # Verdicts are no less urgent than whatever else computes here.
+        replicas = [one for one, what in below(process.pid).items() if "ServeReplica" in what]
+        nice = {os.getpriority(os.PRIO_PROCESS, one) for one in (process.pid, *replicas)}
+        assert len(replicas) >= 3
+        assert len(nice) == 1
         # The command itself is a driver of Ray's, and listens as every worker does.
         elsewhere = [one for one in open_to_all(process.pid) if "cryoray.cli.main" not in one]
         assert all(is_rays(command) for command in elsewhere), elsewhere
