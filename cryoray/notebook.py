@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from cryoray.engine import local
 from cryoray.errors import InputError, missing
 from cryoray.formats.class_selection import is_model
-from cryoray.formats.names import CARD
+from cryoray.formats.files import check_same
+from cryoray.formats.names import CARD, VERDICTS_TABLE
 from cryoray.formats.source import open_source
-from cryoray.formats.verdicts import write_verdicts
+from cryoray.formats.verdicts import inputs_of, write_verdicts
 from cryoray.imaging.pictures import greys
 from cryoray.maps.fsc import HalfMapFsc, half_map_fsc
 from cryoray.maps.halves import mask_for, read_halves
@@ -151,16 +152,30 @@ class Verdicts(Table):
         frame: pd.DataFrame = named.select(["row", *first]).to_pandas().set_index("row")
         return frame
 
-    def save(self, out: str | Path) -> Path:
+    def save(self, out: str | Path, *, replace: bool = False) -> Path:
         """Write what ``cryoray classify`` writes, without the page: ``verdicts.parquet`` and four partitions.
 
         Args:
-            out: folder, made where it is missing; older files of these names are replaced.
+            out: folder, made where it is missing; older verdicts there of the same source and ensemble are
+                replaced.
+            replace: replace others, too.
 
         Returns:
             ``out``, absolute.
+
+        Raises:
+            InputError: there are verdicts on another source or of another ensemble.
         """
         folder, source = Path(out).absolute(), self.particles.source
+        if (there := folder / VERDICTS_TABLE).is_file():
+            check_same(
+                folder,
+                "folder of verdicts",
+                inputs_of(there),
+                {"source": [str(source.path)], "kind": [source.kind], "ensemble": [self.ensemble]},
+                replace=replace,
+                remedy="choose another folder, or save with replace=True",
+            )
         folder.mkdir(parents=True, exist_ok=True)
         write_verdicts(folder, source, self)
         if is_model(source):

@@ -65,6 +65,10 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 LocalMax: Any = Field(16384, ge=0, description="raw MiB up to which no Ray is started; 0: always")
 
 
+#: One rule for all folders that are replaced (`formats.files.check_same`).
+Replace: Any = Field(False, description="replace what OUT holds of another source or ensemble, too")
+
+
 def _by_new_names(given: Any, renamed: Mapping[str, str]) -> Any:
     """Values by the names that they have now; what is given by a former one gives way to the new one."""
     if not isinstance(given, Mapping) or renamed.keys().isdisjoint(given):
@@ -157,6 +161,7 @@ class IngestSettings(Section):
     add: bool = Field(False, description="keep the set, and ingest what it does not have yet")
     local_max_mib: int = LocalMax
     gpu: bool = Field(False, description="prepare on GPUs, shared by the workers of each")
+    replace: bool = Replace
 
 
 class SimulateSettings(Section):
@@ -294,6 +299,7 @@ class TuneSettings(Section):
     augment: tuple[float, ...] = Field(
         (0.0, 0.5, 1.0, 1.5), min_length=1, description="factors of every strength of augmentation"
     )
+    replace: bool = Replace
 
 
 class EvaluateSettings(Section):
@@ -311,6 +317,7 @@ class EvaluateSettings(Section):
         20_000, ge=100, description="images that are looked at for it, at most"
     )
     local_max_mib: int = LocalMax
+    replace: bool = Replace
 
 
 class CrossValidateSettings(Section):
@@ -364,7 +371,11 @@ class ClassifySettings(Section):
     also_star: bool = Field(False, description="of a .cs source, STAR files for RELION too")
     range_mib: int = Field(64, ge=1)
     local_max_mib: int = LocalMax
-    max_quarantined: Fraction = 0.01
+    max_quarantined: Fraction = Field(
+        0.01,
+        description="of the rows, those that may be unreadable before the run counts as failed",
+    )
+    replace: bool = Replace
 
 
 class ValidationSettings(Section):
@@ -389,6 +400,7 @@ class ValidationSettings(Section):
         None, gt=0, description="Å, of the mask of 2D classes; None: 0.8 box"
     )
     seed: int = 0
+    replace: bool = Replace
 
 
 class WorkflowSettings(Section):
@@ -439,6 +451,7 @@ class WorkflowSettings(Section):
         gt=0,
         description="seconds a person takes for one image, for the report; assumed, not measured",
     )
+    replace: bool = Field(False, description="replace the report on other particles of the project")
 
     @model_validator(mode="after")
     def _no_larger(self) -> Self:
@@ -548,6 +561,7 @@ class SelectSettings(Section):
     port: int = Field(0, ge=0, le=65535, description="port on this machine; 0: a free one")
     low_pass: float = Field(20.0, ge=0, description="of particles at first, Å; 0: none")
     browser: bool = Field(True, description="open the page in the browser")
+    replace: bool = Replace
 
 
 class NightlySettings(Section):

@@ -91,6 +91,22 @@ def classify(
             rich_help_panel=_FILES,
         ),
     ] = None,
+    max_quarantined: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Share of the rows that may be unreadable before the run counts as failed.",
+            rich_help_panel=_FILES,
+        ),
+    ] = None,
+    replace: Annotated[
+        bool | None,
+        typer.Option(
+            "--replace",
+            help="Replace what DIR holds, also verdicts on another source or of another ensemble.",
+            rich_help_panel=_FILES,
+        ),
+    ] = None,
 ) -> None:
     """Judge every image of a source: keep, discard or review.
 
@@ -107,6 +123,8 @@ def classify(
             "review": review,
             "score_column": score_column,
             "also_star": also_star,
+            "max_quarantined": max_quarantined,
+            "replace": replace,
         },
     )
     from cryoray.records import VERDICTS, RowCounts

@@ -5,16 +5,22 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.markup import escape
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import typer
-
     from cryoray.settings import Settings
+
+
+#: Of every command whose folder takes the place of an older one.
+Replace = Annotated[
+    bool | None,
+    typer.Option("--replace", help="Replace what DIR holds, also of other input."),
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,13 +30,20 @@ def evaluate(
             help="Also measure what images and each column of metadata are worth.",
         ),
     ] = None,
+    replace: common.Replace = None,
 ) -> None:
     """Measure an ensemble on the groups of a set that it has not seen.
 
     Example: cryoray evaluate ensembles/ours sets/past --out evaluation
     """
     settings = common.settings(
-        ctx, evaluate={"cross_validate": cross_validate, "repeats": repeats, "ablate": ablate}
+        ctx,
+        evaluate={
+            "cross_validate": cross_validate,
+            "repeats": repeats,
+            "ablate": ablate,
+            "replace": replace,
+        },
     )
     if settings.evaluate.cross_validate is not None:
         from cryoray.verbs.cross_validate import asked_of_evaluate

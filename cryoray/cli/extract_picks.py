@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cryoray import terminal
+from cryoray.cli import common
 
 
 def extract_picks(
@@ -27,6 +28,7 @@ def extract_picks(
     ] = None,
     negatives: Annotated[float, typer.Option(help="Negatives for each pick.", min=0.0)] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the negatives' positions.")] = 0,
+    replace: common.Replace = None,
 ) -> None:
     """Extract labelled images from micrographs: particles at picks, negatives away from them.
 
@@ -43,6 +45,7 @@ def extract_picks(
             box=box,
             negatives=negatives,
             seed=seed,
+            replace=bool(replace),
             on_progress=show.progress,
         )
     picked = made.positives + made.outside

@@ -74,6 +74,17 @@ def ingest(
         bool,
         typer.Option("--add", help="Keep the set, and add images that it does not have."),
     ] = False,
+    replace: Annotated[
+        bool | None,
+        typer.Option("--replace", help="Replace what SET holds, also of other sources."),
+    ] = None,
+    max_quarantined: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Share of the rows that may be unreadable before nothing is written.",
+        ),
+    ] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="Prepare on GPUs.")] = False,
     plan: Annotated[
         bool,
@@ -106,6 +117,8 @@ def ingest(
             "dtype": dtype,
             "preparation": preparation,
             "add": add or None,
+            "replace": replace,
+            "max_quarantined": max_quarantined,
             "gpu": gpu or None,
         },
     )

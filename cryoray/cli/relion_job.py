@@ -59,6 +59,8 @@ def _parser() -> relion.Parser:
     )
     add("--score_column", nargs="?", const="Yes", metavar="Yes|No",
         help="add _rlnCryorayScore to the particles")  # fmt: skip
+    add("--replace", nargs="?", const="Yes", choices=("Yes", "No"),
+        help="Yes: replace verdicts in the job's folder, also on other particles")  # fmt: skip
     add("--j", metavar="N", type=int, help="CPUs of a local Ray")
     add("--pipeline_control", metavar="DIR", help="folder of exit files (default: that of --o)")
     for option in _IDLE:
@@ -87,6 +89,8 @@ def _work(arguments: Sequence[str]) -> None:
     if given.score_column:
         wish = given.score_column.lower()
         sections["classify"]["score_column"] = wish not in ("no", "false", "0")
+    if given.replace:
+        sections["classify"]["replace"] = given.replace == "Yes"
     if given.j:
         # A reader and a judge need one each, or they wait for each other for ever.
         sections["runtime"] = {"cpus": max(2, given.j)}
@@ -102,7 +106,9 @@ def _work(arguments: Sequence[str]) -> None:
         if event.name == "classify.done":
             done.update(event.data)
 
-    made = verb.classify(Path(given.in_parts), out / "cryoray", settings, on_event=report_event)
+    made = verb.classify(
+        Path(given.in_parts), out / "cryoray", settings, instead_of=out, on_event=report_event
+    )
     volumes = given.kind == "class3d"
     _move(made, out, {} if volumes else _NAMES)
     files = _OF_CLASSES if volumes else _SIDES

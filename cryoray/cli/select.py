@@ -36,12 +36,16 @@ def select(
     browser: Annotated[
         bool | None, typer.Option("--browser/--no-browser", help="Open the page in the browser.")
     ] = None,
+    replace: Annotated[
+        bool | None,
+        typer.Option("--replace", help="Save in DIR also where it holds a selection on others."),
+    ] = None,
 ) -> None:
     """Make a selection by eye, on a page with pictures and a line to drag; saved for RELION and cryoSPARC.
 
     Example: cryoray select verdicts
     """
-    settings = common.settings(ctx, select={"port": port, "browser": browser})
+    settings = common.settings(ctx, select={"port": port, "browser": browser, "replace": replace})
     import webbrowser
     from contextlib import suppress
 

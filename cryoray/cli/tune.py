@@ -20,6 +20,7 @@ def tune(
     workers: Annotated[int | None, typer.Option(help="Trials at a time.")] = None,
     gpu: Annotated[bool | None, typer.Option("--gpu", help="A GPU for each trial.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    replace: common.Replace = None,
 ) -> None:
     """Search depth, width, activation, learning rate and augmentation, and show what each buys.
 
@@ -27,7 +28,7 @@ def tune(
     """
     settings = common.settings(
         ctx,
-        tune={"samples": samples},
+        tune={"samples": samples, "replace": replace},
         train={"fit": {"epochs": epochs}, "workers": workers, "gpu": gpu, "seed": seed},
     )
     from rich.table import Table

@@ -34,12 +34,13 @@ def fsc(
         float | None,
         typer.Option(metavar="Å", help="Pixel size of the maps, in place of their header's."),
     ] = None,
+    replace: common.Replace = None,
 ) -> None:
     """FSC of two half-maps: unmasked, masked, corrected and by direction.
 
     Example: cryoray validate fsc half1.mrc half2.mrc --mask auto --out fsc
     """
-    settings = common.settings(ctx, validation={"pixel_size": pixel_size})
+    settings = common.settings(ctx, validation={"pixel_size": pixel_size, "replace": replace})
     from cryoray.verbs.validate_fsc import validate_fsc
 
     with terminal.Show() as show:
@@ -76,12 +77,13 @@ def reconstruct(
     truth: Annotated[
         Path | None, typer.Option(metavar="MAP", help="True map of simulated particles.")
     ] = None,
+    replace: common.Replace = None,
 ) -> None:
     """Reconstruct maps of the kept, of all, of the discarded and of random subsets, and their FSC.
 
     Example: cryoray validate reconstruct Refine3D/job030 verdicts --out maps
     """
-    settings = common.settings(ctx, validation={"symmetry": symmetry})
+    settings = common.settings(ctx, validation={"symmetry": symmetry, "replace": replace})
     from cryoray.verbs.validate_reconstruct import validate_reconstruct
 
     with terminal.Show() as show:
@@ -130,12 +132,13 @@ def similarity(
     diameter: Annotated[
         float | None, typer.Option(metavar="Å", help="Diameter of the mask round the particle.")
     ] = None,
+    replace: common.Replace = None,
 ) -> None:
     """Compare class averages of what cryoray kept with those of what a person kept.
 
     Example: cryoray validate similarity Class2D/job010 verdicts --selection Select/job015 --out similarity
     """
-    settings = common.settings(ctx, validation={"diameter": diameter})
+    settings = common.settings(ctx, validation={"diameter": diameter, "replace": replace})
     from cryoray.verbs.validate_similarity import validate_similarity
 
     with terminal.Show() as show:

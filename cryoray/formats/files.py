@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import shutil
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -17,8 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cryoray.errors import FULL, FormatError, InputError, printable
+from cryoray.formats.names import MADE_OF
+
+#: What a folder is made of: texts (paths, digests) by what they are.
+Inputs = Mapping[str, Sequence[str]]
 
 _FORMULA = re.compile(r"'*[=+\-@]")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]inf")
 
 #: First bytes of what is often found in place of the file that was meant, what it is, the way out.
@@ -128,18 +134,30 @@ def write_array(file: BinaryIO, array: np.ndarray) -> None:
 
 
 @contextmanager
-def replacing_folder(out: Path, what: str, is_one: Callable[[Path], bool]) -> Iterator[Path]:
+def replacing_folder(
+    out: Path,
+    what: str,
+    is_one: Callable[[Path], bool],
+    of: Inputs | None = None,
+    *,
+    replace: bool = False,
+) -> Iterator[Path]:
     """A new folder ``OUT.partial`` that takes the place of ``out`` when the block ends well.
 
     Args:
-        out: may be absent, empty, or an older folder of the same sort.
+        out: may be absent, empty, or an older folder of the same sort, made of the same.
         what: the sort, for the message.
         is_one: whether a folder is of that sort.
+        of: what the new folder is made of, which it then says in `MADE_OF`; None: whoever calls compares
+            that (`check_same`).
+        replace: whether an older folder that is made of something else may be replaced.
 
     Raises:
-        InputError: ``out`` is something else, which is not ours to replace.
+        InputError: ``out`` is something else, or made of something else, which is not ours to replace.
     """
     check_replaceable(out, what, is_one)
+    if of is not None and out.exists() and any(out.iterdir()):
+        check_same(out, what, _made_of(out), of, replace=replace)
     partial, older = (out.with_name(f"{out.name}.{end}") for end in ("partial", "old"))
     for left_behind in (partial, older):
         shutil.rmtree(left_behind, ignore_errors=True)
@@ -147,6 +165,9 @@ def replacing_folder(out: Path, what: str, is_one: Callable[[Path], bool]) -> It
         with naming(out):
             partial.mkdir(parents=True)
             yield partial
+            if of is not None:
+                written = {name: list(values) for name, values in of.items()}
+                (partial / MADE_OF).write_text(json.dumps(written, indent=1) + "\n", "utf-8")
             if out.exists():
                 out.rename(older)
             partial.rename(out)
@@ -170,7 +191,76 @@ def check_replaceable(out: Path, what: str, is_one: Callable[[Path], bool]) -> N
     elif older.is_dir() and out.is_dir() and is_one(out):
         shutil.rmtree(older)
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or is_one(out))):
-        article = "an" if what[0] in "aeiou" else "a"
         raise InputError(
-            f"exists and is not {article} {what}", file=out, remedy="give --out another name"
+            f"exists and is not {_article(what)} {what}", file=out, remedy="give --out another name"
         )
+
+
+def check_same(
+    out: Path,
+    what: str,
+    before: Inputs,
+    now: Inputs,
+    *,
+    replace: bool = False,
+    remedy: str = "choose another folder, or add --replace if it is no longer needed",
+) -> None:
+    """Refuse to replace a folder where that loses work on something else; the one rule of every verb.
+
+    The same inputs again replace it, and so do the same and more: a job that has grown, a further source.
+    Paths are the same where they lead to the same place.
+
+    Args:
+        out: the older folder.
+        what: its sort, for the message.
+        before: what it is made of, as far as it says so: texts by what they are (``source``).
+        now: what would take its place.
+        replace: whether that was asked for.
+        remedy: the way out, for the message.
+
+    Raises:
+        InputError: it is made of something that is not among ``now``, or does not say what it is made of.
+    """
+    if replace:
+        return
+    for name, values in now.items():
+        if name not in before:
+            raise InputError(
+                f"is {_article(what)} {what} that does not say of which {name} it is, and it would be"
+                " replaced",
+                file=out,
+                remedy=remedy,
+            )
+        known = {_place(value) for value in values}
+        lost = [value for value in before[name] if _place(value) not in known]
+        if lost:
+            more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+            raise InputError(
+                f"is {_article(what)} {what} of another {name} ({_short(lost[0])}{more}), and it would be"
+                " replaced",
+                file=out,
+                remedy=remedy,
+            )
+
+
+def _article(noun: str) -> str:
+    return "an" if noun[0] in "aeiou" else "a"
+
+
+def _place(value: str) -> str:
+    """Where a path leads; what is no absolute path, as it is."""
+    return printable(os.path.realpath(value)) if value.startswith("/") else value
+
+
+def _short(value: str) -> str:
+    """A digest as people compare it; everything else in full."""
+    return value[:12] if _DIGEST.fullmatch(value) else value
+
+
+def _made_of(folder: Path) -> Inputs:
+    """What a folder says that it is made of, {} where it says nothing."""
+    try:
+        said = json.loads((folder / MADE_OF).read_text("utf-8"))
+        return {name: [str(value) for value in values] for name, values in said.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}

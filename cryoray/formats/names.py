@@ -19,3 +19,5 @@ CARD, TRAINING = "card.md", "training.json"
 PREDICTIONS_TABLE = "predictions.parquet"
 #: Of whatever was measured: numbers for machines, a page for people.
 METRICS, REPORT = "metrics.json", "report.html"
+#: Of an evaluation, a validation or a search: what it is made of, so that nothing else replaces it unasked.
+MADE_OF = "made_of.json"

@@ -14,12 +14,13 @@ from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from cryoray.errors import FormatError, InternalError, printable
 from cryoray.formats import mrc, rln
 from cryoray.formats.conversion import write_star
 from cryoray.formats.cryosparc import Joined, group_text, open_joined
-from cryoray.formats.files import changed, replacing, write_parquet
+from cryoray.formats.files import Inputs, changed, replacing, write_parquet
 from cryoray.formats.names import QUARANTINE_TABLE, VERDICTS_TABLE
 from cryoray.formats.relion import (
     IMAGE_COLUMNS,
@@ -34,6 +35,8 @@ from cryoray.formats.rows import Source
 from cryoray.formats.star import Block, StarFile, as_objects, parse
 from cryoray.records import QUARANTINE_SCHEMA, VERDICTS_SCHEMA, Kind, RowCounts, Verdicts
 
+#: What verdicts are made of, as the metadata of their table name it.
+_INPUTS = ("source", "kind", "ensemble")
 #: The file of each verdict, and that of the rows without one.
 PARTITIONS = {
     "keep": "kept",
@@ -106,6 +109,17 @@ def write_verdicts(
             else:
                 write_partition(file, star, source.kind, side, further)
     return RowCounts(rows_in=len(source), rows_out=len(rows), quarantined=len(lost))
+
+
+def inputs_of(table: Path) -> Inputs:
+    """Source, kind and ensemble of a ``verdicts.parquet``, as far as it names them."""
+    try:
+        with table.open("rb") as file:
+            said = pq.read_schema(file).metadata or {}
+    except (OSError, pa.ArrowException):
+        return {}
+    named = {name: said[name.encode()].decode() for name in _INPUTS if name.encode() in said}
+    return {name: [value] for name, value in named.items()}
 
 
 def quarantine_table(source: Source, quarantined: Sequence[tuple[int, str]]) -> pa.Table:

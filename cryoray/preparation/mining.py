@@ -17,7 +17,7 @@ import numpy as np
 
 from cryoray.errors import FormatError, InputError
 from cryoray.formats import rln
-from cryoray.formats.files import check_replaceable, replacing, write_csv
+from cryoray.formats.files import replacing, replacing_folder, write_csv
 from cryoray.formats.mrc import StackWriter, read_frames, read_header
 from cryoray.formats.relion import VERSION, loop, quoted
 from cryoray.formats.star import StarFile, as_objects, parse
@@ -54,6 +54,7 @@ def mine(
     box: int | None = None,
     negatives: float = 1.0,
     seed: int = 0,
+    replace: bool = False,
     on_progress: OnProgress = ignore,
 ) -> Mined:
     """Cut labelled images out of micrographs, as a source and its selection.
@@ -68,57 +69,60 @@ def mine(
         box: px; None: 1.8 diameters.
         negatives: for each pick.
         seed: of the random places.
+        replace: whether images that are there of other picks may be lost.
         on_progress: micrographs.
 
     Raises:
         FormatError: no picks in the STAR file, or a micrograph cannot be read or has no pixel size.
-        InputError: a micrograph is not there, or ``out`` holds something else.
+        InputError: a micrograph is not there, or ``out`` holds something else, or images of other
+            picks.
     """
-    out = Path(out).absolute()
-    check_replaceable(out, "folder of mined images", lambda folder: (folder / LABELS).is_file())
-    named = _picks(Path(picks).absolute())
-    rng = np.random.default_rng(seed)
-    rows: list[list[str]] = []
-    labels: list[tuple[str, int, int, int]] = []
-    outside, sizes = 0, set[tuple[float, int]]()
-    for number, (name, places) in enumerate(sorted(named.items()), 1):
-        on_progress(Progress("cut", number, len(named), "micrographs"))
-        file = _find(micrographs, name, picks)
-        header = read_header(file)
-        if header.pixel_size is None:
-            raise FormatError("has no pixel size", file=file, remedy="write it into the header")
-        pixel_size = header.pixel_size
-        side = box or 2 * round(_BOX * diameter / pixel_size / 2)
-        image = read_frames(header, np.zeros(1, np.int64))[0]
-        whole = np.round(places).astype(np.int64)
-        inside = _inside(whole, image.shape, side)
-        outside += int((~inside).sum())
-        kept = whole[inside]
-        wanted = round(negatives * len(kept))
-        away = _away(rng, places, image.shape, side, diameter / pixel_size, wanted)
-        if not len(kept) and not len(away):
-            continue
-        for source, cut in ((_PICKED, kept), (_MINED, away)):
-            if not len(cut):
+    what, is_one = "folder of mined images", lambda folder: (folder / LABELS).is_file()
+    of = {"file of picks": [str(Path(picks).absolute())]}
+    with replacing_folder(Path(out).absolute(), what, is_one, of, replace=replace) as partial:
+        named = _picks(Path(picks).absolute())
+        rng = np.random.default_rng(seed)
+        rows: list[list[str]] = []
+        labels: list[tuple[str, int, int, int]] = []
+        outside, sizes = 0, set[tuple[float, int]]()
+        for number, (name, places) in enumerate(sorted(named.items()), 1):
+            on_progress(Progress("cut", number, len(named), "micrographs"))
+            file = _find(micrographs, name, picks)
+            header = read_header(file)
+            if header.pixel_size is None:
+                raise FormatError("has no pixel size", file=file, remedy="write it into the header")
+            pixel_size = header.pixel_size
+            side = box or 2 * round(_BOX * diameter / pixel_size / 2)
+            image = read_frames(header, np.zeros(1, np.int64))[0]
+            whole = np.round(places).astype(np.int64)
+            inside = _inside(whole, image.shape, side)
+            outside += int((~inside).sum())
+            kept = whole[inside]
+            wanted = round(negatives * len(kept))
+            away = _away(rng, places, image.shape, side, diameter / pixel_size, wanted)
+            if not len(kept) and not len(away):
                 continue
-            stack = f"Extract/{source}/{Path(name).stem}.mrcs"
-            (out / stack).parent.mkdir(parents=True, exist_ok=True)
-            with StackWriter(out / stack, side, side, "float32", pixel_size) as writer:
-                writer.append(np.stack([_box(image, place, side) for place in cut]))
-            for index, (x, y) in enumerate(cut.tolist(), 1):
-                rows.append([quoted(f"{index:06d}@{stack}"), quoted(name), f"{x}", f"{y}", "1"])
-                labels.append((stack, index, int(source == _PICKED), int(source == _MINED)))
-        sizes.add((round(pixel_size, 4), side))
-    if len(sizes) > 1:
-        raise InputError(
-            f"has micrographs of {len(sizes)} pixel sizes",
-            file=micrographs,
-            remedy="mine each alone",
-        )
-    if not rows:
-        raise InputError("has no pick whose box lies in its micrograph", file=picks)
-    ((pixel_size, side),) = sizes
-    _write(out, rows, labels, pixel_size, side)
+            for source, cut in ((_PICKED, kept), (_MINED, away)):
+                if not len(cut):
+                    continue
+                stack = f"Extract/{source}/{Path(name).stem}.mrcs"
+                (partial / stack).parent.mkdir(parents=True, exist_ok=True)
+                with StackWriter(partial / stack, side, side, "float32", pixel_size) as writer:
+                    writer.append(np.stack([_box(image, place, side) for place in cut]))
+                for index, (x, y) in enumerate(cut.tolist(), 1):
+                    rows.append([quoted(f"{index:06d}@{stack}"), quoted(name), f"{x}", f"{y}", "1"])
+                    labels.append((stack, index, int(source == _PICKED), int(source == _MINED)))
+            sizes.add((round(pixel_size, 4), side))
+        if len(sizes) > 1:
+            raise InputError(
+                f"has micrographs of {len(sizes)} pixel sizes",
+                file=micrographs,
+                remedy="mine each alone",
+            )
+        if not rows:
+            raise InputError("has no pick whose box lies in its micrograph", file=picks)
+        ((pixel_size, side),) = sizes
+        _write(partial, rows, labels, pixel_size, side)
     good = sum(label[2] for label in labels)
     return Mined(good, len(labels) - good, outside, len(named))
 

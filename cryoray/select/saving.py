@@ -13,7 +13,7 @@ import numpy as np
 
 from cryoray.errors import InternalError, printable
 from cryoray.formats.class_selection import is_model, write_class_selection
-from cryoray.formats.files import check_replaceable, replacing_folder, write_csv
+from cryoray.formats.files import check_replaceable, check_same, replacing_folder, write_csv
 from cryoray.formats.verdicts import write_verdicts
 from cryoray.select.clicks import OPEN
 from cryoray.select.selection import Selection
@@ -24,13 +24,22 @@ LABELS, TURNED = "selection.csv", "turned.csv"
 _WHAT = "folder of a selection"
 
 
-def check(out: Path) -> None:
+def check(out: Path, verdicts: Path, *, replace: bool = False) -> None:
     """Refuse a folder that is not ours to replace, before anything is done.
 
+    Args:
+        out: folder that is saved in.
+        verdicts: folder of those that the selection is made on.
+        replace: whether it may hold a selection on others.
+
     Raises:
-        InputError: it is something else.
+        InputError: it is something else, or a selection that a person made on other verdicts.
     """
     check_replaceable(out, _WHAT, _is_one)
+    if (record := saved(out)) is not None:
+        before = {"folder of verdicts": [str(record["verdicts"])]} if "verdicts" in record else {}
+        now = {"folder of verdicts": [str(verdicts)]}
+        check_same(out, "selection", before, now, replace=replace)
 
 
 def save(selection: Selection, out: Path) -> dict[str, Any]:

@@ -24,7 +24,12 @@ from cryoray.preparation.plan import Plan, plan
 from cryoray.records import Event, OnEvent, OnProgress, RowCounts, Verdicts, ignore
 from cryoray.settings import Settings
 from cryoray.verbs.opening import folder_names, open_any_kind, open_sources
-from cryoray.verbs.verdict_files import Decided, holds_verdicts, write_decided
+from cryoray.verbs.verdict_files import (
+    Decided,
+    check_same_verdicts,
+    holds_verdicts,
+    write_decided,
+)
 
 
 def classify(
@@ -32,6 +37,7 @@ def classify(
     out: Path,
     settings: Settings,
     *,
+    instead_of: Path | None = None,
     on_progress: OnProgress = ignore,
     on_event: OnEvent = ignore,
 ) -> Path:
@@ -41,12 +47,14 @@ def classify(
         source: a STAR file, a stack, or a folder of those. Where it is several sources, each has its
             own folder in ``out``. Of kind class3d, what `open_volumes` takes.
         out: folder of the verdicts (docs/reference/file-formats.md), with the ``profile.json`` by which they
-            were reached, where the ensemble can judge within a project. Older ones there are replaced when
-            the new ones are complete. Of the classes of a job there is also what RELION's Select job
-            writes; of 3D classes, the particles of those kept in ``particles.star``, and of the others
+            were reached, where the ensemble can judge within a project. Older ones there on the same source, of
+            the same ensemble, are replaced when the new ones are complete; others with
+            ``settings.classify.replace`` alone. Of the classes of a job there is also what RELION's Select
+            job writes; of 3D classes, the particles of those kept in ``particles.star``, and of the others
             beside it.
         settings: ``runtime``, ``registry`` and ``classify`` are used. Where no ensemble is named, the
             default of the kind judges (`models.registry.default`).
+        instead_of: folder whose verdicts these will replace; None: ``out``.
         on_progress: as images are judged, or 3D classes are looked at.
         on_event: ``classify.planned`` and ``classify.done`` for each source.
 
@@ -54,7 +62,7 @@ def classify(
         ``out``, absolute.
 
     Raises:
-        InputError: nothing can be read, or ``out`` holds something else.
+        InputError: nothing can be read, or ``out`` holds something else, or verdicts that would be lost.
         EnsembleError: there is no such ensemble, or it judges images of another kind.
         QuarantineError: too many rows could not be read; verdicts and their list are written.
         SettingsError: no Ray; or a policy is given for 3D classes.
@@ -64,7 +72,7 @@ def classify(
     decide = _volumes if chosen.kind == "class3d" else _images
     row_counts: dict[str, RowCounts] = {}
     with replacing_folder(out, "folder of verdicts", holds_verdicts) as partial:
-        for name, decided in decide(source, settings, on_progress, on_event):
+        for name, decided in decide(source, instead_of or out, settings, on_progress, on_event):
             seconds = time.monotonic() - began
             row_counts[name], done = write_decided(partial / name, decided, chosen, seconds)
             seconds = round(time.monotonic() - began, 1)
@@ -77,7 +85,7 @@ def classify(
 
 
 def _images(
-    path: Path, settings: Settings, on_progress: OnProgress, on_event: OnEvent
+    path: Path, out: Path, settings: Settings, on_progress: OnProgress, on_event: OnEvent
 ) -> Iterator[tuple[str, Decided]]:
     """The sources under a path, opened, planned, judged and decided, each with the name of its folder."""
     chosen = settings.classify
@@ -99,6 +107,7 @@ def _images(
             policy=_of_classes(chosen.policy),
         )
     sources = sources or open_sources(path, kind, ensemble)
+    check_same_verdicts(out, sources, [ensemble, of_classes], replace=chosen.replace)
     described = [_described(each, on_event) for each in sources]
     classes: list[ClassVerdicts | None] = [None] * len(described)
     if of_classes is not None:
@@ -122,7 +131,7 @@ def _images(
 
 
 def _volumes(
-    path: Path, settings: Settings, on_progress: OnProgress, on_event: OnEvent
+    path: Path, out: Path, settings: Settings, on_progress: OnProgress, on_event: OnEvent
 ) -> Iterator[tuple[str, Decided]]:
     """The 3D classes of a job, likewise; they are few, and judged in this process."""
     chosen = settings.classify
@@ -134,7 +143,9 @@ def _volumes(
         )
     named = resolve(chosen.ensemble, settings.registry, "class3d")
     ensemble = Ensemble.load(named, review=chosen.review)
-    volumes = judge_volumes(open_volumes(path), ensemble, on_progress)
+    classes = open_volumes(path)
+    check_same_verdicts(out, [classes.source], [ensemble], replace=chosen.replace)
+    volumes = judge_volumes(classes, ensemble, on_progress)
     source = volumes.classes.source
     yield "", Decided(source, volumes.verdicts, volumes.ensemble, volumes=volumes)
 

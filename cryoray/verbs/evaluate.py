@@ -44,7 +44,8 @@ def evaluate(
         ensemble: its folder.
         prepared: a prepared set with labels.
         out: folder of `metrics.json`, `predictions.parquet` and `report.html`; appears when all is
-            done, in place of an older one.
+            done, in place of an older one of the same ensemble and set, or with
+            ``settings.evaluate.replace`` of any.
         settings: the runtime's are used.
         on_progress: called with how many images were judged.
         on_event: called with what was left out, and with the numbers.
@@ -78,7 +79,10 @@ def evaluate(
     left_out = {"seen": int((~new).sum()), "unlabelled": int((new & ~labelled).sum())}
     counts = {f"left_out_{why}": count for why, count in left_out.items()}
     on_event(Event("evaluation.started", {"images": len(rows), **counts}))
-    with replacing_folder(Path(out).absolute(), "evaluation", is_evaluation) as partial:
+    of = {"ensemble": [judge.digest], "prepared set": [str(examples.path.absolute())]}
+    replace = settings.evaluate.replace
+    out = Path(out).absolute()
+    with replacing_folder(out, "evaluation", is_evaluation, of, replace=replace) as partial:
         predictions = predictions_of(judge, examples, rows, settings, on_progress)
         bound = bound_of(judge)
         numbers = measuring.measure(examples, predictions, judge.manifest.split_by, on_event)

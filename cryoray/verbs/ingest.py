@@ -14,7 +14,9 @@ import torch
 
 from cryoray.engine import local
 from cryoray.engine.meter import Meter
-from cryoray.errors import InputError, SettingsError
+from cryoray.errors import FormatError, InputError, SettingsError
+from cryoray.formats.files import check_same
+from cryoray.formats.names import SET
 from cryoray.formats.selection import find_selection, read_reasons, read_selection
 from cryoray.formats.source import Source, find_sources, open_source
 from cryoray.preparation.described import describe
@@ -64,7 +66,8 @@ def ingest(
         ``out``, absolute.
 
     Raises:
-        InputError: nothing can be read, or ``out`` is something else than a prepared set.
+        InputError: nothing can be read, or ``out`` is something else than a prepared set, or one of other
+            sources.
         SelectionError: the labels make no sense.
         QuarantineError: too many rows could not be read; their list is written.
         SettingsError: no Ray, no GPU, no such feature, or the set in ``out`` was made otherwise.
@@ -73,6 +76,8 @@ def ingest(
     check_out(out)
     base = _base(out, chosen) if chosen.add else None
     parts = plan_sources(sources, chosen, base=base, on_event=on_event)
+    if base is None and (out / SET).is_file():
+        _check_same(out, parts, chosen)
     # What Arrow took to read the tables, and keeps for later: 43 MiB for 65,536 rows.
     pa.default_memory_pool().release_unused()
     if not parts:  # what an earlier call left behind when it was killed at its very end
@@ -107,6 +112,22 @@ def ingest(
         )
     )
     return out
+
+
+def _check_same(out: Path, parts: Sequence[Part], chosen: IngestSettings) -> None:
+    """Refuse to lose a set of other sources or of another kind; one that is damaged is no loss."""
+    try:
+        there = PreparedSet.open(out)
+    except FormatError:
+        return
+    check_same(
+        out,
+        "prepared set",
+        {"source": [part["source"] for part in there.parts], "kind": [there.kind]},
+        {"source": [str(part.plan.source.path) for part in parts], "kind": [chosen.kind]},
+        replace=chosen.replace,
+        remedy="choose another folder, add --add to keep what it has, or --replace to lose it",
+    )
 
 
 def plan_sources(

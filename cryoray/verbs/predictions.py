@@ -15,7 +15,7 @@ from cryoray.engine import local
 from cryoray.errors import InternalError
 from cryoray.formats.files import replacing
 from cryoray.formats.names import METRICS, PREDICTIONS_TABLE
-from cryoray.models.ensemble import Ensemble
+from cryoray.models.ensemble import MANIFEST, Ensemble
 from cryoray.models.predict import profile_set
 from cryoray.preparation.prepared import PreparedSet
 from cryoray.records import MEMBERS, OnProgress, Verdicts
@@ -81,8 +81,11 @@ def with_profiles(
 
 
 def is_evaluation(folder: Path) -> bool:
-    """Whether a folder is one of ours, which may be replaced."""
-    return (folder / METRICS).is_file()
+    """Whether a folder is one of ours, which may be replaced; a cross-validation has ensembles as well."""
+    files = (METRICS, PREDICTIONS_TABLE)
+    return all((folder / name).is_file() for name in files) and not any(
+        folder.glob(f"*/{MANIFEST}")
+    )
 
 
 def write(folder: Path, predictions: pa.Table, numbers: Mapping[str, Any]) -> None:

@@ -75,14 +75,15 @@ def select(
         on_event: ``select.opened``.
 
     Raises:
-        InputError: there are no verdicts, their source is gone, or another process has them open.
+        InputError: there are no verdicts, their source is gone, or another process has them open; or
+            ``out`` holds a selection on other verdicts.
         EnsembleError: the ensemble that was given is not the one that judged.
         SettingsError: the port is taken.
     """
     folder = Path(verdicts).absolute()
     table = open_table(folder, None if source is None else Path(source).absolute())
     target = folder / SELECTED if out is None else Path(out).absolute()
-    saving.check(target)
+    saving.check(target, folder, replace=settings.select.replace)
     found = _with_profile(table, _ensemble_of(table, settings.registry, ensemble))
     preparation = PreparationSettings() if found is None else found.preparation
     try:

@@ -23,7 +23,7 @@ import torch
 from cryoray.boosting.within_job import review_band
 from cryoray.errors import InputError, SettingsError
 from cryoray.formats import rln
-from cryoray.formats.files import replacing
+from cryoray.formats.files import check_same, replacing
 from cryoray.formats.mrc import read_header
 from cryoray.formats.names import PROFILE, REPORT, VERDICTS_TABLE
 from cryoray.formats.relion import project
@@ -119,6 +119,15 @@ class Workflow:
         self.diameter = self.chosen.diameter or round(0.8 * self.box * pixel)
         made = re.match(r"\d+@(\w+/job\d+)/", str(source.images[0]))
         self._extracted = options_of(folder / made[1] / "job.star") if made else {}
+        reported = arms(folder / FOLDER).values()
+        check_same(
+            folder / FOLDER,
+            "report",
+            {"source": [arm["source"] for arm in reported if "source" in arm]},
+            {"source": [str(self.particles)]},
+            replace=self.chosen.replace,
+            remedy="move it, or set workflow.replace; RELION's jobs stay as they are",
+        )
         if self.chosen.reextract:
             self._check_extraction()
 
@@ -502,6 +511,7 @@ class Workflow:
         out = self.project / FOLDER
         out.mkdir(exist_ok=True)
         arm = {
+            "source": str(self.particles),
             "stages": [asdict(one) for one in done],
             "resolution": resolution,
             "particles": self.total,
@@ -509,6 +519,11 @@ class Workflow:
             "notes": list(notes),
         }
         name = "with" if self.chosen.judge else "without"
+        for other, numbers in arms(
+            out
+        ).items():  # the arms that are compared are of the same particles
+            if numbers.get("source", arm["source"]) != arm["source"]:
+                (out / f"{other}.json").unlink()
         with replacing(out / f"{name}.json") as temporary:
             temporary.write_text(json.dumps(arm, indent=1) + "\n")
         page = WorkflowPage(

@@ -54,7 +54,10 @@ def tune(
             )
     examples, level = gather([Path(path).absolute() for path in sets], train)
     fold_of = folds_of_groups(examples.groups(level), train.folds, train.seed)
-    with replacing_folder(Path(out).absolute(), "search", _is_search) as partial:
+    of = {"prepared set": [str(s.path.absolute()) for s in examples.sets]}
+    with replacing_folder(
+        Path(out).absolute(), "search", _is_search, of, replace=chosen.replace
+    ) as partial:
         runtime.connect(settings.runtime)
         search = tuning.Search(
             sets=tuple(s.path for s in examples.sets),

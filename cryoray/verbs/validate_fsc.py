@@ -53,7 +53,10 @@ def validate_fsc(
     steps = Progress("fsc", 0, 4, "steps")
     on_progress(steps)
     halves, pixel_size = read_halves(half1, half2, chosen.pixel_size)
-    with replacing_folder(Path(out).absolute(), "folder of a validation", is_validation) as partial:
+    of = {"half-map": [str(Path(half).absolute()) for half in (half1, half2)]}
+    with replacing_folder(
+        Path(out).absolute(), "validation", is_validation, of, replace=chosen.replace
+    ) as partial:
         weights, masked_by = mask_for(mask, halves, pixel_size, chosen, partial)
         on_progress(_step(steps, 1))
         curves = fsc.half_map_fsc(

@@ -98,7 +98,10 @@ def validate_reconstruct(
     for name, rows in (("kept", kept), ("all", np.ones(len(kept), bool))):
         if min((particles.half[rows] == half).sum() for half in (1, 2)) < _FEWEST:
             raise InputError(f"too few particles are {name} in one of the half-sets", file=verdicts)
-    with replacing_folder(Path(out).absolute(), "folder of a validation", is_validation) as partial:
+    of = {"source": [str(opened.path)], "folder of verdicts": [str(Path(verdicts).absolute())]}
+    with replacing_folder(
+        Path(out).absolute(), "validation", is_validation, of, replace=chosen.replace
+    ) as partial:
         reducer: Reducer = (
             ByThreads()
             if _stays_here(particles, settings)

@@ -81,7 +81,14 @@ def validate_similarity(
     particles, person, ours = particles[both], label[both] == 1, verdict[both] == "keep"
     classes = opened.metadata[rln.CLASS_NUMBER][particles.row].astype(np.int64)
     numbers_of = np.unique(classes)
-    with replacing_folder(Path(out).absolute(), "folder of a validation", is_validation) as folder:
+    of = {
+        "source": [str(opened.path)],
+        "selection": [str(Path(found).absolute())],
+        "folder of verdicts": [str(Path(verdicts).absolute())],
+    }
+    with replacing_folder(
+        Path(out).absolute(), "validation", is_validation, of, replace=chosen.replace
+    ) as folder:
         read = None
         if volume is not None:
             read, _ = read_volume(volume)

@@ -14,13 +14,17 @@ import pyarrow.parquet as pq
 
 from cryoray.errors import InputError
 from cryoray.formats.files import replacing
-from cryoray.formats.names import METRICS, REPORT, VERDICTS_TABLE
+from cryoray.formats.names import METRICS, PREDICTIONS_TABLE, REPORT, VERDICTS_TABLE
 from cryoray.formats.source import Source
+from cryoray.models.ensemble import MANIFEST
 
 
 def is_validation(folder: Path) -> bool:
-    """Whether a folder is one of ours, which may be replaced."""
-    return (folder / METRICS).is_file() and (folder / REPORT).is_file()
+    """Whether a folder is one of ours, which may be replaced; verdicts have a page and numbers as well."""
+    others = (VERDICTS_TABLE, PREDICTIONS_TABLE, MANIFEST)
+    return all((folder / name).is_file() for name in (METRICS, REPORT)) and not any(
+        (folder / name).exists() for name in others
+    )
 
 
 def verdicts_of(path: Path, source: Source) -> np.ndarray:

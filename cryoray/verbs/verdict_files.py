@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,10 +12,10 @@ from cryoray.boosting.prevalence import Prevalence
 from cryoray.errors import InputError
 from cryoray.formats.class_selection import is_model
 from cryoray.formats.class_volumes import write_particles
-from cryoray.formats.files import replacing
+from cryoray.formats.files import Inputs, check_same, replacing
 from cryoray.formats.names import METRICS, PROFILE, SELECTION, VERDICTS_TABLE
 from cryoray.formats.source import Source
-from cryoray.formats.verdicts import write_verdicts
+from cryoray.formats.verdicts import inputs_of, write_verdicts
 from cryoray.models.class_verdicts import ClassVerdicts, write_selection
 from cryoray.models.class_volumes import VolumeVerdicts
 from cryoray.models.ensemble import Ensemble
@@ -131,6 +131,42 @@ def holds_verdicts(folder: Path) -> bool:
     return (folder / VERDICTS_TABLE).is_file() or all(
         (inside / VERDICTS_TABLE).is_file() for inside in folder.iterdir()
     )
+
+
+def check_same_verdicts(
+    out: Path,
+    sources: Sequence[Source],
+    ensembles: Sequence[Ensemble | None],
+    *,
+    replace: bool = False,
+) -> None:
+    """Refuse to lose verdicts on another source, or of another ensemble (`formats.files.check_same`).
+
+    Args:
+        out: folder that may hold verdicts.
+        sources: that are judged now.
+        ensembles: that judge, of images and of their classes.
+        replace: whether others may be lost.
+
+    Raises:
+        InputError: there are some.
+    """
+    now: Inputs = {
+        "source": [str(each.path) for each in sources],
+        "kind": [each.kind for each in sources],
+        "ensemble": [each.digest for each in ensembles if each is not None],
+    }
+    for table in sorted(out.rglob(VERDICTS_TABLE)):
+        of_classes = table.parent.name == CLASSES and (
+            table.parent.with_name(VERDICTS_TABLE).is_file()
+        )
+        check_same(
+            out,
+            "folder of verdicts",
+            inputs_of(table),
+            {"ensemble": now["ensemble"]} if of_classes else now,
+            replace=replace,
+        )
 
 
 def _write_metrics(

@@ -255,6 +255,10 @@ def test_saving_again_replaces_what_was_saved_and_nothing_else(
     again = saving.save(selection, out)
     assert saving.saved(out) == json.loads(json.dumps(again))
     assert not [one for one in particles.iterdir() if one.name.startswith("selected.")]
+    saving.check(out, selection.table.folder)
+    with pytest.raises(InputError, match="is a selection of another folder of verdicts"):
+        saving.check(out, particles / "other")
+    saving.check(out, particles / "other", replace=True)
     mine = particles / "mine"
     mine.mkdir()
     (mine / "notes.txt").write_text("mine")

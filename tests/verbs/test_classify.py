@@ -103,7 +103,9 @@ def test_a_folder_of_projects_gets_a_folder_each_and_replaces_older_verdicts(
     old = tmp_path / "out" / "three"
     old.mkdir(parents=True)
     (old / "verdicts.parquet").touch()
-    out = classify(tmp_path / "day", tmp_path / "out", settings)
+    chosen = settings.classify.model_copy(update={"replace": True})
+    replacing = settings.model_copy(update={"classify": chosen})
+    out = classify(tmp_path / "day", tmp_path / "out", replacing)
     assert sorted(path.name for path in out.iterdir()) == ["one", "two"]
     one, two = (pq.read_table(out / name / "verdicts.parquet") for name in ("one", "two"))
     assert one["image"].to_pylist() == rows_of(stars[0])

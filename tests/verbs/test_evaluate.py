@@ -103,9 +103,10 @@ def test_evaluation_is_of_new_labelled_images_and_of_nothing_else(
     events: list[Event] = []
     out = tmp_path / "out"
     out.mkdir()
-    for name in ("metrics.json", "older.png"):
+    for name in ("metrics.json", "predictions.parquet", "older.png"):
         (out / name).touch()
-    settings = Settings(runtime=ray_cluster, evaluate={"ablate": bool(features), "shuffles": 2})
+    chosen = {"ablate": bool(features), "shuffles": 2, "replace": True}
+    settings = Settings(runtime=ray_cluster, evaluate=chosen)
     numbers = evaluate(
         judge.path, examples.path, out, settings, on_progress=told.append, on_event=events.append
     )
