@@ -163,12 +163,21 @@ class RowCounts:
     rows_out: int
     quarantined: int
 
-    def check(self, *, max_quarantined: float, listed_in: Path | None = None) -> RowCounts:
+    def check(
+        self,
+        *,
+        max_quarantined: float,
+        listed_in: Path | None = None,
+        why: str = "",
+        remedy: str = "look at the reasons listed there and correct the source",
+    ) -> RowCounts:
         """Raise where rows are unaccounted for, or where too many were quarantined.
 
         Args:
             max_quarantined: fraction of rows that may be quarantined; never fewer than 100 rows.
             listed_in: the file with the list of quarantined rows, already written.
+            why: what most of them are quarantined for, for the message.
+            remedy: what can be done about it.
 
         Raises:
             InternalError: rows in differ from rows out + quarantined.
@@ -178,11 +187,11 @@ class RowCounts:
             raise InternalError(f"the row counts do not balance: {self}")
         allowed = max(QUARANTINE_FLOOR, int(max_quarantined * self.rows_in))
         if self.quarantined > allowed or (self.quarantined and not self.rows_out):
-            raise QuarantineError(
-                f"{self.quarantined:,} of {self.rows_in:,} rows could not be read ({allowed:,} allowed)",
-                file=listed_in,
-                remedy="look at the reasons listed there, correct the source or raise max_quarantined",
-            )
+            what = f"{self.quarantined:,} of {self.rows_in:,} rows could not be read"
+            if self.rows_out:  # with none that can be read there is nothing to go on with
+                what += f" ({allowed:,} allowed)"
+                remedy += ", or allow more with --max-quarantined"
+            raise QuarantineError(f"{what}, {why}" if why else what, file=listed_in, remedy=remedy)
         return self
 
     def __str__(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from cryoray.errors import FULL, CryorayError, InternalError, causes, missing, not_ours
+from cryoray.errors import FULL, CryorayError, InternalError, causes, missing, not_ours, printable
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -81,11 +81,16 @@ def _sentence(error: BaseException) -> tuple[str, int]:
 class Show:
     """One bar for each stage, while the block lasts; a verb takes ``progress`` and ``event``.
 
+    Args:
+        words: an event as a person reads it, None where the terminal need not show it; without, each is
+            shown by its name and data.
+
     Attributes:
         events: what happened.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, words: Callable[[Event], str | None] | None = None) -> None:
+        self._words = words
         self.events: list[Event] = []
         self._bars = Bars(
             TextColumn("{task.description:<26}"),
@@ -127,6 +132,10 @@ class Show:
     def event(self, happened: Event) -> None:
         """Print one dim line above the bars."""
         self.events.append(happened)
+        if self._words is not None:
+            if (sentence := self._words(happened)) is not None:
+                self._bars.console.print(escape(printable(sentence)), style="dim", soft_wrap=True)
+            return
         data = " ".join(f"{key}={text(value)}" for key, value in happened.data.items())
         self._bars.console.print(escape(f"{happened.name} {data}"), style="dim", soft_wrap=True)
 

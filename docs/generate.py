@@ -35,6 +35,7 @@ EVENTS: Mapping[str, str] = {
     "classify.planned": "What a source holds, before it is judged.",
     "classify.profiled": "The source's profile is made: on how many images it rests, and whether it is"
     " like those of the training.",
+    "classify.quarantined": "Rows of a source that could not be judged, counted by reason.",
     "companion.unused": "A STAR file beside a stack does not describe it, and why.",
     "companion.used": "The STAR file that describes a bare stack.",
     "context.learned": "The networks have learned to judge within a project; what its profile buys them.",

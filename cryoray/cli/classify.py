@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,6 +12,10 @@ from cryoray import terminal
 from cryoray.boosting.promise import aim
 from cryoray.cli import common
 
+if TYPE_CHECKING:
+    from cryoray.records import Event
+
+_NOT_REASONS = ("rows", "source")
 _ROWS = ("rows_in", "rows_out", "quarantined")
 _MORE = (*_ROWS, "review_kept")
 
@@ -130,8 +134,10 @@ def classify(
     from cryoray.records import VERDICTS, RowCounts
     from cryoray.verbs import classify as verb
 
-    with terminal.Show() as show:
+    with terminal.Show(_words) as show:
         made = verb.classify(source, out, settings, on_progress=show.progress, on_event=show.event)
+    for sentence in _warnings(show.events):
+        common.warn(sentence)
     each: list[Mapping[str, Any]] = [
         happened.data for happened in show.events if happened.name == "classify.done"
     ]
@@ -148,7 +154,45 @@ def classify(
             **({"of review, kept by the threshold": total["review_kept"]} if drawn else {}),
             **({"policy and threshold": "; ".join(sorted(drawn))} if drawn else {}),
             **({"good images, estimated": f"{good / judged:.1%}"} if judged else {}),
+            **({"seconds": f"{each[-1]['seconds']:.1f}"} if each else {}),
             "folder": made,
         },
         RowCounts(*(total[name] for name in _ROWS)),
     )
+
+
+def _words(happened: Event) -> str | None:
+    """An event as a person reads it; None where the table at the end says the same."""
+    data = happened.data
+    if happened.name == "companion.used":
+        return f"{data['stack']}: described by {data['file']}."
+    if happened.name == "companion.unused":
+        return f"{data['file']} is not used: {data['because']}."
+    if happened.name == "classify.planned":
+        return f"{data['source']}: {data['rows']:,} images, protein {data['contrast']}."
+    if happened.name == "classify.profiled" and data["familiar"]:
+        return (
+            f"{data['source']}: judged within its project, by a profile measured on"
+            f" {data['images']:,} images."
+        )
+    return None
+
+
+def _warnings(events: Sequence[Event]) -> Iterator[str]:
+    """Sentences without a full stop about what a person should know before the verdicts are used."""
+    for happened in events:
+        data: Mapping[str, Any] = happened.data
+        if happened.name == "classify.planned" and "RELION would report" in data:
+            yield f"{data['source']}: RELION would report: {data['RELION would report']}"
+        if happened.name == "classify.profiled" and not data["familiar"]:
+            yield (
+                f"{data['source']} is unlike any project that the ensemble was trained on: each image was"
+                " judged by itself, which is less certain"
+            )
+        if happened.name == "classify.quarantined":
+            reasons = [f"{why} ({n:,})" for why, n in data.items() if why not in _NOT_REASONS]
+            yield f"{data['rows']:,} rows of {data['source']} could not be read: {', '.join(reasons)}"
+        if happened.name == "classify.done" and data.get("optics not known"):
+            from cryoray.report.verdicts import optics_words
+
+            yield f"Not known: {optics_words(data['optics not known'])}"

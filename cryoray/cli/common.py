@@ -39,7 +39,7 @@ def settings(ctx: typer.Context, **overrides: Any) -> Settings:
         warnings.simplefilter("always", FutureWarning)
         loaded = load(ctx.obj.settings, **_given(overrides))
     for former in dict.fromkeys(str(one.message) for one in caught):
-        _warn(former)
+        warn(former)
     return loaded
 
 
@@ -54,10 +54,11 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def renamed(old: str, new: str) -> None:
     """Say what to use in place of a name that still works in this release."""
-    _warn(f"{old} is now {new}; the old name goes with the next release")
+    warn(f"{old} is now {new}; the old name goes with the next release")
 
 
-def _warn(sentence: str) -> None:
+def warn(sentence: str) -> None:
+    """Print a sentence, given without its full stop, on stderr, in yellow."""
     from cryoray import terminal
 
     terminal.err.print(f"[yellow]{escape(sentence)}.[/]", soft_wrap=True)

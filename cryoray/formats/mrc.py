@@ -41,6 +41,8 @@ from cryoray.formats.files import changed, identity_of, impostor, replacing
 from cryoray.formats.opening import open_file
 from cryoray.records import NIBBLES, Stack
 
+#: What is wrong with a stack that a source names and nobody finds.
+NO_STACK = "there is no such stack"
 _HEADER_BYTES = 1024
 _DTYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2", 101: NIBBLES}
 _MODES = {np.dtype("f2"): 12, np.dtype("f4"): 2}
@@ -127,7 +129,8 @@ def _describe(
             status = os.fstat(file.fileno())
             start = file.read(2 * _HEADER_BYTES)
     except FileNotFoundError:
-        raise FormatError(f"there is no such {what}", file=path) from None
+        missing = NO_STACK if what == "stack" else "there is no such map"
+        raise FormatError(missing, file=path) from None
     except OSError as error:
         raise FormatError(f"cannot be read: {error.strerror}", file=path) from error
     identity = status.st_size, status.st_mtime_ns

@@ -7,7 +7,7 @@ of cryoSPARC's tables, what was passed through too, with a group file for its Im
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import BinaryIO
@@ -274,6 +274,36 @@ def optics_comment(unknown: Sequence[str]) -> bytes:
     return f"# Not known, and RELION stops until it is added to data_optics: {names}\n".encode()
 
 
+def without_optics(source: Source) -> tuple[str, ...]:
+    """Columns of the optics table that the partitions of a source lack, and that RELION asks for.
+
+    None of a STAR file, whose rows and tables are copied as they are.
+    """
+    if source.format != "stack" or source.kind == "class2d":
+        return ()
+    return unknown_optics(_columns(_groups(source, np.arange(len(source)))[0]))
+
+
+def _groups(source: Source, rows: np.ndarray) -> tuple[dict[tuple[float, int], int], np.ndarray]:
+    """Optics groups by pixel size (Å/px, 0: unknown) and box, counted from 1, and that of each stack."""
+    groups: dict[tuple[float, int], int] = {}
+    group_of = np.ones(len(source.stacks) + 1, np.int64)
+    for number in np.unique(source.stack[rows[source.stack[rows] >= 0]]).tolist():
+        try:
+            stack = mrc.read_header(source.stacks[number])
+        except FormatError:
+            continue  # its rows are quarantined, and belong to no group in particular
+        optics = (stack.pixel_size or 0.0, stack.width)
+        group_of[number] = groups.setdefault(optics, len(groups) + 1)
+    return groups, group_of
+
+
+def _columns(groups: Iterable[tuple[float, int]]) -> list[str]:
+    """Those of the optics table of bare stacks."""
+    columns = ["rlnOpticsGroup", "rlnOpticsGroupName", "rlnImageSize", "rlnImageDimensionality"]
+    return columns + (["rlnImagePixelSize"] if all(pixel for pixel, _ in groups) else [])
+
+
 def _write_bare(
     file: BinaryIO, source: Source, rows: np.ndarray, further: Mapping[str, np.ndarray]
 ) -> None:
@@ -291,19 +321,10 @@ def _write_bare(
         ]
         file.write(b"\n" + loop("", [column, *further], lines))
         return
-    groups: dict[tuple[float, int], int] = {}
-    group_of = np.ones(len(source.stacks) + 1, np.int64)
-    for number in np.unique(source.stack[rows[source.stack[rows] >= 0]]).tolist():
-        try:
-            stack = mrc.read_header(source.stacks[number])
-        except FormatError:
-            continue  # its rows are quarantined, and belong to no group in particular
-        optics = (stack.pixel_size or 0.0, stack.width)
-        group_of[number] = groups.setdefault(optics, len(groups) + 1)
-    columns = [rln.OPTICS_GROUP, rln.OPTICS_GROUP_NAME, rln.IMAGE_SIZE, rln.IMAGE_DIMENSIONALITY]
+    groups, group_of = _groups(source, rows)
+    columns = _columns(groups)
     lines = [[f"{n}", f"opticsGroup{n}", f"{side}", "2"] for (_, side), n in groups.items()]
-    if all(pixel for pixel, _ in groups):
-        columns.append(rln.IMAGE_PIXEL_SIZE)
+    if rln.IMAGE_PIXEL_SIZE in columns:
         lines = [[*line, f"{pixel:.6f}"] for line, (pixel, _) in zip(lines, groups, strict=True)]
     file.write(optics_comment(unknown_optics(columns)) + VERSION + loop("optics", columns, lines))
     numbers = group_of[source.stack[rows]].tolist()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from itertools import pairwise
@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cryoray.errors import FormatError, InputError
-from cryoray.formats.mrc import read_frames, read_header
+from cryoray.errors import FormatError, InputError, printable
+from cryoray.formats.mrc import NO_STACK, read_frames, read_header
 from cryoray.formats.opening import in_scope, open_file
+from cryoray.formats.rows import Source
 from cryoray.records import RowRange, Stack
 
 #: Grey values beyond this overflow when they are squared in float32; no detector has such.
@@ -123,6 +124,31 @@ def defects(images: np.ndarray) -> dict[int, str]:
 def reason(error: FormatError) -> str:
     """The error's sentence as an entry of a list."""
     return str(error).removesuffix(".")
+
+
+def explained(reasons: Sequence[str], source: Source) -> tuple[str, str]:
+    """Why most of some rows cannot be read, with the first of them, and what can be done about it.
+
+    Args:
+        reasons: of each, in order; at least one.
+        source: whose rows they are.
+    """
+    sorts: dict[str, list[str]] = {}
+    for why in reasons:
+        (sort,) = by_reason([why])
+        sorts.setdefault(sort, []).append(why)
+    sort, alike = max(sorts.items(), key=lambda one: len(one[1]))
+    like = f"{len(alike):,} of them like the first: {alike[0]}"
+    if sort != NO_STACK:
+        return like, "look at the reasons listed there and correct the source"
+    name = str(source.images[0]).rpartition("@")[2]
+    if source.format == "stack" or name.startswith("/"):
+        return like, "bring the stacks back, or correct their paths"
+    file = printable(source.path.name)
+    return like, (
+        f"{file} names them from the project's folder, which was looked for from {source.path.parent}"
+        f" upwards: put {file} into its project, or bring the stacks back"
+    )
 
 
 def by_reason(reasons: Iterable[str]) -> dict[str, int]:

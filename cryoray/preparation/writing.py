@@ -32,7 +32,7 @@ from cryoray.formats.names import PARTICLES_TABLE, QUARANTINE_TABLE, SET
 from cryoray.preparation.features import chosen_features
 from cryoray.preparation.plan import Plan
 from cryoray.preparation.prepared import FORMAT, PreparedSet
-from cryoray.preparation.reader import by_reason
+from cryoray.preparation.reader import explained
 from cryoray.preparation.shards import ROW, Part, Shard, rows_file, shards_folder
 from cryoray.records import (
     QUARANTINE_SCHEMA,
@@ -140,14 +140,20 @@ def _audit(
     listed = shards_folder(out) / QUARANTINE_TABLE
     if row_counts.quarantined:
         write_parquet(listed, quarantine)
-    row_counts.check(max_quarantined=settings.max_quarantined, listed_in=listed)
+        worst = max(range(len(parts)), key=lambda number: len(collected[number].quarantine))
+        why, remedy = explained(
+            collected[worst].quarantine["reason"].to_pylist(), parts[worst].plan.source
+        )
+        row_counts.check(
+            max_quarantined=settings.max_quarantined, listed_in=listed, why=why, remedy=remedy
+        )
     for part, rows in zip(parts, collected, strict=True):
         if len(rows.quarantine) and not len(rows.row):
-            why = next(iter(by_reason(rows.quarantine["reason"].to_pylist())))
+            why, remedy = explained(rows.quarantine["reason"].to_pylist(), part.plan.source)
             raise QuarantineError(
-                f"none of its {len(rows.quarantine):,} rows could be read ({why})",
+                f"none of its {len(rows.quarantine):,} rows could be read, {why}",
                 file=part.plan.source.path,
-                remedy=f"look at the reasons in {listed}, correct the source or leave it out",
+                remedy=f"{remedy}, or leave it out; all reasons are in {listed}",
             )
     return row_counts
 

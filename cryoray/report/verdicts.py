@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,7 @@ def write_page(
     seconds: float,
     share: Prevalence | None = None,
     invert: bool | None = None,
+    unknown: Sequence[str] = (),
 ) -> Path:
     """Write ``report.html`` and its figures into a folder of verdicts.
 
@@ -51,6 +52,7 @@ def write_page(
         seconds: that it took.
         share: of images worth keeping, as estimated from the scores.
         invert: whether protein is dark in the source, where that is known.
+        unknown: columns of RELION's optics table that the files written lack.
     """
     manifest, table, counts = ensemble.manifest, verdicts.judged, verdicts.counts()
     sections = [
@@ -72,6 +74,7 @@ def write_page(
                 **({"good images, estimated": _estimated(share)} if share else {}),
                 **_at_this_line(ensemble),
                 **_forced(verdicts),
+                **({"not known": optics_words(unknown)} if unknown else {}),
             },
             {_TITLES[name].lower(): f"{counts[name]:,}" for name in VERDICTS},
         )
@@ -87,6 +90,14 @@ def write_page(
         report.provenance_section(report.command(), [chosen], {"ensemble": ensemble.digest})
     )
     return report.render(folder / REPORT, f"Verdicts about {source.name}", sections)
+
+
+def optics_words(unknown: Sequence[str]) -> str:
+    """What to do about columns of the optics table that no header of a stack tells."""
+    return (
+        f"{', '.join(unknown)}: RELION stops until they are added to data_optics of the STAR files written;"
+        " with a STAR file that has them beside the stack they are taken from there"
+    )
 
 
 def _profile(ensemble: Ensemble) -> dict[str, str]:

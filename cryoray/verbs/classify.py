@@ -21,6 +21,7 @@ from cryoray.models.ensemble import Ensemble
 from cryoray.models.registry import resolve
 from cryoray.preparation.described import Described, describe
 from cryoray.preparation.plan import Plan, plan
+from cryoray.preparation.reader import by_reason, explained
 from cryoray.records import Event, OnEvent, OnProgress, RowCounts, Verdicts, ignore
 from cryoray.settings import Settings
 from cryoray.verbs.opening import folder_names, open_any_kind, open_sources
@@ -47,8 +48,8 @@ def classify(
         source: a STAR file, a stack, or a folder of those. Where it is several sources, each has its
             own folder in ``out``. Of kind class3d, what `open_volumes` takes.
         out: folder of the verdicts (docs/reference/file-formats.md), with the ``profile.json`` by which they
-            were reached, where the ensemble can judge within a project. Older ones there on the same source, of
-            the same ensemble, are replaced when the new ones are complete; others with
+            were reached, where the ensemble can judge within a project. Older ones there on the same source,
+            of the same ensemble, are replaced when the new ones are complete; others with
             ``settings.classify.replace`` alone. Of the classes of a job there is also what RELION's Select
             job writes; of 3D classes, the particles of those kept in ``particles.star``, and of the others
             beside it.
@@ -56,7 +57,8 @@ def classify(
             default of the kind judges (`models.registry.default`).
         instead_of: folder whose verdicts these will replace; None: ``out``.
         on_progress: as images are judged, or 3D classes are looked at.
-        on_event: ``classify.planned`` and ``classify.done`` for each source.
+        on_event: ``classify.planned``, ``classify.quarantined`` with counts by reason where rows could not
+            be read, and ``classify.done`` for each source.
 
     Returns:
         ``out``, absolute.
@@ -71,15 +73,27 @@ def classify(
     source, out, chosen = Path(source).absolute(), Path(out).absolute(), settings.classify
     decide = _volumes if chosen.kind == "class3d" else _images
     row_counts: dict[str, RowCounts] = {}
+    unread: dict[str, tuple[str, str]] = {}
     with replacing_folder(out, "folder of verdicts", holds_verdicts) as partial:
         for name, decided in decide(source, instead_of or out, settings, on_progress, on_event):
-            seconds = time.monotonic() - began
-            row_counts[name], done = write_decided(partial / name, decided, chosen, seconds)
             seconds = round(time.monotonic() - began, 1)
+            row_counts[name], done = write_decided(partial / name, decided, chosen, seconds)
+            if reasons := [why for _, why in sorted(decided.verdicts.quarantined)]:
+                unread[name] = explained(reasons, decided.source)
+                counts = {
+                    "source": str(decided.source.path),
+                    "rows": len(reasons),
+                    **by_reason(reasons),
+                }
+                on_event(Event("classify.quarantined", counts))
             on_event(Event("classify.done", {"out": str(out / name), **done, "seconds": seconds}))
     for name, counted in row_counts.items():
+        why, remedy = unread.get(name, ("", ""))
         counted.check(
-            max_quarantined=chosen.max_quarantined, listed_in=out / name / QUARANTINE_TABLE
+            max_quarantined=chosen.max_quarantined,
+            listed_in=out / name / QUARANTINE_TABLE,
+            why=why,
+            remedy=remedy,
         )
     return out
 

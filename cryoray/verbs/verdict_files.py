@@ -15,7 +15,7 @@ from cryoray.formats.class_volumes import write_particles
 from cryoray.formats.files import Inputs, check_same, replacing
 from cryoray.formats.names import METRICS, PROFILE, SELECTION, VERDICTS_TABLE
 from cryoray.formats.source import Source
-from cryoray.formats.verdicts import inputs_of, write_verdicts
+from cryoray.formats.verdicts import inputs_of, without_optics, write_verdicts
 from cryoray.models.class_verdicts import ClassVerdicts, write_selection
 from cryoray.models.class_volumes import VolumeVerdicts
 from cryoray.models.ensemble import Ensemble
@@ -98,11 +98,21 @@ def write_decided(
         "review_kept": judged.review_kept(),
     }
     _write_metrics(folder / METRICS, counts, share, judge)
+    unknown = without_optics(source)
     if decided.volumes is not None:
         class_volumes.write_page(folder, decided.volumes, particles, chosen, seconds)
     else:
         verdicts.write_page(
-            folder, source, judged, judge, row_counts, chosen, seconds, share, decided.invert
+            folder,
+            source,
+            judged,
+            judge,
+            row_counts,
+            chosen,
+            seconds,
+            share,
+            decided.invert,
+            unknown,
         )
     return row_counts, {
         "ensemble": judge.digest,
@@ -112,6 +122,7 @@ def write_decided(
         **counts,
         "prevalence": share.estimate if share else None,
         **({"particles": particles} if particles is not None else {}),
+        **({"optics not known": list(unknown)} if unknown else {}),
     }
 
 
