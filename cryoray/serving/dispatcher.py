@@ -16,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 from cryoray.errors import CryorayError
 from cryoray.models.predict import Embedded
 from cryoray.records import RowRange
+from cryoray.serving.batches import Room
 from cryoray.serving.counts import Counts
 from cryoray.serving.judging import JudgedRange, JudgesFailedError, Work
 from cryoray.serving.lineup import Followed, Served, sentence
@@ -29,6 +30,10 @@ _HEALTHY_SECONDS = 2.0
 _ATTEND_SECONDS = 10.0
 #: Seconds before a range is sent again whose replica was lost; a new one takes some to start.
 _AGAIN_SECONDS = (0.1, 0.5, 2.0, 5.0)
+#: Batches that may be under way before it is known how many replicas there are.
+_FEWEST = 4
+#: A smaller range counts as so many images, for what it costs to send it around.
+_SMALL = 32
 
 #: What a replica or a node that is gone looks like from here.
 _LOST = (RayActorError, NodeDiedError, ObjectLostError, RayServeException)
@@ -44,6 +49,7 @@ class Dispatcher:
         judges: the deployment of judges, by name of ensemble; the shadow's among them.
         counts: where it is counted.
         comparison: with the shadow.
+        batch: images that a judge takes together.
     """
 
     def __init__(
@@ -54,12 +60,14 @@ class Dispatcher:
         judges: Mapping[str, DeploymentHandle],
         counts: Counts,
         comparison: Comparison,
+        batch: int,
     ) -> None:
         self.lineup, self.supervisor, self.preparer = lineup, supervisor, preparer
         self.judges, self.counts, self.comparison = dict(judges), counts, comparison
         self._name = uuid.uuid4().hex
         self._queued: Tally[str] = Tally()
-        self._slots = _Slots(4)
+        self._batch = batch
+        self._room = Room(_FEWEST * batch)
         self._healthy_at = -float("inf")
         self._asking: asyncio.Task[bool] | None = None
 
@@ -89,11 +97,12 @@ class Dispatcher:
         images = sum(len(part.rows) for part in work.ranges)
         self._wait(served.name, images)
         # So that a request of a few rows need not wait for all of one with a million.
-        mine = asyncio.Semaphore(self._slots.limit)
+        mine = Room(self._room.limit)
 
         async def one(part: RowRange) -> JudgedRange:
             nonlocal images
-            async with mine, self._slots:
+            size = max(len(part.rows), _SMALL)
+            async with mine.of(size), self._room.of(size):
                 begun = time.perf_counter()
                 judged: JudgedRange = await self._one(
                     work,
@@ -152,8 +161,10 @@ class Dispatcher:
         self.lineup.update(standing)
         self.counts.others = [one.counts for one in standing.others]
         self.comparison.others = [one.shadow for one in standing.others]
-        # As many ranges under way as keep everyone busy; more would only fill the object store.
-        self._slots.limit = max(4, -(-2 * standing.replicas // standing.ingresses))
+        # One full batch is worked on in each replica while the next gathers; more would only fill the
+        # object store. Images count and not ranges, or those of small stacks never fill a batch.
+        batches = max(_FEWEST, -(-2 * standing.replicas // standing.ingresses))
+        self._room.resize(batches * self._batch)
 
     def _wait(self, name: str, images: int) -> None:
         self._queued[name] += images
@@ -187,24 +198,6 @@ class Dispatcher:
             return False
         self._healthy_at = time.monotonic()
         return True
-
-
-class _Slots:
-    """A semaphore whose limit may change."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit, self._taken = limit, 0
-        self._freed = asyncio.Condition()
-
-    async def __aenter__(self) -> None:
-        async with self._freed:
-            await self._freed.wait_for(lambda: self._taken < self.limit)
-            self._taken += 1
-
-    async def __aexit__(self, *exception: object) -> None:
-        async with self._freed:
-            self._taken -= 1
-            self._freed.notify()
 
 
 def _failed(served: Served, error: BaseException) -> JudgesFailedError:

@@ -47,7 +47,13 @@ class Ingress:
             shadow[0].name if shadow else None, self.lineup, self.beside, self.counts
         )
         self.dispatcher = Dispatcher(
-            self.lineup, supervisor, preparer, every, self.counts, self.comparison
+            self.lineup,
+            supervisor,
+            preparer,
+            every,
+            self.counts,
+            self.comparison,
+            settings.batch,
         )
 
     async def beside(self, work: Work) -> list[JudgedRange]:
