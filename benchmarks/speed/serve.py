@@ -164,7 +164,8 @@ def load(url: str, token: str, star: Path, clients: int) -> Row:
 
     with ThreadPoolExecutor(clients) as pool:
         working = pool.map(client, range(clients))
-        time.sleep(3.0)  # until all are under way
+        while len(latencies) < 2 * clients:  # until all are under way, and all that starts has started
+            time.sleep(0.1)
         latencies.clear()
         begun, used = time.perf_counter(), processor_time()
         time.sleep(SECONDS)
