@@ -300,8 +300,8 @@ def _groups(source: Source, rows: np.ndarray) -> tuple[dict[tuple[float, int], i
 
 def _columns(groups: Iterable[tuple[float, int]]) -> list[str]:
     """Those of the optics table of bare stacks."""
-    columns = ["rlnOpticsGroup", "rlnOpticsGroupName", "rlnImageSize", "rlnImageDimensionality"]
-    return columns + (["rlnImagePixelSize"] if all(pixel for pixel, _ in groups) else [])
+    columns = [rln.OPTICS_GROUP, rln.OPTICS_GROUP_NAME, rln.IMAGE_SIZE, rln.IMAGE_DIMENSIONALITY]
+    return columns + ([rln.IMAGE_PIXEL_SIZE] if all(pixel for pixel, _ in groups) else [])
 
 
 def _write_bare(
