@@ -164,7 +164,9 @@ def load(url: str, token: str, star: Path, clients: int) -> Row:
 
     with ThreadPoolExecutor(clients) as pool:
         working = pool.map(client, range(clients))
-        while len(latencies) < 2 * clients:  # until all are under way, and all that starts has started
+        while (
+            len(latencies) < 2 * clients
+        ):  # until all are under way, and all that starts has started
             time.sleep(0.1)
         latencies.clear()
         begun, used = time.perf_counter(), processor_time()

@@ -31,13 +31,13 @@ POLICIES: tuple[Policy, ...] = ("expected", "each")
 Level = Literal["project", "micrograph"]
 Groups = Mapping[Level, np.ndarray]
 
-#: Of `each`: a group with fewer good images says too little about its own highest threshold.
-KEEPS_PER_GROUP = 100
-#: Of `expected`: groups with fewer good images are left out. A mean needs no precision in each group, and
-#: in groups with much junk and few good images most is lost, so as many as can be are counted; below five,
-#: one wrong label would move a group's loss by more than a fifth. A good class stands for many particles,
-#: so where those are counted one is enough.
-KEEPS_FOR_A_MEAN, CLASSES_FOR_A_MEAN = 5, 1
+#: Projects with fewer good images are left out: below five, one wrong label would move a project's loss by
+#: more than a fifth. In projects with much junk and few good images most is lost, so as many as can be are
+#: counted. A good class stands for many particles, so where those are counted one is enough.
+KEEPS_PER_PROJECT, CLASSES_PER_PROJECT = 5, 1
+#: Of `each`, where micrographs take the place of projects: one with fewer says nothing of its loss. (Of
+#: `expected` the same number as of a project is enough: a mean needs no precision in each.)
+KEEPS_PER_MICROGRAPH = 100
 #: The share of images that a person is asked to look at, at most.
 REVIEW_AT_MOST = 0.05
 
@@ -113,24 +113,45 @@ def clopper_pearson_upper(misses: int, n: int, confidence: float) -> float:
     return 1.0 if misses >= n else float(betaincinv(misses + 1, n - misses, confidence))
 
 
-def _limit_of_group(keeps: np.ndarray, bound: float) -> float:
-    """The highest threshold at which at most ``bound`` of these keep scores fall below it."""
-    ordered = np.sort(keeps)
-    return float(ordered[int(np.floor(bound * len(ordered)))])
+def _limit_of_group(keeps: np.ndarray, weights: np.ndarray, bound: float) -> float:
+    """The highest threshold at which at most ``bound`` of what these keep scores weigh falls below it."""
+    order = np.argsort(keeps, kind="stable")
+    lost = np.cumsum(weights[order])
+    first = int(np.searchsorted(lost, bound * lost[-1] * (1 + 1e-12), side="right"))
+    return float(keeps[order[min(first, len(keeps) - 1)]])
 
 
 def _conformal_limit(
-    score: np.ndarray, keep: np.ndarray, groups: np.ndarray, bound: float, alpha: float
+    keeps: np.ndarray,
+    groups: np.ndarray,
+    weights: np.ndarray,
+    bound: float,
+    alpha: float,
+    least: int,
 ) -> tuple[float, int] | None:
-    """The split-conformal lower ``alpha`` quantile over groups; None where there are too few."""
-    names, members = np.unique(groups[keep], return_inverse=True)
-    big = np.flatnonzero(np.bincount(members, minlength=len(names)) >= KEEPS_PER_GROUP)
+    """The split-conformal lower ``alpha`` quantile over groups; None where there are too few.
+
+    Args:
+        keeps: float32 [k], scores of good images.
+        groups: [k], the group of each.
+        weights: float64 [k], particles that each stands for.
+        bound: of each group's loss.
+        alpha: share of new groups that may exceed it.
+        least: good images of a group that counts.
+    """
+    names, members = np.unique(groups, return_inverse=True)
+    total = np.bincount(members, weights, minlength=len(names))
+    counts = (np.bincount(members, minlength=len(names)) >= least) & (total > 0)
+    big = np.flatnonzero(counts)
     rank = int(np.floor(alpha * (len(big) + 1)))
     if rank < 1:
         return None
-    kept = score[keep]
-    limits = np.sort([_limit_of_group(kept[members == g], bound) for g in big])
-    return float(limits[rank - 1]), len(big)
+    of_group = np.split(np.argsort(members, kind="stable"), np.cumsum(np.bincount(members))[:-1])
+    limits = [
+        _limit_of_group(keeps[mine], weights[mine], bound)
+        for mine in map(of_group.__getitem__, big)
+    ]
+    return float(np.sort(limits)[rank - 1]), len(big)
 
 
 def _risk_limit(
@@ -227,15 +248,17 @@ def choose(
         bound: the share of good images lost that must not be exceeded.
         confidence: of `each`: probability with which a new group (or image set) stays within it.
         prefer: among the thresholds within the bound, the most accurate one or the highest one.
-        weights: float [n], particles that each image stands for, by which `expected` counts what is lost;
+        weights: float [n], particles that each image stands for, by which what a project loses is counted;
             None: one each.
     """
     score, keep = np.asarray(score, np.float32), np.asarray(keep, bool)
     keeps = score[keep]
+    least = KEEPS_PER_PROJECT if weights is None else CLASSES_PER_PROJECT
+    weight, mine = _weights(weights, keep), {name: of[keep] for name, of in groups.items()}
     found = (
-        _expected(keeps, {name: of[keep] for name, of in groups.items()}, weights, keep, bound)
+        _expected(keeps, mine, weight, bound, least)
         if policy == "expected"
-        else _each(score, keep, groups, bound, confidence)
+        else _each(keeps, mine, weight, bound, least, confidence)
     )
     level, limit, count, method = found or (
         "none",
@@ -260,12 +283,11 @@ _Found = tuple[Literal["project", "micrograph", "image", "none"], float, int, st
 
 
 def _expected(
-    keeps: np.ndarray, groups: Groups, weights: np.ndarray | None, keep: np.ndarray, bound: float
+    keeps: np.ndarray, groups: Groups, weights: np.ndarray, bound: float, least: int
 ) -> _Found | None:
     """The limit of `expected` at the first level that has groups enough."""
-    least = KEEPS_FOR_A_MEAN if weights is None else CLASSES_FOR_A_MEAN
     for level in _LEVELS:
-        found = _risk_limit(keeps, groups[level], _weights(weights, keep), bound, least)
+        found = _risk_limit(keeps, groups[level], weights, bound, least)
         if found is not None:
             return level, *found, f"conformal risk control over {level}s"
     found = _risk_limit(keeps, np.arange(len(keeps)), np.ones(len(keeps)), bound, 1)
@@ -273,14 +295,19 @@ def _expected(
 
 
 def _each(
-    score: np.ndarray, keep: np.ndarray, groups: Groups, bound: float, confidence: float
+    keeps: np.ndarray,
+    groups: Groups,
+    weights: np.ndarray,
+    bound: float,
+    least: int,
+    confidence: float,
 ) -> _Found | None:
     """The limit of `each` at the first level that has groups enough."""
     for level in _LEVELS:
-        found = _conformal_limit(score, keep, groups[level], bound, 1 - confidence)
+        enough = least if level == "project" else KEEPS_PER_MICROGRAPH
+        found = _conformal_limit(keeps, groups[level], weights, bound, 1 - confidence, enough)
         if found is not None:
             return level, *found, f"split conformal over {level}s"
-    keeps = score[keep]
     limit = _image_limit(keeps, bound, confidence)
     return None if limit is None else ("image", limit, len(keeps), "Clopper-Pearson over images")
 

@@ -54,6 +54,40 @@ def test_the_bound_holds_in_95_of_100_new_projects():
     assert np.mean(held) >= 0.92  # 0.95 less two standard errors of 150 trials
 
 
+@pytest.mark.long
+def test_the_bound_holds_in_95_of_100_new_projects_of_any_size():
+    """Projects with few good images are new projects, too, and lose the largest shares."""
+    rng = np.random.default_rng(17)
+
+    def some() -> tuple[np.ndarray, np.ndarray]:
+        images = int(rng.integers(15, 400))
+        return project(rng, images, rng.normal(-0.8 if images < 150 else 0.0, 0.5))
+
+    held = []
+    for _ in range(150):
+        parts = [some() for _ in range(60)]
+        names = np.repeat(np.arange(60), [len(p[0]) for p in parts])
+        score, keep = (np.concatenate(part) for part in zip(*parts, strict=True))
+        point = choose(score, keep, {"project": names, "micrograph": names}, prefer="junk")
+        assert point.level == "project"
+        for new, good in (some() for _ in range(4)):
+            held.append(np.mean(new[good] < point.threshold) <= 0.03)
+    assert np.mean(held) >= 0.93  # 0.95 less two standard errors of 600 new projects
+
+
+def test_what_each_job_loses_is_counted_in_particles():
+    """The worst-scored class of every job is good; it weighs nothing, or more than the bound."""
+    jobs = np.repeat(np.arange(40), 10)
+    score = np.tile(np.linspace(0.05, 0.95, 10, dtype=np.float32), 40)
+    keep = score > 0.1
+    levels: Groups = {"project": jobs, "micrograph": jobs}
+    small = np.where(score < 0.2, 1.0, 1000.0)
+    counted = choose(score, keep, levels, weights=small, prefer="junk")
+    assert (counted.level, counted.groups) == ("project", 40)
+    assert counted.limit > 0.2
+    assert choose(score, keep, levels, weights=np.ones(400), prefer="junk").limit < 0.2
+
+
 def test_with_fewer_than_19_projects_micrographs_take_their_place():
     rng = np.random.default_rng(2)
     score, keep, names = many(rng, 24)
