@@ -48,9 +48,6 @@ PROJECTS, JOBS = 70, 5
 #: simulated job, on average: good and bad ones as much together, since most of them are good, and the look of
 #: RELION's classes must not tell that. A fifth of all.
 RELION_JOBS, RELION_WEIGHT = 30, 8
-#: Of policy each. Simulated proteins do not vouch for real ones: at 0.95 each of the two real ones, held
-#: out, lost 4 to 5% of its good classes where 3% were allowed.
-_CONFIDENCE = 0.98
 #: Three small networks: a class average is far less noisy than a particle.
 MEMBERS = (
     NetworkConfig(width=8, blocks=(1, 1), activation="silu"),
@@ -83,7 +80,7 @@ def features() -> tuple[str, ...]:
     return (*_ALONE, *(name for name in compared if not name.startswith(left_out)))
 
 
-def settings_of(epochs: int = _EPOCHS, seed: int = 0, confidence: float = _CONFIDENCE) -> Settings:
+def settings_of(epochs: int = _EPOCHS, seed: int = 0) -> Settings:
     """How classes are prepared and networks fitted, and the threshold chosen."""
     return load(
         ingest={
@@ -94,7 +91,6 @@ def settings_of(epochs: int = _EPOCHS, seed: int = 0, confidence: float = _CONFI
             "features": features(),
             "seed": seed,
             "folds": 2,
-            "operating_point": {"confidence": confidence},
             "fit": {
                 "epochs": epochs,
                 "batch": 32,
@@ -407,9 +403,8 @@ def card(rows: Mapping[str, Mapping[str, Any]], lost: np.ndarray, settings: Sett
         "(`python -m benchmarks.accuracy.class2d` trains without it altogether), and members are "
         "calibrated with it. "
         "What is lost is counted in particles, as far as jobs say how many a class has. "
-        "Networks and settings were not chosen by these numbers, but for these: policy each promises its "
-        f"bound with {settings.train.operating_point.confidence:.0%}, since at 95% both real proteins lost "
-        "more than it allows in an earlier ensemble; which frequencies are compared between classes, and how "
+        "Networks and settings were not chosen by these numbers, but for these: which frequencies are "
+        "compared between classes, and how "
         "many of their correlations, was chosen by AUROC within simulated and these real jobs, each number "
         "by itself. "
         "The look of simulated classes was made to resemble the real ones, "

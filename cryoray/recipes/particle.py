@@ -308,6 +308,7 @@ def _card(ensemble: Ensemble, unseen: HeldOut) -> str:
         f"Good images lost per simulated project: mean {np.mean(lost):.1%}, median {np.median(lost):.1%}, "
         f"worst {max(lost):.1%}; at most {bound:.0%} in {within:.0%} of them.",
         "",
+        *_stricter(line),
         "Junk found, by what it is (simulated): "
         + ", ".join(
             f"{kind.replace('_', ' ')} {np.mean(found[unseen.kind == kind]):.0%}"
@@ -339,6 +340,21 @@ def _card(ensemble: Ensemble, unseen: HeldOut) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _stricter(line: Context | Manifest) -> list[str]:
+    """What each project loses at the line of the policy `each`, and what it costs."""
+    each = (line.operating_points or {}).get("each")
+    if each is None or not each.lost:
+        return []
+    bound, lost = float(str(each.operating_point["bound"])), [*each.lost.values()]
+    return [
+        f"At the line of the policy `each` (threshold {each.threshold:.4f} by profile) at most {bound:.0%} "
+        f"is lost in {np.mean(np.array(lost) <= bound):.0%} of the {len(lost)} projects with good images, in "
+        f"the mean {np.mean(lost):.1%}, at worst {max(lost):.1%}; projects keep {each.junk_kept:.0%} of "
+        "their junk in the mean.",
+        "",
+    ]
 
 
 def _line(
