@@ -40,6 +40,10 @@ class Counts:
         stages: seconds by stage: plan, wait (for a preparer or judge, and on the way), prepare, judge
             (a batch), answer.
         lost: ranges that were asked about again because a replica was lost.
+        queued: images that are not judged yet, by ensemble.
+        shadow_images: by the verdict of the active ensemble and that of the shadow.
+        shadow_skipped: images that the shadow had no time for.
+        shadow_failed: images that the shadow failed to judge.
         present: requests of any sort that are not answered yet, but for health and metrics.
         draining: whether the service is being stopped, so that no more are taken.
         others: what the other ingresses have counted, as `collected` there.
