@@ -34,11 +34,11 @@ EVENTS: Mapping[str, str] = {
     "classify.done": "A source was judged: rows, verdicts, estimated share of good images.",
     "classify.planned": "What a source holds, before it is judged.",
     "classify.profiled": "The source's profile is made: on how many images it rests, and whether it is"
-    " like those of the training.",
+    " familiar, that is near enough to those of the training.",
     "classify.quarantined": "Rows of a source that could not be judged, counted by reason.",
     "companion.unused": "A STAR file beside a stack does not describe it, and why.",
     "companion.used": "The STAR file that describes a bare stack.",
-    "context.learned": "The networks have learned to judge within a project; what its profile buys them.",
+    "context.learned": "The networks have learned to judge by a project's profile; how much better they judge with it.",
     "dashboard.started": "Ray's dashboard of a local Ray: its address and the file with its token.",
     "drift.alarm": "Micrographs differ from the session's past, or from the ensemble's training: which"
     " quantity, and by how much.",
@@ -79,7 +79,7 @@ EVENTS: Mapping[str, str] = {
     "service.started": "The service listens: its address and its ensembles.",
     "service.starting": "A service is started.",
     "service.stopped": "The service has ended.",
-    "service.stopping": "The service finishes what was begun and takes nothing more.",
+    "service.stopping": "The service finishes the requests that it has and takes no new ones.",
     "session.closed": "The watcher ends: the row counts of the whole session.",
     "session.opened": "The watcher starts or goes on.",
     "sides.merged": "The merged STAR files of the session are renewed.",
