@@ -38,7 +38,7 @@ EVENTS: Mapping[str, str] = {
     "classify.quarantined": "Rows of a source that could not be judged, counted by reason.",
     "companion.unused": "A STAR file beside a stack does not describe it, and why.",
     "companion.used": "The STAR file that describes a bare stack.",
-    "context.learned": "The networks have learned to judge by a project's profile; how much better they judge with it.",
+    "context.learned": "The networks have learned to judge by a profile; how much better they are with it.",
     "dashboard.started": "Ray's dashboard of a local Ray: its address and the file with its token.",
     "drift.alarm": "Micrographs differ from the session's past, or from the ensemble's training: which"
     " quantity, and by how much.",
