@@ -54,6 +54,7 @@ class _Watched:
     since: float
     settled: float | None = None
     missing: float | None = None
+    known: bool = False  # whether it ever settled, as it was or is
 
 
 @dataclass(slots=True)
@@ -118,20 +119,23 @@ class Scanner:
             return Look(away=error.strerror or str(error))
         if full:
             self._looked = now
-        known = [path for path, one in self._files.items() if one.settled is not None]
-        if len(known) >= MANY and not listed:
+        known = sum(there.known for there in self._files.values())
+        if known >= MANY and not listed:
             return Look(away="it is empty, and was not")
-        return Look(
-            settled=tuple(self._settled(now)),
-            vanished=tuple(self._vanished(listed, now)),
-            unreadable=dict(self._unreadable),
-        )
+        vanished = tuple(self._vanished(listed, now))  # what is missing does not settle
+        settled = tuple(self._settled(now))
+        return Look(settled, vanished, unreadable=dict(self._unreadable))
 
     def get(self, path: str) -> File | None:
         """A file that has settled, None for every other."""
         there = self._files.get(path)
         settled = there is not None and there.settled is not None and there.missing is None
         return there.file if there and settled else None
+
+    def is_settled(self, path: str) -> bool:
+        """Whether a file that settled is the same at this very moment; else it has to settle anew."""
+        self._note_path(path, self.clock())
+        return self.get(path) is not None
 
     @property
     def unsettled(self) -> int:
@@ -271,9 +275,11 @@ class Scanner:
     def _settled(self, now: float) -> Iterator[File]:
         for path in sorted(self._unsettled):
             there = self._files[path]
+            if there.missing is not None:
+                continue
             last = max(there.file.mtime_ns, there.file.ctime_ns)
             if now - there.since >= self.settle or time_ns() - last > _OLD_NS:
-                there.settled = now
+                there.settled, there.known = now, True
                 self._unsettled.discard(path)
                 yield there.file
 
@@ -283,10 +289,10 @@ class Scanner:
             there = self._files[path]
             if there.missing is None:
                 there.missing = now
-            if there.settled is None or now - there.missing >= self.settle:
+            if not there.known or now - there.missing >= self.settle:
                 del self._files[path]
                 self._unsettled.discard(path)
-                if there.settled is not None:
+                if there.known:
                     yield path
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cryoray.session.settling import Scanner
+from cryoray.session.settling import Look, Scanner
 
 
 class Clock:
@@ -120,6 +120,42 @@ def test_a_file_removed_and_put_back_at_once_did_not_vanish(
     clock.now += 5
     assert scanner.look().vanished == ()
     assert settled(scanner, clock, 10) == ["a.mrcs"]
+
+
+def test_a_file_that_is_rewritten_and_then_removed_vanished(
+    scanner: Scanner, clock: Clock, tmp_path: Path
+) -> None:
+    stack = write(tmp_path / "a.mrcs")
+    settled(scanner, clock, 0)
+    settled(scanner, clock, 10)
+    write(stack, "another")
+    clock.now += 5
+    scanner.look()
+    stack.unlink()
+    clock.now += 5
+    assert scanner.look() == Look(), "it may come back"
+    clock.now += 5
+    assert scanner.look() == Look()
+    clock.now += 5
+    assert scanner.look().vanished == (str(stack),)
+
+
+def test_a_file_that_changed_since_it_settled_is_seen_at_once_and_settles_anew(
+    scanner: Scanner, clock: Clock, tmp_path: Path
+) -> None:
+    stack = write(tmp_path / "a.mrcs")
+    other = write(tmp_path / "b.mrcs")
+    settled(scanner, clock, 0)
+    settled(scanner, clock, 10)
+    os.utime(tmp_path, ns=(1, 1))  # nothing of the folder's own changes
+    scanner.look()
+    with stack.open("a") as file:
+        file.write("more")
+    assert settled(scanner, clock, 10) == []
+    assert not scanner.is_settled(str(stack))
+    assert scanner.is_settled(str(other))
+    assert settled(scanner, clock, 10) == ["a.mrcs"]
+    assert scanner.is_settled(str(stack))
 
 
 def test_a_disk_that_is_away_takes_nothing_with_it(
