@@ -13,6 +13,7 @@ from cryoray.session.judging import Unit, incomplete
 from cryoray.session.ledger_records import Outcome
 from cryoray.session.names import unwritable
 from cryoray.session.retrying import FIRST_WAIT, longer
+from cryoray.session.settling import Scanner
 
 #: A stack that settled and is not whole is sent after so many settle times, and at least seconds.
 _PATIENCE, _LEAST_PATIENCE = 10.0, 60.0
@@ -38,14 +39,14 @@ class JudgeQueue:
     then it waits too, behind all that is new.
 
     Args:
-        settle: seconds without a change before a file is taken.
+        scanner: sees the files of the stacks.
         patience: seconds that a stack which settled and is not whole is waited for, at most.
         size: how many may be in flight.
     """
 
-    def __init__(self, settle: float, patience: float, size: int) -> None:
-        self._settle, self._size = settle, size
-        self._patience = min(max(_LEAST_PATIENCE, _PATIENCE * settle), patience)
+    def __init__(self, scanner: Scanner, patience: float, size: int) -> None:
+        self._scanner, self._size = scanner, size
+        self._patience = min(max(_LEAST_PATIENCE, _PATIENCE * scanner.settle), patience)
         self._units: dict[str, Unit] = {}
         self._images: int | None = 0  # None: to be counted
         self._not_before: dict[str, float] = {}  # of those that wait
@@ -134,15 +135,17 @@ class JudgeQueue:
             unit = self._units.get(key)
             if key in self._in_flight or unit is None:
                 continue
-            if unwritable(str(unit.path)) or not self._waits_for_rest(key, unit, now):
+            if unwritable(str(unit.path)) or self._is_whole(key, unit, now):
                 yield key, unit
+            else:
+                self._not_before[key] = now + min(self._scanner.settle, 5.0)
 
     def _wait_no_longer(self, key: str) -> None:
         self._not_before[key] = 0.0
         self._waits.pop(key, None)
 
-    def _waits_for_rest(self, key: str, unit: Unit, now: float) -> bool:
-        """Whether a stack is not whole yet, and may still become so."""
+    def _is_whole(self, key: str, unit: Unit, now: float) -> bool:
+        """Whether a stack is what settled, and is all there, or was waited for long enough."""
         try:
             missing = incomplete(unit.path, unit.own)
         except InputError as error:
@@ -150,12 +153,10 @@ class JudgeQueue:
             missing = str(error)
         if missing is None:
             self._half.pop(key, None)
+        elif now - self._half.setdefault(key, now) < self._patience:
             return False
-        since = self._half.setdefault(key, now)
-        if now - since >= self._patience:
-            return False
-        self._not_before[key] = now + min(self._settle, 5.0)
-        return True
+        # What has grown or was rewritten since then is another stack, which the scanner brings.
+        return self._scanner.is_settled(str(unit.path))
 
     # --- what is in flight
 

@@ -94,7 +94,7 @@ class Watcher:
         )
         self.log = EventLog(self.ledger, session, self.places.events, on_event, settings.webhook)
         self.service = SessionService(client, settings, self.log)
-        self.queue = JudgeQueue(settings.settle, settings.patience, settings.max_concurrent)
+        self.queue = JudgeQueue(self.scanner, settings.patience, settings.max_concurrent)
         self._on_event = on_event
         self._ledger_away = False
         self._alive = -1e18

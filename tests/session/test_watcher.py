@@ -188,14 +188,18 @@ def test_a_stack_still_being_written_is_not_taken(service: Service, root: Path) 
     stack = extracted(root, images=20)
     whole = stack.read_bytes()
     stack.write_bytes(whole[: len(whole) // 2])
-    with watching(root, service, patience=30.0) as session:
+    calls = service.judging.calls
+    with watching(root, service, settle=0.5, patience=30.0) as session:
+        session.until(lambda: len(session.ledger.stacks("s", "pending")) == 1)
         time.sleep(0.6)
         assert session.watcher.row_counts()["stacks"] == 0
         with stack.open("ab") as file:
             file.write(whole[len(whole) // 2 :])
-        # It may be judged the moment it is whole, and again once the look that finds it grown settles.
         session.until(lambda: session.watcher.row_counts()["rows"] == 20)
+        time.sleep(1.5)  # the look that finds it grown, and the settle time
         assert session.names()["stack.rejected"] == 0
+        assert session.names()["micrograph.judged"] == 1
+        assert service.judging.calls == calls + 1, "once, as the whole stack that it is"
 
 
 def test_what_is_rewritten_is_judged_again_and_what_vanishes_no_longer_counts(
