@@ -147,7 +147,7 @@ class Verdicts(Table):
             import pandas as pd  # noqa: F401
         except ModuleNotFoundError as error:
             raise missing(error) from error
-        named = self.with_images(self.particles.source.images).table
+        named = self.with_images(self.particles.source.images[:]).table
         first = ["image", *(name for name in named.column_names if name not in ("row", "image"))]
         frame: pd.DataFrame = named.select(["row", *first]).to_pandas().set_index("row")
         return frame

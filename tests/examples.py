@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -134,6 +135,15 @@ def write_project(folder: Path, sizes: tuple[int, ...] = (60, 35, 80)) -> Path:
         ],
     )
     return folder / "particles.star"
+
+
+def sparse_stack(path: Path, count: int, width: int, height: int, mode: int = 0) -> Path:
+    """A stack whose header promises so much, and that has it: as holes, which take no room."""
+    write_stack(path, particles(1))
+    with path.open("r+b") as file:
+        file.write(struct.pack("<4i", width, height, count, mode))
+        file.truncate(1024 + count * width * height)
+    return path
 
 
 def write_star(path: Path, rows: list[str]) -> Path:

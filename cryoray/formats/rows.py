@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from cryoray.errors import printable
+from cryoray.formats.numbered import Numbered
 from cryoray.records import Kind
 
 #: What a source is made of: a RELION STAR file, a cryoSPARC table, or stacks that nothing describes.
@@ -33,8 +34,9 @@ class Source:
     Attributes:
         path: the STAR file, the table, the stack, or the folder of bare stacks.
         kind: what the rows are.
-        images: str objects [n], the images' names as the source has them, ``000001@file.mrcs`` for a
-            bare stack. They, micrographs and problems are text that every sink takes (`printable`).
+        images: str objects [n], the images' names as the source has them; those of bare stacks are made
+            when they are asked for. They, micrographs and problems are text that every sink takes
+            (`printable`).
         stacks: absolute paths of the stacks that rows name; they may be missing.
         stack: int32 [n], index into ``stacks``, -1 where the row names none.
         frame: int64 [n], 0-based position in the stack.
@@ -49,7 +51,7 @@ class Source:
 
     path: Path
     kind: Kind
-    images: np.ndarray
+    images: np.ndarray | Numbered
     stacks: tuple[Path, ...]
     stack: np.ndarray
     frame: np.ndarray

@@ -8,6 +8,7 @@ import numpy as np
 
 from cryoray.errors import FormatError, printable
 from cryoray.formats import mrc
+from cryoray.formats.numbered import Numbered
 from cryoray.formats.rows import Source
 from cryoray.formats.star import unwritable
 from cryoray.records import Kind
@@ -56,19 +57,13 @@ def open_stacks(path: Path, stacks: list[Path], kind: Kind) -> Source:
         path=path,
         format="stack",
         kind=kind,
-        images=np.array(
-            [
-                f"{frame:06d}@{name}"
-                for name, count in zip(names, counts, strict=True)
-                for frame in range(1, count + 1)
-            ],
-            dtype=object,
-        ),
+        images=Numbered(names, counts),
         stacks=tuple(stacks),
         stack=index,
         frame=np.concatenate([np.arange(count) for count in counts]),
-        micrograph=np.full(n, "", object),
-        pixel_size=np.full(n, np.nan, np.float32),
+        # Each one value, as often as there are rows, that takes no room.
+        micrograph=np.broadcast_to(np.array("", object), n),
+        pixel_size=np.broadcast_to(np.float32(np.nan), n),
         problems=problems,
     )
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from cryoray.formats import companion, mrc
 from cryoray.formats.companion import Companion, Found, Open
+from cryoray.formats.numbered import Numbered
 from cryoray.formats.rows import Source
 from cryoray.preparation.features import described
 from cryoray.preparation.plan import protein_is_dark
@@ -73,9 +74,11 @@ def with_metadata(stack: Source, companion: Companion) -> Source:
     rows = rows[(star.frame[rows] >= 0) & (star.frame[rows] < len(stack))]
     at[star.frame[rows]] = rows
     there = at >= 0
+    own = np.flatnonzero(there)
+    assert isinstance(stack.images, Numbered)
     return replace(
         stack,
-        images=np.where(there, star.images[at], stack.images),
+        images=stack.images.but(own, star.images[at[own]]),
         micrograph=np.where(there, star.micrograph[at], stack.micrograph),
         pixel_size=np.where(there, star.pixel_size[at], stack.pixel_size),
         metadata={
@@ -84,9 +87,8 @@ def with_metadata(stack: Source, companion: Companion) -> Source:
         problems={
             **stack.problems,
             **{
-                int(frame): star.problems[row]
-                for frame, row in enumerate(at.tolist())
-                if row in star.problems
+                frame: star.problems[int(at[frame])]
+                for frame in np.flatnonzero(np.isin(at, list(star.problems))).tolist()
             },
         },
     )

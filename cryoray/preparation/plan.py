@@ -277,7 +277,13 @@ def _repeated(source: Source, wanted: np.ndarray) -> dict[int, str]:
     concerned = np.zeros(len(source.stacks) + 1, bool)  # the last stands for -1, no stack
     concerned[source.stack[wanted]] = True
     concerned[-1] = False
-    rows = np.flatnonzero(concerned[source.stack] & (source.frame >= 0))
+    frames = source.frame[wanted]
+    frames = frames[frames >= 0]
+    if not len(frames):
+        return {}
+    # Of a stack that may have millions, only rows on images from the first to the last that is wanted.
+    near = (source.frame >= frames.min()) & (source.frame <= frames.max())
+    rows = np.flatnonzero(concerned[source.stack] & near)
     keys = source.stack[rows].astype(np.int64) << 40 | source.frame[rows]
     order = np.argsort(keys, kind="stable")
     rows, keys = rows[order], keys[order]

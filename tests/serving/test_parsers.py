@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from cryoray.serving import parsers
 from cryoray.serving.parsers import BusyError, Parsers, Question
 from cryoray.serving.sources import TooMuchError
 from cryoray.settings import PreparationSettings
-from tests.examples import particles, write_project, write_stack
+from tests.examples import sparse_stack, write_project
 
 pytestmark = pytest.mark.long
 
@@ -38,15 +37,6 @@ def asking(work: Callable[[Parsers], Awaitable[None]], **limits: float) -> None:
             made.close()
 
     asyncio.run(run())
-
-
-def sparse_stack(path: Path, count: int, width: int, height: int, mode: int = 0) -> Path:
-    """A stack whose header promises so much, and that has it: as holes, which take no room."""
-    write_stack(path, particles(1))
-    with path.open("r+b") as file:
-        file.write(struct.pack("<4i", width, height, count, mode))
-        file.truncate(1024 + count * width * height)
-    return path
 
 
 def test_it_answers_as_the_catalogue_does(tmp_path: Path) -> None:

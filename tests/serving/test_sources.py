@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,14 @@ from cryoray.serving.sources import (
 )
 from cryoray.session.cache import Cache
 from cryoray.settings import PreparationSettings
-from tests.examples import FEATURES, particles, write_project, write_stack, write_star
+from tests.examples import (
+    FEATURES,
+    particles,
+    sparse_stack,
+    write_project,
+    write_stack,
+    write_star,
+)
 from tests.formats.files import write_cs_job
 
 PREPARATION = PreparationSettings(box=32, features=FEATURES, contrast="bright")
@@ -112,6 +120,22 @@ def test_a_request_means_the_sources_rows(project: Path) -> None:
     np.testing.assert_array_equal(rows, np.arange(20, 120))
     assert chosen.rows == 100
     assert catalogue.choose(project, None, "particle", PREPARATION, 16).rows == 175
+
+
+def test_a_few_rows_of_a_huge_stack_take_little_memory(tmp_path: Path) -> None:
+    images = 1_000_000
+    sparse_stack(tmp_path / "huge.mrcs", images, 8, 8)
+    chooser = Chooser([tmp_path], 10)
+    tracemalloc.start()
+    try:
+        chosen = chooser.choose(tmp_path / "huge.mrcs", (0, 5), "particle", PREPARATION, 16)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert chosen.images.tolist() == [f"{n:06d}@huge.mrcs" for n in range(1, 6)]
+    assert (
+        peak < 50 * images
+    )  # bytes; with a name for each image and a sort of all of them it was 180
 
 
 def test_requests_that_cannot_be_met_say_why(project: Path) -> None:
