@@ -34,6 +34,19 @@ REASON_WORDS: Mapping[str, str] = {
     "broken": "broken or denatured",
 }
 
+#: How a reason ends where an image holds nothing; and what that is of a class.
+BLANK, EMPTY_CLASS = "all pixels are 0", "empty class, no particles"
+
+
+def quarantine_words(reason: str, kind: str) -> str:
+    """Why a row has no verdict, as a person reads it.
+
+    A class average of zeros is that of a class without particles: RELION writes it so, and nothing is
+    wrong with the file.
+    """
+    return EMPTY_CLASS if kind == "class2d" and reason.endswith(BLANK) else reason
+
+
 MEMBERS = ("d1", "d2", "d3")
 
 #: How many rows a source may always lose, however small the fraction allowed (`errors.QuarantineError`). Not

@@ -33,7 +33,14 @@ from cryoray.formats.relion import (
 )
 from cryoray.formats.rows import Source
 from cryoray.formats.star import Block, StarFile, as_objects, parse
-from cryoray.records import QUARANTINE_SCHEMA, VERDICTS_SCHEMA, Kind, RowCounts, Verdicts
+from cryoray.records import (
+    QUARANTINE_SCHEMA,
+    VERDICTS_SCHEMA,
+    Kind,
+    RowCounts,
+    Verdicts,
+    quarantine_words,
+)
 
 #: What verdicts are made of, as the metadata of their table name it.
 _INPUTS = ("source", "kind", "ensemble")
@@ -140,7 +147,9 @@ def quarantine_table(source: Source, quarantined: Sequence[tuple[int, str]]) -> 
             "image": pa.array(source.images[rows], pa.string()),
             "file": files,
             "row": numbers,
-            "reason": [printable(reason) for _, reason in quarantined],
+            "reason": [
+                printable(quarantine_words(reason, source.kind)) for _, reason in quarantined
+            ],
         },
         schema=QUARANTINE_SCHEMA,
     )

@@ -18,11 +18,24 @@ from cryoray.imaging.pictures import LOW_PASS
 from cryoray.models.ensemble import Ensemble, Manifest
 from cryoray.preparation.features import chosen_features, source_features
 from cryoray.preparation.look import look_at
-from cryoray.records import REASON_WORDS, VERDICTS, RowCounts, Verdicts
+from cryoray.preparation.reader import by_reason
+from cryoray.records import (
+    EMPTY_CLASS,
+    REASON_WORDS,
+    VERDICTS,
+    RowCounts,
+    Verdicts,
+    quarantine_words,
+)
 from cryoray.settings import ClassifySettings, PreparationSettings
 
 #: Images in each strip of the gallery: of particles a sample, of classes all that a person would look at.
 _SHOWN, _CLASSES_SHOWN = 24, 200
+#: Rows of the table of what was not judged.
+_NOT_JUDGED = 200
+_LISTED = (
+    "They have no verdict, and are in none of the files but quarantined and quarantine.parquet."
+)
 #: A particle's reason may be its class, of which there are many.
 _BY_CLASS = "its class is discarded"
 _TITLES = {"keep": "Kept", "discard": "Discarded", "review": "For review"}
@@ -86,6 +99,7 @@ def write_page(
             report.scores_section(verdicts.score, manifest.threshold, manifest.review),
             _vouched(manifest),
         ]
+    sections += _not_judged(source, verdicts)
     sections.append(
         report.provenance_section(report.command(), [chosen], {"ensemble": ensemble.digest})
     )
@@ -179,6 +193,20 @@ def _reasons(table: pa.Table) -> list[report.Section]:
     ]
 
 
+def _not_judged(source: Source, verdicts: Verdicts) -> list[report.Section]:
+    """Rows without a verdict, and why: each class, particles by their reasons; nothing of none."""
+    lost = [(row, quarantine_words(why, source.kind)) for row, why in verdicts.quarantined]
+    if not lost:
+        return []
+    if source.kind == "particle":
+        counts = by_reason(why for _, why in lost)
+        rows = [(why, f"{n:,}") for why, n in counts.items()][:_NOT_JUDGED]
+        return [report.table_section("Not judged", ("reason", "images"), rows, _LISTED)]
+    numbers = source.frame + (source.format != "cs")
+    classes = [(f"class {numbers[row]}", why) for row, why in lost[:_NOT_JUDGED]]
+    return [report.table_section("Not judged", ("class", "reason"), classes, _LISTED)]
+
+
 def _gallery(
     source: Source, table: pa.Table, settings: PreparationSettings, invert: bool | None
 ) -> report.Section:
@@ -232,9 +260,12 @@ def class_strips(
             lines = [f"class {numbers[row]}"]
             if np.isfinite(particles[row]):
                 count = round(particles[row])
-                lines.append(f"{count:,} particle{'' if count == 1 else 's'}")
+                some = f"{count:,} particle{'' if count == 1 else 's'}"
+                lines.append(some if count else EMPTY_CLASS)
             if np.isfinite(resolution[row]):
                 lines.append(f"{resolution[row]:.1f}\N{NO-BREAK SPACE}Å")
+            elif np.isfinite(resolution).any():
+                lines.append("resolution unknown")
             lines.append(f"score {score[at]:.2f}")
             captions.append([*lines, reason[at]] if reason[at] else lines)
         note = f"{len(those):,} classes"

@@ -47,6 +47,8 @@ _STATIC = {
 }
 #: A list of every place of three million images has about so many bytes.
 _MOST_BYTES = 32 << 20
+#: Rows without a verdict that are listed.
+_LISTED = 200
 #: Strips drawn at the same time.
 _AT_ONCE = 2
 _OWN = ("127.0.0.1", "localhost", "[::1]")
@@ -263,6 +265,7 @@ class Page:
             "out": printable(self.out),
             "kind": table.kind,
             "quarantined": len(table.source) - len(table),
+            "lost": [[printable(name), why] for name, why in table.lost(_LISTED)],
             "line": self.selection.line(state),
             "threshold": table.threshold,
             "presets": self.selection.presets(),

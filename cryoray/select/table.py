@@ -20,7 +20,7 @@ from cryoray.formats.names import QUARANTINE_TABLE, VERDICTS_TABLE
 from cryoray.formats.relion import known
 from cryoray.formats.source import Source, open_source
 from cryoray.preparation.features import chosen_features, source_features
-from cryoray.records import KINDS, REASON_WORDS, VERDICTS, Kind, Verdicts
+from cryoray.records import KINDS, REASON_WORDS, VERDICTS, Kind, Verdicts, quarantine_words
 
 #: A particle's reason may be its class; those the line does not bring back.
 _BY_CLASS = "its class is discarded"
@@ -119,6 +119,14 @@ class Table:
             )
         values = self._of_rows(self.source.metadata.get(rln.CLASS_NUMBER))
         return np.where(np.isfinite(values), values, -1).astype(np.int32)
+
+    def lost(self, most: int) -> list[tuple[str, str]]:
+        """Name and reason of rows without a verdict, at most so many, in the order of the source."""
+        some = sorted(self.verdicts.quarantined)[:most]
+        if self.kind == "class2d":
+            first = self.source.format != "cs"
+            return [(f"class {self.source.frame[row] + first}", why) for row, why in some]
+        return [(str(self.source.images[row]), why) for row, why in some]
 
     def _of_rows(self, values: np.ndarray | None) -> np.ndarray:
         if values is None:
@@ -231,7 +239,10 @@ def open_table(folder: Path, source: Path | None = None) -> Table:
     }
     good = _scored(columns, file)
     quarantined = [
-        *zip(missing.tolist(), lost["reason"].to_pylist(), strict=True),
+        *(
+            (row, quarantine_words(why, opened.kind))
+            for row, why in zip(missing.tolist(), lost["reason"].to_pylist(), strict=True)
+        ),
         *((row, _NO_SCORE) for row in rows[~good].tolist()),
     ]
     if not good.all():

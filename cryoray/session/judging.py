@@ -33,7 +33,7 @@ from cryoray.formats.relion import known
 from cryoray.formats.rows import Source
 from cryoray.formats.source import open_source
 from cryoray.formats.verdicts import write_verdicts
-from cryoray.records import Kind, Verdicts
+from cryoray.records import EMPTY_CLASS, Kind, Verdicts, quarantine_words
 from cryoray.session.grid import Grid
 from cryoray.session.ledger_records import Micrograph, Outcome
 from cryoray.session.profiling import SessionProfile
@@ -328,10 +328,11 @@ def _outcome(
     verdict, score = verdicts.verdict, verdicts.score.astype(float)
     judged, quarantined = verdicts.rows, verdicts.quarantined
     allowed = int(context.max_quarantined * len(rows))
-    rejected = len(quarantined) > allowed
+    # An empty class is no fault of its file.
+    faults = [why for _, why in quarantined if quarantine_words(why, unit.kind) != EMPTY_CLASS]
+    rejected = len(faults) > allowed
     reason = (
-        f"{len(quarantined):,} of {len(rows):,} rows could not be read ({allowed:,} allowed): "
-        f"{quarantined[0][1]}"
+        f"{len(faults):,} of {len(rows):,} rows could not be read ({allowed:,} allowed): {faults[0]}"
         if rejected
         else None
     )

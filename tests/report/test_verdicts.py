@@ -45,3 +45,10 @@ def test_classes_are_shown_best_first_with_number_particles_resolution_and_score
             for one in those
             if (number := int(one["image"][:6]))
         ]
+    section = re.split(r"<h2[^>]*>Not judged<", page)[1].split("</section>")[0]
+    assert re.findall("<td>([^<]*)", section.replace('<th scope="row">', "<td>")) == [
+        "class 3",
+        "empty class, no particles",
+    ]
+    (lost,) = pq.read_table(out / "quarantine.parquet").to_pylist()
+    assert (lost["row"], lost["reason"]) == (3, "empty class, no particles")

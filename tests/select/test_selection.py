@@ -26,7 +26,7 @@ from cryoray.select.clicks import Clicks
 from cryoray.select.selection import TWENTY, Judge, Selection, expected
 from cryoray.select.table import Table, open_table
 from tests import examples
-from tests.classes import COUNTS
+from tests.classes import COUNTS, write_class_job
 from tests.formats.files import write_cs_job
 from tests.select.conftest import THRESHOLD, judged
 
@@ -300,6 +300,22 @@ def test_cryosparcs_tools_read_the_groups_of_both_sides(tmp_path: Path) -> None:
     labels = read_selection(folder / "selected" / saving.LABELS, source)
     assert labels.tolist() == keep.astype(int).tolist()
     chosen.clicks.close()
+
+
+def test_classes_without_a_verdict_are_listed_with_why(tmp_path: Path) -> None:
+    job = write_class_job(tmp_path / "project")
+    source = open_source(job / "run_it025_model.star", "class2d")
+    lost = [(2, "run_it025_classes.mrcs, image 3: all pixels are 0"), (1, "cannot be read")]
+    verdicts = open_table(judged(source, tmp_path / "whole", (1, 2))).verdicts
+    verdicts = Verdicts.of(
+        verdicts.rows,
+        {n: verdicts.column(n) for n in ("score", "verdict", "d1", "d2", "d3", "reason")},
+        lost,
+    )
+    write_verdicts(tmp_path / "verdicts", source, verdicts)
+    table = open_table(tmp_path / "verdicts")
+    listed = [("class 2", "cannot be read"), ("class 3", "empty class, no particles")]
+    assert (table.lost(9), table.lost(1)) == (listed, listed[:1])
 
 
 def test_a_table_of_no_judged_image_is_opened(tmp_path: Path, particles: Path) -> None:

@@ -39,6 +39,7 @@ from cryoray.session.page.views import _tile
 from cryoray.session.watcher import Watcher
 from cryoray.settings import WatchSettings
 from tests import examples
+from tests.classes import write_class_job
 from tests.session.service import running
 from tests.web import malformed
 
@@ -431,6 +432,35 @@ def test_counters_follow_what_people_said(site: Site) -> None:
     with site.program() as program:
         plain = program.get("/v1/sessions/s").json()
         assert (plain["kept"], plain["discarded"]) == (kept, discarded + 1)
+
+
+def test_classes_are_listed_with_those_that_have_no_verdict_and_an_empty_one_is_no_fault(
+    tiny_ensemble: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "data"
+    counts = (7, 4, 0, 9, 2, 0)
+    write_class_job(root, counts)
+    examples.save_ensemble(tmp_path / "classes", "class2d")
+    ensembles = {"tiny": tiny_ensemble, "classes": tmp_path / "classes"}
+    url = str(root / "cryoray/ledger.sqlite")
+    with running([root], ensembles, ledger=url) as service:
+        settings = WatchSettings(poll=0.05, settle=0.05, rescan=0.1)
+        watcher = Watcher(root, "s", settings, service.client())
+        watcher.run(threading.Event(), once=True)
+        watcher.close()
+        token = watcher.token_file.read_text().strip()
+        headers = {"Accept": "text/html"}
+        with httpx.Client(
+            base_url=service.url, timeout=30, follow_redirects=True, headers=headers
+        ) as client:
+            client.post("/login", data={"token": token, "who": "Ada"})
+            page = client.get("/sessions/s").text
+    panel = page.split("2D classes of the latest job")[1].split("</section>")[0]
+    assert len(tiles(panel)) == 4
+    assert re.search(r"\d of 6 kept", panel)
+    assert "class 4 · 40.9 % · 16.5 Å" in panel
+    listed = re.findall(r"<li><b>([^<]*)</b> ([^<]*)</li>", panel)
+    assert listed == [(f"class {n}", "empty class, no particles") for n in (3, 6)]
 
 
 def test_what_is_not_there_is_a_page_for_a_person_and_json_for_a_program(site: Site) -> None:

@@ -23,6 +23,7 @@ from cryoray.imaging import pictures
 from cryoray.preparation.plan import protein_is_dark
 from cryoray.preparation.prepare import prepare_images, window_sides
 from cryoray.preparation.reader import image_header
+from cryoray.records import quarantine_words
 from cryoray.session.cache import Cache
 from cryoray.session.judging import place
 from cryoray.session.labels import image_place
@@ -68,7 +69,12 @@ class Pictures:
         if not stack.quarantined:
             return []
         lost = _read(session, stack, QUARANTINE_TABLE)
-        return list(zip(lost["image"].to_pylist(), lost["reason"].to_pylist(), strict=True))
+        return [
+            (image, quarantine_words(why, stack.kind))
+            for image, why in zip(
+                lost["image"].to_pylist(), lost["reason"].to_pylist(), strict=True
+            )
+        ]
 
     def png(self, session: Any, stack: Any, row: int, look: Look) -> bytes:
         """The image of a row.

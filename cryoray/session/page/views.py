@@ -59,7 +59,7 @@ class Classes:
         at: when they were judged.
         tiles: the judged ones.
         kept: how many of them are kept, as people left them.
-        quarantined: image and reason of those that could not be judged.
+        quarantined: name and reason of those that have no verdict.
     """
 
     path: str
@@ -271,7 +271,13 @@ class Views:
             for row in rows
         ]
         kept = sum(one.verdict == "keep" if one.decision is None else one.decision for one in tiles)
-        return Classes(stack.path, stack.judged, tiles, kept, lost)
+        return Classes(
+            stack.path,
+            stack.judged,
+            tiles,
+            kept,
+            [(_class_name(image) or image, why) for image, why in lost],
+        )
 
     def review(self, session: Any, after: str | None = None) -> Review:
         """The images under review that come after a place, ``STACK:ROW``, and how far people are."""
@@ -423,8 +429,8 @@ def _tile(stack: Any, table: Any, row: int, decision: bool | None) -> Tile:
 
 def _about_class(image: str, columns: Mapping[str, np.ndarray], row: int) -> str:
     """Number of a class, its share of the particles and its resolution, as far as they are known."""
-    number = image.partition("@")[0]
-    words = [f"class {int(number)}"] if number.isdecimal() else []
+    name = _class_name(image)
+    words = [name] if name else []
     for name, what, scale, unit in (
         (rln.CLASS_DISTRIBUTION, "share", 100, "%"),
         (rln.ESTIMATED_RESOLUTION, "resolution", 1, "Å"),
@@ -433,6 +439,12 @@ def _about_class(image: str, columns: Mapping[str, np.ndarray], row: int) -> str
             value = float(known(columns[name][row]))
             words.append(f"{scale * value:.1f} {unit}" if np.isfinite(value) else f"{what} unknown")
     return " · ".join(words)
+
+
+def _class_name(image: str) -> str:
+    """``class 3`` of the class ``000003@…``; '' where the image has no number."""
+    number = image.partition("@")[0]
+    return f"class {int(number)}" if number.isdecimal() else ""
 
 
 def _squares(rows: Sequence[Any]) -> list[dict[str, Any]]:
