@@ -35,15 +35,13 @@ from cryoray.models.networks import Network, NetworkConfig
 from cryoray.models.rounds import Levels, LocalFits, boost
 from cryoray.preparation.examples import SetExamples, gather
 from cryoray.recipes.class2d import MEMBERS, SIMULATED, prepared_sets, settings_of
-from cryoray.settings import OperatingPointSettings, Settings
+from cryoray.settings import Settings
 from cryoray.terminal import Show
 
 PROTEINS, FOLDS = 20, 5
 SEEDS = int(os.environ.get("CRYORAY_BENCH_SEEDS", "3"))
 #: More than for what ships, which has more proteins.
 EPOCHS = int(os.environ.get("CRYORAY_BENCH_EPOCHS", "6"))
-#: Not that of what ships: the proteins that are tested are simulated like those that are learned from.
-_CONFIDENCE = OperatingPointSettings().confidence
 _WORK = Path("build/ensembles/class2d.work")
 
 ONE, DEEPER, ALIKE, ALIKE_VOTE, KINDS, KINDS_VOTE, BOOSTED, BOOSTED_MEAN, RELION = ARMS = (
@@ -264,7 +262,7 @@ def _fold(
 ) -> tuple[np.ndarray, dict[str, Said]]:
     """Which classes of one fold of the proteins are good, bool [n], and what all arms say without it."""
     torch.set_num_threads(1)
-    settings = settings_of(EPOCHS, seed, _CONFIDENCE)
+    settings = settings_of(EPOCHS, seed)
     examples, _ = gather(sets, settings.train)
     # The folds are the same for all seeds, so that their verdicts can be compared.
     here = folds_of_groups(examples.groups("project"), FOLDS, 0) == fold

@@ -171,6 +171,8 @@ def _words(happened: Event) -> str | None:
     if happened.name == "classify.planned":
         return f"{data['source']}: {data['rows']:,} images, protein {data['contrast']}."
     if happened.name == "classify.profiled" and data["familiar"]:
+        if "given" in data:
+            return f"{data['source']}: judged by the profile {data['given']}."
         return (
             f"{data['source']}: judged within its project, by a profile measured on"
             f" {data['images']:,} images."
@@ -188,6 +190,16 @@ def _warnings(events: Sequence[Event]) -> Iterator[str]:
             yield (
                 f"{data['source']} is unlike any project that the ensemble was trained on: each image was"
                 " judged by itself, which is less certain"
+            )
+        if happened.name == "classify.profiled" and data.get("unlike"):
+            yield (
+                f"the profile {data['given']} looks like that of another project than {data['source']}:"
+                " leave out --profile if it is, and one is made of the source's own images"
+            )
+        elif happened.name == "classify.profiled" and data.get("of another project"):
+            yield (
+                f"the profile {data['given']} was measured on {data['of another project']}: make sure that"
+                f" {data['source']} is of the same project"
             )
         if happened.name == "classify.quarantined":
             reasons = [f"{why} ({n:,})" for why, n in data.items() if why not in _NOT_REASONS]

@@ -279,6 +279,12 @@ class Heads(nn.Module):
         return nearness(points[:, : self.profiles.shape[1]], self.profiles)
 
     @torch.no_grad()
+    def apart(self, one: Sequence[Moments], other: Sequence[Moments]) -> float:
+        """How far two projects (p = 1) are from each other, in the units of `distance`."""
+        kept = self.profiles.shape[1]
+        return float(torch.dist(self._points(one)[:, :kept], self._points(other)[:, :kept]))
+
+    @torch.no_grad()
     def values(self, project: Sequence[Moments]) -> Tensor:
         """float32 [p, 3 · 5 + directions], what a project's shift follows from."""
         points = self._points(project)

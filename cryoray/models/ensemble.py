@@ -39,6 +39,8 @@ HELD_OUT = "held-out.parquet"
 _REASONS, _CONTEXT = "reasons", "context"
 #: A line above every probability: nothing is kept.
 _ABOVE_ALL = 2.0
+#: Images of each from which two profiles can be told apart.
+_TELLING = 100
 _DIGEST, _PIECE = re.compile(r"[0-9a-f]{64}"), 16 << 20
 #: Bytes of `ensemble.json`: one of a hundred thousand training groups has some ten million.
 _LARGEST_MANIFEST = 64 << 20
@@ -316,6 +318,19 @@ class Ensemble:
         return (
             inside.without_review() if self.review == (self.threshold, self.threshold) else inside
         )
+
+    def unlike(self, one: Profile, other: Profile) -> bool:
+        """Whether two profiles look like those of different projects; of few images nobody can tell.
+
+        They do where they are farther from each other than a project may be from those of training. A part
+        of a project with a hundred images and more is nearer to the whole; a similar protein may be, too.
+        """
+        if self.heads is None or self.manifest.context is None:
+            return False
+        if min(one.images, other.images) < _TELLING:
+            return False
+        apart = self.heads.apart(one.moments(), other.moments())
+        return apart > self.manifest.context.familiar
 
     def with_lines(self, lines: Manifest, inside: Ensemble) -> Manifest:
         """This ensemble's manifest with the lines of another one.

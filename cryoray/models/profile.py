@@ -14,10 +14,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cryoray.errors import InputError
 from cryoray.formats.files import replacing
+from cryoray.formats.names import PROFILE
 from cryoray.models.context import QUANTILES, Moments, moments
 
 #: Instead of a profile's file or digest: judge without one.
@@ -91,13 +92,15 @@ class Profile(BaseModel):
 
     @classmethod
     def load(cls, file: Path) -> Profile:
-        """Read a profile.
+        """Read a profile; of a folder of verdicts, the one in it.
 
         Raises:
             InputError: the file is missing, damaged, or not what its digest names.
         """
+        file = Path(file)
+        file = file / PROFILE if file.is_dir() else file
         try:
-            with Path(file).open(encoding="utf-8") as opened:
+            with file.open(encoding="utf-8") as opened:
                 return cls.parse(opened.read(_LARGEST))
         except FileNotFoundError:
             raise InputError(
@@ -105,9 +108,11 @@ class Profile(BaseModel):
                 file=file,
                 remedy="give the profile.json beside the verdicts of `cryoray classify`",
             ) from None
+        except OSError as error:
+            raise InputError(f"cannot be read: {error.strerror}", file=file) from error
         except ValueError as error:
             raise InputError(
-                f"is not a profile, or is damaged ({str(error).splitlines()[0]})",
+                f"is not a profile, or is damaged: {_wrong(error)}",
                 file=file,
                 remedy="classify the project again to make one",
             ) from error
@@ -130,6 +135,21 @@ class Profile(BaseModel):
             if not np.isfinite(np.asarray(numbers).astype(np.float32)).all():
                 raise ValueError("a number is not finite, or too large for float32")
         return profile
+
+
+def _wrong(error: ValueError) -> str:
+    """What is wrong with a profile, in words."""
+    if not isinstance(error, ValidationError):
+        return "it is no text" if isinstance(error, UnicodeDecodeError) else str(error)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "json_invalid":
+        return "it is not whole JSON"
+    if first["type"] == "missing":
+        return f"it has no {where}"
+    if first["type"] == "extra_forbidden":
+        return f"it has {where}, which profiles do not have"
+    return f"its {where} makes no sense" if where else "it is no table of names and values"
 
 
 def sampled(rows: np.ndarray) -> np.ndarray:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cryoray.engine import local
 from cryoray.errors import SettingsError
+from cryoray.formats import cryosparc, relion
 from cryoray.formats.class_volumes import open_volumes
 from cryoray.formats.conversion import check_convertible
 from cryoray.formats.files import replacing_folder
-from cryoray.formats.names import QUARANTINE_TABLE
+from cryoray.formats.names import PROFILE, QUARANTINE_TABLE, VERDICTS_TABLE
 from cryoray.formats.relion import complaint
 from cryoray.formats.source import Source
+from cryoray.formats.verdicts import inputs_of
 from cryoray.models.class_verdicts import ClassVerdicts, judge_classes_of, with_classes
 from cryoray.models.class_volumes import judge_volumes
 from cryoray.models.decide import decide_source
 from cryoray.models.ensemble import Ensemble
+from cryoray.models.profile import NO_PROFILE
 from cryoray.models.registry import resolve
 from cryoray.preparation.described import Described, describe
 from cryoray.preparation.plan import Plan, plan
@@ -67,7 +71,7 @@ def classify(
         InputError: nothing can be read, or ``out`` holds something else, or verdicts that would be lost.
         EnsembleError: there is no such ensemble, or it judges images of another kind.
         QuarantineError: too many rows could not be read; verdicts and their list are written.
-        SettingsError: no Ray; or a policy is given for 3D classes.
+        SettingsError: no Ray; or a policy is given for 3D classes, or a profile where none is used.
     """
     began = time.monotonic()
     source, out, chosen = Path(source).absolute(), Path(out).absolute(), settings.classify
@@ -155,6 +159,8 @@ def _volumes(
             "their job",
             remedy="leave out --policy",
         )
+    if chosen.profile is not None and chosen.profile != NO_PROFILE:
+        raise _no_profile(Path(chosen.profile), "what judges 3D classes")
     named = resolve(chosen.ensemble, settings.registry, "class3d")
     ensemble = Ensemble.load(named, review=chosen.review)
     classes = open_volumes(path)
@@ -210,19 +216,61 @@ def _planned(described: Described, ensemble: Ensemble, range_mib: int, on_event:
 def _with_profiles(
     plans: Sequence[Plan], ensemble: Ensemble, profile: str | None, on_event: OnEvent
 ) -> list[Ensemble]:
-    """The judge of each plan (`engine.local.with_profiles`), with an event where it is of a project."""
+    """The judge of each plan (`engine.local.with_profiles`), with an event where it is of a project.
+
+    Raises:
+        SettingsError: a profile is given, and the ensemble knows none.
+    """
+    given = None if profile is None or profile == NO_PROFILE else Path(profile)
+    if given is not None and given.is_dir():
+        given /= PROFILE
+    if given is not None and not ensemble.takes_profile:
+        raise _no_profile(given, f"the ensemble {ensemble.path}")
     judges = local.with_profiles(plans, ensemble, profile)
-    for each, judge in zip(plans, judges, strict=True):
+    own = [judge.profile for judge in judges]
+    if given is not None:
+        own = local.profiles(plans, ensemble)
+    for each, judge, seen in zip(plans, judges, own, strict=True):
         if judge.profile is None:  # it knows none, or nothing of the source can be read
             continue
-        seen = {"source": str(each.source.path), "profile": judge.profile.digest}
-        on_event(
-            Event(
-                "classify.profiled",
-                {**seen, "familiar": judge.familiar, "images": judge.profile.images},
-            )
-        )
+        about = {
+            "source": str(each.source.path),
+            "profile": judge.profile.digest,
+            "familiar": judge.familiar,
+            "images": judge.profile.images,
+        }
+        if given is not None:
+            about["given"] = str(given)
+            about["unlike"] = seen is not None and ensemble.unlike(judge.profile, seen)
+            about["of another project"] = _of_another(given, each.source)
+        on_event(Event("classify.profiled", about))
     return judges
+
+
+def _no_profile(given: Path, judge: str) -> SettingsError:
+    return SettingsError(
+        f"the profile {given} is of no use: {judge} judges without one",
+        remedy="leave out --profile",
+    )
+
+
+def _of_another(profile: Path, source: Source) -> str | None:
+    """The source of another project that a profile was measured on, as the verdicts beside it name it.
+
+    What lies in the same project's folder, or in one folder, is of one project.
+    """
+    named = inputs_of(profile.with_name(VERDICTS_TABLE)).get("source", ())
+    for one in named:
+        here, there = (_project(path) for path in (source.path, Path(one)))
+        if not (here.is_relative_to(there) or there.is_relative_to(here)):
+            return one
+    return None
+
+
+def _project(source: Path) -> Path:
+    """The folder of the project that a source is in."""
+    folder = Path(os.path.realpath(source)).parent
+    return relion.project(folder) or cryosparc.project(folder) or folder
 
 
 def _judged(

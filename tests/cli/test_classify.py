@@ -93,3 +93,35 @@ def test_the_terminal_has_sentences_and_the_pages_seconds(
         page = (out / "report.html").read_text()
         assert re.search(rf"seconds</dt>\s*<dd[^>]*>{re.escape(shown[1])}<", page), shown[1]
         assert np.isfinite(float(shown[1]))
+
+
+def test_a_profile_of_another_project_is_used_with_a_warning_and_one_of_this_without(
+    tiny_ensemble: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_ensemble, tmp_path / "ensemble")
+    with_heads(folder)
+    judge = ("--ensemble", folder)
+    one, two = (write_project(tmp_path / name, (60, 60)) for name in ("one", "two"))
+    assert classify(one, "--out", tmp_path / "out-1", *judge).exit_code == 0
+    profile = tmp_path / "out-1/profile.json"
+    later = write_stack(tmp_path / "one/Extract/job002/mic_9.mrcs", particles(30, seed=9))
+    same = classify(later, "--out", tmp_path / "out-2", *judge, "--profile", profile)
+    assert same.exit_code == 0, same.output
+    assert f"{later}: judged by the profile {profile}.\n" in same.stderr
+    assert "make sure" not in same.stderr
+    other = classify(two, "--out", tmp_path / "out-3", *judge, "--profile", profile.parent)
+    assert other.exit_code == 0, other.output
+    assert f"the profile {profile} was measured on {one}: make sure that {two} is" in other.stderr
+
+
+def test_a_profile_is_refused_where_none_is_used(
+    project: Path, tiny_ensemble: Path, tmp_path: Path
+) -> None:
+    given = ("--out", tmp_path / "out", "--profile", tmp_path / "profile.json")
+    for more in (("--ensemble", tiny_ensemble), ("--kind", "class3d")):
+        done = classify(project, *given, *more)
+        assert done.exit_code == 2
+        assert f"the profile {tmp_path}/profile.json is of no use" in done.stderr
+        assert "leave out --profile" in done.stderr
+    done = classify(project, *given[:2], "--profile", "none", "--ensemble", tiny_ensemble)
+    assert done.exit_code == 0

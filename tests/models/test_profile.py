@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -55,9 +56,23 @@ def test_a_profile_comes_back_from_its_file_and_a_changed_one_is_refused(
     (tmp_path / "changed.json").write_text(text.replace('"images":40', '"images":41'))
     with pytest.raises(InputError, match="not what its digest names"):
         Profile.load(tmp_path / "changed.json")
-    (tmp_path / "none.json").write_text("{}")
-    with pytest.raises(InputError, match="is not a profile"):
-        Profile.load(tmp_path / "none.json")
+    for name, written, wrong in (
+        ("none", "{}", "it has no ensemble"),
+        ("cut", text[:99], "it is not whole JSON"),
+        ("list", "[]", "it is no table of names and values"),
+        (
+            "more",
+            text.replace('"images"', '"micrographs": 3, "images"'),
+            "it has micrographs, which",
+        ),
+        ("less", text.replace('"images":40', '"images":-1'), "its images makes no sense"),
+    ):
+        (tmp_path / f"{name}.json").write_text(written)
+        with pytest.raises(InputError) as refused:
+            Profile.load(tmp_path / f"{name}.json")
+        assert f"is not a profile, or is damaged: {wrong}" in str(refused.value)
+        assert not set(str(refused.value)) & set("[]{}'")
+    assert Profile.load(tmp_path) == profile
     with pytest.raises(InputError, match="no such profile"):
         Profile.load(tmp_path / "absent.json")
 
@@ -250,3 +265,21 @@ def test_a_shift_is_the_same_each_time_bounded_and_small_for_few_images() -> Non
     far = [abs(shift(values[5:6], torch.tensor([n]))[0] - shift.offset) for n in (0.0, 8.0, 1e6)]
     assert far[0] == 0
     assert far[1] < far[2]
+
+
+def test_a_profile_of_another_project_is_told_from_one_of_a_part_of_this(
+    tiny_ensemble: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_ensemble, tmp_path / "ensemble")
+    judge = with_heads(folder)
+    assert judge.heads is not None
+    some, known = images(300, seed=5)
+    whole, part, few = (judge.profiled(judge.embed(some[:n], known[:n])) for n in (300, 150, 40))
+    other = judge.profiled(judge.embed(0.3 * some + 1.0, known))
+    near, far = (judge.heads.apart(whole.moments(), one.moments()) for one in (part, other))
+    assert near < far / 2
+    between = shutil.copytree(tiny_ensemble, tmp_path / "between")
+    strict = with_heads(between, familiar=far / 2)
+    assert strict.unlike(whole, other)
+    assert not strict.unlike(whole, part)
+    assert not strict.unlike(few, other)  # too few to tell
