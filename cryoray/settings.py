@@ -29,6 +29,7 @@ from pydantic_settings import (
 )
 
 from cryoray.errors import SettingsError
+from cryoray.policies import Policy, checked
 from cryoray.records import Kind
 
 
@@ -41,19 +42,6 @@ def _place(value: object) -> object:
     """A file by its absolute path; a URL as it is."""
     given = isinstance(value, str | Path) and "://" not in str(value)
     return str(_absolute(value)) if given else value
-
-
-def _policy(value: str) -> str:
-    """`expected`, `each`, or what a person gives: `threshold=X` or `share=X`, X in 0 to 1."""
-    name, given, number = value.partition("=")
-    if name in ("expected", "each") and not given:
-        return value
-    try:
-        if name in ("threshold", "share") and 0 <= float(number) <= 1:
-            return value
-    except ValueError:
-        pass
-    raise ValueError("a policy is expected, each, threshold=X or share=X with X in 0 to 1")
 
 
 AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
@@ -251,7 +239,7 @@ class FitSettings(Section):
 class OperatingPointSettings(Section):
     """Where the line between keep and discard is drawn (design: the decision)."""
 
-    policy: Literal["expected", "each"] = Field(
+    policy: Policy = Field(
         "expected",
         description="bound the expected share of good images lost in a new project, or each project's",
     )
@@ -352,7 +340,7 @@ class ClassifySettings(Section):
     kind: Kind | Literal["class3d"] | None = Field(
         None, description="None: the ensemble's; class3d is judged with an ensemble of class2d"
     )
-    policy: Annotated[str, AfterValidator(_policy)] | None = Field(
+    policy: Annotated[str, AfterValidator(checked)] | None = Field(
         None,
         description="expected, each, threshold=X or share=X; None: the ensemble's own, `expected` where"
         " it has that",
@@ -652,8 +640,14 @@ def load(file: Path | None = None, **overrides: Any) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        wrong = first["msg"].removeprefix("Value error, ")
+        wrong = wrong[0].lower() + wrong[1:]
+        if not isinstance(
+            first["input"], Mapping
+        ):  # of a whole section the sentence names what is wrong
+            wrong += f" (given: {first['input']!r})"
         raise SettingsError(
-            f"{key}: {first['msg'][0].lower()}{first['msg'][1:]} (given: {first['input']!r})",
+            f"{key}: {wrong}",
             file=file,
             remedy="see `cryoray VERB --help` and the page of settings in the documentation",
         ) from error

@@ -25,9 +25,8 @@ import numpy as np
 from scipy.special import betaincinv, expit
 
 from cryoray.boosting import voting
+from cryoray.policies import TRAINED, Policy
 
-Policy = Literal["expected", "each"]
-POLICIES: tuple[Policy, ...] = ("expected", "each")
 Level = Literal["project", "micrograph"]
 Groups = Mapping[Level, np.ndarray]
 
@@ -360,7 +359,7 @@ def lines(
     d1, d2, d3 = np.asarray(p, np.float32).T
     median = voting.score(d1, d2, d3)
     made: dict[Policy, Line] = {}
-    for policy in POLICIES:
+    for policy in TRAINED:
         point = choose(median, keep, groups, **{**chosen, "policy": policy}, weights=weights)
         deployed = voting.score(d1, d2, ask_third(d1, d2, d3, point.threshold))
         band = review_band(deployed, keep, point.threshold)

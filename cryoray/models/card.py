@@ -6,10 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from cryoray.boosting.operating_point import Line, Policy
+from cryoray.boosting.operating_point import Line
 from cryoray.models.ensemble import Manifest
 from cryoray.models.networks import Network, parameters
 from cryoray.models.rounds import Boosted
+from cryoray.policies import Policy
 from cryoray.records import MEMBERS
 from cryoray.settings import TrainSettings
 

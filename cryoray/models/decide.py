@@ -12,6 +12,7 @@ from __future__ import annotations
 from cryoray.boosting.operating_point import narrowed, threshold_for_share
 from cryoray.boosting.voting import decide
 from cryoray.models.ensemble import Ensemble
+from cryoray.policies import parsed
 from cryoray.records import VERDICTS, Verdicts
 
 
@@ -30,7 +31,7 @@ def decide_source(
     """
     score = verdicts.score
     if ensemble.awaits_share:
-        line = threshold_for_share(score, float(ensemble.policy.partition("=")[2]))
+        line = threshold_for_share(score, parsed(ensemble.policy).number or 0.0)
         ensemble = ensemble.with_line(line, (line, line))
     band = narrowed(score, ensemble.review, ensemble.threshold, at_most)
     ensemble = ensemble.with_line(ensemble.threshold, band)

@@ -22,7 +22,6 @@ from safetensors.torch import load_file, save
 
 from cryoray.boosting import promise
 from cryoray.boosting.calibration import Platt
-from cryoray.boosting.operating_point import Policy
 from cryoray.boosting.voting import decide, disagree, score
 from cryoray.errors import EnsembleError, InternalError
 from cryoray.formats.files import replacing
@@ -30,6 +29,7 @@ from cryoray.formats.names import CARD, TRAINING
 from cryoray.models.context import HeadConfig, Heads, InContext
 from cryoray.models.networks import Network, NetworkConfig, embedded, logits
 from cryoray.models.profile import Profile, profile_of
+from cryoray.policies import Policy, parsed
 from cryoray.records import MEMBERS, VERDICTS, Kind, Reason, Verdicts
 from cryoray.settings import PreparationSettings
 
@@ -248,16 +248,17 @@ class Ensemble:
 
         Raises:
             EnsembleError: it was made before there was this policy.
+            SettingsError: there is none such.
         """
         if policy is None or policy == self.policy:
             return self
-        name, _, number = policy.partition("=")
+        words = parsed(policy)
         update: dict[str, object]
-        if name in ("threshold", "share"):
-            line = float(np.float32(number)) if name == "threshold" else _ABOVE_ALL
+        if words.number is not None:
+            line = float(np.float32(words.number)) if words.name == "threshold" else _ABOVE_ALL
             point = {"policy": policy, "method": "given by a person", "threshold": line}
             update = {"threshold": line, "review": (line, line), "operating_point": point}
-        elif (known := self.manifest.operating_points.get(cast(Policy, name))) is not None:
+        elif (known := self.manifest.operating_points.get(cast(Policy, words.name))) is not None:
             update = {
                 "threshold": known.threshold,
                 "review": known.review,

@@ -23,12 +23,13 @@ from safetensors.torch import load_file
 from cryoray.boosting import filtering, operating_point
 from cryoray.boosting.calibration import Platt, fit_platt
 from cryoray.boosting.filtering import Sampler
-from cryoray.boosting.operating_point import Line, OperatingPoint, Policy
+from cryoray.boosting.operating_point import Line, OperatingPoint
 from cryoray.boosting.voting import disagree, error_bound, score
 from cryoray.formats.files import replacing, write_array
 from cryoray.models.ensemble import save_weights
 from cryoray.models.fit import Epoch, Examples, Fit, FitTask, score_rows
 from cryoray.models.networks import DEFAULT_MEMBERS, Network, NetworkConfig
+from cryoray.policies import Policy
 from cryoray.records import MEMBERS, Event, OnEvent, ignore
 from cryoray.settings import FitSettings, TrainSettings
 

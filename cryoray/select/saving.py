@@ -85,7 +85,7 @@ def save(selection: Selection, out: Path) -> dict[str, Any]:
             "particles": particles,
             "turned": len(turned),
             "line": selection.line(state),
-            "policy": state.policy,
+            "policy": selection.policy(state),
             "change": {"stretch": state.stretch, "shift": state.shift},
             "expected": asdict(selection.expected(state)),
         }

@@ -101,6 +101,12 @@ class Selection:
         """Scores at or above it keep."""
         return self.table.threshold if state.line is None else state.line
 
+    def policy(self, state: State) -> str:
+        """What draws the line: a policy, a name of `presets`, ``adapted``, or the score a person gave."""
+        if state.line is None:
+            return self.table.verdicts.about.get("policy", "as judged")
+        return state.policy or f"threshold={state.line:.6g}"
+
     def members(self, state: State) -> np.ndarray:
         """float32 [3, n], as adapted."""
         members = self.table.verdicts.members()
@@ -199,6 +205,6 @@ class Selection:
         about = {
             **self.table.verdicts.about,
             "threshold": repr(float(self.line(state))),
-            "policy": state.policy or self.table.verdicts.about.get("policy", "line"),
+            "policy": self.policy(state),
         }
         return Verdicts(made.table.replace_schema_metadata(about))

@@ -23,6 +23,7 @@ from cryoray.models.decide import decide_source
 from cryoray.models.ensemble import Ensemble
 from cryoray.models.profile import NO_PROFILE
 from cryoray.models.registry import resolve
+from cryoray.policies import parsed
 from cryoray.preparation.described import Described, describe
 from cryoray.preparation.plan import Plan, plan
 from cryoray.preparation.reader import by_reason, explained
@@ -179,7 +180,7 @@ def _classes_of(particles: Source, ensemble: Ensemble, review_at_most: float) ->
 
 def _of_classes(policy: str | None) -> str | None:
     """The policy of the judge of classes beside particles: a line that a person gave is the particles'."""
-    return None if policy is None or "=" in policy else policy
+    return None if policy is None or parsed(policy).number is not None else policy
 
 
 def _described(source: Source, on_event: OnEvent) -> Described:

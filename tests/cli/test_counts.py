@@ -79,7 +79,11 @@ def test_a_policy_that_an_ensemble_does_not_know_is_one_sentence(
 ) -> None:
     for policy, words in (
         ("expected", "has no policy expected"),
-        ("most", "a policy is expected, each,"),
+        ("most", "there is no policy 'most'; give expected, each, a threshold from 0 to 1"),
+        ("budget=3", "there is no policy 'budget=3'; give expected, each, a threshold from 0 to 1"),
+        ("share=3", "or the share of images to keep (share=0.3)."),
+        ("threshold", "a threshold from 0 to 1 (threshold=0.7) or the share"),
+        ("each=1", "there is no policy 'each=1'"),
     ):
         out = tmp_path / policy
         asked = [project, "--out", out, "--ensemble", tiny_ensemble, "--policy", policy]
@@ -87,4 +91,5 @@ def test_a_policy_that_an_ensemble_does_not_know_is_one_sentence(
         assert done.exit_code == 2
         assert words in " ".join(done.output.split())
         assert "Traceback" not in done.output
+        assert "value error" not in done.output.lower()
         assert not out.exists()

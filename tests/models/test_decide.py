@@ -13,12 +13,13 @@ from cryoray.errors import EnsembleError
 from cryoray.models.card import lines_section
 from cryoray.models.decide import decide_source
 from cryoray.models.ensemble import DrawnLine, Ensemble
+from cryoray.policies import Policy
 from cryoray.records import Verdicts
 from tests.verbs.untrained import make_ensemble
 
 
 @pytest.fixture(scope="module")
-def drawn() -> dict[operating_point.Policy, operating_point.Line]:
+def drawn() -> dict[Policy, operating_point.Line]:
     rng = np.random.default_rng(3)
     keep = rng.random(12000) < 0.6
     logit = np.where(keep, 1.5, -1.5) + np.repeat(rng.normal(0, 0.4, 60), 200)

@@ -255,6 +255,9 @@ def test_saving_again_replaces_what_was_saved_and_nothing_else(
     again = saving.save(selection, out)
     assert saving.saved(out) == json.loads(json.dumps(again))
     assert not [one for one in particles.iterdir() if one.name.startswith("selected.")]
+    assert again["policy"] == selection.table.verdicts.about.get("policy", "as judged")
+    selection.clicks.draw("a", 0.625)
+    assert saving.save(selection, out)["policy"] == "threshold=0.625"  # drawn by hand
     saving.check(out, selection.table.folder)
     with pytest.raises(InputError, match="is a selection of another folder of verdicts"):
         saving.check(out, particles / "other")
