@@ -90,7 +90,7 @@ def test_a_watcher_that_is_asked_to_stop_ends_well(tiny_ensemble: Path, tmp_path
     with running([root], {"tiny": tiny_ensemble}) as service:
         process = start(root, service.url, ledger)
         lines = root / "cryoray/s/events.jsonl"
-        until = time.monotonic() + 30
+        until = time.monotonic() + 90
         while not (lines.is_file() and "micrograph.judged" in lines.read_text()):
             assert time.monotonic() < until
             time.sleep(0.05)
@@ -114,7 +114,7 @@ def test_a_session_on_a_full_disk_ends_in_a_sentence_and_goes_on_with_room(
                 write(root, number, number)
             process = start(root, service.url, str(ledger))
             lines = root / "cryoray/s/events.jsonl"
-            until = time.monotonic() + 30
+            until = time.monotonic() + 90
             while not (lines.is_file() and "micrograph.judged" in lines.read_text()):
                 assert time.monotonic() < until
                 time.sleep(0.01)

@@ -73,7 +73,7 @@ class Session:
         self.folder, self.ledger = watcher.places.folder, watcher.ledger
         self.failure: BaseException | None = None
 
-    def until(self, true: Callable[[], bool], seconds: float = 20.0) -> None:
+    def until(self, true: Callable[[], bool], seconds: float = 60.0) -> None:
         end = time.monotonic() + seconds
         while not true():
             assert time.monotonic() < end, f"waited for too long; {self.watcher.row_counts()}"
