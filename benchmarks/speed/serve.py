@@ -1,8 +1,9 @@
 """How much of what two cores can judge the service delivers, and how soon: at 1, 8 and 32 clients at once.
 
 The limit is read, preparation and forward pass of the same members in one process per core, with nothing
-between them. Clients take their answers as watchers do. Beside the rate there is the processor time of all
-processes, clients included: rates suffer from whatever else the machine does, and that hardly, where
+between them: one micrograph at a time, as requests bring them, and as many together as a judge takes.
+Clients take their answers as watchers do. Beside the rate there is the processor time of all processes,
+clients included: rates suffer from whatever else the machine does, and that hardly, where
 ``CRYORAY_BENCH_SECONDS`` (12 by default) are enough of them.
 ``python -m benchmarks.speed.serve``; ``alone`` for the service in one process and no other.
 """
@@ -88,37 +89,38 @@ def ensemble_for(star: Path, path: Path) -> Path:
     return path
 
 
-def _limit(star: Path, path: Path, barrier: Any, answers: Any) -> None:
+def _limit(star: Path, path: Path, together: int, barrier: Any, answers: Any) -> None:
     """One process of the limit: all it can do for some seconds, on one thread."""
     torch.set_num_threads(1)
     ensemble = Ensemble.load(path)
     planned = plan(open_source(star), ensemble.preparation, 64)
-    ranges = [part for few in grouped(planned.ranges, 64, 512) for part in few]
+    groups = grouped(planned.ranges, 256, together)
 
-    def judge(part: Any) -> int:
-        (said,) = judge_ranges([part], ensemble)
-        answers_of.append(float((~np.isnan(said.d3)).mean()))
-        return len(said.rows)
+    def judge(ranges: Any) -> int:
+        judged = Verdicts.together(judge_ranges(ranges, ensemble))
+        answers_of.append(float((~np.isnan(judged.d3)).mean()))
+        return len(judged.rows)
 
     answers_of: list[float] = []
-    judge(ranges[0])
+    judge(groups[0])
     barrier.wait()
     begun, used, images = time.perf_counter(), time.process_time(), 0
-    for part in itertools.cycle(ranges):
-        images += judge(part)
+    for ranges in itertools.cycle(groups):
+        images += judge(ranges)
         if time.perf_counter() - begun >= SECONDS:
             break
     seconds, used = time.perf_counter() - begun, time.process_time() - used
     answers.put((images / seconds, used / images, float(np.mean(answers_of))))
 
 
-def limit(star: Path, path: Path) -> tuple[float, float, float]:
+def limit(star: Path, path: Path, together: int) -> tuple[float, float, float]:
     """Images a second of one process per core, processor time of one, and how many d3 was asked about."""
     context = multiprocessing.get_context("spawn")
     cores = len(os.sched_getaffinity(0))
     barrier, answers = context.Barrier(cores), context.Queue()
     processes = [
-        context.Process(target=_limit, args=(star, path, barrier, answers)) for _ in range(cores)
+        context.Process(target=_limit, args=(star, path, together, barrier, answers))
+        for _ in range(cores)
     ]
     for process in processes:
         process.start()
@@ -301,7 +303,7 @@ def measure() -> dict[str, Any]:
     try:
         star = collection(folder)
         path = ensemble_for(star, folder / "ensemble")
-        limits = [limit(star, path)]
+        limits = [limit(star, path, PER_STACK)]
         here = service(star, path, CLIENTS, None)
         together, apart = [], []
         if sys.argv[1:] != ["alone"]:
@@ -309,8 +311,11 @@ def measure() -> dict[str, Any]:
             apart = service(star, path, CLIENTS[-1:], build_apart)
             runtime.disconnect()
         # Before and after, and the better one: somebody else's load must not make the service shine.
-        limits.append(limit(star, path))
+        limits.append(limit(star, path, PER_STACK))
         best, used, asked = max(limits)
+        # Networks see batches of 64: what d3 is asked about in one micrograph fills a quarter of one.
+        batch = ServeSettings.model_fields["batch"].default
+        full, used_full, _ = limit(star, path, batch)
     finally:
         shutil.rmtree(folder)
     nothing = {"clients": None, "p50 s": None, "p99 s": None}
@@ -319,6 +324,12 @@ def measure() -> dict[str, Any]:
             "what": "limit: one process per core",
             "images/s": best,
             "ms of processor": 1e3 * used,
+            **nothing,
+        },
+        {
+            "what": f"the same, {batch} images together",
+            "images/s": full,
+            "ms of processor": 1e3 * used_full,
             **nothing,
         },
         *({"what": "in one process", **row} for row in here),
