@@ -385,12 +385,18 @@ def expectation(
         weights: of `choose`.
 
     Returns:
-        (threshold, share of good images lost, share of junk kept), ascending; means over projects.
+        (threshold, share of good images lost, share of junk kept), ascending; means over projects. What is
+        lost is of the projects that `choose` bounds the mean of: those with good images enough.
     """
     keep = np.asarray(keep, bool)
+    names, good = np.unique(np.asarray(groups)[keep], return_counts=True)
+    least = KEEPS_PER_PROJECT if weights is None else CLASSES_PER_PROJECT
+    few = {str(name) for name, count in zip(names, good, strict=True) if count < least}
+    few = few if len(few) < len(names) else set()
     made = []
     for at in _AT.tolist():
         lost = losses(score, keep, groups, at, weights)
+        lost = {name: share for name, share in lost.items() if name not in few}
         # Counted as lost is what of the junk is below: the rest comes through.
         found = losses(score, ~keep, groups, at, weights)
         mean, rest = (float(np.mean([*of.values()])) if of else 0.0 for of in (lost, found))

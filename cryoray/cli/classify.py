@@ -145,7 +145,6 @@ def classify(
     drawn = {f"{one['policy']}, {one['threshold']:.4g}" for one in each if "policy" in one}
     known = [one for one in each if one.get("prevalence") is not None]
     judged = sum(one["rows_out"] for one in known)
-    good = sum(one["prevalence"] * one["rows_out"] for one in known)
     terminal.finish(
         "Judged",
         {
@@ -153,12 +152,21 @@ def classify(
             **{verdict: total[verdict] for verdict in VERDICTS},
             **({"of review, kept by the threshold": total["review_kept"]} if drawn else {}),
             **({"policy and threshold": "; ".join(sorted(drawn))} if drawn else {}),
-            **({"good images, estimated": f"{good / judged:.1%}"} if judged else {}),
+            **({"good images, estimated": _estimated(known, judged)} if judged else {}),
             **({"seconds": f"{each[-1]['seconds']:.1f}"} if each else {}),
             "folder": made,
         },
         RowCounts(*(total[name] for name in _ROWS)),
     )
+
+
+def _estimated(known: Sequence[Mapping[str, Any]], judged: int) -> str:
+    """The share of good images of all sources where it is known, with what chance alone may do to it."""
+    low, estimate, high = (
+        sum(one["prevalence"][end] * one["rows_out"] for one in known) / judged
+        for end in ("low", "estimate", "high")
+    )
+    return f"{estimate:.1%} ({low:.0%} to {high:.0%} by chance alone)"
 
 
 def _words(happened: Event) -> str | None:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from cryoray import report
+from cryoray.boosting.expected import OPEN, expected, weights
 from cryoray.boosting.operating_point import at_line
 from cryoray.boosting.prevalence import Prevalence
 from cryoray.formats.names import REPORT
@@ -38,6 +39,8 @@ _LISTED = (
 )
 #: A particle's reason may be its class, of which there are many.
 _BY_CLASS = "its class is discarded"
+#: Entries of an operating point whose names do not say all.
+_POINT = {"achieved": "lost of all good images of training together"}
 _TITLES = {"keep": "Kept", "discard": "Discarded", "review": "For review"}
 
 
@@ -85,6 +88,7 @@ def write_page(
                 ),
                 "seconds": f"{seconds:.1f}",
                 **({"good images, estimated": _estimated(share)} if share else {}),
+                **_expected(source, verdicts, ensemble, invert),
                 **_at_this_line(ensemble),
                 **_forced(verdicts),
                 **({"not known": optics_words(unknown)} if unknown else {}),
@@ -131,8 +135,33 @@ def _at_this_line(ensemble: Ensemble) -> dict[str, str]:
         return {}
     lost, through = at_line(known, ensemble.threshold)
     return {
-        "expected at this line": f"{report.percent(lost)} of good images lost, {report.percent(through)}"
-        " of junk kept (means over held-out projects)"
+        "at this line, on projects of training": f"{report.percent(lost)} of good images lost,"
+        f" {report.percent(through)} of junk kept (means over projects, each judged by networks that had not"
+        " seen it)"
+    }
+
+
+def _expected(
+    source: Source, verdicts: Verdicts, ensemble: Ensemble, invert: bool | None
+) -> dict[str, str]:
+    """What this project loses by the scores of its own images, the number that `cryoray select` shows."""
+    table = verdicts.judged
+    if not len(table):
+        return {}
+    held = (_in_words(table) == _BY_CLASS) & (verdicts.verdict == "discard")
+    particles = np.full(len(source), np.nan)
+    if source.kind == "class2d":
+        particles, _ = _job_says(source, ensemble.preparation, bool(invert))
+    found = expected(
+        np.where(held, 0.0, verdicts.score),
+        np.full(len(table), OPEN),
+        (verdicts.score >= np.float32(ensemble.threshold)) & ~held,
+        weights(particles[verdicts.rows]),
+    )
+    return {
+        "expected here, by the scores": f"{report.percent(found.loss)} of the good lost,"
+        f" {report.percent(found.junk)} of the kept junk, with review as the threshold decides (calibrated"
+        " scores of these images, counted in particles; the selection page shows the same)"
     }
 
 
@@ -153,15 +182,18 @@ def _vouched(manifest: Manifest) -> report.Section:
     """What stands behind the line."""
     point = manifest.operating_point
     rows = [
-        (name.replace("_", " "), str(value)) for name, value in point.items() if name != "threshold"
+        (_POINT.get(name, name.replace("_", " ")), str(value))
+        for name, value in point.items()
+        if name != "threshold"
     ]
     return report.table_section(
         "Operating point",
         ("", "value"),
         rows,
-        "How the threshold was set when the ensemble was trained: the bound on good images lost, the level at"
-        " which it was calibrated, and what was achieved there. Nothing on this page measures errors: there"
-        " are no labels here.",
+        "How the threshold was set when the ensemble was trained: the bound on good images lost in a new"
+        " project, the level at which it was calibrated, and the share lost of all good images of training"
+        " together, to which large projects contribute more than to the mean over projects above. Nothing on"
+        " this page measures errors: there are no labels here.",
         f"The line is {manifest.behind}.",
     )
 

@@ -23,6 +23,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
+from cryoray.boosting.expected import OPEN
 from cryoray.errors import FormatError, InputError
 from cryoray.formats.names import SELECTION
 
@@ -31,8 +32,6 @@ _FORMAT = 1
 _BEGIN = b'{"format":'
 #: Seconds after which a tab that asks for nothing counts as closed, and its actions are anybody's to undo.
 _CLOSED = 10.0
-#: Of a row that nobody turned.
-OPEN = -1
 
 What = Literal["turn", "line", "ask", "adapt"]
 

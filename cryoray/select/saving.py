@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from cryoray.boosting.expected import OPEN
 from cryoray.errors import InternalError, printable
 from cryoray.formats.class_selection import is_model, write_class_selection
 from cryoray.formats.files import check_replaceable, check_same, replacing_folder, write_csv
 from cryoray.formats.verdicts import write_verdicts
-from cryoray.select.clicks import OPEN
 from cryoray.select.selection import Selection
 
 RECORD = "selection.json"

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from cryoray.boosting.adaptation import Change, fit_change, to_label
+from cryoray.boosting.expected import OPEN, Expected, expected
 from cryoray.boosting.voting import score
 from cryoray.errors import InputError
 from cryoray.records import Verdicts
-from cryoray.select.clicks import OPEN, Clicks, State
+from cryoray.select.clicks import Clicks, State
 from cryoray.select.table import Table
 
 #: Images put before the person at a time.
@@ -33,56 +34,6 @@ class Judge:
     name: str
     lines: Mapping[str, tuple[float, str]]
     adapt: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[Change, float]]
-
-
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """What a choice keeps, and what may be expected of it by the ensemble's own calibration.
-
-    A calibrated score is the probability that an image is good, so among the images discarded the sum of
-    their scores is the number of good ones that is expected to be lost, and among those kept the sum of
-    one less the score is the junk that is expected to stay. What a person said of an image is taken as
-    certain. Of a project unlike those that the ensemble was calibrated on, it says little.
-
-    Attributes:
-        kept: images.
-        particles: that these stand for.
-        images: of all.
-        all_particles: that these stand for.
-        loss: share of the good, by particles.
-        junk: share of the kept, by particles.
-    """
-
-    kept: int
-    particles: float
-    images: int
-    all_particles: float
-    loss: float
-    junk: float
-
-
-def expected(
-    good: np.ndarray, turned: np.ndarray, keep: np.ndarray, weight: np.ndarray
-) -> Expected:
-    """What may be expected of a choice.
-
-    Args:
-        good: float [n], probability that an image is good.
-        turned: int8 [n]: 1 or 0 where a person said so, -1 elsewhere.
-        keep: bool [n].
-        weight: float [n], particles that each stands for.
-    """
-    p = np.where(turned == OPEN, np.asarray(good, np.float64), turned)
-    some = float((weight * keep).sum())
-    all_good = float((weight * p).sum())
-    return Expected(
-        kept=int(keep.sum()),
-        particles=some,
-        images=len(keep),
-        all_particles=float(weight.sum()),
-        loss=float((weight * p)[~keep].sum()) / all_good if all_good else 0.0,
-        junk=float((weight * (1 - p))[keep].sum()) / some if some else 0.0,
-    )
 
 
 class Selection:

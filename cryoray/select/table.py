@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cryoray.boosting.expected import weights
 from cryoray.errors import FormatError, InputError
 from cryoray.formats import rln
 from cryoray.formats.names import QUARANTINE_TABLE, VERDICTS_TABLE
@@ -89,13 +90,8 @@ class Table:
 
     @cached_property
     def weights(self) -> np.ndarray:
-        """Particles that each image stands for, float64 [n]: a class's own, else one each.
-
-        A class whose particles are not known stands for none where others' are.
-        """
-        particles = self.particles.astype(np.float64)
-        known = np.isfinite(particles)
-        return np.where(known, particles, 0.0) if known.any() else np.ones(len(self))
+        """Particles that each image stands for, float64 [n] (`boosting.expected.weights`)."""
+        return weights(self.particles)
 
     @cached_property
     def particles(self) -> np.ndarray:

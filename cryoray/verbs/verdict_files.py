@@ -23,6 +23,8 @@ from cryoray.records import RowCounts, Verdicts
 from cryoray.report import class_volumes, verdicts
 from cryoray.settings import ClassifySettings
 
+#: Images from whose scores the share of good ones can be estimated.
+_TELLING = 100
 #: The folder of the verdicts on the 2D classes of particles.
 CLASSES = "classes"
 
@@ -51,9 +53,10 @@ class Decided:
     def share(self) -> Prevalence | None:
         """The share of images worth keeping, whatever it was in training.
 
-        None of no image, and of 3D classes, whose scores are held against the best of their job.
+        None of few images, from which it cannot be told, and of 3D classes, whose scores are held against the
+        best of their job.
         """
-        if self.volumes is not None or not len(self.verdicts.score):
+        if self.volumes is not None or len(self.verdicts.score) < _TELLING:
             return None
         return prevalence.estimate(self.verdicts.score, self.ensemble.manifest.prevalence)
 
@@ -120,7 +123,7 @@ def write_decided(
         "threshold": judge.threshold,
         "row_counts": str(row_counts),
         **counts,
-        "prevalence": share.estimate if share else None,
+        "prevalence": share.as_json() if share else None,
         **({"particles": particles} if particles is not None else {}),
         **({"optics not known": list(unknown)} if unknown else {}),
     }

@@ -347,3 +347,12 @@ def test_of_fifty_classes_three_may_be_under_review():
 def test_third_is_asked_only_where_the_first_two_disagree():
     d1, d2, d3 = np.random.default_rng(7).random((3, 50)).astype(np.float32)
     np.testing.assert_array_equal(~np.isnan(ask_third(d1, d2, d3, 0.4)), disagree(d1, d2, 0.4))
+
+
+def test_a_project_without_good_images_enough_does_not_count_for_what_is_expected():
+    """The policy `expected` leaves it out, so the loss that stands beside the policy leaves it out too."""
+    rng = np.random.default_rng(17)
+    score, keep, names = many(rng, 30)
+    more = np.append(score, np.float32(0.01)), np.append(keep, True), np.append(names, "few")
+    lost = [row[1] for row in expectation(score, keep, names)]
+    assert [row[1] for row in expectation(*more)] == lost

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,12 @@ from cryoray.cli.main import app
 from cryoray.formats.relion import image_table
 from cryoray.formats.star import parse
 from cryoray.records import VERDICTS
+from cryoray.report import percent
+from cryoray.select.clicks import Clicks
+from cryoray.select.selection import Selection
+from cryoray.select.table import open_table
+from tests.classes import write_class_job
+from tests.examples import write_project
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +79,36 @@ def test_kept_and_review_are_the_same_numbers_everywhere(
     if policy in (None, "each"):
         assert counts["review"] > 0
         assert f"{of_review:,} of {counts['review']:,}" in page
+
+
+def test_what_is_expected_to_be_lost_is_one_number_on_page_and_selection_page(
+    project: Path, tiny_ensemble: Path, class_ensemble: Path, tmp_path: Path
+) -> None:
+    classes = write_class_job(tmp_path)
+    both: tuple[str | Path, ...] = ("--class-ensemble", class_ensemble)
+    for source, ensemble, more in (
+        (project, tiny_ensemble, ()),
+        (classes, class_ensemble, ()),
+        (classes, tiny_ensemble, both),
+    ):
+        out = tmp_path / f"out-{len(more)}-{ensemble.name}"
+        judged(source, "--out", out, "--ensemble", ensemble, *more)
+        table = open_table(out)
+        with closing(Clicks(out, len(table), table.digest)) as clicks:
+            found = Selection(table, clicks).expected(clicks.state)
+        words = f"{percent(found.loss)} of the good lost, {percent(found.junk)} of the kept junk"
+        assert words in (out / "report.html").read_text()
+
+
+def test_of_few_images_no_share_of_good_ones_is_estimated_and_of_many_with_what_chance_does(
+    project: Path, tiny_ensemble: Path, tmp_path: Path
+) -> None:
+    shown = judged(project, "--out", tmp_path / "many", "--ensemble", tiny_ensemble)
+    assert re.search(r"good images, estimated +[\d.]+% \(\d+% to \d+% by chance alone\)", shown)
+    few = write_project(tmp_path / "few", (50,))
+    assert "estimated" not in judged(few, "--out", tmp_path / "out", "--ensemble", tiny_ensemble)
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["prevalence"] is None
+    assert "good images, estimated" not in (tmp_path / "out/report.html").read_text()
 
 
 def test_a_policy_that_an_ensemble_does_not_know_is_one_sentence(

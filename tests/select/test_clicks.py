@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cryoray.boosting.expected import OPEN
 from cryoray.errors import FormatError, InputError
 from cryoray.formats.names import SELECTION
-from cryoray.select.clicks import OPEN, Clicks
+from cryoray.select.clicks import Clicks
 
 N = 10
 

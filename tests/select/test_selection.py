@@ -15,6 +15,7 @@ import pytest
 from cryosparc.dataset import Dataset
 
 from cryoray.boosting.adaptation import Change
+from cryoray.boosting.expected import expected
 from cryoray.errors import FormatError, InputError
 from cryoray.formats.selection import read_selection
 from cryoray.formats.source import open_source
@@ -23,7 +24,7 @@ from cryoray.formats.verdicts import write_verdicts
 from cryoray.records import VERDICTS, Verdicts
 from cryoray.select import saving
 from cryoray.select.clicks import Clicks
-from cryoray.select.selection import TWENTY, Judge, Selection, expected
+from cryoray.select.selection import TWENTY, Judge, Selection
 from cryoray.select.table import Table, open_table
 from tests import examples
 from tests.classes import COUNTS, write_class_job
