@@ -13,7 +13,10 @@ CryorayError              anything cryoray raises on purpose
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
+from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 
 #: What cryoray imports and a machine may be without, and the extra that brings it.
@@ -32,6 +35,8 @@ EXTRAS = {
     "uvicorn": "serve",
 }
 
+#: Entries of a folder among which one of a similar name is looked for, and how many are named.
+_LOOKED_AT, _NAMED_ALIKE = 10_000, 3
 #: Numbers of the `OSError` of a disk on which nothing more has room, and of one that is closed to us.
 FULL = (errno.ENOSPC, errno.EDQUOT)
 CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -63,6 +68,25 @@ def printable(text: str | Path) -> str:
 def _escape(one: str) -> str:
     byte = ord(one) - 0xDC00  # how Python holds a byte of a file's name that is not UTF-8
     return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else one.encode("unicode_escape").decode()
+
+
+def nearby(path: str | Path) -> str:
+    """The way out where a path leads nowhere: how far it leads, and what is named alike there.
+
+    Not for a service, which would tell strangers what else there is (`formats.opening.way_out`).
+    """
+    path = Path(path).absolute()
+    try:
+        folder = next(above for above in path.parents if above.is_dir())
+        wanted = path.relative_to(folder).parts[0]
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in islice(entries, _LOOKED_AT)]
+    except (OSError, ValueError, StopIteration):
+        return "check the path"
+    alike = get_close_matches(wanted, names, _NAMED_ALIKE)
+    if alike:
+        return printable(f"in {folder} there is {' and '.join(alike)}")
+    return printable(f"{folder} is there, and nothing in it is named like {wanted}")
 
 
 def not_ours(error: BaseException | None) -> bool:

@@ -28,7 +28,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from cryoray.errors import SettingsError
+from cryoray.errors import SettingsError, nearby
 from cryoray.policies import Policy, checked
 from cryoray.records import Kind
 
@@ -630,7 +630,7 @@ def load(file: Path | None = None, **overrides: Any) -> Settings:
         SettingsError: the file is missing or not TOML, or a value is unknown or out of range.
     """
     if file is not None and not Path(file).is_file():
-        raise SettingsError("there is no such settings file", file=file)
+        raise SettingsError("there is no such settings file", file=file, remedy=nearby(file))
 
     class FromFile(Settings):
         model_config = SettingsConfigDict(toml_file=file)

@@ -18,6 +18,7 @@ from cryoray.errors import FormatError, InputError, printable
 from cryoray.formats import relion, rln
 from cryoray.formats.class_selection import class_numbers, model_of, particle_counts, particles_of
 from cryoray.formats.files import changed, replacing, without_apostrophe
+from cryoray.formats.opening import way_out
 from cryoray.formats.rows import Source, resolve
 from cryoray.formats.star import StarFile, as_objects, parse
 from cryoray.formats.verdicts import write_partition
@@ -127,7 +128,7 @@ def open_volumes(path: Path) -> VolumeClasses:
             )
         return _of_model(models[0])
     if not path.is_file():
-        raise InputError("there is no such file or folder", file=path)
+        raise InputError("there is no such file or folder", file=path, remedy=way_out(path))
     if path.name.endswith("_optimiser.star"):
         named = relion.read_optimiser(path).model
         return _of_model(named if named.is_file() else path.with_name(named.name))

@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from cryoray.errors import FormatError
 from cryoray.formats.files import changed, identity_of, impostor, replacing
-from cryoray.formats.opening import open_file
+from cryoray.formats.opening import open_file, way_out
 
 Form = Literal["npy", "csdat"]
 
@@ -236,7 +236,7 @@ def read_table(path: Path) -> CsTable:
                 return _csdat(path, file, identity)
             known = impostor(magic + file.read(64))
     except FileNotFoundError:
-        raise FormatError("there is no such file", file=path) from None
+        raise FormatError("there is no such file", file=path, remedy=way_out(path)) from None
     except OSError as error:
         raise FormatError(f"cannot be read: {error.strerror}", file=path) from error
     if known:

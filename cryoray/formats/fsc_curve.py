@@ -15,6 +15,7 @@ from defusedxml.ElementTree import parse as parse_xml
 
 from cryoray.errors import FormatError
 from cryoray.formats.files import is_number
+from cryoray.formats.opening import way_out
 from cryoray.formats.star import parse as parse_star
 
 READABLE = "RELION's postprocess.star, EMDB's _fsc.xml, or a table as cryoSPARC writes it"
@@ -72,7 +73,7 @@ def read_curve(path: Path, extent: float | None = None) -> PublishedCurve:
     """
     path = Path(path)
     if not path.is_file():
-        raise FormatError("there is no such curve", file=path, remedy=f"give {READABLE}")
+        raise FormatError("there is no such curve", file=path, remedy=way_out(path))
     reader = {".star": _from_star, ".xml": _from_xml}.get(path.suffix.lower())
     frequency, curves = reader(path) if reader else _from_text(path, extent)
     order = np.argsort(frequency, kind="stable")

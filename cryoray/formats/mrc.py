@@ -38,7 +38,7 @@ from mrcfile.dtypes import HEADER_DTYPE, get_ext_header_dtype
 from cryoray.errors import FormatError, InternalError, printable
 from cryoray.formats.compressed import compression, opened, unpacked_bytes
 from cryoray.formats.files import changed, identity_of, impostor, replacing
-from cryoray.formats.opening import open_file
+from cryoray.formats.opening import open_file, way_out
 from cryoray.records import NIBBLES, Stack
 
 #: What is wrong with a stack that a source names and nobody finds.
@@ -129,8 +129,9 @@ def _describe(
             status = os.fstat(file.fileno())
             start = file.read(2 * _HEADER_BYTES)
     except FileNotFoundError:
-        missing = NO_STACK if what == "stack" else "there is no such map"
-        raise FormatError(missing, file=path) from None
+        if what == "stack":  # one of many, whose source is what was given
+            raise FormatError(NO_STACK, file=path) from None
+        raise FormatError("there is no such map", file=path, remedy=way_out(path)) from None
     except OSError as error:
         raise FormatError(f"cannot be read: {error.strerror}", file=path) from error
     identity = status.st_size, status.st_mtime_ns

@@ -20,7 +20,7 @@ from io import FileIO
 from pathlib import Path
 from typing import TypeVar
 
-from cryoray.errors import FormatError, InputError
+from cryoray.errors import FormatError, InputError, nearby
 
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 #: Of openat2(2), the same on every architecture.
@@ -146,6 +146,11 @@ def _outside(path: str | Path) -> OutsideError:
 def current() -> Scope:
     """The scope of this thread."""
     return _scope.get()
+
+
+def way_out(path: str | Path) -> str:
+    """`errors.nearby`, where everything may be read; else nothing of what else is there."""
+    return "check the path" if current().roots else nearby(path)
 
 
 A = TypeVar("A")

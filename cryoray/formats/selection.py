@@ -31,6 +31,7 @@ from cryoray.formats.class_scores import (
 )
 from cryoray.formats.cryosparc import Joined, open_cs, open_joined, selected_and_excluded
 from cryoray.formats.files import without_apostrophe
+from cryoray.formats.opening import way_out
 from cryoray.formats.relion import IMAGE_COLUMNS, refuse_zero_based, split_names
 from cryoray.formats.rows import CS_SUFFIXES, Source, exists
 from cryoray.formats.star import Block, Columns, as_objects, parse
@@ -83,7 +84,7 @@ def read_selection(path: Path, source: Source) -> np.ndarray:
     if path.is_dir():
         path = _in_folder(path, source)
     if not path.is_file():
-        raise SelectionError("there is no such selection", file=path)
+        raise SelectionError("there is no such selection", file=path, remedy=way_out(path))
     if path.suffix == ".csv":
         return _from_csv(path, source)
     if path.suffix == ".star":

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cryoray.errors import FormatError, InputError
 from cryoray.formats import cryosparc, relion
+from cryoray.formats.opening import way_out
 from cryoray.formats.rows import CS_SUFFIXES, FILE_SUFFIXES, PACKED_SUFFIXES, Source
 from cryoray.formats.stacks import open_stacks
 from cryoray.records import Kind
@@ -34,7 +35,7 @@ def find_sources(path: Path, kind: Kind = "particle") -> list[Path]:
         _check_readable(path)
         return [path]
     if not path.is_dir():
-        raise InputError("there is no such file or folder", file=path)
+        raise InputError("there is no such file or folder", file=path, remedy=way_out(path))
     found = _in_folder(path, kind) or [
         source
         for folder in sorted(path.iterdir())
@@ -79,7 +80,7 @@ def open_source(path: Path, kind: Kind = "particle") -> Source:
     if path.is_dir():
         return open_stacks(path, _bare_stacks(path), kind)
     if not path.exists():
-        raise InputError("there is no such file or folder", file=path)
+        raise InputError("there is no such file or folder", file=path, remedy=way_out(path))
     _check_readable(path)
     if path.suffix == ".star":
         return relion.open_star(path, kind)

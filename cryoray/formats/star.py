@@ -26,7 +26,7 @@ from pyarrow import csv
 
 from cryoray.errors import FormatError
 from cryoray.formats.files import changed, identity_of, impostor, is_number
-from cryoray.formats.opening import open_file
+from cryoray.formats.opening import open_file, way_out
 
 _PIECE = 2 << 20  # bytes worked on at a time
 _LONGEST_LINE = 64 << 20
@@ -651,7 +651,7 @@ def _open(path: Path, carriage_returns: bool = False) -> FileIO:
         with file:
             return _ReturnsAsNewlines(os.dup(file.fileno()))
     except FileNotFoundError:
-        raise FormatError("there is no such file", file=path) from None
+        raise FormatError("there is no such file", file=path, remedy=way_out(path)) from None
     except OSError as error:
         raise FormatError(f"cannot be read: {error.strerror}", file=path) from error
 

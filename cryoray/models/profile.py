@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cryoray.errors import InputError
 from cryoray.formats.files import replacing
 from cryoray.formats.names import PROFILE
+from cryoray.formats.opening import way_out
 from cryoray.models.context import QUANTILES, Moments, moments
 
 #: Instead of a profile's file or digest: judge without one.
@@ -106,7 +107,7 @@ class Profile(BaseModel):
             raise InputError(
                 "there is no such profile",
                 file=file,
-                remedy="give the profile.json beside the verdicts of `cryoray classify`",
+                remedy=f"{way_out(file)}; profile.json lies beside the verdicts of `cryoray classify`",
             ) from None
         except OSError as error:
             raise InputError(f"cannot be read: {error.strerror}", file=file) from error

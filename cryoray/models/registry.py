@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cryoray.errors import EnsembleError, SettingsError
 from cryoray.formats.files import replacing
+from cryoray.formats.opening import way_out
 from cryoray.models.ensemble import MANIFEST, Ensemble
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -106,10 +107,13 @@ def resolve(
         return registry / str(ensemble) / digest
     if _NAME.fullmatch(str(ensemble)) and (found := shipped(str(ensemble), root)):
         return found
+    remedy = f"train one with `cryoray train`, or see what {registry} holds"
+    if not folder.exists() and "/" in str(ensemble):
+        remedy = f"{way_out(folder)}; {remedy}"
     raise EnsembleError(
         "there is no such ensemble, neither a folder with an ensemble.json nor a name in the registry",
         file=ensemble,
-        remedy=f"train one with `cryoray train`, or see what {registry} holds",
+        remedy=remedy,
     )
 
 

@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from cryoray.errors import FormatError, InputError, InternalError
 from cryoray.formats.mrc import read_frames, read_header
 from cryoray.formats.names import PARTICLES_TABLE, QUARANTINE_TABLE, SET
+from cryoray.formats.opening import way_out
 from cryoray.imaging.pictures import low_passed
 from cryoray.preparation.features import chosen_features
 from cryoray.records import REASONS, Kind
@@ -70,6 +71,8 @@ class PreparedSet:
         """
         path = Path(path).absolute()
         file = path / SET
+        if not path.exists():
+            raise InputError("there is no such prepared set", file=path, remedy=way_out(path))
         if not file.is_file():
             raise InputError(
                 "is not a prepared set: it holds no set.json", file=path, remedy=_REMEDY

@@ -18,6 +18,7 @@ from cryoray.boosting.expected import weights
 from cryoray.errors import FormatError, InputError
 from cryoray.formats import rln
 from cryoray.formats.names import QUARANTINE_TABLE, VERDICTS_TABLE
+from cryoray.formats.opening import way_out
 from cryoray.formats.relion import known
 from cryoray.formats.source import Source, open_source
 from cryoray.preparation.features import chosen_features, source_features
@@ -191,6 +192,8 @@ def open_table(folder: Path, source: Path | None = None) -> Table:
     """
     folder = Path(folder).absolute()
     file = folder / VERDICTS_TABLE
+    if not folder.exists():
+        raise InputError("there is no such folder", file=folder, remedy=way_out(folder))
     if not file.is_file():
         inside = sorted(one.parent.name for one in folder.glob(f"*/{VERDICTS_TABLE}"))
         if inside:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cryoray.errors import InputError, SettingsError, printable
 from cryoray.formats.files import naming, replacing
+from cryoray.formats.opening import way_out
 from cryoray.session.names import recordable, unwritable
 from cryoray.settings import WatchSettings
 
@@ -54,7 +55,9 @@ def places(root: Path, session: str, settings: WatchSettings) -> Places:
     # By its real path: reached by a link too, a session is one, and STAR files name real paths.
     root = Path(root).resolve()
     if not root.is_dir():
-        raise InputError("there is no such folder", file=recordable(str(root)))
+        raise InputError(
+            "there is no such folder", file=recordable(str(root)), remedy=way_out(root)
+        )
     if reason := unwritable(str(root)):
         raise InputError(
             f"cannot be watched: {reason}", file=recordable(str(root)), remedy="rename it"

@@ -15,6 +15,7 @@ from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 from cryoray.errors import FormatError
+from cryoray.formats.opening import way_out
 
 #: Å³ that one residue fills in a folded protein (Harpaz, Gerstein and Chothia, Structure 1994).
 _RESIDUE_VOLUME = 135.0
@@ -325,7 +326,7 @@ def read_structure(path: Path) -> Structure:
             "is not a structure", file=path, remedy="give a map (.mrc) or a model (.pdb, .cif)"
         )
     if not path.is_file():
-        raise FormatError("there is no such structure", file=path, remedy="check the path")
+        raise FormatError("there is no such structure", file=path, remedy=way_out(path))
     points, weights, blur = reader(path)
     _, domains = kmeans2(points, min(_DOMAINS, len(points)), seed=0, minit="++")
     return _centred(path.stem, points, weights, domains, blur)

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from cryoray.errors import InputError
 from cryoray.formats.files import replacing
 from cryoray.formats.names import METRICS, PREDICTIONS_TABLE, REPORT, VERDICTS_TABLE
+from cryoray.formats.opening import way_out
 from cryoray.formats.source import Source
 from cryoray.models.ensemble import MANIFEST
 
@@ -35,7 +36,8 @@ def verdicts_of(path: Path, source: Source) -> np.ndarray:
     """
     file = verdicts_table(path)
     if not file.is_file():
-        raise InputError("there are no verdicts", file=path, remedy="give a folder of `classify`")
+        remedy = "give a folder of `classify`" if path.exists() else way_out(path)
+        raise InputError("there are no verdicts", file=path, remedy=remedy)
     table = pq.read_table(file, columns=["image", "verdict"])
     known = dict(zip(table["image"].to_pylist(), table["verdict"].to_pylist(), strict=True))
     found = np.array([known.get(name, "") for name in source.images], object)

@@ -24,7 +24,7 @@ from cryoray.models.ensemble import Ensemble
 from cryoray.models.registry import promote
 from cryoray.records import Event, Progress
 from cryoray.settings import load
-from tests.examples import save_ensemble
+from tests.examples import save_ensemble, write_project
 
 
 def run(*arguments: str | Path) -> Result:
@@ -61,9 +61,42 @@ def test_version() -> None:
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        ("inspect", "data/Extrct/job001"),
+        ("classify", "data/Extrct/job001", "--out", "o", "--ensemble", "particle"),
+        ("classify", "data/Extrct/run_it025_model.star", "--out", "o", "--kind", "class3d"),
+        ("ingest", "data/Extrct/particles.star", "--out", "o"),
+        ("ingest", "data/here.star", "--selection", "data/Extrct", "--out", "o"),
+        ("train", "data/Extrct", "--out", "o"),
+        ("evaluate", "particle", "data/Extrct", "--out", "o"),
+        ("evaluate", "data/Extrct", "data", "--out", "o"),
+        ("cross-validate", "data/Extrct", "--out", "o"),
+        ("select", "data/Extrct"),
+        ("watch", "data/Extrct", "--session", "s"),
+        ("validate", "fsc", "data/Extrct/half1.mrc", "data/Extrct/half2.mrc", "--out", "o"),
+        ("validate", "similarity", "data/Extrct", "v", "--out", "o"),
+        ("--settings", "data/Extrct/settings.toml", "doctor"),
+    ],
+)
+def test_of_a_path_that_leads_nowhere_what_is_named_alike_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "Extract").mkdir(parents=True)
+    write_project(tmp_path / "data", (12,))
+    (tmp_path / "data/particles.star").rename(tmp_path / "data/here.star")
+    done = run(*arguments)
+    assert done.exit_code == 2
+    assert f"in {tmp_path}/data there is Extract" in done.output
+    assert "there is no such" in done.output
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("inspect", "nowhere"), "nowhere"),
+        (("inspect", "nowhere"), "is there, and nothing in it is named like nowhere"),
         (("ingest", "nowhere", "--out", "set", "--plan"), "there is no such file or folder"),
         (("classify", "nowhere", "--out", "verdicts", "--ensemble", "none"), "none"),
         (("evaluate", "none", "set", "--out", "numbers"), "there is no such ensemble"),
