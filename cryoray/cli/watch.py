@@ -93,10 +93,13 @@ def watch(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     where = places(folder, session, settings.watch)
+    _say(f"Watches {where.root} and writes into {where.folder}; --out DIR has it write elsewhere.")
     with service_of(settings, where, ensemble, on_event=_print) as client:
         watcher = Watcher(folder, session, settings.watch, client, on_event=_print)
         try:
             _print(_page_of(watcher.token_file, client))
+            _say(f"The session page: {client.url}/sessions/{session}")
+            _say(f"It asks for the token in {watcher.token_file}")
             watcher.run(stop, once=once)
             counts = watcher.row_counts()
         finally:
@@ -109,6 +112,13 @@ def watch(
 
 def _rows(counts: dict[str, object]) -> int:
     return int(str(counts["rows"]))
+
+
+def _say(sentence: str) -> None:
+    """Print a line; addresses and paths stand at its end, where terminals make links of them."""
+    from cryoray.errors import printable
+
+    terminal.out.print(escape(printable(sentence)), soft_wrap=True)
 
 
 def _page_of(token_file: Path, client: Client) -> Event:

@@ -33,6 +33,17 @@ def test_each_line_has_a_time_a_short_digest_and_no_control_character(
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
     told = lines[: next(at for at, line in enumerate(lines) if line.startswith("Session"))]
+    first, *told = told
+    out = tmp_path.resolve() / "cryoray/s"
+    assert first == (
+        f"Watches {tmp_path.resolve()} and writes into {out}; --out DIR has it write elsewhere."
+    )
+    said = [line for line in told if not re.match(r"\d\d:", line)]
+    assert said == [
+        f"The session page: {service.url}/sessions/s",
+        f"It asks for the token in {out}/token",
+    ]
+    told = [line for line in told if line not in said]
     assert all(re.match(r"\d\d:\d\d:\d\d [a-z_]+\.[a-z_]+ .*", line) for line in told), told
     assert any(f"page.ready url={service.url}/ token_file=" in line for line in told)
     (judged,) = [line for line in told if "micrograph.judged" in line]
