@@ -98,7 +98,7 @@ def small_jobs(folder: Path) -> list[Row]:
         for i in (1, 2)
     ]
     python, cli = [sys.executable], [sys.executable, "-m", "cryoray.cli.main"]
-    classify = [*cli, "classify", "--out", str(folder / "out")]
+    classify = [*cli, "classify", "--replace", "--out", str(folder / "out")]
     star = str(project / "particles.star")
     return [
         beside(

@@ -65,6 +65,12 @@ def watch(
     settle: Annotated[
         float | None, typer.Option(help="Seconds without a change before a file is taken.")
     ] = None,
+    max_quarantined: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE", help="Share of a stack that may be unreadable before it is rejected."
+        ),
+    ] = None,
     trainable: Annotated[
         bool | None, typer.Option("--trainable", help="Let overrides become training labels.")
     ] = None,
@@ -82,6 +88,7 @@ def watch(
             "ledger": ledger,
             "service": service,
             "settle": settle,
+            "max_quarantined": max_quarantined,
             "trainable": trainable,
         },
     )
