@@ -159,7 +159,7 @@ def test_a_build_stops_and_goes_on_and_writes_an_ensemble_that_judges(
     monkeypatch.setattr(ensemble_class2d, "PROJECTS", 3)
     monkeypatch.setattr(ensemble_class2d, "JOBS", 1)
     monkeypatch.setattr(ensemble_class2d, "RELION_JOBS", 0)
-    monkeypatch.setattr(ensemble_class2d.settings_of, "__defaults__", (1, 0, 0.95))
+    monkeypatch.setattr(ensemble_class2d.settings_of, "__defaults__", (1, 0))
     made = ensemble_class2d.build(tmp_path / "class2d", tmp_path / "work", None)
     weights = (made / "d1.safetensors").read_bytes()
     ensemble = Ensemble.load(made)
