@@ -72,7 +72,9 @@ class PreparedSet:
         path = Path(path).absolute()
         file = path / SET
         if not path.exists():
-            raise InputError("there is no such prepared set", file=path, remedy=way_out(path))
+            raise InputError(
+                "is not a prepared set: there is no such folder", file=path, remedy=way_out(path)
+            )
         if not file.is_file():
             raise InputError(
                 "is not a prepared set: it holds no set.json", file=path, remedy=_REMEDY
