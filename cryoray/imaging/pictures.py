@@ -22,6 +22,9 @@ from cryoray.imaging.rescale import fourier_rescale
 LOW_PASS, CYCLES = 20.0, 12.0
 #: Percent of a picture's pixels that are black, and as many white.
 CUT = 0.5
+#: Of noisy pictures: robust deviations from the median beyond which a pixel is a flaw rather than signal,
+#: and the percent of the pixels, on each side, that may be flaws.
+SPREAD, _FLAWS = 2.5, 10.0
 
 
 def low_passed(
@@ -96,15 +99,25 @@ def reduced(image: np.ndarray, longest: int) -> np.ndarray:
 
 
 def greys(
-    images: np.ndarray, side: int | None = None, *, cut: float = CUT, levels: int = 64
+    images: np.ndarray,
+    side: int | None = None,
+    *,
+    cut: float = CUT,
+    levels: int = 64,
+    noisy: bool = False,
 ) -> np.ndarray:
     """Images as greys, each with a contrast of its own.
+
+    A particle at a micrograph's edge, or beside a crystal of ice, has pixels far beyond all others, and
+    percentiles alone would leave the rest of it one grey.
 
     Args:
         images: float [n, H, W].
         side: px, to which each is resampled; None leaves them as large as they are.
         cut: percent of the pixels that become black, and as many white; more gives more contrast.
         levels: greys. In images this noisy no eye tells 32 from 256, and a file is half as large.
+        noisy: raw particles, whose contrast is that of most of their pixels, whatever a tenth of them
+            is. A class average has a flat background, so that all of its signal would look like a flaw.
 
     Returns:
         uint8 [n, side, side]; an image without contrast, or with pixels that are no numbers, is grey.
@@ -115,6 +128,13 @@ def greys(
     flat = images.reshape(len(images), -1)
     with np.errstate(invalid="ignore", over="ignore"):
         low, high = np.percentile(flat, (cut, 100 - cut), axis=1)
+        if noisy:
+            few, middle, most = np.percentile(flat, (_FLAWS, 50, 100 - _FLAWS), axis=1)
+            # 1.4826: of a Gaussian, the standard deviation over the median absolute one.
+            reach = SPREAD * 1.4826 * np.median(np.abs(flat - middle[:, None]), axis=1)
+            reach = np.where(reach > 0, reach, np.inf)  # masked, so that most of it is flat
+            low = np.maximum(low, np.minimum(few, middle - reach))
+            high = np.minimum(high, np.maximum(most, middle + reach))
         span = high - low
         fine = np.isfinite(span) & (span > 1e-6 * np.maximum(np.abs(low), np.abs(high)))
         grey = (flat - low[:, None]) / np.where(fine, span, 1)[:, None]

@@ -59,7 +59,8 @@ class Gallery:
         drawn = np.full((len(places), look.side, look.side), 128, np.uint8)
         network = look.view == "network"
         here, images, sizes = self._prepared(places) if network else self._raw(places)
-        drawn[here] = look.draw(images, sizes, dark=look.view == "clear" and self.dark)
+        dark, noisy = look.view == "clear" and self.dark, self._table.kind == "particle"
+        drawn[here] = look.draw(images, sizes, dark=dark, noisy=noisy)
         return pictures.png(pictures.strip(drawn), small=False)
 
     def similar(self, place: int, order: np.ndarray) -> np.ndarray:

@@ -62,7 +62,12 @@ class Look:
         return cls(view, side, low, cut)
 
     def draw(
-        self, images: Sequence[np.ndarray], pixel_size: Sequence[float], *, dark: bool
+        self,
+        images: Sequence[np.ndarray],
+        pixel_size: Sequence[float],
+        *,
+        dark: bool,
+        noisy: bool = False,
     ) -> np.ndarray:
         """Images as this look has them, uint8 [n, side, side].
 
@@ -70,6 +75,7 @@ class Look:
             images: float [H, W] each, of any sizes; prepared ones for the network's view, else raw.
             pixel_size: Å/px of each, NaN where unknown.
             dark: whether protein is dark in raw images.
+            noisy: whether they are raw particles (`pictures.greys`).
         """
         drawn = np.empty((len(images), self.side, self.side), np.uint8)
         for shape in {image.shape for image in images}:
@@ -80,5 +86,5 @@ class Look:
             if self.view != "file":
                 sizes = np.array([pixel_size[k] for k in alike])
                 together = pictures.low_passed(together, sizes, self.low_pass)
-            drawn[alike] = pictures.greys(together, self.side, cut=self.cut)
+            drawn[alike] = pictures.greys(together, self.side, cut=self.cut, noisy=noisy)
         return drawn

@@ -74,3 +74,26 @@ def test_addresses_hold_a_picture_no_larger_than_asked_for() -> None:
     assert shown.shape == (80, 80)
     assert shown[40, 40] > 200
     assert pictures.data_uris(np.empty((0, 8, 8)), 80) == []
+
+
+def test_a_few_extreme_pixels_take_no_contrast_from_a_noisy_picture() -> None:
+    rng = np.random.default_rng(0)
+    plain = rng.normal(size=(1, 64, 64)).astype(np.float32)
+    plain[0, 24:40, 24:40] += 2
+    striped = plain.copy()
+    striped[0, :6, ::2], striped[0, :6, 1::2] = 40, -40  # as at the edge of a micrograph
+    inside = np.s_[0, 6:]
+
+    def contrast(images: np.ndarray, *, noisy: bool) -> float:
+        return float(pictures.greys(images, noisy=noisy)[inside].std())
+
+    whole = contrast(plain, noisy=True)
+    assert contrast(striped, noisy=False) < 0.2 * whole, "percentiles alone"
+    assert contrast(striped, noisy=True) > 0.8 * whole
+
+
+def test_bright_protein_keeps_its_shades_in_a_noisy_picture() -> None:
+    rng = np.random.default_rng(0)
+    image = 0.1 * rng.normal(size=(1, 64, 64))
+    image[0, 16:48, 16:48] += np.linspace(3, 9, 32)
+    assert len(np.unique(pictures.greys(image, noisy=True)[0, 16:48, 16:48])) > 20

@@ -110,7 +110,7 @@ def test_the_line_is_dragged_and_moved_by_keys_and_says_what_it_does(
 ) -> None:
     with visiting(particles, browser) as (visit, file):
         page, line = visit.page, visit.page.get_by_label("The line: scores")
-        expect(page.locator("#kept")).to_contain_text("120 of 198 particles")
+        expect(page.locator("#kept")).to_contain_text("120 of 200 particles")
         box = line.bounding_box()
         assert box is not None
         y = box["y"] + box["height"] / 2
@@ -142,7 +142,7 @@ def test_the_line_is_dragged_and_moved_by_keys_and_says_what_it_does(
         assert actions(file)[-1]["policy"] == "even odds"
         page.locator("#share").fill("10")
         page.locator("#share").press("Enter")
-        expect(page.locator("#count")).to_contain_text("20 of 198")
+        expect(page.locator("#count")).to_contain_text("20 of 200")
         page.locator("#lose").fill("3")
         page.locator("#lose").press("Enter")
         expect(page.locator("#loss")).to_have_text(re.compile(r"^(2\.[5-9]|3\.0)"))
@@ -162,6 +162,7 @@ def test_clicks_turn_and_undo_takes_back_and_ranges_go_together(
         shot(page, "select-classes-light")
         tile(page, 0).click()
         expect(tile(page, 0)).to_have_class("tile discard")
+        expect(tile(page, 0).locator(".pic")).to_have_css("opacity", "1")
         assert actions(file)[-1]["rows"] == [0]
         page.get_by_role("button", name="Undo").click()
         expect(tile(page, 0)).to_have_class("tile keep")
@@ -181,6 +182,15 @@ def test_clicks_turn_and_undo_takes_back_and_ranges_go_together(
         expect(tile(page, 0)).to_have_attribute("aria-label", re.compile("120 particles"))
         page.select_option("#show", "turned")
         expect(page.locator("#shown")).to_have_text("3 of 12 classes shown")
+
+
+def test_rows_without_a_verdict_are_counted_and_listed(particles: Path, browser: Browser) -> None:
+    with visiting(particles, browser) as (visit, _):
+        page = visit.page
+        expect(page.locator("#count")).to_have_text("120 of 200 particles kept")
+        page.get_by_text("2 of 200 particles have no verdict").click()
+        expect(page.locator("#lost-list li")).to_have_count(2)
+        expect(page.locator("#lost-list")).to_contain_text("cannot be read")
 
 
 def test_everything_is_done_by_keys_alone(particles: Path, browser: Browser) -> None:
@@ -354,6 +364,11 @@ def test_a_small_screen_has_it_all(particles: Path, browser: Browser) -> None:
     with visiting(particles, browser, viewport=size, has_touch=True) as (visit, file):
         page = visit.page
         shot(page, "select-390-dark")
+        assert tile(page, 0).evaluate("one => one.getBoundingClientRect().bottom") < 800
+        expect(page.get_by_role("button", name="even odds")).to_be_hidden()
+        page.get_by_text("Draw the line").click()
+        expect(page.get_by_role("button", name="even odds")).to_be_visible()
+        page.get_by_text("Draw the line").click()
         page.locator("#grid").scroll_into_view_if_needed()
         page.mouse.wheel(0, 600)
         tile(page, 0).tap()

@@ -11,7 +11,7 @@ const percent = (x, digits = 1) => `${(100 * x).toFixed(digits)}%`;
 const GAP = 8, EDGE = 3, CAPTION = 47, PAD = 4, SIDES = [64, 96, 128, 192, 320];
 
 let facts, n = 0, column = {}, names = {}, turned, revision = -1, change = [1, 0], line = 0, policy = "";
-let weight, particlesKnown = false;
+let weight, particlesKnown = false, resolutionKnown = false;
 let listed = null, listedAs = "", asked = [];   // a list in an order of its own: similar ones, or to be labelled
 let shown = new Uint32Array(0), place = new Map(), current = 0, anchor = null, marked = new Set();
 let tile = 112, across = 1, rows = new Map();
@@ -78,6 +78,7 @@ async function load() {
   }
   n = head.n;
   names = { reason: head.reasons, micrograph: head.micrographs, verdict: head.verdicts };
+  shorten();
   for (const key of Object.keys(orders)) delete orders[key];
   orders.score = column.order;
 }
@@ -116,10 +117,13 @@ function expected() {
   return { kept: fixed.kept + m - k, weight: kept, all: fixed.all, loss: good ? sumGood[k] / good : 0, junk: kept ? junk / kept : 0 };
 }
 
+// As many as the source has, those without a verdict too.
+const total = () => n + facts.quarantined;
+const things = () => (facts.kind === "particle" ? "particles" : "classes");
 function summary() {
-  const e = expected(), what = facts.kind === "particle" ? "particles" : "classes";
-  $("count").textContent = `${count(e.kept)} of ${count(n)} ${what} kept`;
-  $("kept").replaceChildren(count(e.kept), small(` of ${count(n)} ${what}, ${percent(n ? e.kept / n : 0)}`));
+  const e = expected(), what = things();
+  $("count").textContent = `${count(e.kept)} of ${count(total())} ${what} kept`;
+  $("kept").replaceChildren(count(e.kept), small(` of ${count(total())} ${what}, ${percent(total() ? e.kept / total() : 0)}`));
   $("particles-box").hidden = !particlesKnown;
   $("particles").replaceChildren(count(e.weight), small(` of ${count(e.all)}, ${percent(e.all ? e.weight / e.all : 0)}`));
   $("loss").textContent = percent(e.loss);
@@ -128,7 +132,7 @@ function summary() {
   $("line").setAttribute("aria-valuetext", `${line.toFixed(3)}: ${count(e.kept)} kept, ${percent(e.loss)} of the good lost`);
   if (document.activeElement !== $("exact")) $("exact").value = Number(line.toFixed(4));
   if (document.activeElement !== $("lose")) $("lose").value = (100 * e.loss).toFixed(1);
-  if (document.activeElement !== $("share")) $("share").value = n ? (100 * e.kept / n).toFixed(1) : 0;
+  if (document.activeElement !== $("share")) $("share").value = total() ? (100 * e.kept / total()).toFixed(1) : 0;
   $("low-side").setAttribute("width", 1000 * line);
   $("high-side").setAttribute("x", 1000 * line);
   $("high-side").setAttribute("width", Math.max(0, 1000 - 1000 * line));
@@ -172,9 +176,8 @@ function choose() {
     && (!reason || names.reason[column.reason[i]] === reason);
   shown = all ? Uint32Array.from(from) : from.filter(fits);
   place = new Map();
-  const what = facts.kind === "particle" ? "particles" : "classes";
-  $("shown").textContent = shown.length === n ? "" : `${count(shown.length)} of ${count(n)} ${what} shown`;
-  if (!shown.length) $("shown").textContent = `No ${what} here.`;
+  $("shown").textContent = shown.length === n ? "" : `${count(shown.length)} of ${count(total())} ${things()} shown`;
+  if (!shown.length) $("shown").textContent = `No ${things()} here.`;
 }
 function at(i) {
   if (!place.size) shown.forEach((one, k) => place.set(one, k));
@@ -265,12 +268,28 @@ function strip(some, px, view = $("view").value) {
   return `/strip.png?places=${some.join(",")}&view=${view}&side=${side}&low=${$("low").value}&cut=${$("cut").value}`;
 }
 
+function about(i) {  // what the source says of an image; null where it says nothing
+  const resolution = column.resolution[i], particles = column.particles[i], of = facts.kind === "particle" ? "CTF" : "resolution";
+  const unknown = Number.isNaN(resolution);
+  return { number: column.number[i] >= 0 ? `class ${column.number[i]}` : null,
+    resolution: unknown ? null : `${resolution.toFixed(1)}\u00a0Å`,
+    unknown: unknown && resolutionKnown ? `${of} unknown` : null,
+    particles: Number.isNaN(particles) ? null : particles ? counted(particles, "particle") : "empty class, no particles" };
+}
 function words(i) {
-  const lines = [];
-  if (column.number[i] >= 0) lines.push(`class ${column.number[i]}`);
-  if (!Number.isNaN(column.resolution[i])) lines.push(`${facts.kind === "particle" ? "CTF " : ""}${column.resolution[i].toFixed(1)}\u00a0Å`);
-  if (!Number.isNaN(column.particles[i])) lines.push(counted(column.particles[i], "particle"));
-  return lines;
+  const { number, resolution, unknown, particles } = about(i);
+  return [number, resolution && facts.kind === "particle" ? `CTF ${resolution}` : resolution || unknown, particles].filter(Boolean);
+}
+// Names of micrographs without what all of them have in common, as a tile has little room.
+let shortened = [];
+function shorten() {
+  const all = names.micrograph, first = all[0] || "";
+  let head = 0, tail = 0;
+  while (all.length > 1 && head < first.length && all.every(one => one[head] === first[head])) head++;
+  while (all.length > 1 && tail < first.length - head && all.every(one => one.length - tail > head && one.at(-1 - tail) === first.at(-1 - tail))) tail++;
+  while (head && /\d/.test(first[head - 1])) head--;  // numbers stay whole
+  while (tail && /\d/.test(first.at(-tail))) tail--;
+  shortened = all.map(one => (one ? `${head ? "…" : ""}${one.slice(head, one.length - tail)}${tail ? "…" : ""}` : ""));
 }
 function reasonOf(i) { return column.reason[i] === 255 ? "" : names.reason[column.reason[i]]; }
 
@@ -288,8 +307,8 @@ function dress(cell) {
   sign.setAttribute("aria-hidden", "true");
   head.replaceChildren(sign, score);
   if (mine || review) { const by = document.createElement("u"); by.textContent = mine ? "you" : "review"; head.append(by); }
-  const facts_ = words(i), micrograph = names.micrograph[column.micrograph[i]] || "", why = keep ? "" : reasonOf(i);
-  const lines = [facts_.slice(0, 2).join(" · ").replace("CTF ", ""), facts_[2], why, micrograph].filter(Boolean);
+  const facts_ = words(i), micrograph = names.micrograph[column.micrograph[i]] || "", why = keep ? "" : reasonOf(i), { number, resolution, unknown, particles } = about(i);
+  const lines = [[number, resolution].filter(Boolean).join(" · "), particles?.replace("empty class, ", ""), why, unknown, shortened[column.micrograph[i]]].filter(Boolean);
   middle.textContent = lines[0] || "";
   foot.textContent = lines[1] || "";
   cell.title = [...facts_, micrograph].filter(Boolean).join(", ");
@@ -398,7 +417,7 @@ async function adapt() {
   const show = { line: x => x.toFixed(3), kept: count, right: String, loss: percent };
   for (const [name, title] of Object.entries(names_)) table.append(row([cell("th", title), cell("td", show[name](told.before[name])), cell("td", show[name](told.after[name]))]));
   $("adapted").replaceChildren(table);
-  say(`Scores adapted: ${counted(told.moved, "picture")} changed sides. The line went with the scores, so that what the ensemble promises of good ones lost still holds; “lose at most” draws it by the new scores. Undo takes it back.`);
+  say(`Scores adapted: ${counted(told.moved, "picture")} changed sides. The line went with the scores, so that it stands where it stood among the pictures, but for what your labels say; “lose at most” draws it by the new scores. Undo takes it back.`);
   $("back").focus();
 }
 async function similar() {
@@ -424,7 +443,7 @@ async function save() {
   try {
     const told = await send("/save", {});
     facts.saved = told;
-    say(`Saved: ${count(told.kept)} kept, ${count(told.discarded)} discarded${told.particles === null ? "" : `, ${count(told.particles)} particles of the classes kept`}${told.quarantined ? `, ${count(told.quarantined)} could not be read` : ""}.\n${told.folder}: ${told.files.join(", ")}`);
+    say(`Saved: ${count(told.kept)} kept, ${count(told.discarded)} discarded${told.particles === null ? "" : `, ${count(told.particles)} particles of the classes kept`}${told.quarantined ? `, ${count(told.quarantined)} without a verdict` : ""}.\n${told.folder}: ${told.files.join(", ")}`);
     scrollTo(0, 0);
   } catch (error) { complain(error); }
   $("save").disabled = false;
@@ -457,7 +476,7 @@ function wire() {
   $("line").addEventListener("change", () => draws(Number($("line").value)));
   $("exact").addEventListener("change", () => draws(Number($("exact").value)));
   $("share").addEventListener("change", () => {
-    const k = Math.round(n * Math.max(0, Math.min(100, Number($("share").value))) / 100);
+    const k = Math.min(n, Math.round(total() * Math.max(0, Math.min(100, Number($("share").value))) / 100));
     draws(k ? column.score[column.order[k - 1]] : 1.01, `share=${$("share").value}`);
   });
   $("lose").addEventListener("change", () => {  // the highest line at which no more is expected to be lost
@@ -533,6 +552,14 @@ function key(event) {
   else does();
 }
 
+function lost() {  // what has no verdict, and why
+  const all = facts.lost.map(([name, why]) => { const one = document.createElement("li"); one.textContent = `${name}: ${why}`; return one; });
+  $("lost").hidden = !facts.quarantined;
+  $("lost-title").textContent = `${count(facts.quarantined)} of ${count(total())} ${things()} ${facts.quarantined === 1 ? "has" : "have"} no verdict`;
+  if (facts.lost.length < facts.quarantined) all.push(Object.assign(document.createElement("li"), { textContent: `and ${count(facts.quarantined - facts.lost.length)} more: see quarantine.parquet` }));
+  $("lost-list").replaceChildren(...all);
+}
+
 async function poll() {  // what other tabs did
   if (!document.hidden) {
     try {
@@ -549,10 +576,12 @@ async function begin() {
   facts = told;
   turned = new Int8Array(n).fill(-1);
   particlesKnown = column.particles.some(x => !Number.isNaN(x));
+  resolutionKnown = column.resolution.some(x => !Number.isNaN(x));
   weight = particlesKnown ? column.particles.map(x => (Number.isNaN(x) ? 0 : x)) : new Float32Array(n).fill(1);
   const delta = await (await ask(`/since?tab=${tab}&rev=-1`)).json();
   change = delta.change;  // the columns have it already
   line = facts.line;
+  if (facts.kind === "particle") tile = 136;
   if (innerWidth < 500) tile = Math.floor(($("grid").clientWidth - 2 * PAD + GAP) / 3) - GAP - 2 * EDGE;
   $("size").value = tile;
   $("low").value = facts.low_pass;
@@ -561,10 +590,14 @@ async function begin() {
   for (const reason of names.reason) $("reason").append(new Option(reason, reason));
   $("reason-box").hidden = !names.reason.length;
   for (const option of [...$("sort").options]) {
-    const known = { number: () => column.number.some(x => x >= 0), particles: () => particlesKnown, resolution: () => column.resolution.some(x => !Number.isNaN(x)), reason: () => names.reason.length, micrograph: () => names.micrograph.some(Boolean) }[option.value];
+    const known = { number: () => column.number.some(x => x >= 0), particles: () => particlesKnown, resolution: () => resolutionKnown, reason: () => names.reason.length, micrograph: () => names.micrograph.some(Boolean) }[option.value];
     if (known && !known()) option.remove();
   }
   $("about").textContent = `Verdicts: ${facts.folder}. Source: ${facts.source}. ${facts.judge ? `Judged by ${facts.judge}.` : "The ensemble that judged is not at hand, so Teach knows less."} Save writes ${facts.out}.`;
+  lost();
+  const narrow = matchMedia("(max-width: 700px)"), fold = () => { for (const one of document.querySelectorAll(".fold")) one.open = !narrow.matches; };
+  narrow.addEventListener("change", fold);
+  fold();
   wire();
   await apply(delta);
   sums();

@@ -112,7 +112,10 @@ class Pictures:
                     raise FormatError(reasons[0], file=file, row=number)
                 width = window_sides(images.shape[1:], pixel, settings)
                 pixel = pixel * width / settings.box
-        return pictures.png(look.draw([images[0]], [float(pixel[0])], dark=dark)[0])
+        (drawn,) = look.draw(
+            [images[0]], [float(pixel[0])], dark=dark, noisy=unit.kind == "particle"
+        )
+        return pictures.png(drawn)
 
     def box(self, session: Any, stack: Any) -> float | None:
         """Å, the side of a stack's images; None where their pixel size is not known."""
