@@ -38,6 +38,12 @@ MIGRATIONS: Mapping[int, Sequence[str]] = {
         "ALTER TABLE sessions ADD COLUMN profiled INTEGER",
         "ALTER TABLE stacks ADD COLUMN profile VARCHAR(64)",
     ),
+    4: (
+        # The session page made this table by itself, in some ledgers of version 2 or 3.
+        "CREATE TABLE IF NOT EXISTS exposure_limits (session VARCHAR(80) NOT NULL,"
+        ' "column" VARCHAR(20) NOT NULL, low FLOAT, high FLOAT, who VARCHAR(80) NOT NULL,'
+        ' at FLOAT NOT NULL, PRIMARY KEY (session, "column"))',
+    ),
 }
 VERSION = max(MIGRATIONS)
 
@@ -123,6 +129,17 @@ overrides = sql.Table(
     sql.Column("keep", sql.Boolean, nullable=False),
     sql.Column("before", sql.String(10), nullable=False),
     sql.Column("score", sql.Float, nullable=False),
+    sql.Column("who", sql.String(80), nullable=False),
+    sql.Column("at", sql.Float, nullable=False),
+)
+#: Outside of which the page marks exposures, in the unit that it shows.
+exposure_limits = sql.Table(
+    "exposure_limits",
+    _tables,
+    sql.Column("session", sql.String(80), primary_key=True),
+    sql.Column("column", sql.String(20), primary_key=True),
+    sql.Column("low", sql.Float),
+    sql.Column("high", sql.Float),
     sql.Column("who", sql.String(80), nullable=False),
     sql.Column("at", sql.Float, nullable=False),
 )

@@ -12,6 +12,7 @@ from cryoray.errors import SettingsError
 from cryoray.session import schema
 from cryoray.session.ledger import Ledger
 from cryoray.session.ledger_records import Outcome
+from cryoray.session.page.exposures import Exposures, Limit
 
 ROWS = """
 INSERT INTO sessions (name, root, folder, state, trainable, token_hash, salt, host, opened, seen, audit,
@@ -93,6 +94,29 @@ def test_the_second_version_judged_without_a_profile(old: str) -> None:
     assert stack is not None
     assert (session.profile, session.profiled, stack.profile) == (None, None, None)
     assert ledger.outdated("s", "p") == ["k1"], "not what was rejected"
+    ledger.close()
+
+
+def test_limits_that_the_page_had_kept_beside_the_ledger_stay(url: str) -> None:
+    # As a ledger of the third version is, where the page made the table of limits by itself.
+    ledger = Ledger(url)
+    with ledger.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE schema_version SET version = 3")
+        connection.exec_driver_sql(
+            "INSERT INTO exposure_limits VALUES ('s', 'ctf', NULL, 6, 'A', 1)"
+        )
+    ledger.close()
+    ledger = Ledger(url)
+    (limit,) = Exposures(ledger).limits("s").items()
+    assert limit == ("ctf", Limit(None, 6, "A", 1))
+    with ledger.engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE exposure_limits")
+        connection.exec_driver_sql("UPDATE schema_version SET version = 3")
+    ledger.close()
+    ledger = Ledger(url)  # and where nobody had opened the page
+    assert Exposures(ledger).limits("s") == {}
+    Exposures(ledger).set_limits("s", {"ctf": Limit(None, 6)}, "A")
+    assert Exposures(ledger).limits("s")["ctf"].high == 6
     ledger.close()
 
 

@@ -20,24 +20,12 @@ from sqlalchemy.exc import OperationalError
 from cryoray.errors import InputError
 from cryoray.session.database import LedgerAwayError
 from cryoray.session.ledger import Ledger
-from cryoray.session.schema import micrographs
+from cryoray.session.schema import exposure_limits, micrographs
 
 #: Exposures on one page.
 PAGE = 50
 #: Characters of a name that are looked for.
 _LONGEST = 200
-
-_tables = sql.MetaData()
-_limits = sql.Table(
-    "exposure_limits",
-    _tables,
-    sql.Column("session", sql.String(80), primary_key=True),
-    sql.Column("column", sql.String(20), primary_key=True),
-    sql.Column("low", sql.Float),
-    sql.Column("high", sql.Float),
-    sql.Column("who", sql.String(80), nullable=False),
-    sql.Column("at", sql.Float, nullable=False),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +188,6 @@ class Exposures:
 
     def __init__(self, ledger: Ledger) -> None:
         self._engine = ledger.engine
-        _tables.create_all(self._engine)
 
     def list(self, session: str, query: Query) -> Listing:
         """A page of a session's exposures."""
@@ -283,7 +270,7 @@ class Exposures:
 
     def limits(self, session: str) -> dict[str, Limit]:
         """The limits that are set, by column."""
-        wanted = sql.select(_limits).where(_limits.c.session == session)
+        wanted = sql.select(exposure_limits).where(exposure_limits.c.session == session)
         with self._engine.connect() as connection:
             rows = connection.execute(wanted).all()
         return {
@@ -306,7 +293,7 @@ class Exposures:
     def _replace(self, session: str, given: Mapping[str, Limit], who: str) -> None:
         before, now = self.limits(session), time.time()
         with self._engine.execution_options(cryoray_writes=True).begin() as connection:
-            connection.execute(_limits.delete().where(_limits.c.session == session))
+            connection.execute(exposure_limits.delete().where(exposure_limits.c.session == session))
             for name, limit in given.items():
                 if limit.low is None and limit.high is None:
                     continue
@@ -314,7 +301,7 @@ class Exposures:
                 same = old is not None and (old.low, old.high) == (limit.low, limit.high)
                 by, at = (old.who, old.at) if same and old is not None else (who, now)
                 connection.execute(
-                    _limits.insert().values(
+                    exposure_limits.insert().values(
                         session=session, column=name, low=limit.low, high=limit.high, who=by, at=at
                     )
                 )
