@@ -195,6 +195,8 @@ def test_an_image_is_found_in_its_micrograph_among_all_picks(
         answer = browser.get(f"/sessions/s/around/{stack}/{row}")
         assert answer.url.path == f"/sessions/s/micrograph/{stack}/0"
         page = answer.text
+        assert "The micrograph is shown in its file's own contrast" in page
+        assert '<label>Its images <select id="view">' in page
         picks = re.findall(r'<g class="(\w+)[^"]*" data-row="(\d+)">', page)
         assert [int(number) for _, number in picks] == list(range(IMAGES))
         for fate, number in picks:
