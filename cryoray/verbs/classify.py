@@ -7,6 +7,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from cryoray.engine import local
 from cryoray.errors import SettingsError
 from cryoray.formats import cryosparc, relion
@@ -71,7 +74,8 @@ def classify(
     Raises:
         InputError: nothing can be read, or ``out`` holds something else, or verdicts that would be lost.
         EnsembleError: there is no such ensemble, or it judges images of another kind.
-        QuarantineError: too many rows could not be read; verdicts and their list are written.
+        QuarantineError: too many rows could not be read; verdicts and their list are written, unless verdicts
+            on more rows of the source would be lost.
         SettingsError: no Ray; or a policy is given for 3D classes, or a profile where none is used.
     """
     began = time.monotonic()
@@ -92,15 +96,31 @@ def classify(
                 }
                 on_event(Event("classify.quarantined", counts))
             on_event(Event("classify.done", {"out": str(out / name), **done, "seconds": seconds}))
-    for name, counted in row_counts.items():
-        why, remedy = unread.get(name, ("", ""))
-        counted.check(
-            max_quarantined=chosen.max_quarantined,
-            listed_in=out / name / QUARANTINE_TABLE,
-            why=why,
-            remedy=remedy,
-        )
+
+        def check(name: str, listed_in: Path | None, left: str = "") -> None:
+            why, remedy = unread.get(name, ("", ""))
+            row_counts[name].check(
+                max_quarantined=chosen.max_quarantined,
+                listed_in=listed_in,
+                why=why,
+                remedy=f"{remedy}{left}",
+            )
+
+        for name, counted in row_counts.items():
+            if counted.rows_out < _judged_before((instead_of or out) / name / VERDICTS_TABLE):
+                # The source may be on a disk that is away: what was judged before is worth more.
+                check(name, source, f"; the verdicts in {out / name} are left as they were")
+    for name in row_counts:
+        check(name, out / name / QUARANTINE_TABLE)
     return out
+
+
+def _judged_before(table: Path) -> int:
+    """How many rows an older table of verdicts has; 0 where there is none."""
+    try:
+        return int(pq.read_metadata(table).num_rows)
+    except (OSError, pa.ArrowException):
+        return 0
 
 
 def _images(

@@ -57,6 +57,21 @@ def test_more_rows_may_be_missing_where_somebody_says_so(
     assert f"150 rows of {star} could not be read: there is no such stack (150).\n" in done.stderr
 
 
+def test_a_disk_that_is_away_costs_no_verdict(tiny_ensemble: Path, tmp_path: Path) -> None:
+    star = write_project(tmp_path / "project", (150, 60))
+    asked = (star, "--out", tmp_path / "out", "--ensemble", tiny_ensemble)
+    assert classify(*asked).exit_code == 0
+    before = (tmp_path / "out/verdicts.parquet").read_bytes()
+    (star.parent / "Extract").rename(tmp_path / "away")
+    refused = classify(*asked)
+    assert refused.exit_code == 2
+    assert f"the verdicts in {tmp_path / 'out'} are left as they were.\n" in refused.stderr
+    assert (tmp_path / "out/verdicts.parquet").read_bytes() == before
+    assert not (tmp_path / "out.partial").exists()
+    (tmp_path / "away").rename(star.parent / "Extract")
+    assert classify(*asked).exit_code == 0
+
+
 def test_optics_that_a_bare_stack_lacks_are_named_in_the_terminal_and_on_the_page(
     tiny_ensemble: Path, tmp_path: Path
 ) -> None:
