@@ -24,7 +24,7 @@ LOW_PASS, CYCLES = 20.0, 12.0
 CUT = 0.5
 #: Of noisy pictures: robust deviations from the median beyond which a pixel is a flaw rather than signal,
 #: and the percent of the pixels, on each side, that may be flaws.
-SPREAD, _FLAWS = 2.5, 10.0
+SPREAD, _FLAWS = 4.0, 10.0
 
 
 def low_passed(

@@ -89,7 +89,7 @@ def test_a_few_extreme_pixels_take_no_contrast_from_a_noisy_picture() -> None:
 
     whole = contrast(plain, noisy=True)
     assert contrast(striped, noisy=False) < 0.2 * whole, "percentiles alone"
-    assert contrast(striped, noisy=True) > 0.8 * whole
+    assert contrast(striped, noisy=True) > 0.6 * whole
 
 
 def test_bright_protein_keeps_its_shades_in_a_noisy_picture() -> None:
