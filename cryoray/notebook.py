@@ -156,15 +156,14 @@ class Verdicts(Table):
         """Write what ``cryoray classify`` writes, without the page: ``verdicts.parquet`` and four partitions.
 
         Args:
-            out: folder, made where it is missing; older verdicts there of the same source and ensemble are
-                replaced.
+            out: folder, made where it is missing; older verdicts there on the same source are replaced.
             replace: replace others, too.
 
         Returns:
             ``out``, absolute.
 
         Raises:
-            InputError: there are verdicts on another source or of another ensemble.
+            InputError: there are verdicts on another source.
         """
         folder, source = Path(out).absolute(), self.particles.source
         if (there := folder / VERDICTS_TABLE).is_file():
@@ -172,7 +171,7 @@ class Verdicts(Table):
                 folder,
                 "folder of verdicts",
                 inputs_of(there),
-                {"source": [str(source.path)], "kind": [source.kind], "ensemble": [self.ensemble]},
+                {"source": [str(source.path)], "kind": [source.kind]},
                 replace=replace,
                 remedy="choose another folder, or save with replace=True",
             )

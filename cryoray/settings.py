@@ -54,7 +54,7 @@ LocalMax: Any = Field(16384, ge=0, description="raw MiB up to which no Ray is st
 
 
 #: One rule for all folders that are replaced (`formats.files.check_same`).
-Replace: Any = Field(False, description="replace what OUT holds of another source or ensemble, too")
+Replace: Any = Field(False, description="replace what OUT holds of another source, too")
 
 
 def _by_new_names(given: Any, renamed: Mapping[str, str]) -> Any:

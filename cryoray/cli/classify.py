@@ -107,7 +107,7 @@ def classify(
         bool | None,
         typer.Option(
             "--replace",
-            help="Replace what DIR holds, also verdicts on another source or of another ensemble.",
+            help="Replace what DIR holds, also verdicts on another source.",
             rich_help_panel=_FILES,
         ),
     ] = None,

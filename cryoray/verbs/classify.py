@@ -56,8 +56,8 @@ def classify(
         source: a STAR file, a stack, or a folder of those. Where it is several sources, each has its
             own folder in ``out``. Of kind class3d, what `open_volumes` takes.
         out: folder of the verdicts (docs/reference/file-formats.md), with the ``profile.json`` by which they
-            were reached, where the ensemble can judge within a project. Older ones there on the same source,
-            of the same ensemble, are replaced when the new ones are complete; others with
+            were reached, where the ensemble can judge within a project. Older ones there on the same source
+            are replaced when the new ones are complete; others with
             ``settings.classify.replace`` alone. Of the classes of a job there is also what RELION's Select
             job writes; of 3D classes, the particles of those kept in ``particles.star``, and of the others
             beside it.
@@ -146,7 +146,7 @@ def _images(
             policy=_of_classes(chosen.policy),
         )
     sources = sources or open_sources(path, kind, ensemble)
-    check_same_verdicts(out, sources, [ensemble, of_classes], replace=chosen.replace)
+    check_same_verdicts(out, sources, classes=of_classes is not None, replace=chosen.replace)
     described = [_described(each, on_event) for each in sources]
     classes: list[ClassVerdicts | None] = [None] * len(described)
     if of_classes is not None:
@@ -185,7 +185,7 @@ def _volumes(
     named = resolve(chosen.ensemble, settings.registry, "class3d")
     ensemble = Ensemble.load(named, review=chosen.review)
     classes = open_volumes(path)
-    check_same_verdicts(out, [classes.source], [ensemble], replace=chosen.replace)
+    check_same_verdicts(out, [classes.source], replace=chosen.replace)
     volumes = judge_volumes(classes, ensemble, on_progress)
     source = volumes.classes.source
     yield "", Decided(source, volumes.verdicts, volumes.ensemble, volumes=volumes)

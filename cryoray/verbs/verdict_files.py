@@ -148,28 +148,25 @@ def holds_verdicts(folder: Path) -> bool:
 
 
 def check_same_verdicts(
-    out: Path,
-    sources: Sequence[Source],
-    ensembles: Sequence[Ensemble | None],
-    *,
-    replace: bool = False,
+    out: Path, sources: Sequence[Source], *, classes: bool = False, replace: bool = False
 ) -> None:
-    """Refuse to lose verdicts on another source, or of another ensemble (`formats.files.check_same`).
+    """Refuse to lose verdicts on something else (`formats.files.check_same`).
+
+    Those on the same by another ensemble are replaced: they can be had again, and with an upgrade of
+    cryoray, or when an ensemble is promoted, the same command means another one.
 
     Args:
         out: folder that may hold verdicts.
         sources: that are judged now.
-        ensembles: that judge, of images and of their classes.
+        classes: whether the classes of their job are judged, too.
         replace: whether others may be lost.
 
     Raises:
         InputError: there are some.
     """
-    now: Inputs = {
-        "source": [str(each.path) for each in sources],
-        "kind": [each.kind for each in sources],
-        "ensemble": [each.digest for each in ensembles if each is not None],
-    }
+    kinds = [each.kind for each in sources]
+    now: Inputs = {"source": [str(each.path) for each in sources], "kind": kinds}
+    beside: Inputs = {"kind": [*kinds, "class2d"] if classes else kinds}
     for table in sorted(out.rglob(VERDICTS_TABLE)):
         of_classes = table.parent.name == CLASSES and (
             table.parent.with_name(VERDICTS_TABLE).is_file()
@@ -178,7 +175,7 @@ def check_same_verdicts(
             out,
             "folder of verdicts",
             inputs_of(table),
-            {"ensemble": now["ensemble"]} if of_classes else now,
+            beside if of_classes else now,
             replace=replace,
         )
 
