@@ -211,7 +211,8 @@ def _warnings(events: Sequence[Event]) -> Iterator[str]:
             )
         if happened.name == "classify.quarantined":
             reasons = [f"{why} ({n:,})" for why, n in data.items() if why not in _NOT_REASONS]
-            yield f"{data['rows']:,} rows of {data['source']} could not be read: {', '.join(reasons)}"
+            rows = "1 row" if data["rows"] == 1 else f"{data['rows']:,} rows"
+            yield f"{rows} of {data['source']} could not be read: {', '.join(reasons)}"
         if happened.name == "classify.done" and data.get("optics not known"):
             from cryoray.report.verdicts import optics_words
 

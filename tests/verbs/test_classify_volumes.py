@@ -28,8 +28,9 @@ def test_every_side_is_written_with_its_particles_and_a_page(
     table = pq.read_table(out / "verdicts.parquet")
     assert table["image"].to_pylist()[0] == "Class3D/job004/run_it025_class001.mrc"
     assert table["particles"].to_pylist() == list(COUNTS[:3])
-    assert [event.name for event in events] == ["classify.done"]
-    counted = events[0].data["particles"]
+    assert [event.name for event in events] == ["classify.quarantined", "classify.done"]
+    assert events[0].data["rows"] == 1
+    counted = events[1].data["particles"]
     assert isinstance(counted, dict)
     assert sum(counted.values()) == sum(COUNTS)
     number = parse(job / "run_it025_data.star")["particles"].numbers("rlnClassNumber")
