@@ -82,6 +82,15 @@ class Scope:
         real = self._real(found, path)
         return real if ".." in found.parts else found
 
+    def holds(self, path: Path) -> bool:
+        """Whether a path leads into this scope as far as one can see, whether or not anything is there."""
+        if self.roots or self.within:
+            try:
+                self._real(path, path)
+            except OutsideError:
+                return False
+        return True
+
     def _real(self, found: Path, given: str | Path) -> Path:
         """The path without any link in it, if it lies in this scope as far as one can see."""
         try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cryoray.errors import InputError
+from cryoray.formats.opening import OutsideError
 from cryoray.session.judging import Unit, incomplete
 from cryoray.session.ledger_records import Outcome
 from cryoray.session.names import unwritable
@@ -146,8 +147,11 @@ class JudgeQueue:
 
     def _is_whole(self, key: str, unit: Unit, now: float) -> bool:
         """Whether a stack is what settled, and is all there, or was waited for long enough."""
+        missing: str | None
         try:
             missing = incomplete(unit.path, unit.own)
+        except OutsideError:
+            missing = None  # of others' files nothing is said here; judging refuses them
         except InputError as error:
             # A file that is no stack may be one whose header comes last.
             missing = str(error)

@@ -120,6 +120,11 @@ class SessionContext:
     ensembles: dict[Kind, str | None]
     swapping: threading.Lock = field(default_factory=threading.Lock)
 
+    @property
+    def scope(self) -> Scope:
+        """What the session may read."""
+        return Scope((self.root, *self.roots))
+
     def place(self, path: Path) -> Path:
         """The folder of a unit's verdicts."""
         return place(self.root, self.folder, path)
@@ -252,7 +257,7 @@ def _rows_in_scope(
     Raises:
         InputError: something lies elsewhere, or cannot be read.
     """
-    scope = Scope((context.root, *context.roots))
+    scope = context.scope
     try:
         with scope.reading():
             found = _rows(unit)

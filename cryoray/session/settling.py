@@ -17,6 +17,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from time import monotonic, time_ns
 
+from cryoray.formats.opening import current
+
 #: What a source, or part of one, is called.
 SUFFIXES = (".mrcs", ".star", ".cs")
 #: Names that rsync, WinSCP, browsers, editors and programs give to what they have not finished.
@@ -170,6 +172,11 @@ class Scanner:
         unreadable: dict[str, str] = {}
         while waiting:
             path = waiting.pop()
+            if not current().holds(Path(path)):
+                unreadable[path] = (
+                    "leads to a folder that this session may not read (--root allows it)"
+                )
+                continue
             try:
                 status = Path(path).stat()
                 if (status.st_dev, status.st_ino) in seen:

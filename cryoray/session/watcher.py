@@ -281,11 +281,13 @@ class Watcher:
             LedgerAwayError: nothing is lost by that, and the next turn goes on with all that is left.
         """
         began = time.monotonic()
-        self.intake.look()
+        with self.context.scope.reading():
+            self.intake.look()
         while True:
             self.log.flush()
             self.profile.renew()
-            self.requests.send()
+            with self.context.scope.reading():
+                self.requests.send()
             self._collect()
             self.log.deliver()
             left = self.settings.poll - (time.monotonic() - began)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cryoray.engine import local
-from cryoray.errors import SettingsError
+from cryoray.errors import InputError, SettingsError
 from cryoray.formats import cryosparc, relion
 from cryoray.formats.class_volumes import open_volumes
 from cryoray.formats.conversion import check_convertible
@@ -107,9 +107,16 @@ def classify(
             )
 
         for name, counted in row_counts.items():
-            if counted.rows_out < _judged_before((instead_of or out) / name / VERDICTS_TABLE):
-                # The source may be on a disk that is away: what was judged before is worth more.
+            before = _judged_before((instead_of or out) / name / VERDICTS_TABLE)
+            if counted.rows_out < before and counted.quarantined and not chosen.replace:
+                # The images may be on a disk that is away: what was judged before is worth more.
                 check(name, source, f"; the verdicts in {out / name} are left as they were")
+                raise InputError(
+                    f"holds verdicts on {before:,} images of this source, of which only "
+                    f"{counted.rows_out:,} can be read now",
+                    file=out / name,
+                    remedy="bring back what is missing, choose another folder, or add --replace",
+                )
     for name in row_counts:
         check(name, out / name / QUARANTINE_TABLE)
     return out

@@ -69,6 +69,11 @@ def test_a_disk_that_is_away_costs_no_verdict(tiny_ensemble: Path, tmp_path: Pat
     assert (tmp_path / "out/verdicts.parquet").read_bytes() == before
     assert not (tmp_path / "out.partial").exists()
     (tmp_path / "away").rename(star.parent / "Extract")
+    (star.parent / "Extract/job001/mic_2.mrcs").unlink()  # fewer than may be missing
+    refused = classify(*asked)
+    assert "holds verdicts on 210 images of this source, of which only 150 can be" in refused.stderr
+    assert (tmp_path / "out/verdicts.parquet").read_bytes() == before
+    assert classify(*asked, "--replace").exit_code == 0
     assert classify(*asked).exit_code == 0
 
 

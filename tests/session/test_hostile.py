@@ -212,6 +212,30 @@ def test_a_session_reached_by_a_link_is_the_same_session(service: Service, root:
     watcher.close()
 
 
+def test_links_to_a_neighbours_files_tell_neither_their_names_nor_what_is_in_them(
+    service: Service, root: Path, tmp_path: Path
+) -> None:
+    theirs = tmp_path / "neighbour"
+    stack(theirs, "secret/grid7.mrcs")
+    unlike = examples.write_stack(theirs / "wide.mrcs", examples.particles(2, box=48))
+    rows = [f"{i:06d}@{theirs}/secret/grid7.mrcs mic.mrc 1 9000 8800 4.5" for i in range(1, 7)]
+    examples.write_star(theirs / "secret_particles.star", rows)
+    mine = stack(root, "a.mrcs")
+    (root / "folder").symlink_to(theirs)
+    (root / "b.mrcs").symlink_to(unlike)
+    (root / "a_extract.star").symlink_to(theirs / "secret_particles.star")
+    watcher, _ = once(root, service)
+    (judged,) = watcher.ledger.stacks("s", "judged")
+    assert judged.path == str(mine)
+    written = (watcher.places.folder / "events.jsonl").read_text()
+    for private in ("grid7", "secret", "48 ×"):
+        assert private not in written.replace(str(theirs), ""), private
+    (told,) = lines(watcher, "folder.unreadable")
+    assert told["data"]["folder"] == str(root / "folder")
+    assert "--root" in told["data"]["reason"]
+    watcher.close()
+
+
 def test_a_webhook_that_drips_does_not_hold_the_end(
     service: Service, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,8 @@ from cryoray.session.page.micrographs import Micrographs
 from cryoray.session.page.pictures import Pictures
 from cryoray.session.schema import FATES
 
+#: A row in an address: of no stack more than nine digits.
+_ROW = re.compile(r"[0-9]{1,9}")
 #: Seconds for which numbers are fresh enough, and at least so many times what they took to make.
 _FRESH, _SHARE = 2.0, 20.0
 #: Newest stacks that the gallery looks at, images of each stack and tiles of each verdict.
@@ -285,7 +288,8 @@ class Views:
         stacks = self._ledger.under_review(session.name)
         key, _, number = (after or "").partition(":")
         start = next((at for at, stack in enumerate(stacks) if stack.id == key), 0)
-        first = int(number) + 1 if stacks and stacks[start].id == key and number.isdecimal() else 0
+        valid = stacks and stacks[start].id == key and _ROW.fullmatch(number)
+        first = int(number) + 1 if valid else 0
         tiles: list[Tile] = []
         for stack in stacks[start:]:
             if len(tiles) > _QUEUE:
