@@ -23,8 +23,6 @@ from cryoray.formats.names import MADE_OF
 #: What a folder is made of: texts (paths, digests) by what they are.
 Inputs = Mapping[str, Sequence[str]]
 
-#: Lies in a folder that is being written, so that nobody's own `OUT.partial` is taken for one.
-_UNFINISHED = ".cryoray-unfinished"
 _FORMULA = re.compile(r"'*[=+\-@]")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]inf")
@@ -161,14 +159,12 @@ def replacing_folder(
     if of is not None and out.exists() and any(out.iterdir()):
         check_same(out, what, _made_of(out), of, replace=replace)
     partial, older = (out.with_name(f"{out.name}.{end}") for end in ("partial", "old"))
-    _clear(partial, what, lambda folder: (folder / _UNFINISHED).is_file() or is_one(folder))
-    _clear(older, what, is_one)
+    for left_behind in (partial, older):
+        shutil.rmtree(left_behind, ignore_errors=True)
     try:
         with naming(out):
             partial.mkdir(parents=True)
-            (partial / _UNFINISHED).touch()
             yield partial
-            (partial / _UNFINISHED).unlink(missing_ok=True)
             if of is not None:
                 written = {name: list(values) for name, values in of.items()}
                 (partial / MADE_OF).write_text(json.dumps(written, indent=1) + "\n", "utf-8")
@@ -178,24 +174,6 @@ def replacing_folder(
     finally:
         for left_behind in (partial, older):
             shutil.rmtree(left_behind, ignore_errors=True)
-
-
-def _clear(left_behind: Path, what: str, is_ours: Callable[[Path], bool]) -> None:
-    """Remove what was left behind by whoever was killed while a folder was replaced, and nothing else.
-
-    Raises:
-        InputError: it is something else.
-    """
-    if not os.path.lexists(left_behind):
-        return
-    folder = left_behind.is_dir() and not left_behind.is_symlink()
-    if not folder or (any(left_behind.iterdir()) and not is_ours(left_behind)):
-        raise InputError(
-            f"is in the way of {_article(what)} {what} that is being written",
-            file=left_behind,
-            remedy="move it away, or give --out another name",
-        )
-    shutil.rmtree(left_behind)
 
 
 def check_replaceable(out: Path, what: str, is_one: Callable[[Path], bool]) -> None:
@@ -210,7 +188,7 @@ def check_replaceable(out: Path, what: str, is_one: Callable[[Path], bool]) -> N
     older = out.with_name(f"{out.name}.old")
     if older.is_dir() and is_one(older) and not out.exists():
         older.rename(out)
-    elif older.is_dir() and is_one(older) and out.is_dir() and is_one(out):
+    elif older.is_dir() and out.is_dir() and is_one(out):
         shutil.rmtree(older)
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or is_one(out))):
         raise InputError(

@@ -13,7 +13,6 @@ import numpy as np
 
 from cryoray.errors import printable
 from cryoray.formats.numbered import Numbered
-from cryoray.formats.opening import current
 from cryoray.records import Kind
 
 #: What a source is made of: a RELION STAR file, a cryoSPARC table, or stacks that nothing describes.
@@ -107,9 +106,9 @@ def resolve(names: Iterable[str], folder: Path, project: Path | None = None) -> 
 
 
 def exists(path: Path) -> bool:
-    """Whether a file is there, whatever its name is; of what may not be read nobody learns that it is."""
+    """Whether a file is there, whatever its name is."""
     try:
-        return current().holds(path) and path.exists()
+        return path.exists()
     except (OSError, ValueError):  # no name of a file: too long, or with a null byte in it
         return False
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import csv
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cryoray.errors import FormatError, InputError, printable
-from cryoray.formats.files import replacing_folder, without_apostrophe, write_csv, write_parquet
+from cryoray.errors import FormatError, printable
+from cryoray.formats.files import without_apostrophe, write_csv, write_parquet
 
 NAMES = {
     "plain/é.mrcs": "plain/é.mrcs",
@@ -60,43 +58,3 @@ def test_a_table_is_written_into_a_folder_of_any_name(tmp_path: Path) -> None:
     write_parquet(path, pa.table({"a": [1]}))
     with path.open("rb") as file:
         assert pq.read_table(file)["a"].to_pylist() == [1]
-
-
-def test_a_folder_of_ones_own_with_such_a_name_is_not_removed(tmp_path: Path) -> None:
-    def is_one(folder: Path) -> bool:
-        return (folder / "verdicts").is_file()
-
-    def write(out: Path) -> None:
-        with replacing_folder(out, "folder of verdicts", is_one) as folder:
-            (folder / "verdicts").touch()
-
-    out = tmp_path / "v"
-    write(out)
-    for end in ("old", "partial"):
-        own = tmp_path / f"v.{end}/thesis.txt"
-        own.parent.mkdir()
-        own.write_text("years")
-        with pytest.raises(InputError, match=rf"v\.{end}: is in the way of a folder of verdicts"):
-            write(out)
-        assert own.read_text() == "years"
-        own.unlink()
-    write(out)  # what is empty goes
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["v"]
-    assert [path.name for path in out.iterdir()] == ["verdicts"]
-
-
-def test_what_a_killed_run_left_behind_is_cleared(tmp_path: Path) -> None:
-    out = tmp_path / "v"
-    code = f"""
-import os
-from pathlib import Path
-from cryoray.formats.files import replacing_folder
-with replacing_folder(Path({str(out)!r}), "folder of verdicts", lambda folder: False) as folder:
-    (folder / "half").touch()
-    os._exit(9)
-"""
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 9
-    assert (tmp_path / "v.partial/half").is_file()
-    with replacing_folder(out, "folder of verdicts", lambda folder: False) as folder:
-        (folder / "whole").touch()
-    assert [path.name for path in tmp_path.rglob("*")] == ["v", "whole"]
