@@ -120,6 +120,20 @@ def _limit_of_group(keeps: np.ndarray, weights: np.ndarray, bound: float) -> flo
     return float(keeps[order[min(first, len(keeps) - 1)]])
 
 
+def _groups_that_count(
+    groups: np.ndarray, weights: np.ndarray, least: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The group of each good image, int64 [k]; what each group weighs, and whether it counts, [g]."""
+    names, members = np.unique(groups, return_inverse=True)
+    total = np.bincount(members, weights, minlength=len(names))
+    return members, total, (np.bincount(members, minlength=len(names)) >= least) & (total > 0)
+
+
+def _least(weights: np.ndarray | None) -> int:
+    """Good images of a project that counts."""
+    return KEEPS_PER_PROJECT if weights is None else CLASSES_PER_PROJECT
+
+
 def _conformal_limit(
     keeps: np.ndarray,
     groups: np.ndarray,
@@ -138,9 +152,7 @@ def _conformal_limit(
         alpha: share of new groups that may exceed it.
         least: good images of a group that counts.
     """
-    names, members = np.unique(groups, return_inverse=True)
-    total = np.bincount(members, weights, minlength=len(names))
-    counts = (np.bincount(members, minlength=len(names)) >= least) & (total > 0)
+    members, _, counts = _groups_that_count(groups, weights, least)
     big = np.flatnonzero(counts)
     rank = int(np.floor(alpha * (len(big) + 1)))
     if rank < 1:
@@ -165,9 +177,7 @@ def _risk_limit(
         bound: of the expected loss.
         least: good images of a group that counts.
     """
-    names, members = np.unique(groups, return_inverse=True)
-    total = np.bincount(members, weights, minlength=len(names))
-    counts = (np.bincount(members, minlength=len(names)) >= least) & (total > 0)
+    members, total, counts = _groups_that_count(groups, weights, least)
     n = int(counts.sum())
     allowed = bound * (n + 1) - 1  # of the sum of the groups' losses; B = 1
     if n == 0 or allowed < 0:
@@ -252,7 +262,7 @@ def choose(
     """
     score, keep = np.asarray(score, np.float32), np.asarray(keep, bool)
     keeps = score[keep]
-    least = KEEPS_PER_PROJECT if weights is None else CLASSES_PER_PROJECT
+    least = _least(weights)
     weight, mine = _weights(weights, keep), {name: of[keep] for name, of in groups.items()}
     found = (
         _expected(keeps, mine, weight, bound, least)
@@ -390,7 +400,7 @@ def expectation(
     """
     keep = np.asarray(keep, bool)
     names, good = np.unique(np.asarray(groups)[keep], return_counts=True)
-    least = KEEPS_PER_PROJECT if weights is None else CLASSES_PER_PROJECT
+    least = _least(weights)
     few = {str(name) for name, count in zip(names, good, strict=True) if count < least}
     few = few if len(few) < len(names) else set()
     made = []

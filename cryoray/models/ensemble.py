@@ -40,7 +40,7 @@ _REASONS, _CONTEXT = "reasons", "context"
 #: A line above every probability: nothing is kept.
 _ABOVE_ALL = 2.0
 #: Images of each from which two profiles can be told apart.
-_TELLING = 100
+TELLING = 100
 _DIGEST, _PIECE = re.compile(r"[0-9a-f]{64}"), 16 << 20
 #: Bytes of `ensemble.json`: one of a hundred thousand training groups has some ten million.
 _LARGEST_MANIFEST = 64 << 20
@@ -328,7 +328,7 @@ class Ensemble:
         """
         if self.heads is None or self.manifest.context is None:
             return False
-        if min(one.images, other.images) < _TELLING:
+        if min(one.images, other.images) < TELLING:
             return False
         apart = self.heads.apart(one.moments(), other.moments())
         return apart > self.manifest.context.familiar

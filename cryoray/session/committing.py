@@ -108,33 +108,25 @@ class Committer:
 
 def _changed(key: str, unit: Unit, outcome: Outcome) -> Iterator[Happened]:
     """The events of a stack that was judged again, by another profile."""
-    where = {
-        "stack": recordable(str(unit.path)),
-        "ensemble": outcome.ensemble,
-        "profile": outcome.profile,
-    }
+    where = _where(unit, outcome)
     mark = f"{key}:{outcome.digest}:{(outcome.profile or '')[:24]}"
     if outcome.state == "rejected":
         yield Happened(mark, "stack.rejected", {**where, "reason": outcome.reason})
     elif outcome.changed:
-        counts = {name: getattr(outcome, name) for name in ("kept", "discarded", "review")}
-        data = {**where, "changed": outcome.changed, **counts}
+        data = {**where, "changed": outcome.changed, **_counts(outcome)}
         yield Happened(mark, "verdicts.changed", _summary(data))
 
 
 def _judged(key: str, unit: Unit, outcome: Outcome) -> Iterator[Happened]:
     """The events of a stack that was judged first."""
     mark = f"{key}:{outcome.digest}"
-    where = {
-        "stack": recordable(str(unit.path)),
-        "ensemble": outcome.ensemble,
-        "profile": outcome.profile,
-    }
+    where = _where(unit, outcome)
     if outcome.state == "rejected":
         yield Happened(mark, "stack.rejected", {**where, "reason": outcome.reason})
     elif unit.kind == "class2d":
-        counts = {name: getattr(outcome, name) for name in ("kept", "discarded", "review")}
-        yield Happened(mark, "classes.judged", {**where, **counts, "score": outcome.score})
+        yield Happened(
+            mark, "classes.judged", {**where, **_counts(outcome), "score": outcome.score}
+        )
     # Whoever put a STAR file beside a stack should hear that it was not used, and why.
     for name, why in unit.unused if outcome.state == "judged" else ():
         unused = {"file": str(unit.path.with_name(name)), "because": printable(why)}
@@ -151,6 +143,18 @@ def _judged(key: str, unit: Unit, outcome: Outcome) -> Iterator[Happened]:
             "defocus": one.defocus,
         }
         yield Happened(f"{mark}:{number}", "micrograph.judged", _summary(data))
+
+
+def _where(unit: Unit, outcome: Outcome) -> dict[str, object]:
+    return {
+        "stack": recordable(str(unit.path)),
+        "ensemble": outcome.ensemble,
+        "profile": outcome.profile,
+    }
+
+
+def _counts(outcome: Outcome) -> dict[str, object]:
+    return {name: getattr(outcome, name) for name in ("kept", "discarded", "review")}
 
 
 def _summary(data: Mapping[str, Any]) -> dict[str, object]:

@@ -23,8 +23,8 @@ from cryoray.formats.verdicts import inputs_of
 from cryoray.models.class_verdicts import ClassVerdicts, judge_classes_of, with_classes
 from cryoray.models.class_volumes import judge_volumes
 from cryoray.models.decide import decide_source
-from cryoray.models.ensemble import Ensemble
-from cryoray.models.profile import NO_PROFILE
+from cryoray.models.ensemble import TELLING, Ensemble
+from cryoray.models.profile import NO_PROFILE, Profile
 from cryoray.models.registry import resolve
 from cryoray.policies import parsed
 from cryoray.preparation.described import Described, describe
@@ -83,6 +83,16 @@ def classify(
     decide = _volumes if chosen.kind == "class3d" else _images
     row_counts: dict[str, RowCounts] = {}
     unread: dict[str, tuple[str, str]] = {}
+
+    def check(name: str, listed_in: Path, left: str = "") -> None:
+        why, remedy = unread.get(name, ("", ""))
+        row_counts[name].check(
+            max_quarantined=chosen.max_quarantined,
+            listed_in=listed_in,
+            why=why,
+            remedy=f"{remedy}{left}",
+        )
+
     with replacing_folder(out, "folder of verdicts", holds_verdicts) as partial:
         for name, decided in decide(source, instead_of or out, settings, on_progress, on_event):
             seconds = round(time.monotonic() - began, 1)
@@ -96,15 +106,6 @@ def classify(
                 }
                 on_event(Event("classify.quarantined", counts))
             on_event(Event("classify.done", {"out": str(out / name), **done, "seconds": seconds}))
-
-        def check(name: str, listed_in: Path | None, left: str = "") -> None:
-            why, remedy = unread.get(name, ("", ""))
-            row_counts[name].check(
-                max_quarantined=chosen.max_quarantined,
-                listed_in=listed_in,
-                why=why,
-                remedy=f"{remedy}{left}",
-            )
 
         for name, counted in row_counts.items():
             before = _judged_before((instead_of or out) / name / VERDICTS_TABLE)
@@ -255,10 +256,12 @@ def _with_profiles(
     if given is not None and not ensemble.takes_profile:
         raise _no_profile(given, f"the ensemble {ensemble.path}")
     judges = local.with_profiles(plans, ensemble, profile)
-    own = [judge.profile for judge in judges]
+    own: dict[int, Profile | None] = {}
     if given is not None:
-        own = local.profiles(plans, ensemble)
-    for each, judge, seen in zip(plans, judges, own, strict=True):
+        # Sources of few images cannot be told from others, and it is for them that profiles are given.
+        large = [at for at, each in enumerate(plans) if len(each.source) >= TELLING]
+        own = dict(zip(large, local.profiles([plans[at] for at in large], ensemble), strict=True))
+    for at, (each, judge) in enumerate(zip(plans, judges, strict=True)):
         if judge.profile is None:  # it knows none, or nothing of the source can be read
             continue
         about = {
@@ -269,6 +272,7 @@ def _with_profiles(
         }
         if given is not None:
             about["given"] = str(given)
+            seen = own.get(at)
             about["unlike"] = seen is not None and ensemble.unlike(judge.profile, seen)
             about["of another project"] = _of_another(given, each.source)
         on_event(Event("classify.profiled", about))

@@ -519,9 +519,8 @@ class Workflow:
             "notes": list(notes),
         }
         name = "with" if self.chosen.judge else "without"
-        for other, numbers in arms(
-            out
-        ).items():  # the arms that are compared are of the same particles
+        # The arms that are compared are of the same particles.
+        for other, numbers in arms(out).items():
             if numbers.get("source", arm["source"]) != arm["source"]:
                 (out / f"{other}.json").unlink()
         with replacing(out / f"{name}.json") as temporary:
