@@ -82,10 +82,12 @@ def page(case: str, verdicts: Path, browser: Browser) -> Row:
             context = browser.new_context(viewport={"width": 1440, "height": 900})
             tab = context.new_page()
             tab.goto(link)
+            tab.wait_for_url(f"{url}/")  # the link's token makes way for a cookie
             first.append(float(tab.evaluate(_FIRST_ROW)))
             context.close()
         tab = browser.new_page(viewport={"width": 1440, "height": 900})
         tab.goto(link)
+        tab.wait_for_url(f"{url}/")
         tab.evaluate(_FIRST_ROW)
         clicks = [float(one) for one in tab.evaluate(_CLICKS, CLICKS)]
         tab.close()
